@@ -1,0 +1,119 @@
+"""A trained model as a folder of two files: `model.safetensors` and `model.json`. Nothing is pickled."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from agman.base import RetrievalModel
+from agman.registry import build
+from agman.state import first_difference, read_tensors
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+SCHEMA = 1
+
+
+class CheckpointError(ValueError):
+    """A folder that is not, or not the wanted, model."""
+
+
+def save_model(
+    folder: str | PathLike[str], model: RetrievalModel, config: dict[str, Any] | None = None
+) -> Path:
+    """Write `model` and the caller's `config` (JSON values, e.g. {"attributes": [names]}) to `folder`.
+
+    Written beside its place and renamed: it appears whole or not at all, and replaces an older one.
+    """
+    folder = Path(folder)
+    config = config or {}
+    _check_attributes(folder, config, model.config["n_attributes"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+        save_file(tensors, aside / WEIGHTS)
+        description = {"schema": SCHEMA, "build": model.config, "config": config}
+        (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        aside.chmod(0o755)  # mkdtemp's is for its owner alone
+        _move_into_place(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return folder
+
+
+def load_model(
+    folder: str | PathLike[str], *, attributes: Sequence[str] | None = None
+) -> tuple[RetrievalModel, dict[str, Any]]:
+    """The model, on the CPU and in evaluation mode, and the config that `save_model` was given.
+
+    `attributes`: the names the model must have been trained for, in order, where that matters to the caller.
+    Raises CheckpointError for anything missing, damaged or different.
+    """
+    folder = Path(folder)
+    description = _read_description(folder)
+    config = description["config"]
+    try:
+        model = build(**description["build"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: cannot build this model: {error}") from error
+    _check_attributes(folder, config, model.config["n_attributes"])
+    if attributes is not None and list(attributes) != config.get("attributes"):
+        found = config.get("attributes", "names no attributes")
+        raise CheckpointError(
+            f"{folder}: trained for other attributes: expected {list(attributes)}, found {found}"
+        )
+
+    try:
+        tensors = read_tensors(folder / WEIGHTS)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    difference = first_difference(model.state_dict(), tensors)
+    if difference:
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {difference}")
+    model.load_state_dict(tensors)
+    return model.eval(), config
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} holds no model: {name} is missing")
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: not JSON ({error})") from error
+    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
+        raise CheckpointError(f"{folder / DESCRIPTION}: not a description of schema {SCHEMA}")
+    if not isinstance(description.get("build"), dict) or not isinstance(description.get("config"), dict):
+        raise CheckpointError(f"{folder / DESCRIPTION}: 'build' or 'config' is missing")
+    return description
+
+
+def _check_attributes(folder: Path, config: dict[str, Any], n_attributes: int) -> None:
+    names = config.get("attributes")
+    if names is not None and len(names) != n_attributes:
+        raise CheckpointError(
+            f"{folder}: the model has {n_attributes} attributes, but {len(names)} names: {names}"
+        )
+
+
+def _move_into_place(aside: Path, folder: Path) -> None:
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    folder.rename(old / folder.name)
+    try:
+        aside.rename(folder)
+    except BaseException:
+        (old / folder.name).rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""What goes into a model: dataset adapters, Parquet tables, triplets, packed images, drawn samples."""

@@ -1,0 +1,63 @@
+"""Which triplets make which batch, on which worker, flipped how: decided from numbers alone.
+
+Nothing here depends on the number of workers but the cut at the end: the global batches of an epoch are
+the same on 1 or 100 workers, and each worker takes its own slice of every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.errors import InputError
+from data_prep.triplets import Triplets
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One worker's share (B triplets over U distinct images) of one global batch."""
+
+    image_ids: np.ndarray
+    """U distinct images, each to be decoded once."""
+    index: np.ndarray
+    """3×B into image_ids: anchors, positives, negatives."""
+    flip: np.ndarray
+    """3×B: whether this occurrence of the image is mirrored."""
+    attributes: np.ndarray
+    """B attribute indices."""
+    global_size: int
+    """Triplets in the global batch."""
+
+
+def cut(total: int, parts: int) -> np.ndarray:
+    """Bounds of `parts` consecutive slices of `total` things, equal up to one: shape parts+1."""
+    return np.linspace(0, total, parts + 1).round().astype(np.int64)
+
+
+def batches_per_epoch(triplets: int, batch_size: int, workers: int = 1) -> int:
+    """Batches that an epoch is dealt into. Raises InputError where a worker would get no triplet.
+
+    Batches are equal up to one triplet and hold at most `batch_size`: no small last batch, none dropped.
+    """
+    count = -(-triplets // batch_size)
+    if triplets // count < workers:
+        raise InputError(f"batches of {triplets // count} triplets cannot feed {workers} workers; raise batch_size")
+    return count
+
+
+def plan_epoch(
+    triplets: Triplets, *, batch_size: int, seed: int, epoch: int, rank: int = 0, workers: int = 1
+) -> Iterator[BatchPlan]:
+    """Yield the share of worker `rank` in every global batch of `epoch`; every triplet is used once."""
+    ids = np.stack([triplets.anchor, triplets.positive, triplets.negative])
+    bounds = cut(len(triplets), batches_per_epoch(len(triplets), batch_size, workers))
+    for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        size = int(stop - start)
+        # Drawn for the whole global batch and then cut, so that it is the same on any number of workers.
+        flip = np.random.default_rng([seed, epoch, number]).random((3, size)) < 0.5
+        mine = slice(*cut(size, workers)[rank : rank + 2])
+        image_ids, index = np.unique(ids[:, start:stop][:, mine], return_inverse=True)
+        attributes = triplets.attribute[start:stop][mine].astype(np.int64)
+        yield BatchPlan(image_ids, index.reshape(3, -1), flip[:, mine], attributes, size)

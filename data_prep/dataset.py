@@ -1,0 +1,127 @@
+"""Reading a prepared dataset: its description, its tables, its triplets and its packed images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import torch
+from pydantic import ValidationError
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import functional as vision
+
+from data_prep.errors import InputError
+from data_prep.tables import REGIONS_FILE, SCHEMA_VERSION, DatasetInfo
+from data_prep.triplets import Triplets
+
+
+class Dataset:
+    """A prepared dataset at `path`. Raises InputError if there is none, or one of another version."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        file = path / "dataset.json"
+        if not file.is_file():
+            raise InputError(f"{path}: not a prepared dataset (no dataset.json); make one with `agman prep`")
+        try:
+            self.info = DatasetInfo.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"{file}: damaged or of another version ({where}: {first['msg']})") from error
+        if self.info.schema_version != SCHEMA_VERSION:
+            raise InputError(
+                f"{file}: schema version {self.info.schema_version}, this agman reads {SCHEMA_VERSION}; "
+                "run `agman prep` again"
+            )
+
+    @cached_property
+    def labels(self) -> pd.DataFrame:
+        return pq.read_table(self.path / "labels.parquet").to_pandas()
+
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        return pq.read_table(self.path / "images.parquet").to_pandas()
+
+    @cached_property
+    def regions(self) -> pd.DataFrame | None:
+        """Where each attribute is, as fractions of the picture; None for photographs."""
+        file = self.path / REGIONS_FILE
+        return pq.read_table(file).to_pandas() if file.is_file() else None
+
+    def retrieval(self, split: str) -> pd.DataFrame:
+        """Queries and candidates of `split`: role, image_id, attribute, value."""
+        table = pq.read_table(self.path / "retrieval.parquet", filters=[("split", "=", split)])
+        if not table.num_rows:
+            raise InputError(f"{self.path}: the dataset has no queries and candidates for split {split!r}")
+        return table.to_pandas()
+
+    def triplets(self, split: str, epoch: int = 0) -> Triplets:
+        """The triplets of `split`; training goes round the prepared epochs."""
+        prepared = self.info.triplet_epochs if split == "train" else 1
+        folder = self.path / "triplets" / f"split={split}" / f"epoch={epoch % prepared}"
+        if not folder.is_dir():
+            raise InputError(f"{self.path}: the dataset has no triplets for split {split!r}")
+        table = pads.dataset(folder, format="parquet").to_table()
+        return Triplets(*(table[name].to_numpy() for name in ("anchor", "positive", "negative", "attribute")))
+
+
+class ImageStore:
+    """The packed JPEG bytes of chosen images in memory, decoded on demand.
+
+    Row groups are read one after another and only the wanted images are kept, so that each worker
+    holds its own share. Decoding runs in threads.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        image_size: int,
+        wanted: Iterable[int] | None = None,
+        threads: int = 1,
+    ):
+        packed = dataset.info.image_size
+        if image_size > packed:
+            raise InputError(
+                f"image_size={image_size}, but {dataset.path} holds images of {packed} px; "
+                f"use image_size={packed} or prepare it again with --image-size {image_size}"
+            )
+        self.image_size = image_size
+        self._pool = ThreadPoolExecutor(threads)
+        keep = None if wanted is None else pa.array(np.unique(np.fromiter(wanted, np.int64)))
+        pieces = []
+        for part in sorted((dataset.path / "packed" / f"split={split}").glob("*.parquet")):
+            for group in pq.ParquetFile(part).iter_batches(columns=["image_id", "jpeg"]):
+                pieces.append(group if keep is None else group.filter(pc.is_in(group["image_id"], keep)))
+        table = pa.Table.from_batches([piece for piece in pieces if piece.num_rows])
+        self.image_ids = table["image_id"].to_numpy()
+        self._jpeg = table["jpeg"]
+        self._order = np.argsort(self.image_ids)
+        self._sorted = self.image_ids[self._order]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def read(self, image_ids: np.ndarray) -> torch.Tensor:
+        """Decode images: U ids -> uint8 U×3×S×S, centre-cropped to the square of S = image_size."""
+        places = np.searchsorted(self._sorted, image_ids).clip(max=len(self) - 1)
+        if (missing := self._sorted[places] != image_ids).any():
+            raise KeyError(f"image {image_ids[missing][0]} was not loaded")
+        rows = self._order[places]
+        return torch.stack(list(self._pool.map(self._decode, rows.tolist())))
+
+    def _decode(self, row: int) -> torch.Tensor:
+        data = torch.frombuffer(bytearray(self._jpeg[row].as_buffer()), dtype=torch.uint8)
+        image = decode_jpeg(data, mode=ImageReadMode.RGB)
+        if min(image.shape[1:]) != self.image_size:
+            image = vision.resize(image, [self.image_size], antialias=True)
+        return vision.center_crop(image, [self.image_size, self.image_size])

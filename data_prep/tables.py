@@ -1,0 +1,113 @@
+"""The tables of a prepared dataset: their schemas, and the description in `dataset.json`.
+
+`attribute` and `value` are 0-based indices into the description's attributes and their values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "valid", "test")
+REGIONS_FILE = "regions.parquet"
+"""Where each attribute is in drawn pictures: `path` instead of `image_id` beside the pictures themselves."""
+
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("path", pa.string()),
+        ("split", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+LABELS = pa.schema(
+    [("image_id", pa.int64()), ("attribute", pa.int16()), ("value", pa.int32()), ("split", pa.string())]
+)
+RETRIEVAL = pa.schema(
+    [
+        ("split", pa.string()),
+        ("role", pa.string()),
+        ("image_id", pa.int64()),
+        ("attribute", pa.int16()),
+        ("value", pa.int32()),
+    ]
+)
+TRIPLETS = pa.schema(
+    [("anchor", pa.int64()), ("positive", pa.int64()), ("negative", pa.int64()), ("attribute", pa.int16())]
+)
+PACKED = pa.schema(
+    [("image_id", pa.int64()), ("jpeg", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]
+)
+REGIONS = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("attribute", pa.int16()),
+        ("x0", pa.float32()),
+        ("y0", pa.float32()),
+        ("x1", pa.float32()),
+        ("y1", pa.float32()),
+    ]
+)
+REJECTS = pa.schema(
+    [("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
+)
+
+
+class Attribute(BaseModel):
+    """One attribute (say, collar design) and the names of its values, in the order of their indices."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    values: tuple[str, ...]
+
+
+class DatasetInfo(BaseModel):
+    """What `dataset.json` holds."""
+
+    schema_version: int
+    name: str
+    layout: str
+    attributes: tuple[Attribute, ...]
+    image_size: int
+    """Short side of the packed images, pixels."""
+    seed: int
+    images: dict[str, int]
+    """Images per split."""
+    queries: dict[str, int]
+    candidates: dict[str, int]
+    triplets: int
+    """Triplets per training epoch."""
+    triplet_epochs: int
+    rows_in: int
+    """Annotation rows read; each became a label or a row of `rejects.parquet`."""
+    rejects: dict[str, int]
+    """Rejected rows per reason."""
+    digest: str
+    """sha256 over the tables' files: two datasets with one digest are the same dataset."""
+    versions: dict[str, str]
+
+    @property
+    def attribute_names(self) -> list[str]:
+        return [attribute.name for attribute in self.attributes]
+
+
+def write_table(path: Path, columns: dict, schema: pa.Schema, **options: object) -> None:
+    """Write one Parquet file with exactly this schema."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns, schema=schema), path, **options)
+
+
+def digest_of(folder: Path) -> str:
+    """sha256 over the names and bytes of every Parquet file below `folder`, in the order of their names."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*.parquet")):
+        total.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()

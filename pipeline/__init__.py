@@ -1,0 +1,1 @@
+"""What runs: command line, configuration, Ray Train, Ray Tune, MLflow, evaluation, report."""

@@ -1,0 +1,210 @@
+"""The `agman` command. Every subcommand is thin: read the request, call the job, show its figures.
+
+Heavy imports happen inside the commands, so that `--help` and typing mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from data_prep.errors import InputError
+
+DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+FOLDER = click.Path(path_type=Path, file_okay=True)
+LAYOUT = click.Choice(["fashionai"])
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON line on stdout.")
+seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all that is drawn.")
+data_option = click.option("--data", required=True, type=FOLDER, metavar="OUT", help="Prepared dataset.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="agman-pipeline")
+def cli() -> None:
+    """Train, search, register and serve attribute-specific fashion retrieval models."""
+
+
+@cli.command()
+@click.argument("layout", type=LAYOUT)
+@click.option("--out", required=True, type=FOLDER, metavar="DIR", help="Folder to make.")
+@click.option("--images", default=2_000, show_default=True, type=click.IntRange(1), help="Pictures to draw.")
+@click.option("--size", default=224, show_default=True, type=click.IntRange(32, 2048), help="Side in pixels.")
+@seed_option
+@click.option("--split-files", type=FOLDER, metavar="DIR", help="Draw exactly the rows of this annotation instead.")
+@overwrite_option
+@json_option
+def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
+    """Draw a dataset in LAYOUT's official files."""
+    from data_prep.samples import sample as draw_dataset
+    from pipeline.console import emit, progress_bar, say
+
+    drawn = draw_dataset(layout, out, progress=progress_bar, **options)
+    say(f"{drawn.images:,} images with {drawn.labels:,} labels in {out}")
+    emit({"images": drawn.images, "labels": drawn.labels, "out": str(out)}, as_json)
+
+
+@cli.command()
+@click.argument("layout", type=LAYOUT)
+@click.option("--root", required=True, type=FOLDER, metavar="DIR", help="The dataset's folder.")
+@click.option("--out", required=True, type=FOLDER, metavar="OUT", help="Prepared dataset to make.")
+@click.option("--split-files", type=FOLDER, metavar="DIR", help="ASEN split files, if not in the root itself.")
+@click.option("--name", metavar="NAME", help="Names the experiment and the registered model; default: the layout.")
+@click.option("--triplets", default=100_000, show_default=True, type=click.IntRange(1), help="Triplets per training epoch.")
+@click.option("--epochs", default=10, show_default=True, type=click.IntRange(1), help="Epochs of triplets; longer trainings go round them.")
+@click.option("--image-size", default=224, show_default=True, type=click.IntRange(32, 2048), help="Short side of packed images, pixels.")
+@seed_option
+@overwrite_option
+@json_option
+def prep(layout: str, root: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Turn LAYOUT's official files into Parquet tables, triplets and packed images."""
+    from data_prep.prepare import prepare
+    from pipeline.console import emit, progress_bar
+    from pipeline.summaries import show_prepared
+
+    prepared = prepare(layout, root, out, progress=progress_bar, **options)
+    emit(show_prepared(prepared, out), as_json)
+
+
+@cli.command(context_settings={"ignore_unknown_options": False})
+@data_option
+@click.option("--model", "model_name", metavar="NAME", help="Model to train, as model=NAME.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="DDP workers, one GPU each if there are GPUs.")
+@click.option("--config", "config_file", type=FOLDER, metavar="FILE", help="YAML file of settings; KEY=VALUE goes over it.")
+@click.option("--storage", default=Path("runs"), show_default=True, type=FOLDER, help="Folder for checkpoints.")
+@click.option("--show-config", is_flag=True, help="List every setting with its meaning and value, and stop.")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
+@json_option
+def train(
+    data: Path,
+    model_name: str | None,
+    workers: int,
+    config_file: Path | None,
+    storage: Path,
+    show_config: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train a model on Ray, log it to MLflow and register it."""
+    from data_prep.dataset import Dataset
+    from pipeline.config import load_config
+    from pipeline.console import emit
+    from pipeline.summaries import show_settings, show_trained
+
+    config = load_config(config_file, (*settings, *([f"model={model_name}"] if model_name else [])))
+    dataset = Dataset(data)
+    show_settings(config)
+    if show_config:
+        return
+    from pipeline.registry import register
+    from pipeline.training import train as run_training
+
+    name = f"{dataset.info.name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    trained = run_training(dataset, config, workers=workers, storage=storage, name=name)
+    registered = register(trained.checkpoint, dataset.info.name, trained.run)
+    emit(show_trained(trained, registered), as_json)
+
+
+@cli.command()
+@click.argument("model")
+@data_option
+@click.option("--split", default="test", show_default=True, help="valid or test.")
+@json_option
+def evaluate(model: str, data: Path, split: str, as_json: bool) -> None:
+    """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID or a checkpoint folder) on a split."""
+    from data_prep.dataset import Dataset
+    from pipeline.console import emit, progress_bar
+    from pipeline.evaluation import evaluate as run_evaluation
+    from pipeline.evaluation import log, show
+    from pipeline.registry import load
+
+    dataset = Dataset(data)
+    network, description = load(model, dataset.info.attribute_names)
+    evaluation = run_evaluation(network, description, dataset, split, progress=progress_bar)
+    show(evaluation)
+    log(evaluation, description, dataset)
+    emit(evaluation.figures, as_json)
+
+
+@cli.command()
+@data_option
+@click.option("--space", default="margins", show_default=True, metavar="NAME", help="Search space, a module of tune_spaces.")
+@click.option("--trials", default=20, show_default=True, type=click.IntRange(1), help="Trainings to run.")
+@click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trials at a time.")
+@click.option("--storage", default=Path("runs"), show_default=True, type=FOLDER, help="Folder for the sweep's state.")
+@seed_option
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
+@json_option
+def tune(data: Path, storage: Path, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Search a space with Optuna on Ray Tune; KEY=VALUE sets what does not vary."""
+    from data_prep.dataset import Dataset
+    from pipeline.config import load_config
+    from pipeline.console import emit
+    from pipeline.tuning import show
+    from pipeline.tuning import tune as run_search
+
+    sweep = run_search(Dataset(data), load_config(None, settings), storage=storage, **options)
+    show(sweep)
+    emit(sweep.figures, as_json)
+
+
+@cli.command()
+@click.argument("model")
+@data_option
+@click.option("--out", default=Path("report.html"), show_default=True, type=FOLDER, help="Page to write.")
+@json_option
+def report(model: str, data: Path, out: Path, as_json: bool) -> None:
+    """Write one self-contained page on MODEL: MAP table, curves, attention, galleries."""
+    from data_prep.dataset import Dataset
+    from pipeline.console import emit, say
+    from pipeline.report import write_report
+
+    figures = write_report(model, Dataset(data), out)
+    say(f"page: {out.absolute()}")
+    emit(figures | {"page": str(out)}, as_json)
+
+
+@cli.command()
+@click.option("--out", default=Path("demo"), show_default=True, type=FOLDER, help="Folder to make.")
+@click.option("--images", default=2_400, show_default=True, type=click.IntRange(200), help="Pictures to draw.")
+@seed_option
+@json_option
+def demo(out: Path, images: int, seed: int, as_json: bool) -> None:
+    """The whole way on a drawn dataset: sample, prep, train, tune, evaluate, register, report."""
+    from pipeline.console import emit
+    from pipeline.demo import run_demo
+
+    emit(run_demo(out, images=images, seed=seed), as_json)
+
+
+def main() -> None:
+    """Entry point: every error that a user can cause is one line on stderr."""
+    sys.exit(_exit_code(lambda: cli.main(prog_name="agman", standalone_mode=False)))
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    try:
+        returned = command()
+    except click.ClickException as error:
+        return _complain(" ".join(error.format_message().split()), WRONG_REQUEST)
+    except InputError as error:
+        return _complain(str(error), WRONG_REQUEST)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", INTERRUPTED)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _complain(f"{error.filename or 'disk'}: no space left on device", WRONG_REQUEST)
+        raise
+    return returned if isinstance(returned, int) else DONE
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"agman: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,48 @@
+"""A Ray session: the cluster that RAY_ADDRESS names, or a local one for as long as it is needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from data_prep.errors import InputError
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to RAY_ADDRESS or start a local Ray, and leave it at the end. Nested use shares the session."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Without this, Ray's accelerator variables are overridden with a warning in every CPU task.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS", "local")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpus_for(workers: int) -> int:
+    """CPUs each of `workers` gets: an equal share of the cluster's. Raises InputError if there are too few."""
+    total = int(ray.cluster_resources().get("CPU", 0))
+    if workers > total:
+        raise InputError(f"--workers {workers}: the cluster has {total} CPUs, and a worker needs one")
+    return max(1, total // workers)
+
+
+def gpus_for(workers: int) -> bool:
+    """Whether the workers train on GPUs, one each. Raises InputError if there are some but too few."""
+    total = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < total < workers:
+        raise InputError(f"--workers {workers}: the cluster has {total} GPUs, and a worker needs one")
+    return total > 0

@@ -1,0 +1,54 @@
+"""What a person sees: progress bars, tables and messages on stderr; figures for machines on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from data_prep.progress import Advance
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    _console.print(message, markup=False)
+
+
+def progress_bar(title: str, total: int) -> Advance:
+    """A bar with rate and ETA on stderr; closes itself when `total` is reached."""
+    bar = bar_of(title, total)
+
+    def advance(done: int) -> None:
+        bar.update(min(done, total - bar.n))
+        if bar.n >= total:
+            bar.close()
+
+    return advance
+
+
+def bar_of(title: str, total: int, unit: str = "") -> tqdm:
+    """A tqdm bar; in a log file (no terminal) it writes a line every ten seconds at most."""
+    interval = 0.2 if sys.stderr.isatty() else 10
+    return tqdm(desc=title, total=total, unit=unit, file=sys.stderr, mininterval=interval, dynamic_ncols=True)
+
+
+def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A table on stderr: first column left, the others right."""
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    _console.print(table)
+
+
+def emit(figures: dict[str, Any], as_json: bool) -> None:
+    """With --json: the command's figures as one JSON object, the last line on stdout."""
+    if as_json:
+        print(json.dumps(figures), flush=True)

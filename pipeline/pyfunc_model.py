@@ -1,0 +1,51 @@
+"""The registered model's code (MLflow models-from-code): image and attribute in, embedding out.
+
+MLflow runs this file when it loads the model; weights come from the safetensors file beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import torch
+from mlflow.pyfunc import PythonModel
+from PIL import Image, ImageOps
+
+import agman
+from data_prep.packing import MAX_PIXELS
+
+
+class RetrievalModel(PythonModel):
+    """Embeds images under attributes. Rows: `image` (base64 of a JPEG or PNG), `attribute` (its name)."""
+
+    def load_context(self, context: Any) -> None:
+        self.model, self.config = agman.load_model(Path(context.artifacts["model"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
+        """One L2-normalised embedding for each row. Raises ValueError for a bad image or unknown attribute."""
+        names = self.config["attributes"]
+        unknown = sorted(set(model_input["attribute"]) - set(names))
+        if unknown:
+            raise ValueError(f"unknown attribute {unknown[0]!r}; known: {', '.join(names)}")
+        attributes = torch.tensor([names.index(name) for name in model_input["attribute"]])
+        images = torch.stack([self._read(data) for data in model_input["image"]])
+        index = torch.arange(len(images))
+        embeddings = agman.embed_pairs(self.model, [(images, index, attributes)], device="cpu")
+        return pd.DataFrame({"embedding": embeddings.double().numpy().tolist()})
+
+    def _read(self, data: str) -> torch.Tensor:
+        """uint8 3×S×S: short side resized to the training's size, centre-cropped."""
+        side = self.config["image_size"]
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"image of {image.width}x{image.height} pixels is too large")
+            picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (side, side))
+        return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1)
+
+
+mlflow.models.set_model(RetrievalModel())

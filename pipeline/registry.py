@@ -1,0 +1,119 @@
+"""Models by name: registering one, and finding the folder behind a name that a user gives."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema
+from mlflow.types.schema import Array, ColSpec, DataType
+
+import agman
+from agman.checkpoint import DESCRIPTION, WEIGHTS
+from data_prep.errors import InputError
+from pipeline import tracking
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "attribute")]),
+    outputs=Schema([ColSpec(Array(DataType.double), "embedding")]),
+)
+"""image: base64 of a JPEG or PNG; attribute: its name. One embedding a row."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model."""
+
+    uri: str
+    version: int
+    alias: str
+
+
+def register(checkpoint: Path, dataset_name: str, run: tracking.Run) -> Registered:
+    """Register the model of a checkpoint folder as `agman-<dataset>`, logged with its run.
+
+    The first version becomes champion, a later one challenger. The registered model carries safetensors
+    weights and its code as a models-from-code pyfunc: loading it unpickles nothing.
+    """
+    client = tracking.connect()
+    name = f"agman-{dataset_name}"
+    with tempfile.TemporaryDirectory() as aside:
+        model = Path(aside) / "model"
+        model.mkdir()
+        for file in (WEIGHTS, DESCRIPTION):
+            shutil.copyfile(checkpoint / file, model / file)
+        with mlflow.start_run(run_id=run.run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                artifacts={"model": str(model)},
+                signature=SIGNATURE,
+                registered_model_name=name,
+                pip_requirements=[f"agman-pipeline=={_own_version()}"],
+            )
+    version = int(logged.registered_model_version)
+    alias = CHALLENGER if _version_of(client, name, CHAMPION) else CHAMPION
+    client.set_registered_model_alias(name, alias, str(version))
+    return Registered(f"models:/{name}/{version}", version, alias)
+
+
+def _own_version() -> str:
+    from importlib.metadata import version
+
+    return version("agman-pipeline")
+
+
+def _version_of(client: mlflow.MlflowClient, name: str, alias: str) -> str | None:
+    try:
+        return client.get_model_version_by_alias(name, alias).version
+    except MlflowException:
+        return None
+
+
+def find_model(model: str) -> Path:
+    """The folder with `model.safetensors` behind a registry URI, a run's URI, or a checkpoint folder.
+
+    Raises InputError naming what is not there.
+    """
+    if model.startswith(("models:/", "runs:/")):
+        return _downloaded(model)
+    folder = Path(model)
+    if folder.name.endswith((".pth", ".pth.tar")):
+        raise InputError(f"{model}: published .pth.tar files cannot be read yet; give a folder or a registry URI")
+    if not (folder / DESCRIPTION).is_file():
+        raise InputError(
+            f"{model}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID or a checkpoint folder"
+        )
+    return folder
+
+
+def _downloaded(uri: str) -> Path:
+    client = tracking.connect()
+    try:
+        if uri.startswith("runs:/"):
+            run_id = uri.removeprefix("runs:/").split("/")[0]
+            outputs = client.get_run(run_id).outputs
+            if not outputs or not outputs.model_outputs:
+                raise InputError(f"{uri}: the run has no model")
+            uri = f"models:/{outputs.model_outputs[-1].model_id}"
+        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"{uri}: {str(error).splitlines()[0]}") from error
+    found = sorted(local.rglob(DESCRIPTION))
+    if not found:
+        raise InputError(f"{uri}: not an agman model (no {DESCRIPTION} in it)")
+    return found[0].parent
+
+
+def load(model: str, attributes: list[str]) -> tuple[agman.AGMAN, dict]:
+    """A model in evaluation mode and its description. Raises InputError, also for other attributes."""
+    try:
+        return agman.load_model(find_model(model), attributes=attributes)
+    except agman.CheckpointError as error:
+        raise InputError(str(error)) from error

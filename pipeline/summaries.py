@@ -1,0 +1,71 @@
+"""What the commands tell a person about a finished preparation or training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.annotation import REASONS
+from data_prep.prepare import Prepared
+from data_prep.tables import SPLITS
+from pipeline.config import TrainConfig
+from pipeline.console import say, show_table
+
+if TYPE_CHECKING:  # these two bring Ray and MLflow, which a preparation does without
+    from pipeline.registry import Registered
+    from pipeline.training import Trained
+
+NAMED = 4  # of a longer list, how many are named
+
+
+def show_prepared(prepared: Prepared, out: Path) -> dict[str, Any]:
+    """Counts per split, rejects per reason, skipped values; returns them as figures."""
+    info = prepared.info
+    rows = [[s, *(f"{counts[s]:,}" for counts in (info.images, info.queries, info.candidates))] for s in SPLITS]
+    show_table(f"{info.name} in {out}", ["split", "images", "queries", "candidates"], rows)
+    rejected = sum(info.rejects.values())
+    say(f"{info.rows_in:,} annotation rows = {info.rows_in - rejected:,} labels + {rejected:,} rejects")
+    for reason, count in info.rejects.items():
+        say(f"  {count:,} {reason}: {REASONS[reason]}")
+    if rejected:
+        say(f"  each with its file and line in {out / 'rejects.parquet'}")
+    for split, values in prepared.skipped.items():
+        if values:
+            named = ", ".join(f"{attribute} {value}" for attribute, value, _ in values[:NAMED])
+            more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
+            say(f"note: {split}: fewer than two images, so no anchors, of {named}{more}")
+    return {
+        "rows_in": info.rows_in,
+        "labels": info.rows_in - rejected,
+        "rejects": rejected,
+        "images": info.images,
+        "queries": info.queries,
+        "candidates": info.candidates,
+        "digest": info.digest,
+        "out": str(out),
+    }
+
+
+def show_settings(config: TrainConfig) -> None:
+    """Every setting with its value and meaning."""
+    rows = [
+        [name, str(getattr(config, name)), (field.description or "").replace("\n", " ")]
+        for name, field in TrainConfig.model_fields.items()
+    ]
+    show_table("settings", ["key", "value", "meaning"], rows)
+
+
+def show_trained(trained: Trained, registered: Registered) -> dict[str, Any]:
+    """Where the model is and what it scored; returns the figures."""
+    for name, value in trained.metrics.items():
+        say(f"{name:28} {value:.4f}")
+    say(f"checkpoint  {trained.checkpoint}")
+    say(f"registered  {registered.uri} ({registered.alias})")
+    return trained.metrics | {
+        "steps": trained.steps,
+        "seconds": round(trained.seconds, 1),
+        "run_id": trained.run.run_id,
+        "model_uri": registered.uri,
+        "alias": registered.alias,
+        "checkpoint": str(trained.checkpoint),
+    }

@@ -1,0 +1,93 @@
+"""Losses against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+import agman
+
+
+def test_triplet_ranking_by_hand():
+    positive = torch.tensor([0.9, 0.5, 0.30])
+    negative = torch.tensor([0.1, 0.4, 0.35])
+    # 0.2 - 0.9 + 0.1 < 0: 0;   0.2 - 0.5 + 0.4 = 0.1;   0.2 - 0.3 + 0.35 = 0.25;   mean 0.35 / 3
+    assert agman.triplet_ranking(positive, negative).item() == pytest.approx(0.35 / 3)
+
+
+def test_cosine_of_unit_vectors():
+    x, y = torch.tensor([[0.6, 0.8], [1.0, 0.0]]), torch.tensor([[0.8, 0.6], [-1.0, 0.0]])
+    torch.testing.assert_close(agman.cosine(x, y), torch.tensor([0.96, -1.0]))
+
+
+def test_attribute_type_bce_by_hand():
+    logits = torch.tensor([[math.log(3), 0.0, -math.log(3)]])  # σ = 3/4, 1/2, 1/4
+    # type 0: -ln(3/4) - ln(1/2) - ln(3/4), over three elements
+    expected = -(2 * math.log(3 / 4) + math.log(1 / 2)) / 3
+    assert agman.attribute_type_bce(logits, torch.tensor([0])).item() == pytest.approx(expected)
+    # type 2: -ln(1/4) - ln(1/2) - ln(1/4)
+    expected = -(2 * math.log(1 / 4) + math.log(1 / 2)) / 3
+    assert agman.attribute_type_bce(logits, torch.tensor([2])).item() == pytest.approx(expected)
+
+
+def test_fixed_weights():
+    weights = agman.LossWeights("fixed", w_triplet=2.0, w_class=0.5)
+    assert weights(torch.tensor(0.3), torch.tensor(0.8)).item() == pytest.approx(2 * 0.3 + 0.5 * 0.8)
+    assert weights(torch.tensor(0.3), None).item() == pytest.approx(0.6)
+    assert list(weights.parameters()) == []
+
+
+def test_learned_weights_start_as_a_plain_sum_and_settle_at_the_logarithm():
+    weights = agman.LossWeights("learned")
+    loss = weights(torch.tensor(0.3), torch.tensor(0.8))
+    assert loss.item() == pytest.approx(1.1)
+    loss.backward()
+    # d/ds (exp(-s)·L + s) = 1 - exp(-s)·L, which is 1 - L at 0, and 0 at s = ln L
+    assert weights.s_triplet.grad.item() == pytest.approx(0.7)
+    assert weights.s_class.grad.item() == pytest.approx(0.2)
+    with torch.no_grad():
+        weights.s_class.fill_(math.log(0.8))
+    weights.zero_grad()
+    weights(torch.tensor(0.3), torch.tensor(0.8)).backward()
+    assert weights.s_class.grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_learned_weights_leave_a_single_loss_alone():
+    assert agman.LossWeights("learned")(torch.tensor(0.3), None).item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("arguments", [{"mode": "learnt"}, {"w_class": -1.0}])
+def test_impossible_weights_are_refused(arguments):
+    with pytest.raises(ValueError, match="loss weights must"):
+        agman.LossWeights(**arguments)
+
+
+class Lookup(agman.RetrievalModel):
+    """A model whose embedding of an image is its first two pixels."""
+
+    classify = True
+
+    def forward(self, images, attributes):
+        return agman.Output(images[:, 0, 0, :2], torch.zeros(len(images), 5))
+
+
+def test_objective_by_hand():
+    # two triplets: cosines (0.6, 1.0), wrong by 0.4, and (1.0, 1.0), a tie: losses 0.6 and 0.2, none correct
+    vectors = [[1.0, 0], [0, 1]] + [[0.6, 0.8], [0, 1]] + [[1.0, 0], [0, 1]]
+    images = torch.zeros(6, 3, 1, 2)
+    images[:, 0, 0] = torch.tensor(vectors)
+    losses = agman.TripletObjective(Lookup(), margin=0.2)(images, torch.tensor([4, 1]))
+    assert losses.loss_triplet.item() == pytest.approx(0.4)
+    assert losses.loss_class.item() == pytest.approx(math.log(2))  # logits 0
+    assert losses.loss.item() == pytest.approx(0.4 + math.log(2))
+    assert losses.correct.item() == 0
+
+    images[[2, 4]] = images[[4, 2]]  # swap the first triplet's positive and negative
+    losses = agman.TripletObjective(Lookup(), margin=0.2)(images, torch.tensor([4, 1]))
+    assert losses.loss_triplet.item() == pytest.approx((0.0 + 0.2) / 2)
+    assert losses.correct.item() == 1
+
+
+def test_objective_refuses_images_that_are_no_triplets():
+    with pytest.raises(ValueError, match="2 triplets need 6 images, not 5"):
+        agman.TripletObjective(Lookup())(torch.zeros(5, 3, 1, 2), torch.tensor([0, 1]))

@@ -1,0 +1,165 @@
+"""Metrics against rankings worked out by hand."""
+
+import itertools
+
+import pytest
+import torch
+
+import agman
+from agman.metrics import Retrieval
+
+
+def rank(scores, relevant, ks=(1, 2, 3), chunk=256):
+    """Retrieval for one query whose candidates have these scores and relevances."""
+    query = torch.tensor([[1.0]])
+    candidates = torch.tensor(scores)[:, None]
+    return agman.retrieval(query, candidates, torch.tensor([1]), torch.tensor(relevant), ks, chunk)
+
+
+def test_average_precision_by_hand():
+    # by falling score: hit, miss, hit, miss, hit. Precisions at the hits: 1/1, 2/3, 3/5
+    result = rank([0.9, 0.5, 0.7, 0.1, 0.8], relevant=[1, 0, 1, 1, 0])
+    assert result.average_precision.tolist() == pytest.approx([(1 + 2 / 3 + 3 / 5) / 3])
+    assert result.relevant.tolist() == [3]
+    assert {k: v.item() for k, v in result.precision.items()} == pytest.approx({1: 1, 2: 1 / 2, 3: 2 / 3})
+    assert {k: v.item() for k, v in result.recall.items()} == pytest.approx({1: 1 / 3, 2: 1 / 3, 3: 2 / 3})
+
+
+def test_a_query_without_relevant_candidates_scores_zero():
+    result = rank([0.9, 0.5], relevant=[0, 0], ks=(1,))
+    assert result.average_precision.tolist() == [0.0]
+    assert result.recall[1].tolist() == result.precision[1].tolist() == [0.0]
+
+
+def test_k_beyond_the_candidates_counts_the_missing_as_misses():
+    result = rank([0.9, 0.5], relevant=[1, 1], ks=(10,))
+    assert result.precision[10].item() == pytest.approx(2 / 10)
+    assert result.recall[10].item() == pytest.approx(1.0)
+
+
+def test_ties_rank_by_candidate_order():
+    # all equal: the order given. Hit first: 1; hit last of three: 1/3
+    assert rank([0.5] * 3, relevant=[1, 0, 0]).average_precision.item() == pytest.approx(1.0)
+    assert rank([0.5] * 3, relevant=[0, 0, 1]).average_precision.item() == pytest.approx(1 / 3)
+
+
+def test_equal_embeddings_tie_wherever_they_lie_in_the_product():
+    one = torch.nn.functional.normalize(torch.randn(1, 257), dim=1)
+    candidates = one.expand(1031, -1).contiguous()
+    values = torch.zeros(1031, dtype=torch.int64)
+    values[1030] = 7
+    queries = torch.nn.functional.normalize(torch.randn(3, 257), dim=1)
+    result = agman.retrieval(queries, candidates, torch.full((3,), 7), values)
+    assert result.average_precision.tolist() == pytest.approx([1 / 1031] * 3)
+
+
+def random_case(queries=13, candidates=37, width=5):
+    generator = torch.Generator().manual_seed(4)
+    return (
+        torch.randn(queries, width, generator=generator),
+        torch.randn(candidates, width, generator=generator),
+        torch.randint(4, (queries,), generator=generator),
+        torch.randint(4, (candidates,), generator=generator),
+    )
+
+
+def plain_average_precision(scores, hits):
+    """The definition, a loop over ranks."""
+    order = sorted(range(len(scores)), key=lambda c: -scores[c])
+    found, total = 0, 0.0
+    for rank_of, candidate in enumerate(order, start=1):
+        if hits[candidate]:
+            found += 1
+            total += found / rank_of
+    return total / max(found, 1)
+
+
+def test_equals_the_definition_query_by_query():
+    queries, candidates, query_values, candidate_values = random_case()
+    result = agman.retrieval(queries, candidates, query_values, candidate_values)
+    scores = queries.double() @ candidates.double().T
+    expected = [
+        plain_average_precision(row.tolist(), (candidate_values == value).tolist())
+        for row, value in zip(scores, query_values, strict=True)
+    ]
+    assert result.average_precision.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 13])
+def test_chunks_change_nothing(chunk):
+    whole, cut = agman.retrieval(*random_case()), agman.retrieval(*random_case(), chunk=chunk)
+    assert torch.equal(whole.average_precision, cut.average_precision)
+    assert torch.equal(whole.relevant, cut.relevant)
+    for k in whole.precision:
+        assert torch.equal(whole.precision[k], cut.precision[k])
+        assert torch.equal(whole.recall[k], cut.recall[k])
+
+
+def brute_force_chance(relevant, candidates):
+    hits = [1] * relevant + [0] * (candidates - relevant)
+    rankings = list(itertools.permutations(hits))
+    return sum(plain_average_precision(range(0, -candidates, -1), ranking) for ranking in rankings) / len(
+        rankings
+    )
+
+
+@pytest.mark.parametrize(
+    ("relevant", "candidates"), [(1, 1), (1, 2), (2, 2), (1, 5), (3, 5), (5, 5), (2, 7), (0, 4)]
+)
+def test_chance_equals_the_mean_over_all_rankings(relevant, candidates):
+    chance = agman.chance_average_precision(relevant, candidates).item()
+    assert chance == pytest.approx(brute_force_chance(relevant, candidates))
+
+
+def test_chance_of_many_queries_at_once():
+    relevant = torch.tensor([0, 1, 3])
+    expected = [agman.chance_average_precision(int(r), 5).item() for r in relevant]
+    assert agman.chance_average_precision(relevant, 5).tolist() == pytest.approx(expected)
+
+
+def result_of(average_precision, relevant, candidates):
+    queries = torch.tensor(average_precision, dtype=torch.float64)
+    at_1 = {1: queries / 2}
+    return Retrieval(queries, at_1, {1: queries / 4}, torch.tensor(relevant), candidates)
+
+
+def test_summary_by_hand():
+    summary = agman.summarise(
+        {
+            "collar": result_of([1.0, 0.5, 0.0], relevant=[2, 1, 0], candidates=2),
+            "sleeve": result_of([0.2], relevant=[1], candidates=1),
+            "never asked": result_of([], relevant=[], candidates=3),
+        }
+    )
+    assert summary["map"] == pytest.approx(1.7 / 4)  # over four queries
+    assert summary["map_macro"] == pytest.approx((0.5 + 0.2) / 2)  # over two attributes
+    assert summary["map_answerable"] == pytest.approx(1.7 / 3)  # one query has no relevant candidate
+    assert summary["map/collar"] == pytest.approx(0.5) and summary["map/sleeve"] == pytest.approx(0.2)
+    assert summary["p_at_1"] == pytest.approx(1.7 / 8) and summary["r_at_1"] == pytest.approx(1.7 / 16)
+    # chance: both of two relevant 1; one of two (1 + 1/2)/2 = 3/4; none 0; one of one 1
+    assert summary["chance"] == pytest.approx((1 + 0.75 + 0 + 1) / 4)
+    assert summary["queries"] == 4 and summary["unanswerable"] == 1
+    assert "map/never asked" not in summary
+
+
+def test_nothing_to_summarise():
+    with pytest.raises(ValueError, match="no queries"):
+        agman.summarise({"collar": result_of([], relevant=[], candidates=3)})
+
+
+def test_triplet_accuracy_counts_ties_as_wrong():
+    anchor = torch.tensor([[1.0, 0.0]] * 4)
+    positive = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.8, 0.6]])
+    negative = torch.tensor([[0.6, 0.8], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0]])
+    # right, tie, wrong, right
+    assert agman.triplet_accuracy(anchor, positive, negative) == 0.5
+
+
+def test_wrong_shapes_are_refused():
+    queries, candidates, query_values, candidate_values = random_case()
+    with pytest.raises(ValueError, match="Q×D and C×D"):
+        agman.retrieval(queries[:, 1:], candidates, query_values, candidate_values)
+    with pytest.raises(ValueError, match="13 queries and 37 candidates, but values"):
+        agman.retrieval(queries, candidates, query_values[1:], candidate_values)
+    with pytest.raises(ValueError, match="no candidates"):
+        agman.retrieval(queries, candidates[:0], query_values, candidate_values[:0])

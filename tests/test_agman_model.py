@@ -1,0 +1,248 @@
+"""The model against the equations, written out plainly; shapes are primes so that swapped axes show."""
+
+import doctest
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import agman
+from agman.attention import MultiLevelAttention, SpatialAttention
+from agman.mask import MaskedEmbedding
+
+N_ATTRIBUTES, WIDTH = 3, 11
+
+
+def new_model(**arguments):
+    torch.manual_seed(1)
+    arguments = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH, "backbone": "resnet18"} | arguments
+    return agman.build(**arguments).double()
+
+
+@pytest.fixture(scope="module")
+def model():
+    """In evaluation mode, and not to be changed."""
+    return new_model().eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(5, 3, 33, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def attributes_of(*numbers):
+    return torch.tensor(numbers)
+
+
+def plain_embedding(model, mid, fused, attributes):
+    """Steps 4 to 10 of the published model, one line each, everything B×D×H×W, BN as the module's mode says."""
+    attention = model.multi_level
+    x = F.conv2d(model.w * torch.cat((mid, fused), 1), model.reduce.weight, model.reduce.bias)  # 4
+    embedded = attention.embedding(attributes)
+
+    image = torch.tanh(attention.asa.norm(x))  # 5, eq. 1
+    attribute = attention.asa.project(embedded)
+    attribute = attribute * torch.sigmoid(attribute)  # eq. 2
+    score = (attribute[:, :, None, None] * image).sum(1) / x.shape[1] ** 0.5
+    asa_map = torch.softmax(score.reshape(len(x), -1), 1).reshape(score.shape)
+    x = x * (attention.asa.w1 * asa_map)[:, None]  # eq. 3
+
+    pooled = torch.stack((x.mean(1), x.max(1).values), 1)
+    x = x * torch.sigmoid(attention.sa.conv(pooled))  # 6, eq. 4
+    x = x.sum((2, 3))  # 7
+
+    attribute = attention.aca.project(embedded)
+    attribute = attribute * torch.sigmoid(attribute)  # 8, eq. 5
+    gate = torch.sigmoid(attention.aca.fc2(F.relu(attention.aca.fc1(torch.cat((x, attribute), 1)))))
+    x = x * (attention.aca.w2 * gate)  # eq. 6
+    x = x * F.relu(model.mask.beta)[attributes]  # 9
+    return x / x.norm(dim=1, keepdim=True), asa_map  # 10
+
+
+def test_published_number_of_parameters():
+    with torch.device("meta"):  # counts without drawing 26 million numbers
+        model = agman.build("agman", n_attributes=8)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 26_420_909
+
+
+@pytest.mark.parametrize("w1", [1.0, 0.3, -0.7])
+@pytest.mark.parametrize("sa_kernel", [1, 7])
+def test_fast_path_equals_the_equations_forward_and_backward(images, w1, sa_kernel):
+    model = new_model(sa_kernel=sa_kernel, classify=False)
+    with torch.no_grad():
+        model.multi_level.asa.w1.fill_(w1)
+        model.w.fill_(1.3)
+        model.mask.beta[0, 1] = -0.2  # ReLU has something to cut
+    attributes = attributes_of(2, 0, 0, 1, 2)
+    target = torch.randn(5, WIDTH, dtype=torch.float64)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    fast, _ = model(images, attributes)
+    plain, plain_map = plain_embedding(model, *model.backbone(images), attributes)
+
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.attention(images, attributes), plain_map, rtol=0, atol=1e-12)
+    fast_gradients = torch.autograd.grad((fast * target).sum(), parameters, allow_unused=True)
+    plain_gradients = torch.autograd.grad((plain * target).sum(), parameters, allow_unused=True)
+    for ours, theirs in zip(fast_gradients, plain_gradients, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_all_attributes_at_once_equal_one_by_one(model, images):
+    everything = model.embed_all(images)
+    assert everything.shape == (5, N_ATTRIBUTES, WIDTH)
+    for attribute in range(N_ATTRIBUTES):
+        one, _ = model(images, torch.full((5,), attribute))
+        torch.testing.assert_close(everything[:, attribute], one, rtol=0, atol=1e-12)
+
+
+def test_pairs_equal_one_by_one(model, images):
+    image_index, attributes = attributes_of(4, 0, 0, 3, 4, 4, 1), attributes_of(0, 2, 0, 1, 2, 0, 1)
+    expected, _ = model(images[image_index], attributes)
+    torch.testing.assert_close(
+        model.embed_pairs(images, image_index, attributes), expected, rtol=0, atol=1e-12
+    )
+
+
+def test_embeddings_have_unit_length_and_maps_sum_to_one(model, images):
+    attributes = attributes_of(0, 1, 2, 1, 0)
+    embedding, logits = model(images, attributes)
+    maps = model.attention(images, attributes)
+    assert logits.shape == (5, N_ATTRIBUTES)
+    assert maps.shape == (5, 3, 4)  # ceil(33 / 16), ceil(64 / 16)
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(maps.sum((1, 2)), torch.ones(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 40), (97, 64), (224, 130)])
+def test_any_image_size(model, size):
+    embedding, logits = model(torch.randn(2, 3, *size, dtype=torch.float64), attributes_of(0, 2))
+    assert embedding.shape == (2, WIDTH) and logits.shape == (2, N_ATTRIBUTES)
+    assert torch.isfinite(embedding).all()
+
+
+def test_low_and_mid_agree_on_every_size():
+    backbone = agman.build(n_attributes=2, embedding_dim=5, backbone="resnet18", classify=False).backbone
+    low, first = backbone.low[0], backbone.layer3[0].conv1  # what changes the size on either way
+    for size in range(4, 40):  # layer2's sizes for images of 32 to 320 pixels
+        layer2 = torch.zeros(1, 128, size, size + 1)
+        assert low(layer2).shape[2:] == first(layer2).shape[2:]
+
+
+@pytest.mark.parametrize("width", [3, 11, 64])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50"])
+def test_any_width_and_backbone(width, backbone):
+    model = agman.build(n_attributes=3, embedding_dim=width, backbone=backbone).eval()
+    with torch.inference_mode():
+        assert model.embed_all(torch.randn(1, 3, 32, 32)).shape == (1, 3, width)
+
+
+@pytest.mark.parametrize("classify", [True, False])
+def test_every_learned_parameter_gets_a_gradient(classify):
+    model = agman.build(n_attributes=3, embedding_dim=11, backbone="resnet18", classify=classify)
+    objective = agman.TripletObjective(model, loss_weights=agman.LossWeights("learned"))
+    objective(torch.randn(6, 3, 32, 32), attributes_of(2, 0)).loss.backward()
+
+    without = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert model.multi_level.aca.w2.requires_grad is False
+    assert any("layer4" in name for name in model.state_dict()) is classify
+
+
+def test_without_branch_1_there_are_no_logits():
+    model = agman.build(n_attributes=3, embedding_dim=11, backbone="resnet18", classify=False)
+    assert model(torch.randn(2, 3, 32, 32), attributes_of(0, 1)).logits is None
+
+
+def test_mask_starts_with_a_block_of_its_own_for_every_attribute():
+    beta = MaskedEmbedding(3, 11).beta
+    one, tenth = [1.0] * 3, [0.1] * 3
+    expected = torch.tensor([one + tenth + tenth, tenth + one + tenth, tenth + tenth + one])
+    torch.testing.assert_close(beta[:, :9].detach(), expected)
+    torch.testing.assert_close(beta[:, 9:].detach(), torch.full((3, 2), 0.1))  # 11 - 3·3 are nobody's
+
+
+def test_zero_features_give_zero_and_no_nan():
+    attention, mask = MultiLevelAttention(3, 11), MaskedEmbedding(3, 11)
+    x = torch.zeros(2, 11, 3, 5, requires_grad=True)
+    attributes = attributes_of(0, 2)[:, None]
+    embedding = agman.numerics.unit(mask(attention(x, attributes), attributes))
+    embedding.square().sum().backward()
+    assert (embedding == 0).all()
+    assert torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in attention.parameters() if p.grad is not None)
+
+
+def test_w2_cancels_under_normalisation(images):
+    model, attributes = new_model(classify=False).eval(), attributes_of(0, 1, 2, 1, 0)
+    before, _ = model(images, attributes)
+    model.multi_level.aca.w2.fill_(2.5)
+    after, _ = model(images, attributes)
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-12)
+
+
+def test_bf16_embeddings_are_float32_and_close():
+    torch.manual_seed(0)
+    model = agman.build(n_attributes=3, embedding_dim=11, backbone="resnet18").eval()
+    images, attributes = torch.randn(2, 3, 32, 32), attributes_of(0, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        embedding, logits = model(images, attributes)
+    assert embedding.dtype == logits.dtype == torch.float32
+    assert (embedding * model(images, attributes).embedding).sum(1).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("images", "attributes", "message"),
+    [
+        (torch.zeros(2, 1, 32, 32), attributes_of(0, 1), "images must be B×3×H×W"),
+        (torch.zeros(2, 3, 31, 32), attributes_of(0, 1), "H, W >= 32"),
+        (torch.zeros(3, 32, 32), attributes_of(0), "images must be B×3×H×W"),
+        (
+            torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+            attributes_of(0, 1),
+            "normalised floats, not torch.uint8",
+        ),
+        (torch.zeros(2, 3, 32, 32), attributes_of(0), r"attributes must have shape \(2,\), not \(1,\)"),
+        (torch.zeros(2, 3, 32, 32), torch.zeros(2), "attributes must be int64 or int32"),
+        (torch.zeros(2, 3, 32, 32), attributes_of(0, 3), r"attributes must lie in 0\.\.2, found 3"),
+        (torch.zeros(2, 3, 32, 32), attributes_of(-1, 0), r"attributes must lie in 0\.\.2, found -1"),
+    ],
+)
+def test_wrong_inputs_say_what_is_wrong(model, images, attributes, message):
+    with pytest.raises(ValueError, match=message):
+        model(images, attributes)
+
+
+def test_wrong_pairs_say_what_is_wrong(model, images):
+    with pytest.raises(ValueError, match=r"image_index must lie in 0\.\.4, found 5"):
+        model.embed_pairs(images, attributes_of(5), attributes_of(0))
+    with pytest.raises(ValueError, match="attributes must have shape"):
+        model.embed_pairs(images, attributes_of(1), attributes_of(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "agmn"}, "unknown model 'agmn'; did you mean 'agman'"),
+        ({"backbone": "resnet20"}, "unknown backbone 'resnet20'; known: resnet18"),
+        ({"embedding_dim": 2}, "embedding_dim 2 is less than n_attributes 3"),
+        ({"n_attributes": 0}, "n_attributes must be at least 1"),
+        ({"sa_kernel": 4}, "sa_kernel must be odd"),
+        ({"weights": "IMAGENET1K_V7"}, "neither a file nor a name that resnet18 has .IMAGENET1K_V1"),
+    ],
+)
+def test_impossible_models_say_why(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        agman.build(**{"n_attributes": 3, "backbone": "resnet18"} | arguments)
+
+
+def test_even_kernels_are_refused():
+    with pytest.raises(ValueError, match="odd"):
+        SpatialAttention(2)
+
+
+def test_the_example_in_the_package_docstring():
+    result = doctest.testmod(agman)
+    assert result.attempted >= 6 and result.failed == 0
