@@ -22,8 +22,8 @@ class RetrievalModel(nn.Module):
     """An embedding of unit length for every (image, attribute) pair.
 
     Images are B×3×H×W, normalised floats, of any size from 32 pixels; attributes are int64 or int32 numbers
-    from 0. Wrong shapes or types raise ValueError. Numbers out of range do so on the CPU only: looking at them
-    on a device would make the program wait for it.
+    from 0. Wrong shapes or types raise ValueError. Numbers out of range do so on the CPU only: looking at
+    them on a device would make the program wait for it.
     """
 
     config: dict[str, Any]

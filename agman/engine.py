@@ -59,7 +59,7 @@ class Batch:
 
 
 class StepResult(NamedTuple):
-    """Losses, means over this process's triplets, and the number of correct ones; 0-d tensors on the device."""
+    """Losses, means over this process's triplets, and how many are correct; 0-d tensors on the device."""
 
     loss: Tensor
     loss_triplet: Tensor
@@ -133,6 +133,7 @@ def _raise_unless_finite(objective: nn.Module, losses: Losses) -> None:
     # The first gradient is that of the stem. Whatever is not finite in any process's loss flows down to it
     # and DDP spreads it, so all processes raise at the same step and none waits for another.
     stem = next(parameter.grad for parameter in objective.parameters() if parameter.grad is not None)
+    losses = Losses(*(value.detach() for value in losses))
     if not bool(torch.isfinite(losses.loss) & torch.isfinite(stem).all()):
         parts = ", ".join(
             f"{name} {float(value):.4g}" for name, value in zip(losses._fields, losses, strict=True)

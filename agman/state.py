@@ -4,6 +4,7 @@ Nothing here unpickles code: `.safetensors` files hold tensors alone, `.pth` fil
 `weights_only=True`.
 """
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         RuntimeError,
         EOFError,
         KeyError,
-        torch.serialization.pickle.UnpicklingError,
+        pickle.UnpicklingError,
     ) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a readable file of tensors ({first_line})") from error

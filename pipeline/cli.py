@@ -79,7 +79,7 @@ def prep(layout: str, root: Path, out: Path, as_json: bool, **options: Any) -> N
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="DDP workers, one GPU each if there are GPUs.")
 @click.option("--config", "config_file", type=FOLDER, metavar="FILE", help="YAML file of settings; KEY=VALUE goes over it.")
 @click.option("--storage", default=Path("runs"), show_default=True, type=FOLDER, help="Folder for checkpoints.")
-@click.option("--show-config", is_flag=True, help="List every setting with its meaning and value, and stop.")
+@click.option("--show-config", is_flag=True, help="List every setting with its value and meaning, and stop.")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
 @json_option
 def train(
@@ -96,13 +96,13 @@ def train(
     from data_prep.dataset import Dataset
     from pipeline.config import load_config
     from pipeline.console import emit
-    from pipeline.summaries import show_settings, show_trained
+    from pipeline.summaries import describe_settings, show_settings, show_trained
 
     config = load_config(config_file, (*settings, *([f"model={model_name}"] if model_name else [])))
+    if show_config:
+        return describe_settings(config)
     dataset = Dataset(data)
     show_settings(config)
-    if show_config:
-        return
     from pipeline.registry import register
     from pipeline.training import train as run_training
 

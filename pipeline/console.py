@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from data_prep.progress import Advance
 
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
+# A log file has no width; eighty columns would fold every table.
+_console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 140)
 
 
 def say(message: str) -> None:
@@ -42,7 +43,7 @@ def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A table on stderr: first column left, the others right."""
     table = Table(title=title, title_justify="left")
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
+        table.add_column(name, justify="right" if number and name != "meaning" else "left")
     for row in rows:
         table.add_row(*row)
     _console.print(table)

@@ -47,12 +47,21 @@ def show_prepared(prepared: Prepared, out: Path) -> dict[str, Any]:
 
 
 def show_settings(config: TrainConfig) -> None:
+    """The resolved configuration, in the form it is typed."""
+    say("settings: " + " ".join(f"{key}={_typed(value)}" for key, value in config.model_dump().items()))
+
+
+def describe_settings(config: TrainConfig) -> None:
     """Every setting with its value and meaning."""
     rows = [
-        [name, str(getattr(config, name)), (field.description or "").replace("\n", " ")]
+        [name, _typed(getattr(config, name)), (field.description or "").replace("\n", " ")]
         for name, field in TrainConfig.model_fields.items()
     ]
-    show_table("settings", ["key", "value", "meaning"], rows)
+    show_table("settings, given as KEY=VALUE", ["key", "value", "meaning"], rows)
+
+
+def _typed(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def show_trained(trained: Trained, registered: Registered) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 
 SQLITE = "sqlite:///"
+
+# MLflow tells of every table it creates and every file it copies; our own lines say what matters.
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def tracking_uri() -> str:
@@ -78,19 +84,24 @@ class Run:
         MlflowClient(self.uri).log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
 
-@contextmanager
-def run(
+def start(
     dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run | None = None, **tags: str
-) -> Iterator[Run]:
-    """Start a run in the dataset's experiment; it ends FINISHED, FAILED (error) or KILLED (Ctrl-C)."""
+) -> Run:
+    """Start a run in the dataset's experiment; the caller ends it."""
     client = connect()
     tags |= {"dataset": dataset.name, "dataset_digest": dataset.digest}
     if parent:
         tags[MLFLOW_PARENT_RUN_ID] = parent.run_id
     created = client.create_run(experiment_of(client, dataset), run_name=name, tags=tags)
-    this = Run(tracking_uri(), created.info.run_id)
     values = [Param(key, str(value)) for key, value in params.items()]
-    client.log_batch(this.run_id, params=values)
+    client.log_batch(created.info.run_id, params=values)
+    return Run(tracking_uri(), created.info.run_id)
+
+
+@contextmanager
+def run(dataset: DatasetInfo, name: str, params: dict[str, Any], **tags: str) -> Iterator[Run]:
+    """A run for the length of the block; it ends FINISHED, FAILED (error) or KILLED (Ctrl-C)."""
+    this = start(dataset, name, params, **tags)
     status = "FAILED"
     try:
         yield this
@@ -99,7 +110,7 @@ def run(
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(this.run_id, status=status)
+        MlflowClient(this.uri).set_terminated(this.run_id, status=status)
 
 
 def history(run: Run, metric: str) -> list[tuple[int, float]]:

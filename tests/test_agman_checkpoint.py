@@ -1,6 +1,7 @@
 """Model folders, and weights for the backbone: round trips, and what is said about the wrong file."""
 
 import json
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -153,3 +154,12 @@ def test_pickles_are_not_run(tmp_path):
     torch.save({"epoch": 3}, path)
     with pytest.raises(ValueError, match="plain state dict"):
         agman.build(n_attributes=3, backbone="resnet18", weights=path)
+
+
+def test_weights_that_cannot_be_fetched_suggest_a_file(monkeypatch):
+    def unreachable(name, weights):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.models, "get_model", unreachable)
+    with pytest.raises(OSError, match="cannot fetch resnet18's weights IMAGENET1K_V1 .*a local file"):
+        agman.build(n_attributes=3, backbone="resnet18", weights="IMAGENET1K_V1")

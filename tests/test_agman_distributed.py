@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) against one: batch norm, and whole training steps, with unequal shares, in float64."""
+"""Two processes (gloo, CPU) against one, unequal shares, float64: batch norm, whole training steps, a NaN."""
 
 from functools import partial
 
@@ -14,17 +14,23 @@ import agman
 SHARES = (2, 5)  # of 7 images, or triplets
 
 
-def on_two_processes(function, folder):
-    """function(rank) on each of two processes; what each returned."""
-    multiprocessing.spawn(_process, args=(function, str(folder)), nprocs=2)
-    return [torch.load(folder / f"result{rank}.pt") for rank in range(2)]
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory):
+    """What each `share_of_…` below returned on either process; one start of the two serves them all."""
+    folder = tmp_path_factory.mktemp("processes")
+    multiprocessing.spawn(_process, args=(str(folder),), nprocs=2)
+    first, second = (torch.load(folder / f"result{rank}.pt") for rank in range(2))
+    return {name: (first[name], second[name]) for name in first}
 
 
-def _process(rank, function, folder):
+def _process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:
-        torch.save(function(rank), f"{folder}/result{rank}.pt")
+        results = {
+            share.__name__: share(rank) for share in (share_of_norm, share_of_training, share_of_a_nan)
+        }
+        torch.save(results, f"{folder}/result{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -57,9 +63,9 @@ def share_of_norm(rank):
     return run_norm(x.split(SHARES)[rank], target.split(SHARES)[rank], norm)
 
 
-def test_batch_norm_of_two_processes_is_that_of_one(tmp_path):
+def test_batch_norm_of_two_processes_is_that_of_one(shares):
     whole = run_norm(*norm_case())
-    first, second = on_two_processes(share_of_norm, tmp_path)
+    first, second = shares["share_of_norm"]
     close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
     close(torch.cat((first["y"], second["y"])), whole["y"])
     close(torch.cat((first["x"], second["x"])), whole["x"])
@@ -137,9 +143,9 @@ def share_of_training(rank):
     return train(lambda o: DistributedDataParallel(agman.convert_batchnorm(o, "sync")), share, world_size=2)
 
 
-def test_two_processes_train_the_weights_of_one(tmp_path):
+def test_two_processes_train_the_weights_of_one(shares):
     alone = train(lambda objective: objective, lambda step: slice(0, 7), world_size=1)
-    first, second = on_two_processes(share_of_training, tmp_path)
+    first, second = shares["share_of_training"]
     assert alone.keys() == first.keys() == second.keys()
     for name, tensor in alone.items():
         torch.testing.assert_close(
@@ -169,5 +175,5 @@ def share_of_a_nan(rank):
     return False
 
 
-def test_a_nan_on_one_process_stops_both_at_the_same_step(tmp_path):
-    assert on_two_processes(share_of_a_nan, tmp_path) == [True, True]
+def test_a_nan_on_one_process_stops_both_at_the_same_step(shares):
+    assert shares["share_of_a_nan"] == (True, True)

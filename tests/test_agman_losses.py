@@ -73,7 +73,7 @@ class Lookup(agman.RetrievalModel):
 
 def test_objective_by_hand():
     # two triplets: cosines (0.6, 1.0), wrong by 0.4, and (1.0, 1.0), a tie: losses 0.6 and 0.2, none correct
-    vectors = [[1.0, 0], [0, 1]] + [[0.6, 0.8], [0, 1]] + [[1.0, 0], [0, 1]]
+    vectors = [[1.0, 0], [0, 1], [0.6, 0.8], [0, 1], [1.0, 0], [0, 1]]
     images = torch.zeros(6, 3, 1, 2)
     images[:, 0, 0] = torch.tensor(vectors)
     losses = agman.TripletObjective(Lookup(), margin=0.2)(images, torch.tensor([4, 1]))

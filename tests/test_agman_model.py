@@ -35,7 +35,7 @@ def attributes_of(*numbers):
 
 
 def plain_embedding(model, mid, fused, attributes):
-    """Steps 4 to 10 of the published model, one line each, everything B×D×H×W, BN as the module's mode says."""
+    """Steps 4 to 10 of the published model, line by line, everything B×D×H×W."""
     attention = model.multi_level
     x = F.conv2d(model.w * torch.cat((mid, fused), 1), model.reduce.weight, model.reduce.bias)  # 4
     embedded = attention.embedding(attributes)

@@ -98,8 +98,8 @@ def _streams(attribute: str, value: int, seed: int) -> dict[str, np.random.Gener
 # collars and necks the upper body, as photographs of them do.
 WINDOWS = {
     "skirt_length": ((-0.06, 0.22), (1.03, 1.12)),
-    "sleeve_length": ((-0.04, 0.08), (0.62, 0.78)),
-    "coat_length": ((-0.06, 0.08), (1.02, 1.1)),
+    "sleeve_length": ((-0.02, 0.11), (0.61, 0.72)),
+    "coat_length": ((-0.05, 0.09), (1.02, 1.07)),
     "pant_length": ((-0.06, 0.28), (1.03, 1.12)),
     "collar_design": ((-0.02, 0.10), (0.38, 0.5)),
     "lapel_design": ((-0.02, 0.10), (0.42, 0.56)),
@@ -175,8 +175,9 @@ def _draw_arms(canvas: Canvas, figure: Figure, cut: Cut, outfit: Outfit) -> None
 
 
 def _arms_place(figure: Figure) -> Points:
-    joints = np.concatenate(figure.arms)
-    return np.stack([joints.min(axis=0), joints.max(axis=0)]) + [(-0.03, -0.02), (0.03, 0.04)]
+    """The box around both arms, whatever covers them."""
+    joints, margin = np.concatenate(figure.arms), np.array([0.03, 0.04])
+    return np.stack([joints.min(axis=0) - margin, joints.max(axis=0) + margin])
 
 
 def _draw_neck_area(canvas: Canvas, cut: Cut, outfit: Outfit, button: float) -> dict[str, Points]:

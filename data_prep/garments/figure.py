@@ -10,7 +10,6 @@ import numpy as np
 from data_prep.garments.canvas import Canvas
 from data_prep.garments.cloth import Colour, Fabric, contrasting, shade, solid
 from data_prep.garments.geometry import (
-    Pairs,
     Points,
     along,
     ellipse,
@@ -74,7 +73,7 @@ def sample_figure(rng: np.random.Generator) -> Figure:
     )
 
 
-def torso_half(height: Pairs | np.ndarray | float) -> np.ndarray:
+def torso_half(height: np.ndarray | float) -> np.ndarray:
     """Half the torso's width at each height."""
     return np.interp(np.asarray(height, dtype=float), TORSO_HEIGHTS, TORSO_HALVES)
 

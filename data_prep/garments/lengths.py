@@ -33,6 +33,7 @@ from data_prep.garments.geometry import (
     symmetric,
     tube,
 )
+from data_prep.garments.tops import BUTTON
 
 # Height of the hem on the body.
 SKIRT_HEM = {
@@ -164,9 +165,6 @@ def draw_coat(canvas: Canvas, fabric: Fabric, cut: Cut, length: str, button: flo
     for y in np.arange(button, hem - 0.02, 0.055):
         canvas.fill(ellipse(gap * (y - button) / (hem - button) + 0.012, y, 0.006, 0.006, 10), BUTTON)
     return points([(-half, SHOULDER), (half, min(hem + 0.03, FLOOR))])
-
-
-BUTTON = Fabric((240, 235, 220), (60, 50, 45))
 
 
 def draw_sleeve(canvas: Canvas, figure: Figure, arm: Points, fabric: Fabric, cut: Cut, length: str, *,

@@ -40,6 +40,8 @@ def sample_outfit(attribute: str, name: str, rng: np.random.Generator, cloth_rng
     )
     with_sleeves = [value for value in ATTRIBUTES["neckline_design"][1:] if value not in BARE_SHOULDERS]
     worn["neckline_design"] = str(rng.choice([value for value in with_sleeves if value != "Off Shoulder"]))
+    # A puritan collar would hide the upper end of the sleeves.
+    worn["collar_design"] = str(rng.choice(["Shirt", "Peter Pan", "Rib"]))
     if attribute in COATED:
         worn["sleeve_length"] = str(rng.choice(["3-4", "Wrist", "Long", "Long"]))
         # The label is about the coat, so what is under it stays plain.

@@ -114,6 +114,7 @@ def draw_bystanders(canvas: Canvas, rng: np.random.Generator, keep_free: Points)
         half = rng.uniform(0.03, 0.12, 2) * 1.2 * (canvas.camera.bottom - canvas.camera.top)
         box = np.stack([centre - half, centre + half])
         fabric = solid(sample_colour(rng))
+        # Drawn whether or not the thing is, so that the next thing is the same in both cases.
         kind_rng = np.random.default_rng(rng.integers(2**32))
         if np.any(box[1] < keep_free[0]) or np.any(box[0] - (0.0, 0.07) > keep_free[1]):
             draw_thing(canvas, kind_rng, fabric, box)

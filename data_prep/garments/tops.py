@@ -183,7 +183,7 @@ COWL_EDGE = _with_shoulders(smooth([(0.0, 0.24), (0.03, 0.232), (0.055, 0.19)]),
 def draw_neck(canvas: Canvas, fabric: Fabric, shape: str) -> Points:
     """A collar of the neck_design family; gives the points of the deciding place."""
     NECKS[shape](canvas, fabric)
-    return points([(-0.085, CHIN - 0.01), (0.085, 0.33)])
+    return points([(-0.085, CHIN - 0.01), (0.085, 0.33 if shape == "Draped" else 0.215)])
 
 
 # --- collar_design: what lies around the neck ----------------------------------------

@@ -1,0 +1,98 @@
+"""`agman demo`: the whole way on a drawn dataset, in a few minutes on two cores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_prep.dataset import Dataset
+from data_prep.prepare import prepare
+from data_prep.samples import sample
+from pipeline import evaluation, registry, tracking, tuning
+from pipeline.cluster import ray_session
+from pipeline.config import TrainConfig
+from pipeline.console import progress_bar, say
+from pipeline.report import write_report
+from pipeline.summaries import show_prepared, show_settings
+from pipeline.training import train
+
+WORKERS = 2
+TRIALS = 4
+IMAGE_SIZE = 64
+TRIPLETS = 1_600
+CONFIG = TrainConfig(backbone="resnet18", embedding_dim=64, batch_size=32, epochs=8, lr=1e-3)
+SEARCH = CONFIG.model_copy(update={"epochs": 3, "max_triplets": 480})
+
+
+def run_demo(out: Path, *, images: int, seed: int) -> dict[str, Any]:
+    """Sample, prep, train on two DDP workers, search, evaluate, register, report; returns the figures."""
+    started = time.perf_counter()
+    with _step(f"1/7 sample: draw {images:,} garments in FashionAI's layout"):
+        sample("fashionai", out / "fashionai", images=images, size=IMAGE_SIZE, seed=seed, progress=progress_bar)
+    with _step("2/7 prep: official files to Parquet tables, triplets and packed images"):
+        prepared = prepare(
+            "fashionai",
+            out / "fashionai",
+            out / "data",
+            name="fashionai-demo",
+            triplets=TRIPLETS,
+            epochs=CONFIG.epochs,
+            image_size=IMAGE_SIZE,
+            seed=seed,
+            progress=progress_bar,
+        )
+        show_prepared(prepared, out / "data")
+    dataset = Dataset(out / "data")
+    storage = out / "runs"
+    with ray_session():
+        with _step(f"3/7 train: {WORKERS} DDP workers"):
+            show_settings(CONFIG)
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            trained = train(dataset, CONFIG, workers=WORKERS, storage=storage, name=f"demo-{stamp}")
+        with _step(f"4/7 tune: {TRIALS} trials of the margins space"):
+            sweep = tuning.tune(
+                dataset, SEARCH, space="margins", trials=TRIALS, concurrent=2, storage=storage, seed=seed
+            )
+            tuning.show(sweep)
+    with _step("5/7 evaluate: queries, candidates and triplets of the test split"):
+        model, description = registry.load(str(trained.checkpoint), dataset.info.attribute_names)
+        scored = evaluation.evaluate(model, description, dataset, progress=progress_bar)
+        evaluation.show(scored)
+        evaluation.log(scored, description, dataset)
+    with _step("6/7 register"):
+        registered = registry.register(trained.checkpoint, dataset.info.name, trained.run)
+        say(f"{registered.uri} is now the {registered.alias}")
+    page = out / "report.html"
+    with _step("7/7 report"):
+        write_report(registered.uri, dataset, page, sweep=sweep, evaluation=scored)
+    seconds = time.perf_counter() - started
+    _say_goodbye(scored, page, seconds)
+    return scored.figures | {
+        "steps": trained.steps,
+        "train/loss": trained.metrics["train/loss"],
+        "run_id": trained.run.run_id,
+        "model_uri": registered.uri,
+        "alias": registered.alias,
+        "page": str(page),
+        "seconds": round(seconds, 1),
+    }
+
+
+@contextmanager
+def _step(title: str) -> Iterator[None]:
+    say(f"\n== {title}")
+    started = time.perf_counter()
+    yield
+    say(f"   {time.perf_counter() - started:.0f} s")
+
+
+def _say_goodbye(scored: evaluation.Evaluation, page: Path, seconds: float) -> None:
+    figures = scored.figures
+    ratio = figures["test/map"] / figures["test/chance"]
+    say(f"\ntest MAP {figures['test/map']:.4f}, chance {figures['test/chance']:.4f} ({ratio:.2f} times chance)")
+    say(f"triplet accuracy {figures['test/triplet_accuracy']:.4f} (chance 0.5); {seconds:.0f} s in all")
+    say(f"page    {page.absolute()}")
+    say(f"mlflow  .venv/bin/mlflow ui --backend-store-uri {tracking.tracking_uri()}   (then http://127.0.0.1:5000)")

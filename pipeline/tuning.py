@@ -1,0 +1,238 @@
+"""`agman tune`: a search space, Optuna's TPE, ASHA's early stopping, one MLflow run per trial.
+
+A trial trains in its own process, on one worker. Everything about trials is logged here in the driver,
+so that a trial that is stopped or killed can leave no run open.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from mlflow.tracking import MlflowClient
+from ray import tune as ray_tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+import tune_spaces
+from data_prep.dataset import Dataset
+from data_prep.errors import InputError
+from pipeline import tracking
+from pipeline.cluster import ray_session
+from pipeline.config import TrainConfig, make_config
+from pipeline.console import bar_of, show_table
+from pipeline.loop import EpochEnd, Share, Training
+from pipeline.training import check
+
+METRIC = "valid/map"
+DONE, PRUNED, FAILED = "done", "pruned", "failed"
+
+
+@dataclass
+class Trial:
+    """One trial: what varied, its validation MAP after each epoch, and how it ended."""
+
+    setting: dict[str, Any]
+    run: tracking.Run
+    history: list[tuple[int, float]] = field(default_factory=list)
+    state: str = "running"
+
+    @property
+    def best(self) -> float:
+        return max((value for _, value in self.history), default=0.0)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished search."""
+
+    run: tracking.Run
+    space: str
+    trials: list[Trial]
+    seconds: float
+
+    @property
+    def best(self) -> Trial:
+        return max(self.trials, key=lambda trial: trial.best)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        states = [trial.state for trial in self.trials]
+        return {
+            "trials": len(self.trials),
+            **{state: states.count(state) for state in (DONE, PRUNED, FAILED)},
+            METRIC: self.best.best,
+            "best": self.best.setting,
+            "run_id": self.run.run_id,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def find_space(name: str) -> tuple[Callable[[optuna.Trial], Any], dict[str, Any]]:
+    """The define-by-run function and starting point of `tune_spaces/NAME.py`. Raises InputError if unknown."""
+    known = [module.name for module in pkgutil.iter_modules(tune_spaces.__path__)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise InputError(f"--space {name}: no such search space; {hint}")
+    module = importlib.import_module(f"tune_spaces.{name}")
+    return module.space, module.START
+
+
+def tune(
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    space: str,
+    trials: int,
+    concurrent: int,
+    storage: Path,
+    seed: int = 0,
+) -> Sweep:
+    """Run `trials` trainings of `config.epochs` epochs, `concurrent` at a time, and log them under one run.
+
+    The space's starting point is always trial 0. ASHA stops a trial that ranks low after a third of the epochs.
+    """
+    define, start = find_space(space)
+    make_config(config.model_dump() | start)
+    check(config, dataset, workers=1)
+    if not dataset.info.queries["valid"]:
+        raise InputError(f"{dataset.path}: a search needs a validation split with queries, the dataset has none")
+    started = time.perf_counter()
+    name = f"{dataset.info.name}-{space}-{time.strftime('%Y%m%d-%H%M%S')}"
+    params = {"space": space, "trials": trials, "search_seed": seed, "scheduler": "asha"} | config.model_dump()
+    with ray_session(), tracking.run(dataset.info, name, params, job="tune") as parent:
+        resources = _resources(concurrent)
+        log = SweepLog(dataset, parent, config.epochs, trials)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(
+                ray_tune.with_parameters(
+                    _trial, data=str(dataset.path.absolute()), base=config.model_dump(), threads=int(resources["cpu"])
+                ),
+                resources,
+            ),
+            tune_config=ray_tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                num_samples=trials,
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+                search_alg=OptunaSearch(
+                    space=define,
+                    metric=METRIC,
+                    mode="max",
+                    points_to_evaluate=[start],
+                    sampler=optuna.samplers.TPESampler(seed=seed),
+                    study_name=name,
+                ),
+                scheduler=ASHAScheduler(
+                    time_attr="epoch", max_t=config.epochs, grace_period=max(1, config.epochs // 3)
+                ),
+            ),
+            run_config=ray_tune.RunConfig(
+                name=name, storage_path=str(storage.absolute()), callbacks=[log], verbose=0
+            ),
+        )
+        with log:
+            tuner.fit()
+        sweep = Sweep(parent, space, log.trials, time.perf_counter() - started)
+        if not any(trial.history for trial in log.trials):
+            raise RuntimeError(f"all {len(log.trials)} trials failed; see run {parent.run_id} in MLflow")
+        parent.log({METRIC: sweep.best.best}, step=config.epochs)
+        parent.tag({"best_run_id": sweep.best.run.run_id, "best_setting": str(sweep.best.setting)})
+    return sweep
+
+
+def _resources(concurrent: int) -> dict[str, float]:
+    total = ray.cluster_resources()
+    cpus, gpus = int(total.get("CPU", 0)), total.get("GPU", 0)
+    if concurrent > cpus:
+        raise InputError(f"--concurrent {concurrent}: the cluster has {cpus} CPUs, and a trial needs one")
+    return {"cpu": cpus // concurrent} | ({"gpu": min(1, gpus / concurrent)} if gpus else {})
+
+
+def _trial(setting: dict[str, Any], data: str, base: dict[str, Any], threads: int) -> None:
+    """One training in this process; reports after every epoch."""
+    device = "cuda" if ray.get_gpu_ids() else "cpu"
+    training = Training(make_config(base | setting), Dataset(Path(data)), Share(device=device, threads=threads))
+
+    def epoch_end(end: EpochEnd) -> None:
+        ray_tune.report(end.metrics | {"epoch": end.epoch})
+
+    training.run(epoch_end, step_end=lambda step, loss: None)
+
+
+class SweepLog(ray_tune.Callback):
+    """Keeps a child run for every trial, and a bar: trials done, pruned, failed, and the best so far."""
+
+    def __init__(self, dataset: Dataset, parent: tracking.Run, epochs: int, trials: int):
+        self.dataset, self.parent, self.epochs, self.planned = dataset, parent, epochs, trials
+        self.of_trial: dict[str, Trial] = {}
+
+    @property
+    def trials(self) -> list[Trial]:
+        return list(self.of_trial.values())
+
+    def __enter__(self) -> SweepLog:
+        self.bar = bar_of("trials", self.planned)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+        for trial in self.trials:
+            if trial.state == "running":
+                self._end(trial, "stopped", "KILLED")
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if trial.trial_id not in self.of_trial:
+            name = f"trial {len(self.of_trial)}"
+            run = tracking.start(self.dataset.info, name, trial.config, self.parent, job="trial")
+            self.of_trial[trial.trial_id] = Trial(dict(trial.config), run)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        this = self.of_trial[trial.trial_id]
+        this.history.append((result["epoch"], result[METRIC]))
+        this.run.log({k: v for k, v in result.items() if k.startswith(("train/", "valid/"))}, result["epoch"])
+        best = max(self.trials, key=lambda t: t.best)
+        self.bar.set_postfix_str(f"best {METRIC} {best.best:.4f}", refresh=False)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        this = self.of_trial[trial.trial_id]
+        full = bool(this.history) and this.history[-1][0] >= self.epochs
+        self._end(this, DONE if full else PRUNED, "FINISHED")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        this = self.of_trial[trial.trial_id]
+        lines = str(trial.get_pickled_error() or "").strip().splitlines()
+        this.run.tag({"error": lines[-1] if lines else "unknown"})
+        self._end(this, FAILED, "FAILED")
+
+    def _end(self, trial: Trial, state: str, status: str) -> None:
+        trial.state = state
+        trial.run.tag({"ended": state})
+        MlflowClient(trial.run.uri).set_terminated(trial.run.run_id, status)
+        self.bar.update(1)
+
+
+def show(sweep: Sweep) -> None:
+    """Every trial, best first."""
+    keys = list(sweep.trials[0].setting)
+    ranked = sorted(sweep.trials, key=lambda trial: -trial.best)
+    rows = [
+        [str(sweep.trials.index(t)), *(_short(t.setting.get(key)) for key in keys), f"{t.best:.4f}", t.state]
+        for t in ranked
+    ]
+    show_table(f"Search in {sweep.space}", ["trial", *keys, METRIC, "ended"], rows)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
