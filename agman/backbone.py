@@ -42,9 +42,7 @@ class MultiLevelResNet(nn.Module):
         self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
         self.layer1 = resnet.layer1
         self.layer2 = resnet.layer2
-        self.low = nn.Sequential(
-            nn.MaxPool2d(3, stride=2, padding=1), nn.Conv2d(128 * expansion, self.channels, 1)
-        )
+        self.low = nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), nn.Conv2d(128 * expansion, self.channels, 1))
         self.layer3 = resnet.layer3
         self.layer4 = resnet.layer4 if top else None
 
@@ -71,15 +69,11 @@ def _torchvision_resnet(name: str, weights: str | PathLike[str] | None) -> torch
         try:
             return torchvision.models.get_model(name, weights=str(weights))
         except OSError as error:
-            raise OSError(
-                f"cannot fetch {name}'s weights {weights} ({error}); a local file will do as well"
-            ) from error
+            raise OSError(f"cannot fetch {name}'s weights {weights} ({error}); a local file will do as well") from error
 
     path = Path(weights)
     if not path.is_file():
-        raise ValueError(
-            f"weights {str(weights)!r}: neither a file nor a name that {name} has ({', '.join(named)})"
-        )
+        raise ValueError(f"weights {str(weights)!r}: neither a file nor a name that {name} has ({', '.join(named)})")
     resnet = torchvision.models.get_model(name, weights=None)
     _load_all_but_fc(resnet, path)
     return resnet
@@ -89,9 +83,7 @@ def _load_all_but_fc(resnet: torchvision.models.ResNet, path: Path) -> None:
     expected = {key: tensor for key, tensor in resnet.state_dict().items() if not key.startswith("fc.")}
     # Files from before 2018 lack batch norm's step counters, which nothing reads at a fixed momentum.
     counters = {key: tensor for key, tensor in expected.items() if key.endswith("num_batches_tracked")}
-    found = counters | {
-        key: tensor for key, tensor in read_tensors(path).items() if not key.startswith("fc.")
-    }
+    found = counters | {key: tensor for key, tensor in read_tensors(path).items() if not key.startswith("fc.")}
     difference = first_difference(expected, found)
     if difference:
         raise ValueError(f"{path} does not hold this ResNet: {difference}")

@@ -51,6 +51,10 @@ class RetrievalModel(nn.Module):
         check_indices("attributes", attributes, (len(image_index),), self.n_attributes)
         return self.embed_all(images)[image_index, attributes]
 
+    def attention(self, images: Tensor, attributes: Tensor) -> Tensor:
+        """B×h×w: where in each of B images the model looks for its attribute; every map sums to 1."""
+        raise NotImplementedError
+
     def check(self, images: Tensor, attributes: Tensor) -> None:
         """ValueError unless these are images and an attribute for each."""
         check_images(images)

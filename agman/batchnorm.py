@@ -53,9 +53,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return new.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (
-            self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        ):
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
         self._check_input_dim(x)
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

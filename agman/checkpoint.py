@@ -23,9 +23,7 @@ class CheckpointError(ValueError):
     """A folder that is not, or not the wanted, model."""
 
 
-def save_model(
-    folder: str | PathLike[str], model: RetrievalModel, config: dict[str, Any] | None = None
-) -> Path:
+def save_model(folder: str | PathLike[str], model: RetrievalModel, config: dict[str, Any] | None = None) -> Path:
     """Write `model` and the caller's `config` (JSON values, e.g. {"attributes": [names]}) to `folder`.
 
     Written beside its place and renamed: it appears whole or not at all, and replaces an older one.
@@ -66,9 +64,7 @@ def load_model(
     _check_attributes(folder, config, model.config["n_attributes"])
     if attributes is not None and list(attributes) != config.get("attributes"):
         found = config.get("attributes", "names no attributes")
-        raise CheckpointError(
-            f"{folder}: trained for other attributes: expected {list(attributes)}, found {found}"
-        )
+        raise CheckpointError(f"{folder}: trained for other attributes: expected {list(attributes)}, found {found}")
 
     try:
         tensors = read_tensors(folder / WEIGHTS)
@@ -99,9 +95,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
 def _check_attributes(folder: Path, config: dict[str, Any], n_attributes: int) -> None:
     names = config.get("attributes")
     if names is not None and len(names) != n_attributes:
-        raise CheckpointError(
-            f"{folder}: the model has {n_attributes} attributes, but {len(names)} names: {names}"
-        )
+        raise CheckpointError(f"{folder}: the model has {n_attributes} attributes, but {len(names)} names: {names}")
 
 
 def _move_into_place(aside: Path, folder: Path) -> None:

@@ -44,18 +44,12 @@ class Batch:
         if triplets == 0:
             raise ValueError("a batch needs at least one triplet on every process")
         if self.images.ndim != 4 or self.images.shape[1] != 3 or self.images.dtype != torch.uint8:
-            raise ValueError(
-                f"images must be U×3×S×S uint8, not {tuple(self.images.shape)} {self.images.dtype}"
-            )
+            raise ValueError(f"images must be U×3×S×S uint8, not {tuple(self.images.shape)} {self.images.dtype}")
         if self.index.shape != (3, triplets) or self.flip.shape != (3, triplets):
             found = f"{tuple(self.index.shape)} and {tuple(self.flip.shape)}"
-            raise ValueError(
-                f"{triplets} attributes need index and flip of shape {(3, triplets)}, not {found}"
-            )
+            raise ValueError(f"{triplets} attributes need index and flip of shape {(3, triplets)}, not {found}")
         if self.global_size < triplets:
-            raise ValueError(
-                f"global_size {self.global_size} is less than this process's {triplets} triplets"
-            )
+            raise ValueError(f"global_size {self.global_size} is less than this process's {triplets} triplets")
 
 
 class StepResult(NamedTuple):
@@ -87,8 +81,7 @@ def prepare(
     Bytes cross to the device once for each distinct image; gathering, mirroring and normalising happen there.
     """
     images_u, index, flip, attributes = (
-        tensor.to(device, non_blocking=True)
-        for tensor in (batch.images, batch.index, batch.flip, batch.attributes)
+        tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.index, batch.flip, batch.attributes)
     )
     images_i = images_u[index.flatten()]
     images_i = torch.where(flip.flatten()[:, None, None, None], images_i.flip(-1), images_i)
@@ -135,9 +128,7 @@ def _raise_unless_finite(objective: nn.Module, losses: Losses) -> None:
     stem = next(parameter.grad for parameter in objective.parameters() if parameter.grad is not None)
     losses = Losses(*(value.detach() for value in losses))
     if not bool(torch.isfinite(losses.loss) & torch.isfinite(stem).all()):
-        parts = ", ".join(
-            f"{name} {float(value):.4g}" for name, value in zip(losses._fields, losses, strict=True)
-        )
+        parts = ", ".join(f"{name} {float(value):.4g}" for name, value in zip(losses._fields, losses, strict=True))
         raise NonFiniteLoss(f"the loss or its gradient is not finite on some process; here: {parts}")
 
 
@@ -173,9 +164,7 @@ def embed_pairs(
 
 def build_optimizer(objective: nn.Module, lr: float = 1e-4) -> Adam:
     """The paper's Adam, over every parameter that is learned, the loss weights' included."""
-    return Adam(
-        [parameter for parameter in objective.parameters() if parameter.requires_grad], lr=lr, fused=True
-    )
+    return Adam([parameter for parameter in objective.parameters() if parameter.requires_grad], lr=lr, fused=True)
 
 
 def build_scheduler(optimizer: Optimizer, gamma: float = 0.9, every_epochs: int = 3) -> StepLR:

@@ -13,9 +13,7 @@ def cosine(x_bd: Tensor, y_bd: Tensor) -> Tensor:
     return (x_bd * y_bd).sum(-1)
 
 
-def triplet_ranking(
-    similarity_positive_b: Tensor, similarity_negative_b: Tensor, margin: float = 0.2
-) -> Tensor:
+def triplet_ranking(similarity_positive_b: Tensor, similarity_negative_b: Tensor, margin: float = 0.2) -> Tensor:
     """Equation 8, max(0, m - D(I, I⁺) + D(I, I⁻)), averaged over the triplets."""
     return F.relu(margin - similarity_positive_b + similarity_negative_b).mean()
 

@@ -22,9 +22,7 @@ class MaskedEmbedding(nn.Module):
         super().__init__()
         block = width // n_attributes
         if block == 0:
-            raise ValueError(
-                f"embedding_dim {width} is less than n_attributes {n_attributes}: no dimension for each"
-            )
+            raise ValueError(f"embedding_dim {width} is less than n_attributes {n_attributes}: no dimension for each")
         beta = torch.full((n_attributes, width), ELSEWHERE)
         for attribute in range(n_attributes):
             beta[attribute, attribute * block : (attribute + 1) * block] = 1.0

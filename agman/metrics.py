@@ -133,9 +133,7 @@ def chance_average_precision(relevant: Tensor | int, candidates: int) -> Tensor:
 
 def triplet_accuracy(anchor: Tensor, positive: Tensor, negative: Tensor) -> float:
     """Share of triplets (each B×D, unit length) with cos(I, I⁺) > cos(I, I⁻); ties are wrong."""
-    similar, different = (
-        (anchor.double() * other.double()).sum(-1).float() for other in (positive, negative)
-    )
+    similar, different = ((anchor.double() * other.double()).sum(-1).float() for other in (positive, negative))
     return float((similar > different).double().mean())
 
 

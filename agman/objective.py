@@ -37,9 +37,7 @@ class TripletObjective(nn.Module):
     def forward(self, images: Tensor, attributes: Tensor) -> Losses:
         """images 3B×3×H×W: B anchors, then their positives, then their negatives; attributes B."""
         if len(images) != 3 * len(attributes):
-            raise ValueError(
-                f"{len(attributes)} triplets need {3 * len(attributes)} images, not {len(images)}"
-            )
+            raise ValueError(f"{len(attributes)} triplets need {3 * len(attributes)} images, not {len(images)}")
         attributes_i = attributes.repeat(3)
         embedding_id, logits_in = self.model(images, attributes_i)
         anchor_bd, positive_bd, negative_bd = embedding_id.chunk(3)

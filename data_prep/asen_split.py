@@ -40,9 +40,7 @@ def read_split_files(folder: Path, attributes: tuple[Attribute, ...]) -> Annotat
         labelled: set[int] = set()
         for file, role in _label_files(folder, split):
             for line_number, line in enumerate(read_lines(file), start=1):
-                _read_line(
-                    annotation, names, labelled, line, Row("", 0, 0, split, role, file.name, line_number)
-                )
+                _read_line(annotation, names, labelled, line, Row("", 0, 0, split, role, file.name, line_number))
         annotation.rejects += [
             Reject(names_file.name, index + 1, "no_label", name)
             for index, name in enumerate(names)

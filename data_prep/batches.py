@@ -6,6 +6,7 @@ the same on 1 or 100 workers, and each worker takes its own slice of every one o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,10 @@ def batches_per_epoch(triplets: int, batch_size: int, workers: int = 1) -> int:
     """
     count = -(-triplets // batch_size)
     if triplets // count < workers:
-        raise InputError(f"batches of {triplets // count} triplets cannot feed {workers} workers; raise batch_size")
+        raise InputError(
+            f"batches of {triplets // count} triplets cannot feed {workers} workers; "
+            "raise batch_size or lower --workers"
+        )
     return count
 
 
@@ -53,7 +57,7 @@ def plan_epoch(
     """Yield the share of worker `rank` in every global batch of `epoch`; every triplet is used once."""
     ids = np.stack([triplets.anchor, triplets.positive, triplets.negative])
     bounds = cut(len(triplets), batches_per_epoch(len(triplets), batch_size, workers))
-    for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         size = int(stop - start)
         # Drawn for the whole global batch and then cut, so that it is the same on any number of workers.
         flip = np.random.default_rng([seed, epoch, number]).random((3, size)) < 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -14,11 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from pydantic import ValidationError
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional as vision
 
 from data_prep.errors import InputError
+from data_prep.pictures import to_square
 from data_prep.tables import REGIONS_FILE, SCHEMA_VERSION, DatasetInfo
 from data_prep.triplets import Triplets
 
@@ -120,8 +121,5 @@ class ImageStore:
         return torch.stack(list(self._pool.map(self._decode, rows.tolist())))
 
     def _decode(self, row: int) -> torch.Tensor:
-        data = torch.frombuffer(bytearray(self._jpeg[row].as_buffer()), dtype=torch.uint8)
-        image = decode_jpeg(data, mode=ImageReadMode.RGB)
-        if min(image.shape[1:]) != self.image_size:
-            image = vision.resize(image, [self.image_size], antialias=True)
-        return vision.center_crop(image, [self.image_size, self.image_size])
+        with Image.open(io.BytesIO(self._jpeg[row].as_buffer())) as image:
+            return to_square(image.convert("RGB"), self.image_size)

@@ -12,13 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from PIL import Image
 
+from data_prep.pictures import MAX_PIXELS, upright_rgb
 from data_prep.progress import Advance
 from data_prep.tables import PACKED
 
-MAX_PIXELS = 64_000_000
-"""Larger pictures are rejected: decoding one would take a gigabyte."""
 ROW_GROUP = 1_000
 SHARD = 10_000
 JPEG_QUALITY = 92
@@ -77,7 +76,7 @@ def _encode(image: Image.Image, data: bytes, image_size: int) -> tuple[bytes, tu
         return data, image.size
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 scale at a fraction of the cost; keep twice the target.
     image.draft("RGB", (2 * image_size, 2 * image_size))
-    picture = ImageOps.exif_transpose(image).convert("RGB")
+    picture = upright_rgb(image)
     scale = image_size / min(picture.size)
     size = (max(image_size, round(picture.width * scale)), max(image_size, round(picture.height * scale)))
     out = io.BytesIO()

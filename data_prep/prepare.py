@@ -77,9 +77,7 @@ def prepare(
         rows_in = len(annotation)
         rows, rejects = _pack(annotation, root, aside, image_size, seed, progress)
         if rows.empty:
-            raise InputError(
-                f"{root}: none of {rows_in:,} rows has a readable image, e.g. {rejects[-1].detail}"
-            )
+            raise InputError(f"{root}: none of {rows_in:,} rows has a readable image, e.g. {rejects[-1].detail}")
         assert rows_in == len(rows) + len(rejects)
         _write_labels(aside, rows, rejects)
         _write_regions(aside, root, rows, annotation)
@@ -189,9 +187,7 @@ def _write_triplets(
             for a, v, images in sampler.skipped
         ]
         if split == "train" and not len(sampler.attributes):
-            raise InputError(
-                "no training triplet can be drawn: no attribute has two values, one with two images"
-            )
+            raise InputError("no training triplet can be drawn: no attribute has two values, one with two images")
         train = split == "train"
         for epoch in range(epochs if train else 1):
             drawn = sampler.sample(n if train else max(1, n // EVALUATION_SHARE), [seed, number, epoch])

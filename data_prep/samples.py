@@ -98,9 +98,7 @@ def _copied_rows(split_files: Path, aside: Path) -> list[Row]:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
     if not annotation.rows:
-        raise InputError(
-            f"{split_files}: neither split files nor a {fashionai.LABEL_FILE} with readable rows"
-        )
+        raise InputError(f"{split_files}: neither split files nor a {fashionai.LABEL_FILE} with readable rows")
     for row in annotation.rows:
         path = PurePosixPath(row.path)
         if path.is_absolute() or ".." in path.parts:

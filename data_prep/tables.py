@@ -26,9 +26,7 @@ IMAGES = pa.schema(
         ("height", pa.int32()),
     ]
 )
-LABELS = pa.schema(
-    [("image_id", pa.int64()), ("attribute", pa.int16()), ("value", pa.int32()), ("split", pa.string())]
-)
+LABELS = pa.schema([("image_id", pa.int64()), ("attribute", pa.int16()), ("value", pa.int32()), ("split", pa.string())])
 RETRIEVAL = pa.schema(
     [
         ("split", pa.string()),
@@ -41,9 +39,7 @@ RETRIEVAL = pa.schema(
 TRIPLETS = pa.schema(
     [("anchor", pa.int64()), ("positive", pa.int64()), ("negative", pa.int64()), ("attribute", pa.int16())]
 )
-PACKED = pa.schema(
-    [("image_id", pa.int64()), ("jpeg", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]
-)
+PACKED = pa.schema([("image_id", pa.int64()), ("jpeg", pa.binary()), ("width", pa.int32()), ("height", pa.int32())])
 REGIONS = pa.schema(
     [
         ("image_id", pa.int64()),
@@ -54,9 +50,7 @@ REGIONS = pa.schema(
         ("y1", pa.float32()),
     ]
 )
-REJECTS = pa.schema(
-    [("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
-)
+REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
 
 
 class Attribute(BaseModel):

@@ -56,9 +56,7 @@ class TripletSampler:
 
         usable = (size >= 2) & (last - first > size)
         self.skipped: list[tuple[int, int, int]] = [
-            (int(a), int(v), int(n))
-            for (a, v), n, ok in zip(groups.index, size, usable, strict=True)
-            if not ok
+            (int(a), int(v), int(n)) for (a, v), n, ok in zip(groups.index, size, usable, strict=True) if not ok
         ]
         """(attribute, value, images) of every value that cannot be an anchor's."""
         self._group_attribute = attribute[usable]

@@ -21,7 +21,9 @@ DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 FOLDER = click.Path(path_type=Path, file_okay=True)
 LAYOUT = click.Choice(["fashionai"])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON line on stdout.")
-seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all that is drawn.")
+seed_option = click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all that is drawn."
+)
 data_option = click.option("--data", required=True, type=FOLDER, metavar="OUT", help="Prepared dataset.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
 
@@ -57,9 +59,27 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
 @click.option("--out", required=True, type=FOLDER, metavar="OUT", help="Prepared dataset to make.")
 @click.option("--split-files", type=FOLDER, metavar="DIR", help="ASEN split files, if not in the root itself.")
 @click.option("--name", metavar="NAME", help="Names the experiment and the registered model; default: the layout.")
-@click.option("--triplets", default=100_000, show_default=True, type=click.IntRange(1), help="Triplets per training epoch.")
-@click.option("--epochs", default=10, show_default=True, type=click.IntRange(1), help="Epochs of triplets; longer trainings go round them.")
-@click.option("--image-size", default=224, show_default=True, type=click.IntRange(32, 2048), help="Short side of packed images, pixels.")
+@click.option(
+    "--triplets",
+    default=100_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Triplets per training epoch.",
+)
+@click.option(
+    "--epochs",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Epochs of triplets; longer trainings go round them.",
+)
+@click.option(
+    "--image-size",
+    default=224,
+    show_default=True,
+    type=click.IntRange(32, 2048),
+    help="Short side of packed images, pixels.",
+)
 @seed_option
 @overwrite_option
 @json_option
@@ -76,8 +96,20 @@ def prep(layout: str, root: Path, out: Path, as_json: bool, **options: Any) -> N
 @cli.command(context_settings={"ignore_unknown_options": False})
 @data_option
 @click.option("--model", "model_name", metavar="NAME", help="Model to train, as model=NAME.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="DDP workers, one GPU each if there are GPUs.")
-@click.option("--config", "config_file", type=FOLDER, metavar="FILE", help="YAML file of settings; KEY=VALUE goes over it.")
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="DDP workers, one GPU each if there are GPUs.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=FOLDER,
+    metavar="FILE",
+    help="YAML file of settings; KEY=VALUE goes over it.",
+)
 @click.option("--storage", default=Path("runs"), show_default=True, type=FOLDER, help="Folder for checkpoints.")
 @click.option("--show-config", is_flag=True, help="List every setting with its value and meaning, and stop.")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
@@ -135,7 +167,13 @@ def evaluate(model: str, data: Path, split: str, as_json: bool) -> None:
 
 @cli.command()
 @data_option
-@click.option("--space", default="margins", show_default=True, metavar="NAME", help="Search space, a module of tune_spaces.")
+@click.option(
+    "--space",
+    default="margins",
+    show_default=True,
+    metavar="NAME",
+    help="Search space, a module of tune_spaces.",
+)
 @click.option("--trials", default=20, show_default=True, type=click.IntRange(1), help="Trainings to run.")
 @click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trials at a time.")
 @click.option("--storage", default=Path("runs"), show_default=True, type=FOLDER, help="Folder for the sweep's state.")

@@ -16,7 +16,9 @@ from data_prep.errors import InputError
 class TrainConfig(BaseModel):
     """One training, from the backbone to the seed. Defaults are the paper's recipe, but for `weights`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     model: str = "agman"
     """Which model of agman.build."""

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 import agman
 from data_prep.dataset import Dataset, ImageStore
@@ -36,7 +35,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: agman.RetrievalModel,
     config: dict[str, Any],
     dataset: Dataset,
     split: str = "test",
@@ -64,7 +63,7 @@ def evaluate(
     advance = progress("images embedded", distinct["image_id"].nunique())
     embedded = embed(model, distinct, images, device, "fp32", advance=advance)
     row_of = distinct.reset_index().merge(asked, on=["image_id", "attribute"], how="right")["index"].to_numpy()
-    embeddings = embedded[torch.from_numpy(row_of)]
+    embeddings = embedded[torch.from_numpy(row_of.copy())]
 
     of_pairs, of_triplets = embeddings[: len(pairs)], embeddings[len(pairs) :]
     results = rank_candidates(pairs, of_pairs, dataset.info.attribute_names)
@@ -89,7 +88,13 @@ def show(evaluation: Evaluation) -> None:
     for name, result in evaluation.results.items():
         chance = float(agman.chance_average_precision(result.relevant, result.candidates).mean())
         rows.append(
-            [name, f"{figures[f'{split}/map/{name}']:.4f}", f"{chance:.4f}", str(len(result.relevant)), str(result.candidates)]
+            [
+                name,
+                f"{figures[f'{split}/map/{name}']:.4f}",
+                f"{chance:.4f}",
+                str(len(result.relevant)),
+                str(result.candidates),
+            ]
         )
     over_all = [f"{figures[f'{split}/{key}']:.4f}" for key in ("map", "chance")]
     queries = int(figures[f"{split}/queries"])

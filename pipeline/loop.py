@@ -61,7 +61,8 @@ class Training:
         self.model = build_model(config, dataset)
         weights = agman.LossWeights(config.loss_weighting, config.triplet_weight, config.class_weight)
         self.objective = agman.TripletObjective(self.model, config.margin, weights)
-        self.objective.to(share.device)
+        # The memory order that convolutions are fastest in, on CPUs and GPUs alike; the numbers are the same.
+        self.objective.to(share.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         agman.convert_batchnorm(self.objective, config.batch_norm)
         self.optimizer = agman.build_optimizer(self.objective, config.lr)
         self.scheduler = agman.build_scheduler(self.optimizer, config.lr_decay, config.lr_decay_epochs)
@@ -103,9 +104,7 @@ class Training:
         """Train the epochs that are left. `step_end(step, loss)` after every step, `epoch_end` after every epoch."""
         share, config = self.share, self.config
         wrapped = self._distributed() if share.workers > 1 else self.objective
-        images = ImageStore(
-            self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=share.threads
-        )
+        images = ImageStore(self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=share.threads)
         validation = Validation(self.dataset, "valid", self.image_size, share) if self._validates else None
         while self.epoch < config.epochs:
             self.objective.train()
@@ -121,13 +120,14 @@ class Training:
                     device=share.device,
                     precision=config.precision,
                     world_size=share.workers,
+                    channels_last=True,
                 )
                 self.step += 1
                 _add(totals, result)
                 step_end(self.step, float(result.loss))
             seconds = time.perf_counter() - started
-            metrics = _means(totals, share) | {
-                "train/lr": self.scheduler.get_last_lr()[0],
+            metrics: dict[str, float] = _means(totals, share) | {
+                "train/lr": float(self.scheduler.get_last_lr()[0]),
                 "train/triplets_per_second": totals["triplets"] * share.workers / seconds,
                 "train/data_wait_share": waited / seconds,
             }
@@ -175,7 +175,7 @@ def steps_per_epoch(dataset: Dataset, config: TrainConfig, workers: int) -> int:
     return batches_per_epoch(triplets, config.batch_size, workers)
 
 
-def build_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
+def build_model(config: TrainConfig, dataset: Dataset) -> agman.RetrievalModel:
     """The model that `config` names, for the dataset's attributes. Raises ValueError for sizes that cannot be."""
     return agman.build(
         config.model,
@@ -240,7 +240,7 @@ class Validation:
         self.mine = self.pairs[self.pairs["image_id"].isin(mine)]
         self.images = ImageStore(dataset, split, image_size, wanted=mine, threads=share.threads)
 
-    def map(self, model: nn.Module, precision: str) -> float:
+    def map(self, model: agman.RetrievalModel, precision: str) -> float:
         """Query-weighted MAP over all the split's queries, on every worker."""
         embeddings = embed(model, self.mine, self.images, self.share.device, precision)
         if self.share.workers > 1:
@@ -253,7 +253,7 @@ class Validation:
 
 
 def embed(
-    model: nn.Module,
+    model: agman.RetrievalModel,
     pairs: pd.DataFrame,
     images: ImageStore,
     device: str,
@@ -277,15 +277,13 @@ def embed(
             )
             advance(len(ids[start : start + batch_size]))
 
-    embedded = agman.embed_pairs(model, batches(), device=device, precision=precision)
+    embedded = agman.embed_pairs(model, batches(), device=device, precision=precision, channels_last=True)
     in_order = torch.empty_like(embedded)
     in_order[torch.from_numpy(order)] = embedded
     return in_order
 
 
-def rank_candidates(
-    pairs: pd.DataFrame, embeddings: torch.Tensor, names: list[str]
-) -> dict[str, agman.Retrieval]:
+def rank_candidates(pairs: pd.DataFrame, embeddings: torch.Tensor, names: list[str]) -> dict[str, agman.Retrieval]:
     """Rank every attribute's candidates for each of its queries; `embeddings` are the pairs', in their order."""
     results = {}
     for attribute, name in enumerate(names):
@@ -295,7 +293,5 @@ def rank_candidates(
         if not query.any() or not candidate.any():
             continue
         values = torch.from_numpy(pairs["value"].to_numpy(np.int64))
-        results[name] = agman.retrieval(
-            embeddings[query], embeddings[candidate], values[query], values[candidate]
-        )
+        results[name] = agman.retrieval(embeddings[query], embeddings[candidate], values[query], values[candidate])
     return results

@@ -45,7 +45,7 @@ class Reporter:
 @contextmanager
 def shown(title: str, total: int) -> Iterator[ActorHandle]:
     """A bar on stderr for as long as the block runs, fed by the board that is given."""
-    board = ProgressBoard.remote()
+    board = ProgressBoard.remote()  # type: ignore[attr-defined]
     stop = threading.Event()
     bar = bar_of(title, total, unit=" steps")
 

@@ -14,10 +14,10 @@ import mlflow
 import pandas as pd
 import torch
 from mlflow.pyfunc import PythonModel
-from PIL import Image, ImageOps
+from PIL import Image
 
 import agman
-from data_prep.packing import MAX_PIXELS
+from data_prep.pictures import MAX_PIXELS, to_square, upright_rgb
 
 
 class RetrievalModel(PythonModel):
@@ -44,8 +44,7 @@ class RetrievalModel(PythonModel):
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"image of {image.width}x{image.height} pixels is too large")
-            picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (side, side))
-        return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1)
+            return to_square(upright_rgb(image), side)
 
 
 mlflow.models.set_model(RetrievalModel())

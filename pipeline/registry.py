@@ -111,7 +111,7 @@ def _downloaded(uri: str) -> Path:
     return found[0].parent
 
 
-def load(model: str, attributes: list[str]) -> tuple[agman.AGMAN, dict]:
+def load(model: str, attributes: list[str]) -> tuple[agman.RetrievalModel, dict]:
     """A model in evaluation mode and its description. Raises InputError, also for other attributes."""
     try:
         return agman.load_model(find_model(model), attributes=attributes)

@@ -84,9 +84,7 @@ class Run:
         MlflowClient(self.uri).log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
 
-def start(
-    dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run | None = None, **tags: str
-) -> Run:
+def start(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run | None = None, **tags: str) -> Run:
     """Start a run in the dataset's experiment; the caller ends it."""
     client = connect()
     tags |= {"dataset": dataset.name, "dataset_digest": dataset.digest}
@@ -101,7 +99,7 @@ def start(
 @contextmanager
 def run(dataset: DatasetInfo, name: str, params: dict[str, Any], **tags: str) -> Iterator[Run]:
     """A run for the length of the block; it ends FINISHED, FAILED (error) or KILLED (Ctrl-C)."""
-    this = start(dataset, name, params, **tags)
+    this = start(dataset, name, params, parent=None, **tags)
     status = "FAILED"
     try:
         yield this

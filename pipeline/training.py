@@ -96,7 +96,7 @@ def train(dataset: Dataset, config: TrainConfig, *, workers: int, storage: Path,
 
 
 def _resources(cpus: int, use_gpu: bool) -> dict[str, float]:
-    return {"CPU": cpus} | ({"GPU": 1} if use_gpu else {})
+    return {"CPU": float(cpus), "GPU": float(use_gpu)}
 
 
 def _kept(dataset: Dataset) -> Any:

@@ -108,7 +108,12 @@ def tune(
         raise InputError(f"{dataset.path}: a search needs a validation split with queries, the dataset has none")
     started = time.perf_counter()
     name = f"{dataset.info.name}-{space}-{time.strftime('%Y%m%d-%H%M%S')}"
-    params = {"space": space, "trials": trials, "search_seed": seed, "scheduler": "asha"} | config.model_dump()
+    params = {
+        "space": space,
+        "trials": trials,
+        "search_seed": seed,
+        "scheduler": "asha",
+    } | config.model_dump()
     with ray_session(), tracking.run(dataset.info, name, params, job="tune") as parent:
         resources = _resources(concurrent)
         log = SweepLog(dataset, parent, config.epochs, trials)
@@ -116,7 +121,10 @@ def tune(
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(
                 ray_tune.with_parameters(
-                    _trial, data=str(dataset.path.absolute()), base=config.model_dump(), threads=int(resources["cpu"])
+                    _trial,
+                    data=str(dataset.path.absolute()),
+                    base=config.model_dump(),
+                    threads=int(resources["cpu"]),
                 ),
                 resources,
             ),
@@ -138,9 +146,7 @@ def tune(
                     time_attr="epoch", max_t=config.epochs, grace_period=max(1, config.epochs // 3)
                 ),
             ),
-            run_config=ray_tune.RunConfig(
-                name=name, storage_path=str(storage.absolute()), callbacks=[log], verbose=0
-            ),
+            run_config=ray_tune.RunConfig(name=name, storage_path=str(storage.absolute()), callbacks=[log], verbose=0),
         )
         with log:
             tuner.fit()

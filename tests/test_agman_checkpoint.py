@@ -120,9 +120,7 @@ def test_backbone_weights_from_a_file(tmp_path, suffix):
     backbone = agman.build(n_attributes=3, backbone="resnet18", weights=path).backbone
     assert torch.equal(backbone.stem[0].weight, resnet.conv1.weight)
     assert torch.equal(backbone.layer4[1].bn2.weight, resnet.layer4[1].bn2.weight)
-    assert (
-        agman.build(n_attributes=3, backbone="resnet18", weights=path, classify=False).backbone.layer4 is None
-    )
+    assert agman.build(n_attributes=3, backbone="resnet18", weights=path, classify=False).backbone.layer4 is None
 
 
 def test_old_backbone_files_lack_step_counters(tmp_path):
@@ -161,5 +159,5 @@ def test_weights_that_cannot_be_fetched_suggest_a_file(monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setattr(torchvision.models, "get_model", unreachable)
-    with pytest.raises(OSError, match="cannot fetch resnet18's weights IMAGENET1K_V1 .*a local file"):
+    with pytest.raises(OSError, match=r"cannot fetch resnet18's weights IMAGENET1K_V1 .*a local file"):
         agman.build(n_attributes=3, backbone="resnet18", weights="IMAGENET1K_V1")

@@ -27,9 +27,7 @@ def _process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:
-        results = {
-            share.__name__: share(rank) for share in (share_of_norm, share_of_training, share_of_a_nan)
-        }
+        results = {share.__name__: share(rank) for share in (share_of_norm, share_of_training, share_of_a_nan)}
         torch.save(results, f"{folder}/result{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -96,9 +94,7 @@ def test_conversion_keeps_names_and_parameters():
     assert list(model.state_dict()) == names
     assert all(new is old for new, old in zip(model.parameters(), parameters, strict=True))
     assert all(
-        isinstance(module, agman.GlobalBatchNorm2d)
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d)
+        isinstance(module, agman.GlobalBatchNorm2d) for module in model.modules() if isinstance(module, nn.BatchNorm2d)
     )
 
 
@@ -148,9 +144,7 @@ def test_two_processes_train_the_weights_of_one(shares):
     first, second = shares["share_of_training"]
     assert alone.keys() == first.keys() == second.keys()
     for name, tensor in alone.items():
-        torch.testing.assert_close(
-            first[name], tensor, rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        torch.testing.assert_close(first[name], tensor, rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
         assert torch.equal(first[name], second[name]), name
     assert alone["loss_weights.s_class"].item() != 0
 
@@ -167,9 +161,7 @@ def share_of_a_nan(rank):
             model.reduce.bias[0] = float("nan")
     try:
         cut = slice(0, 3) if rank == 0 else slice(3, 7)
-        agman.train_step(
-            trained, agman.build_optimizer(trained), training_batch(0, cut), device="cpu", world_size=2
-        )
+        agman.train_step(trained, agman.build_optimizer(trained), training_batch(0, cut), device="cpu", world_size=2)
     except agman.NonFiniteLoss:
         return True
     return False

@@ -35,13 +35,9 @@ def test_prepare_gathers_flips_and_normalises(channels_last):
     )
     images, attributes = agman.prepare(batch, "cpu", channels_last)
     assert attributes.tolist() == [2, 0]
-    assert images.is_contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
+    assert images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     # anchors, positives, negatives
-    for row, (source, flipped) in enumerate(
-        [(0, False), (2, True), (1, True), (1, False), (2, False), (0, False)]
-    ):
+    for row, (source, flipped) in enumerate([(0, False), (2, True), (1, True), (1, False), (2, False), (0, False)]):
         for channel in range(3):
             plain = (batch.images[source, channel] / 255 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
             torch.testing.assert_close(images[row, channel], plain.flip(-1) if flipped else plain)
@@ -145,8 +141,6 @@ def test_unknown_precision_is_refused():
     ],
 )
 def test_impossible_batches_are_refused(change, message):
-    fields = {
-        name: getattr(new_batch(), name) for name in ("images", "index", "flip", "attributes", "global_size")
-    }
+    fields = {name: getattr(new_batch(), name) for name in ("images", "index", "flip", "attributes", "global_size")}
     with pytest.raises(ValueError, match=message):
         agman.Batch(**fields | change)

@@ -98,14 +98,10 @@ def test_chunks_change_nothing(chunk):
 def brute_force_chance(relevant, candidates):
     hits = [1] * relevant + [0] * (candidates - relevant)
     rankings = list(itertools.permutations(hits))
-    return sum(plain_average_precision(range(0, -candidates, -1), ranking) for ranking in rankings) / len(
-        rankings
-    )
+    return sum(plain_average_precision(range(0, -candidates, -1), ranking) for ranking in rankings) / len(rankings)
 
 
-@pytest.mark.parametrize(
-    ("relevant", "candidates"), [(1, 1), (1, 2), (2, 2), (1, 5), (3, 5), (5, 5), (2, 7), (0, 4)]
-)
+@pytest.mark.parametrize(("relevant", "candidates"), [(1, 1), (1, 2), (2, 2), (1, 5), (3, 5), (5, 5), (2, 7), (0, 4)])
 def test_chance_equals_the_mean_over_all_rankings(relevant, candidates):
     chance = agman.chance_average_precision(relevant, candidates).item()
     assert chance == pytest.approx(brute_force_chance(relevant, candidates))

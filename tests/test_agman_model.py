@@ -101,9 +101,7 @@ def test_all_attributes_at_once_equal_one_by_one(model, images):
 def test_pairs_equal_one_by_one(model, images):
     image_index, attributes = attributes_of(4, 0, 0, 3, 4, 4, 1), attributes_of(0, 2, 0, 1, 2, 0, 1)
     expected, _ = model(images[image_index], attributes)
-    torch.testing.assert_close(
-        model.embed_pairs(images, image_index, attributes), expected, rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(model.embed_pairs(images, image_index, attributes), expected, rtol=0, atol=1e-12)
 
 
 def test_embeddings_have_unit_length_and_maps_sum_to_one(model, images):

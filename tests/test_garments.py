@@ -50,9 +50,7 @@ def test_every_visible_value_has_its_part(attribute, parts):
     assert set(parts) == set(ATTRIBUTES[attribute][1:])
 
 
-@pytest.mark.parametrize(
-    "table", [WINDOWS, PLACES, CROPS, COVERS], ids=["windows", "places", "crops", "covers"]
-)
+@pytest.mark.parametrize("table", [WINDOWS, PLACES, CROPS, COVERS], ids=["windows", "places", "crops", "covers"])
 def test_every_attribute_has_a_camera_and_a_place(table):
     assert set(table) == set(ATTRIBUTES)
 
@@ -154,9 +152,7 @@ def test_nearest_mean_tells_the_values_apart():
         return flat / np.linalg.norm(flat)
 
     means = np.stack([np.mean([described(v, s) for s in range(train)], axis=0) for v in values])
-    guesses = [
-        (v, np.argmax(means @ described(v, s)) + 1) for v in values for s in range(train, train + test)
-    ]
+    guesses = [(v, np.argmax(means @ described(v, s)) + 1) for v in values for s in range(train, train + test)]
     accuracy = np.mean([truth == guess for truth, guess in guesses])
     assert accuracy > 3 / len(values)
 

@@ -115,17 +115,13 @@ def sample_cloth(rng: np.random.Generator, others: tuple[Colour, ...] = ()) -> C
 def _print_colour(rng: np.random.Generator, colour: Colour, others: tuple[Colour, ...]) -> Colour:
     """The pattern's colour: between the main colour and another, so that the shape stays readable."""
     other = np.array(contrasting(rng, others, at_least=110.0))
-    red, green, blue = (
-        int(part) for part in np.array(colour) + (other - np.array(colour)) * rng.uniform(0.35, 0.9)
-    )
+    red, green, blue = (int(part) for part in np.array(colour) + (other - np.array(colour)) * rng.uniform(0.35, 0.9))
     return red, green, blue
 
 
 def weave(cloth: Cloth, canvas_side: int) -> Image.Image:
     """The cloth as a texture for the whole canvas."""
-    side = (
-        canvas_side // 2
-    )  # half as fine as the outlines: four times faster, and the picture is reduced anyway
+    side = canvas_side // 2  # half as fine as the outlines: four times faster, and the picture is reduced anyway
     folds = _folds(cloth, side)
     if cloth.pattern == "plain":
         channels = [folds.point(_ramp(0, part)) for part in cloth.colour]
@@ -206,9 +202,7 @@ def _zigzag(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _floral(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(11)
     flower = np.zeros_like(x)
-    for centre_x, centre_y, radius in zip(
-        *rng.uniform(0, TILE, (2, 110)), rng.uniform(10, 26, 110), strict=True
-    ):
+    for centre_x, centre_y, radius in zip(*rng.uniform(0, TILE, (2, 110)), rng.uniform(10, 26, 110), strict=True):
         rows = slice(max(0, int(centre_y) - 36), int(centre_y) + 36)
         columns = slice(max(0, int(centre_x) - 36), int(centre_x) + 36)
         dx, dy = x[rows, columns] - centre_x, y[rows, columns] - centre_y

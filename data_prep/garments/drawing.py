@@ -196,9 +196,7 @@ def _draw_neck_area(canvas: Canvas, cut: Cut, outfit: Outfit, button: float) -> 
     return places
 
 
-def _regions(
-    camera: Camera, places: dict[str, Points], attribute: str, *, covered: bool
-) -> dict[str, Region]:
+def _regions(camera: Camera, places: dict[str, Points], attribute: str, *, covered: bool) -> dict[str, Region]:
     """The labelled attribute's region, and those of the others of which most lies inside the picture."""
     labelled = camera.region(places[attribute])
     regions = {attribute: labelled}

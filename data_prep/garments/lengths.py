@@ -89,9 +89,7 @@ class Cut:
 def sample_cut(rng: np.random.Generator) -> Cut:
     """Any cut."""
     return Cut(
-        skirt_flare=float(
-            rng.choice([rng.uniform(-0.05, 0.05), rng.uniform(0.15, 0.3), rng.uniform(0.3, 0.5)])
-        ),
+        skirt_flare=float(rng.choice([rng.uniform(-0.05, 0.05), rng.uniform(0.15, 0.3), rng.uniform(0.3, 0.5)])),
         skirt_wave=float(rng.choice([0.0, rng.uniform(0.003, 0.008)])),
         pleats=int(rng.choice([0, 0, 4, 7])),
         pant_ease=float(rng.uniform(0.003, 0.016)),

@@ -34,9 +34,7 @@ def sample_outfit(attribute: str, name: str, rng: np.random.Generator, cloth_rng
     worn = {other: str(rng.choice(names[1:])) for other, names in ATTRIBUTES.items()}
     edge = attribute if attribute in UPPER_EDGES else str(rng.choice(UPPER_EDGES))
     lower = (
-        attribute
-        if attribute in ("skirt_length", "pant_length")
-        else str(rng.choice(["skirt_length", "pant_length"]))
+        attribute if attribute in ("skirt_length", "pant_length") else str(rng.choice(["skirt_length", "pant_length"]))
     )
     with_sleeves = [value for value in ATTRIBUTES["neckline_design"][1:] if value not in BARE_SHOULDERS]
     worn["neckline_design"] = str(rng.choice([value for value in with_sleeves if value != "Off Shoulder"]))
@@ -56,9 +54,7 @@ def sample_outfit(attribute: str, name: str, rng: np.random.Generator, cloth_rng
     return replace(outfit, worn={other: value for other, value in worn.items() if other in kept})
 
 
-def _sample_cloths(
-    rng: np.random.Generator, cloth_rng: np.random.Generator, figure: Figure, side: int
-) -> Outfit:
+def _sample_cloths(rng: np.random.Generator, cloth_rng: np.random.Generator, figure: Figure, side: int) -> Outfit:
     """The cloths, each of which can be told from what it lies next to; with nothing worn yet."""
     skin = figure.skin.colour
     top = sample_cloth(cloth_rng, (skin,))

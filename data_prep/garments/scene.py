@@ -73,12 +73,8 @@ def _bag(box: Points, fabric: Fabric, canvas: Canvas) -> None:
         ]
     )
     canvas.line(handle, fabric.edge, 0.01)
-    canvas.fill(
-        smooth([(x0 + inset, y0), (x1 - inset, y0), (x1, y1), (x0, y1)], closed=True, rounds=2), fabric
-    )
-    canvas.line(
-        [(x0 + inset, y0 + 0.25 * (y1 - y0)), (x1 - inset, y0 + 0.25 * (y1 - y0))], fabric.edge, 0.006
-    )
+    canvas.fill(smooth([(x0 + inset, y0), (x1 - inset, y0), (x1, y1), (x0, y1)], closed=True, rounds=2), fabric)
+    canvas.line([(x0 + inset, y0 + 0.25 * (y1 - y0)), (x1 - inset, y0 + 0.25 * (y1 - y0))], fabric.edge, 0.006)
 
 
 def _case(box: Points, fabric: Fabric, canvas: Canvas) -> None:
@@ -130,9 +126,7 @@ def light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     cast = rng.uniform(0.9, 1.1, 3).astype(np.float32)
     slope, angle = rng.uniform(0.0, 0.3), rng.uniform(0, 2 * np.pi)
     ramp = np.linspace(-slope, slope, side, dtype=np.float32)
-    gain = (1.0 + np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None]) * np.float32(
-        brightness * contrast
-    )
+    gain = (1.0 + np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None]) * np.float32(brightness * contrast)
     noise_x, noise_y = rng.integers(0, NOISE_SIDE, 2)
     grain, blur = rng.uniform(0.0, 7.0), rng.uniform(0.0, 0.9) * side / 224
     pixels = np.asarray(image, dtype=np.float32) * (gain[:, :, None] * cast)

@@ -24,9 +24,7 @@ def draw_placket(canvas: Canvas, fabric: Fabric, hem: float) -> None:
     """A row of buttons down the front."""
     canvas.line([(0.0, NECK_BASE + 0.02), (0.0, hem)], fabric.edge, 0.003)
     for y in np.arange(0.24, hem - 0.01, 0.035):
-        canvas.fill(
-            points([(-0.004, y - 0.004), (0.004, y - 0.004), (0.004, y + 0.004), (-0.004, y + 0.004)]), BUTTON
-        )
+        canvas.fill(points([(-0.004, y - 0.004), (0.004, y - 0.004), (0.004, y + 0.004), (-0.004, y + 0.004)]), BUTTON)
 
 
 BUTTON = Fabric((245, 240, 230), (70, 60, 50))
@@ -62,9 +60,7 @@ def _square(depth: float) -> Points:
 
 def _sweetheart(depth: float) -> Points:
     """Two rounded lobes over the bust that meet in a dip, under straps."""
-    lobes = smooth(
-        [(0.0, 0.278 + depth), (0.008, 0.25), (0.032, 0.228), (0.058, 0.234), (0.066, 0.215)], rounds=2
-    )
+    lobes = smooth([(0.0, 0.278 + depth), (0.008, 0.25), (0.032, 0.228), (0.058, 0.234), (0.066, 0.215)], rounds=2)
     return _with_shoulders(lobes, 0.066)
 
 
@@ -114,9 +110,7 @@ def draw_neckline(canvas: Canvas, fabric: Fabric, shape: str, edge: Points) -> P
         ]
         canvas.fill(symmetric(band), fabric)
     if shape == "Straight":
-        strap = points(
-            [(0.058, NECK_BASE + 0.004), (0.070, NECK_BASE + 0.008), (0.074, 0.238), (0.062, 0.238)]
-        )
+        strap = points([(0.058, NECK_BASE + 0.004), (0.070, NECK_BASE + 0.008), (0.074, 0.238), (0.062, 0.238)])
         for side in (strap, mirrored(strap)):
             canvas.fill(side, fabric)
     else:
@@ -192,9 +186,7 @@ def draw_neck(canvas: Canvas, fabric: Fabric, shape: str) -> Points:
 def _shirt_collar(canvas: Canvas, fabric: Fabric) -> None:
     """Two stiff pointed leaves on a stand."""
     canvas.fill(symmetric([(0.0, 0.168), (0.036, 0.155), (0.04, 0.178), (0.0, 0.198)]), fabric)
-    leaf = points(
-        [(0.032, 0.142), (0.05, 0.165), (0.067, 0.196), (0.052, 0.246), (0.003, 0.192), (0.026, 0.168)]
-    )
+    leaf = points([(0.032, 0.142), (0.05, 0.165), (0.067, 0.196), (0.052, 0.246), (0.003, 0.192), (0.026, 0.168)])
     for side in (leaf, mirrored(leaf)):
         canvas.fill(side, fabric, edge=0.005)
 
@@ -255,9 +247,7 @@ def draw_collar(canvas: Canvas, fabric: Fabric, shape: str) -> Points:
 def _notched_lapel(canvas: Canvas, fabric: Fabric, button: float) -> None:
     """A collar piece and a pointed lapel, with an open notch between the two."""
     lapel = points([(0.034, 0.222), (0.088, 0.212), (0.074, 0.262), (0.006, button), (0.028, 0.235)])
-    collar = points(
-        [(0.03, 0.15), (0.05, 0.162), (0.084, 0.19), (0.062, 0.216), (0.034, 0.222), (0.034, 0.18)]
-    )
+    collar = points([(0.03, 0.15), (0.05, 0.162), (0.084, 0.19), (0.062, 0.216), (0.034, 0.222), (0.034, 0.18)])
     for piece in (lapel, mirrored(lapel), collar, mirrored(collar)):
         canvas.fill(piece, fabric, edge=0.005)
 
@@ -271,9 +261,7 @@ def _no_lapel(canvas: Canvas, fabric: Fabric, button: float) -> None:
 
 def _shawl_lapel(canvas: Canvas, fabric: Fabric, button: float) -> None:
     """One rolled band without a notch, as wide as a hand at most."""
-    _roll(
-        canvas, fabric, [(0.034, 0.15), (0.06, 0.168), (0.071, 0.21), (0.058, 0.27), (0.004, button)], button
-    )
+    _roll(canvas, fabric, [(0.034, 0.15), (0.06, 0.168), (0.071, 0.21), (0.058, 0.27), (0.004, button)], button)
 
 
 def _plus_size_shawl(canvas: Canvas, fabric: Fabric, button: float) -> None:

@@ -1,0 +1,210 @@
+"""What is drawn: line charts and scatters as SVG, heat over pictures as JPEG, all as data: URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from PIL import Image
+
+if TYPE_CHECKING:
+    from pipeline.tuning import Sweep
+
+History = Sequence[tuple[int, float]]
+"""(step, value), in order of steps."""
+SIZE = (4.4, 2.7)  # inches
+HEAT = matplotlib.colormaps["inferno"]
+LEGEND_COLOURS = 9
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a chart; they match the page's in the same scheme."""
+
+    ink: str
+    grid: str
+    series: tuple[str, str, str]
+
+
+LIGHT = Theme(ink="#565d69", grid="#e7e3dc", series=("#2b5c8a", "#b3541e", "#5f7a2c"))
+DARK = Theme(ink="#a9afba", grid="#30343c", series=("#8cb8e6", "#f0a06a", "#b3cf7a"))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart in two colour schemes, as SVG data: URIs."""
+
+    light: str
+    dark: str
+    alt: str
+    title: str
+
+
+def _chart(title: str, alt: str, draw: Callable[[Axes, Theme], None]) -> Chart:
+    light, dark = (_svg(draw, theme) for theme in (LIGHT, DARK))
+    return Chart(light, dark, alt, title)
+
+
+def _svg(draw: Callable[[Axes, Theme], None], theme: Theme) -> str:
+    with matplotlib.rc_context(_style(theme)):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.subplots()
+        draw(axes, theme)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    # The text stays text, in the reader's own font.
+    svg = file.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
+    return _data_uri("image/svg+xml", svg.encode())
+
+
+def _style(theme: Theme) -> dict[Any, Any]:
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "agman",
+        "font.family": "DejaVu Sans",
+        "font.size": 10,
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.ink,
+        "axes.edgecolor": theme.grid,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": theme.grid,
+        "xtick.color": theme.ink,
+        "ytick.color": theme.ink,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "legend.frameon": False,
+        "lines.linewidth": 2,
+    }
+
+
+def losses(histories: Mapping[str, History]) -> Chart:
+    """The training losses over steps; names as in MLflow (`train/loss`)."""
+    last = ", ".join(f"{_bare(name)} {history[-1][1]:.4f}" for name, history in histories.items())
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for (name, history), colour, dashes in zip(histories.items(), theme.series, ("-", "--", ":"), strict=False):
+            axes.plot(*zip(*history, strict=True), dashes, color=colour, label=_bare(name), **_marker(history))
+        axes.set(xlabel="step", ylabel="mean over the epoch", xlim=(0, None), ylim=(0, None))
+        axes.legend()
+
+    return _chart("Training losses", f"Training losses over steps; at the end {last}", draw)
+
+
+def validation(history: History) -> Chart:
+    """MAP on the validation split over steps, times 100, with its best marked."""
+    step, best = max(history, key=lambda point: point[1])
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        axes.plot(*_times_100(history), color=theme.series[0], **_marker(history))
+        axes.plot([step], [100 * best], "o", color=theme.series[1], markersize=8)
+        axes.annotate(
+            f"best {100 * best:.2f}",
+            (step, 100 * best),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="right" if step > history[0][0] else "left",
+        )
+        axes.set(xlabel="step", ylabel="valid MAP × 100", xlim=(0, None), ylim=(0, 118 * best or 1))
+
+    alt = f"Validation MAP over steps; best {100 * best:.2f} at step {step}, at the end {100 * history[-1][1]:.2f}"
+    return _chart("Validation MAP", alt, draw)
+
+
+def trials(sweep: Sweep) -> Chart:
+    """Every trial's validation MAP over its epochs, the best one in front."""
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for trial in sweep.trials:
+            if trial.history:
+                axes.plot(
+                    *_times_100(trial.history),
+                    color=theme.ink,
+                    alpha=0.45,
+                    linewidth=1.2,
+                    **_marker(trial.history),
+                )
+        best = sweep.best
+        label = f"best: trial {sweep.trials.index(best)}"
+        axes.plot(*_times_100(best.history), color=theme.series[1], linewidth=2.6, marker="o", label=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch", ylabel="valid MAP × 100")
+        axes.legend()
+
+    alt = f"Validation MAP over epochs of {len(sweep.trials)} trials; the best reaches {100 * sweep.best.best:.2f}"
+    return _chart("Trials over their epochs", alt, draw)
+
+
+def setting(sweep: Sweep, key: str) -> Chart:
+    """Each trial's best validation MAP over the value it had for one setting; the best trial is a star."""
+    scored = [trial for trial in sweep.trials if trial.history and key in trial.setting]
+    values = [trial.setting[key] for trial in scored]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for trial, value in zip(scored, values, strict=True):
+            look = _look(theme, trial is sweep.best)
+            axes.scatter([value if numbers else str(value)], [100 * trial.best], linewidths=0, **look)
+        if numbers and min(values) > 0 and max(values) > 10 * min(values):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel=key, ylabel="valid MAP × 100")
+
+    return _chart(f"MAP over {key}", f"Best validation MAP of {len(scored)} trials over their {key}", draw)
+
+
+def _look(theme: Theme, best: bool) -> dict[str, Any]:
+    if best:
+        return {"s": 150, "marker": "*", "color": theme.series[1], "zorder": 3}
+    return {"s": 42, "marker": "o", "color": theme.series[0], "alpha": 0.75}
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("train/")
+
+
+def _times_100(history: History) -> tuple[list[int], list[float]]:
+    return [step for step, _ in history], [100 * value for _, value in history]
+
+
+def _marker(history: History) -> dict[str, Any]:
+    """Points show where there are few of them."""
+    return {"marker": "o", "markersize": 4} if len(history) <= 12 else {}
+
+
+def heat_over(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """uint8 S×S×3: `heat` (S×S, at least 0) in HEAT's colours over the picture in greys, scaled to its maximum."""
+    strength = heat / heat.max()
+    opacity = (0.2 + 0.5 * strength)[..., None]
+    grey = picture.mean(axis=2, keepdims=True)
+    return ((1 - opacity) * grey + opacity * 255 * HEAT(strength)[..., :3]).round().astype(np.uint8)
+
+
+def heat_colours() -> list[str]:
+    """HEAT from low to high, for the legend."""
+    return [matplotlib.colors.to_hex(HEAT(x)) for x in np.linspace(0, 1, LEGEND_COLOURS)]
+
+
+def jpeg(picture: np.ndarray, side: int) -> str:
+    """A uint8 S×S×3 picture as a JPEG data: URI of at most `side` pixels a side."""
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82, optimize=True)
+    return _data_uri("image/jpeg", file.getvalue())
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,162 @@
+"""The page: its content gathered into plain values, and those put into the template."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import torch
+
+import agman
+from data_prep.dataset import Dataset
+from data_prep.errors import InputError
+from pipeline import registry, tracking
+from pipeline.evaluation import Evaluation, evaluate
+from pipeline.report import figures as draw
+from pipeline.report.attention import Attention, attention
+from pipeline.report.galleries import Gallery, galleries
+from pipeline.report.scores import Scores, score_table
+from pipeline.report.search import Search, search_section
+
+if TYPE_CHECKING:
+    from pipeline.tuning import Sweep
+
+LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class")
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the template shows."""
+
+    dataset: str
+    drawn: bool
+    """The pictures are drawn, not photographs."""
+    other_dataset: bool
+    """The model was trained on another dataset than the one it is scored on."""
+    model: str
+    run_id: str | None
+    split: str
+    made: datetime
+    figures: dict[str, float]
+    scores: Scores
+    curves: list[draw.Chart]
+    attention: Attention
+    galleries: list[Gallery]
+    search: Search | None
+    settings: dict[str, Any]
+    facts: dict[str, str]
+    commands: list[str]
+
+
+def write_report(
+    model: str,
+    dataset: Dataset,
+    out: Path,
+    *,
+    split: str = "test",
+    sweep: Sweep | None = None,
+    evaluation: Evaluation | None = None,
+) -> dict[str, float]:
+    """Write one self-contained HTML page on `model` to `out`; returns the figures on it.
+
+    `model` is a registry URI, a run's URI or a checkpoint folder. It is scored on `split`, unless an
+    `evaluation` of it is given. Raises InputError for what a user can mend.
+    """
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; give a file")
+    network, description = registry.load(model, dataset.info.attribute_names)
+    evaluation = evaluation or evaluate(network, description, dataset, split)
+    page = Page(
+        dataset=dataset.info.name,
+        drawn=dataset.regions is not None,
+        other_dataset=description["dataset_digest"] != dataset.info.digest,
+        model=model,
+        run_id=description["run_id"],
+        split=evaluation.split,
+        made=datetime.now(UTC),
+        figures={name.split("/", 1)[1]: value for name, value in evaluation.figures.items()},
+        scores=score_table(evaluation, dataset.info.attribute_names),
+        curves=_curves(description["run_id"]),
+        attention=attention(network, description["image_size"], dataset, evaluation.split, evaluation.pairs),
+        galleries=galleries(evaluation, dataset),
+        search=search_section(sweep) if sweep else None,
+        settings=description["training"],
+        facts=_facts(dataset, network, description),
+        commands=_commands(model, dataset, out, evaluation.split, description["training"]),
+    )
+    _write(out, render(page))
+    return evaluation.figures
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["x100"] = lambda share, digits=2: f"{100 * share:.{digits}f}"
+    environment.filters["words"] = lambda name: name.replace("_", " ")
+    return environment.get_template("report.html.j2").render(page=page)
+
+
+def _write(out: Path, html: str) -> None:
+    """Written aside and renamed: the page appears whole or not at all."""
+    aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(html, encoding="utf-8")
+        aside.replace(out)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from error
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def _curves(run_id: str | None) -> list[draw.Chart]:
+    """The training's curves, as far as this tracking store has them."""
+    run = tracking.existing(run_id)
+    if not run:
+        return []
+    losses = {name: history for name in LOSSES if (history := tracking.history(run, name))}
+    valid = tracking.history(run, "valid/map")
+    return ([draw.losses(losses)] if losses else []) + ([draw.validation(valid)] if valid else [])
+
+
+def _facts(dataset: Dataset, network: agman.RetrievalModel, description: dict[str, Any]) -> dict[str, str]:
+    info = dataset.info
+    return {
+        "images": ", ".join(f"{count:,} {split}" for split, count in info.images.items()),
+        "image size": f"{description['image_size']} px (packed: {info.image_size} px)",
+        "triplets": f"{info.triplets:,} in an epoch; epochs prepared: {info.triplet_epochs}",
+        "dataset digest": info.digest,
+        "trained on digest": description["dataset_digest"],
+        "MLflow run": description["run_id"] or "none",
+        "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
+        "software": f"agman-pipeline {version('agman-pipeline')}, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+
+
+def _commands(model: str, dataset: Dataset, out: Path, split: str, training: dict[str, Any]) -> list[str]:
+    """From the dataset's official files (in DIR) to this page."""
+    info, data = dataset.info, shlex.quote(str(dataset.path))
+    settings = [f"{key}={value}" for key, value in training.items() if value is not None]
+    return [
+        f"agman prep {info.layout} --root DIR --out {data} --name {info.name} --image-size {info.image_size} "
+        f"--triplets {info.triplets} --epochs {info.triplet_epochs} --seed {info.seed}",
+        f"agman train --data {data} {shlex.join(settings)}",
+        f"agman evaluate {shlex.quote(model)} --data {data} --split {split}",
+        f"agman report {shlex.quote(model)} --data {data} --out {shlex.quote(str(out))}",
+    ]

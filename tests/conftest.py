@@ -1,0 +1,71 @@
+"""Things that several tests need and that take seconds to make: a drawn dataset, prepared."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from data_prep.dataset import Dataset
+from data_prep.prepare import prepare
+from data_prep.samples import sample
+
+SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """540 drawn garments in FashionAI's layout."""
+    root = tmp_path_factory.mktemp("drawn") / "fashionai"
+    sample("fashionai", root, images=540, size=SIZE, seed=3)
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The drawn garments, prepared."""
+    out = tmp_path_factory.mktemp("prepared") / "data"
+    prepare("fashionai", drawn, out, name="tiny", triplets=48, epochs=2, image_size=SIZE, seed=5)
+    return Dataset(out)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def agman_command(tmp_path: Path) -> Callable[..., Finished]:
+    """Runs the installed `agman` command in an empty folder."""
+    command = Path(sys.executable).with_name("agman")
+
+    def run(*arguments: object, cwd: Path = tmp_path) -> Finished:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
+        done = subprocess.run(
+            [str(command), *map(str, arguments)],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def tracking_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A tracking store of this test's own."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    yield uri

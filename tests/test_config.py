@@ -1,0 +1,60 @@
+"""Configuration: defaults are the paper's, mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import InputError
+from pipeline.config import TrainConfig, load_config
+
+
+def test_the_defaults_are_the_papers_recipe() -> None:
+    config = TrainConfig()
+    assert (config.backbone, config.embedding_dim, config.margin) == ("resnet50", 512, 0.2)
+    assert (config.batch_size, config.epochs, config.lr) == (16, 50, 1e-4)
+    assert (config.lr_decay, config.lr_decay_epochs) == (0.9, 3)
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert all(field.description for field in TrainConfig.model_fields.values())
+
+
+def test_settings_go_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("margin: 0.4\nepochs: 7\nweights: null\n")
+    config = load_config(file, ["epochs=3", "classify=false", "image_size=none"])
+    assert (config.margin, config.epochs, config.classify, config.image_size) == (0.4, 3, False, None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("margn=0.3", "unknown setting 'margn'; did you mean 'margin'?"),
+        ("xyz=1", "unknown setting 'xyz'; known: model, backbone"),
+        ("epochs", "KEY=VALUE"),
+        ("epochs=many", "epochs=many: input should be a valid integer"),
+        ("epochs=0", "epochs=0: input should be greater than or equal to 1"),
+        ("precision=fp8", "precision=fp8: input should be 'fp32' or 'bf16'"),
+        ("margin=nan", "margin=nan"),
+        ("lr=inf", "lr=inf"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(None, [setting])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"- a\n- b\n", "KEY: VALUE"), (b"a: [", "not a YAML"), (b"\xff\xfe\x00", "not a YAML")]
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_config(file, [])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config(tmp_path / "absent.yaml", [])

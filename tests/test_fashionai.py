@@ -1,0 +1,160 @@
+"""FashionAI's annotation files, made by hand, and what the adapter reads in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep import fashionai
+from data_prep.annotation import Annotation, count_reasons
+from data_prep.asen_split import assign_splits, read_split_files, write_split_files
+from data_prep.errors import InputError
+from data_prep.fashionai import SCHEMA
+
+COLLAR, LAPEL = 4, 5
+
+
+def write_label_csv(root: Path, text: str | bytes, folder: str = "train1") -> None:
+    file = root / folder / "Annotations" / "label.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def rows_of(annotation: Annotation) -> list[tuple[str, int, int]]:
+    return [(row.path, row.attribute, row.value) for row in annotation.rows]
+
+
+def test_raw_rows_give_the_place_of_the_y(tmp_path: Path) -> None:
+    write_label_csv(
+        tmp_path,
+        "Images/skirt_length_labels/a.jpg,skirt_length_labels,nnynnn\n"
+        "Images/neck_design_labels/b.jpg,neck_design_labels,ynnmn\n",
+    )
+    write_label_csv(tmp_path, "Images/coat_length_labels/c.jpg,coat_length_labels,nnnnnnny", "train2")
+    assert rows_of(fashionai.read_raw(tmp_path)) == [
+        ("train1/Images/skirt_length_labels/a.jpg", 0, 2),
+        ("train1/Images/neck_design_labels/b.jpg", 7, 0),
+        ("train2/Images/coat_length_labels/c.jpg", 2, 7),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("Images/a.jpg,collar_design_labels", "bad_line"),
+        ("Images/a.jpg,collar_design_labels,nnyxn", "bad_line"),
+        (",collar_design_labels,nnynn", "bad_line"),
+        ("", "bad_line"),
+        ("\x00\xff\x01 junk", "bad_line"),
+        ("Images/a.jpg,hat_design_labels,nnynn", "unknown_attribute"),
+        ("Images/a.jpg,collar_design_labels,nnynnn", "value_out_of_range"),
+        ("Images/a.jpg,collar_design_labels,nnnnm", "no_value"),
+        ("Images/a.jpg,collar_design_labels,nynny", "several_values"),
+        ("Images/good.jpg,collar_design_labels,ynnnn", "duplicate"),
+        ("Images/good.jpg,collar_design_labels,nynnn", "labels_disagree"),
+    ],
+)
+def test_a_bad_raw_line_is_rejected_with_its_place_and_reason(tmp_path: Path, line: str, reason: str) -> None:
+    good = "Images/good.jpg,collar_design_labels,ynnnn"
+    write_label_csv(tmp_path, f"{good}\n{line}\nImages/last.jpg,collar_design_labels,nnnny\n")
+    annotation = fashionai.read_raw(tmp_path)
+    assert rows_of(annotation) == [
+        ("train1/Images/good.jpg", COLLAR, 0),
+        ("train1/Images/last.jpg", COLLAR, 4),
+    ]
+    (reject,) = annotation.rejects
+    assert (reject.source, reject.line, reject.reason) == ("train1/Annotations/label.csv", 2, reason)
+
+
+def write_split(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.txt").write_bytes(text.encode())
+    return folder
+
+
+def test_split_files_with_every_kind_of_line_end(tmp_path: Path) -> None:
+    folder = write_split(
+        tmp_path,
+        filenames_train="a.jpg\r\nb.jpg\rc.jpg\r\r\n",  # CRLF, a lone CR, a doubled one
+        label_train="0 4 2\r\n1 5 0\r\n2 4 1 5 3",  # two attributes in a line; no last newline
+        filenames_valid="q.jpg\nc1.jpg",
+        query_valid="0 4 1\n",
+        candidate_valid="1 4 1\n",
+    )
+    annotation = read_split_files(folder, SCHEMA)
+    assert not annotation.rejects
+    assert [(r.path, r.attribute, r.value, r.split, r.role) for r in annotation.rows] == [
+        ("a.jpg", 4, 2, "train", ""),
+        ("b.jpg", 5, 0, "train", ""),
+        ("c.jpg", 4, 1, "train", ""),
+        ("c.jpg", 5, 3, "train", ""),
+        ("q.jpg", 4, 1, "valid", "query"),
+        ("c1.jpg", 4, 1, "valid", "candidate"),
+    ]
+
+
+def test_bad_split_lines_are_rejected_and_counted(tmp_path: Path) -> None:
+    labels = "0 4 2\n1 4\n9 4 0\n-1 4 0\n1 8 0\n1 4 5\nx y z\n2 4 0\n"
+    folder = write_split(tmp_path, filenames_train="a\nb\nc\nnever\n", label_train=labels)
+    annotation = read_split_files(folder, SCHEMA)
+    assert [row.path for row in annotation.rows] == ["a", "c"]
+    assert count_reasons(annotation.rejects) == {
+        "bad_line": 2,
+        "index_out_of_range": 2,
+        "unknown_attribute": 1,
+        "value_out_of_range": 1,
+        "no_label": 1,
+    }
+    assert len(annotation) == 9  # eight lines and the name that no line mentions
+
+
+def test_a_split_without_its_labels_is_refused(tmp_path: Path) -> None:
+    write_split(tmp_path, filenames_valid="a\n", query_valid="0 0 0\n")
+    with pytest.raises(InputError, match=r"candidate_valid\.txt is missing"):
+        read_split_files(tmp_path, SCHEMA)
+
+
+def test_raw_and_split_are_checked_against_each_other(tmp_path: Path) -> None:
+    write_label_csv(
+        tmp_path,
+        "Images/same.jpg,collar_design_labels,nynnn\n"
+        "Images/other.jpg,collar_design_labels,nynnn\n"
+        "Images/extra.jpg,lapel_design_labels,nnynn\n",
+    )
+    write_split(
+        tmp_path,
+        filenames_train="train1/Images/same.jpg\ntrain1/Images/other.jpg\n",
+        label_train="0 4 1\n1 4 3\n",
+    )
+    annotation = fashionai.read(tmp_path, None, seed=0)
+    assert rows_of(annotation) == [("train1/Images/same.jpg", COLLAR, 1)]
+    assert count_reasons(annotation.rejects) == {"labels_disagree": 1, "not_in_split": 1}
+
+
+def test_written_split_files_read_back_equal(tmp_path: Path, drawn: Path) -> None:
+    rows = read_split_files(drawn, SCHEMA).rows
+    write_split_files(tmp_path, rows)
+    again = read_split_files(tmp_path, SCHEMA)
+    assert not again.rejects
+    assert sorted(r[:5] for r in again.rows) == sorted(r[:5] for r in rows)
+
+
+def test_the_made_split_has_asens_proportions_and_repeats_itself(tmp_path: Path) -> None:
+    lines = (f"Images/{i}.jpg,lapel_design_labels,{'n' * (i % 5)}y{'n' * (4 - i % 5)}" for i in range(1000))
+    write_label_csv(tmp_path, "\n".join(lines))
+    raw = fashionai.read_raw(tmp_path).rows
+    split = assign_splits(raw, seed=7)
+    share = {s: sum(r.split == s for r in split) for s in ("train", "valid", "test")}
+    assert share == {"train": 800, "valid": 100, "test": 100}
+    for part in ("valid", "test"):
+        assert sum(r.split == part and r.role == "query" for r in split) == 20
+    assert sorted(r.path for r in split) == sorted(r.path for r in raw)
+    assert split == assign_splits(raw, seed=7) != assign_splits(raw, seed=8)
+
+
+def test_wrong_layout_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not FashionAI's layout") as error:
+        fashionai.read(tmp_path, None, seed=0)
+    assert "\n" not in str(error.value)

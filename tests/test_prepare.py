@@ -1,0 +1,238 @@
+"""Preparing a dataset: real JPEG files in, real Parquet tables out, every row accounted for."""
+
+from __future__ import annotations
+
+import errno
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from data_prep import packing, tables
+from data_prep.dataset import Dataset, ImageStore
+from data_prep.errors import InputError
+from data_prep.prepare import prepare
+from data_prep.samples import sample
+
+SIZE = 32
+NECKS = ("ynnnn", "nynnn", "nnynn", "nnnyn", "nnnny")
+
+
+def make_photographs(root: Path, n: int = 100) -> Path:
+    """n small JPEG files of the neck_design attribute with a raw label.csv; value = number mod 5."""
+    folder = root / "train1" / "Images" / "neck_design_labels"
+    folder.mkdir(parents=True)
+    lines = []
+    for i in range(n):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
+        lines.append(f"Images/neck_design_labels/{i:03d}.jpg,neck_design_labels,{NECKS[i % 5]}\n")
+    (root / "train1" / "Annotations").mkdir()
+    (root / "train1" / "Annotations" / "label.csv").write_text("".join(lines))
+    return root
+
+
+def prepare_small(root: Path, out: Path, **options: object) -> Dataset:
+    options = {"triplets": 20, "epochs": 2, "image_size": SIZE} | options
+    prepare("fashionai", root, out, **options)  # type: ignore[arg-type]
+    return Dataset(out)
+
+
+def rejects_of(dataset: Dataset) -> dict[str, str]:
+    """file name -> reason"""
+    table = pq.read_table(dataset.path / "rejects.parquet").to_pylist()
+    return {Path(row["detail"].split(":")[0]).name: row["reason"] for row in table}
+
+
+def test_the_tables_have_the_documented_columns(dataset: Dataset) -> None:
+    for name, schema in {
+        "images.parquet": tables.IMAGES,
+        "labels.parquet": tables.LABELS,
+        "retrieval.parquet": tables.RETRIEVAL,
+        "regions.parquet": tables.REGIONS,
+        "rejects.parquet": tables.REJECTS,
+        "triplets/split=train/epoch=1/part-00000.parquet": tables.TRIPLETS,
+        "packed/split=test/part-00000.parquet": tables.PACKED,
+    }.items():
+        assert pq.read_schema(dataset.path / name).equals(schema), name
+
+
+def test_the_drawn_dataset_is_prepared_without_a_loss(dataset: Dataset) -> None:
+    info = dataset.info
+    assert info.rows_in == len(dataset.labels) == len(dataset.images) == sum(info.images.values()) == 540
+    assert info.rejects == {}
+    assert [len(a.values) for a in info.attributes] == [6, 9, 8, 6, 5, 5, 10, 5]
+    assert dataset.regions is not None
+    assert set(dataset.labels["image_id"]) == set(dataset.regions["image_id"])
+    retrieval = dataset.retrieval("test")
+    assert (retrieval["role"] == "query").sum() == info.queries["test"] > 0
+    assert not set(retrieval[retrieval["role"] == "query"]["image_id"]) & set(
+        retrieval[retrieval["role"] == "candidate"]["image_id"]
+    )
+
+
+def test_labels_and_pictures_are_those_of_the_annotation(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw")
+    dataset = prepare_small(root, tmp_path / "out")
+    merged = dataset.labels.merge(dataset.images, on=["image_id", "split"])
+    assert len(merged) == 100
+    for path, attribute, value in zip(merged["path"], merged["attribute"], merged["value"], strict=True):
+        assert (attribute, value) == (7, int(Path(path).stem) % 5)
+    of_train = merged[merged["split"] == "train"].iloc[::17]
+    images = ImageStore(dataset, "train", SIZE).read(of_train["image_id"].to_numpy())
+    for image, path in zip(images, of_train["path"], strict=True):
+        original = Image.open(root / path)
+        left = (original.width * SIZE // original.height - SIZE) // 2
+        expected = original.resize((SIZE * 50 // 40, SIZE), Image.Resampling.LANCZOS).crop((left, 0, left + SIZE, SIZE))
+        difference = np.abs(np.asarray(expected, int) - image.permute(1, 2, 0).numpy()).mean()
+        assert difference < 12, "noise survives JPEG only roughly, but another picture would differ by about 60"
+
+
+def test_preparing_twice_gives_equal_tables(drawn: Path, tmp_path: Path) -> None:
+    first = prepare_small(drawn, tmp_path / "a", seed=1)
+    second = prepare_small(drawn, tmp_path / "b", seed=1)
+    other = prepare_small(drawn, tmp_path / "c", seed=2)
+    assert first.info == second.info
+    assert first.info.digest != other.info.digest
+
+
+def test_bad_pictures_become_rejects_and_the_rest_goes_on(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw")
+    folder = root / "train1" / "Images" / "neck_design_labels"
+    (folder / "000.jpg").unlink()
+    (folder / "001.jpg").write_bytes(b"")
+    (folder / "002.jpg").write_text("this is no picture")
+    whole = (folder / "003.jpg").read_bytes()
+    (folder / "003.jpg").write_bytes(whole[: len(whole) // 2])
+    outside = tmp_path / "outside.jpg"
+    outside.write_bytes(whole)
+    (folder / "004.jpg").unlink()
+    (folder / "004.jpg").symlink_to(outside)
+    label_file = root / "train1" / "Annotations" / "label.csv"
+    climbing = "Images/../../../outside.jpg,neck_design_labels,ynnnn\n"
+    label_file.write_text(label_file.read_text() + climbing)
+
+    dataset = prepare_small(root, tmp_path / "out")
+    assert rejects_of(dataset) == {
+        "000.jpg": "missing_image",
+        "001.jpg": "unreadable_image",
+        "002.jpg": "unreadable_image",
+        "003.jpg": "unreadable_image",
+        "004.jpg": "path_outside_root",
+        "outside.jpg": "path_outside_root",
+    }
+    assert dataset.info.rows_in == 101 == len(dataset.labels) + 6
+    lines = pq.read_table(dataset.path / "rejects.parquet").column("line").to_pylist()
+    assert sorted(lines) == [1, 2, 3, 4, 5, 101]
+
+
+def test_odd_pictures_are_packed_upright_in_rgb_at_one_size(tmp_path: Path) -> None:
+    left_red = Image.new("RGB", (80, 60), "blue")
+    left_red.paste("red", (0, 0, 40, 60))
+    exif = Image.Exif()
+    exif[packing.EXIF_ORIENTATION] = 6  # turn right by a quarter to see it upright: red comes to the top
+    left_red.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    left_red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    left_red.convert("L").save(tmp_path / "grey.png")
+    left_red.save(tmp_path / "huge.jpg", quality=95)
+    for name, size in {"turned.jpg": (32, 43), "cmyk.jpg": (43, 32), "grey.png": (43, 32)}.items():
+        packed = packing.pack_image(tmp_path.resolve(), name, SIZE)
+        assert isinstance(packed, packing.Packed), packed
+        image = Image.open(io.BytesIO(packed.jpeg))
+        assert (image.mode, image.format, image.size) == ("RGB", "JPEG", size)
+        if name == "turned.jpg":
+            red, _, blue = image.getpixel((16, 5))  # type: ignore[misc]
+            assert red > 200 > blue
+
+
+def test_a_picture_of_too_many_pixels_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MAX_PIXELS", 1_000)
+    Image.new("RGB", (40, 30)).save(tmp_path / "big.jpg")
+    refused = packing.pack_image(tmp_path.resolve(), "big.jpg", SIZE)
+    assert refused == packing.Refused("image_too_large", "big.jpg: 40x30")
+
+
+def test_a_jpeg_that_already_fits_keeps_its_bytes(tmp_path: Path) -> None:
+    Image.new("RGB", (SIZE, SIZE), "green").save(tmp_path / "fits.jpg", quality=70)
+    packed = packing.pack_image(tmp_path.resolve(), "fits.jpg", SIZE)
+    assert isinstance(packed, packing.Packed)
+    assert packed.jpeg == (tmp_path / "fits.jpg").read_bytes()
+
+
+def test_each_worker_holds_only_the_images_it_asks_for(dataset: Dataset) -> None:
+    ids = dataset.images[dataset.images["split"] == "train"]["image_id"].to_numpy()
+    store = ImageStore(dataset, "train", SIZE, wanted=ids[:7])
+    assert sorted(store.image_ids) == sorted(ids[:7])
+    assert store.read(ids[[3, 3, 0]]).shape == (3, 3, SIZE, SIZE)
+    assert torch.equal(store.read(ids[[3]]), ImageStore(dataset, "train", SIZE).read(ids[[3]]))
+    with pytest.raises(KeyError, match="was not loaded"):
+        store.read(ids[[8]])
+
+
+def test_nothing_is_left_of_a_preparation_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+
+    def disk_full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("data_prep.prepare.write_table", disk_full)
+    with pytest.raises(InputError, match="no space left"):
+        prepare_small(root, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_an_existing_dataset_is_kept_unless_asked(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=50)
+    before = prepare_small(root, tmp_path / "out").info
+    with pytest.raises(InputError, match="--overwrite"):
+        prepare_small(root, tmp_path / "out", seed=9)
+    assert Dataset(tmp_path / "out").info == before
+    assert prepare_small(root, tmp_path / "out", seed=9, overwrite=True).info.seed == 9
+
+
+def test_an_annotation_without_rows_is_refused(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=5)
+    label_file = root / "train1" / "Annotations" / "label.csv"
+    label_file.write_text("")
+    with pytest.raises(InputError, match=r"not FashionAI's layout|empty"):
+        prepare_small(root, tmp_path / "out")
+    label_file.write_text("junk\n")
+    with pytest.raises(InputError, match=r"rejected, the first at .*label\.csv line 1: bad_line"):
+        prepare_small(root, tmp_path / "out")
+
+
+def test_sampling_again_draws_the_same_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        sample("fashionai", tmp_path / name, images=16, size=SIZE, seed=4)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len([f for f in files if f.suffix == ".jpg"]) == 16
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_existing_annotation_is_drawn_row_for_row(tmp_path: Path) -> None:
+    annotation = tmp_path / "annotation" / "valid" / "Annotations"
+    annotation.mkdir(parents=True)
+    text = "".join(f"Images/neck_design_labels/{i}.jpg,neck_design_labels,{NECKS[i % 5]}\r\n" for i in range(50))
+    (annotation / "label.csv").write_bytes(text.encode())
+    drawn = sample("fashionai", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
+    assert drawn.images == drawn.labels == 50
+    assert (tmp_path / "drawn/valid/Annotations/label.csv").read_bytes() == text.encode()
+    assert prepare_small(tmp_path / "drawn", tmp_path / "out").info.images == {
+        "train": 40,
+        "valid": 5,
+        "test": 5,
+    }
+
+
+def test_annotation_that_leaves_the_folder_is_not_drawn(tmp_path: Path) -> None:
+    annotation = tmp_path / "annotation" / "Annotations"
+    annotation.mkdir(parents=True)
+    (annotation / "label.csv").write_text("../../evil.jpg,neck_design_labels,ynnnn\n")
+    with pytest.raises(InputError, match="leaves the dataset's folder"):
+        sample("fashionai", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
+    assert not (tmp_path / "drawn").exists()

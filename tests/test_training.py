@@ -1,0 +1,223 @@
+"""Training for real: the loop alone, Ray Train with one and two workers, MLflow, the registry, Ray Tune."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+import agman
+from data_prep.dataset import Dataset, ImageStore
+from data_prep.errors import InputError
+from pipeline import evaluation, registry, tracking, tuning
+from pipeline.cluster import ray_session
+from pipeline.config import TrainConfig
+from pipeline.loop import EpochEnd, Share, Training
+from pipeline.training import Trained, train
+
+CONFIG = TrainConfig(backbone="resnet18", embedding_dim=16, batch_size=12, epochs=2, lr=1e-4, seed=11)
+
+
+def run_alone(training: Training, folder: Path | None = None) -> list[EpochEnd]:
+    """Train in this process; keeps a checkpoint of every epoch in `folder`."""
+    ends: list[EpochEnd] = []
+
+    def epoch_end(end: EpochEnd) -> None:
+        ends.append(end)
+        if folder:
+            training.save(folder / str(end.epoch))
+
+    training.run(epoch_end, step_end=lambda step, loss: None)
+    return ends
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[key].double() - other[key].double()).abs().max()) for key in one)
+
+
+def test_the_same_command_twice_gives_the_same_weights(dataset: Dataset) -> None:
+    first, second = Training(CONFIG, dataset, Share()), Training(CONFIG, dataset, Share())
+    ends = run_alone(first)
+    assert [(end.epoch, end.step) for end in ends] == [(1, 4), (2, 8)]
+    assert all(np.isfinite(list(end.metrics.values())).all() for end in ends)
+    run_alone(second)
+    assert largest_difference(first.model.state_dict(), second.model.state_dict()) == 0
+    other = Training(CONFIG.model_copy(update={"seed": 12}), dataset, Share())
+    assert largest_difference(first.model.state_dict(), other.model.state_dict()) > 0
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "learned"])
+def test_a_resumed_training_ends_with_the_weights_of_an_undisturbed_one(
+    dataset: Dataset, tmp_path: Path, weighting: str
+) -> None:
+    config = CONFIG.model_copy(update={"loss_weighting": weighting, "lr_decay_epochs": 1})
+    whole = Training(config, dataset, Share(), run_id="r1")
+    run_alone(whole, tmp_path)
+    resumed = Training(config.model_copy(update={"seed": 99}), dataset, Share())
+    resumed.load(tmp_path / "1")
+    resumed.config = config  # the seed of another start must not matter, that of the augmentation does
+    assert (resumed.epoch, resumed.step, resumed.run_id) == (1, 4, "r1")
+    run_alone(resumed)
+    assert resumed.step == whole.step == 8
+    assert largest_difference(whole.objective.state_dict(), resumed.objective.state_dict()) == 0
+
+
+def test_training_lowers_the_loss(dataset: Dataset) -> None:
+    config = CONFIG.model_copy(update={"epochs": 6, "lr": 1e-3})
+    ends = run_alone(Training(config, dataset, Share(threads=2)))
+    assert ends[-1].metrics["train/loss_class"] < 0.8 * ends[0].metrics["train/loss_class"]
+
+
+@pytest.fixture(scope="module")
+def ray_started() -> Iterator[None]:
+    with ray_session():
+        yield
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tracking store for this module."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def two_workers(ray_started: None, store: Path, dataset: Dataset) -> Trained:
+    return train(dataset, CONFIG, workers=2, storage=store / "runs", name="two")
+
+
+def test_two_ddp_workers_give_the_weights_of_one_process(
+    two_workers: Trained, dataset: Dataset, tmp_path: Path
+) -> None:
+    """Equal global batches; batch norm with the statistics of the global batch (batch_norm=sync)."""
+    alone = Training(CONFIG, dataset, Share())
+    ends = run_alone(alone, tmp_path)
+    epoch = max(ends, key=lambda end: end.metrics["valid/map"]).epoch
+    kept, _ = agman.load_model(two_workers.checkpoint)
+    expected, _ = agman.load_model(tmp_path / str(epoch))
+    assert two_workers.steps == 8
+    assert largest_difference(kept.state_dict(), expected.state_dict()) <= 1e-5
+    assert two_workers.metrics["train/loss"] == pytest.approx(ends[epoch - 1].metrics["train/loss"], abs=1e-5)
+    assert two_workers.metrics["valid/map"] == pytest.approx(ends[epoch - 1].metrics["valid/map"], abs=1e-6)
+
+
+def test_the_run_is_in_mlflow_with_its_configuration_and_metrics(two_workers: Trained, dataset: Dataset) -> None:
+    run = MlflowClient(two_workers.run.uri).get_run(two_workers.run.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["margin"] == "0.2"
+    assert run.data.params["workers"] == "2"
+    assert run.data.tags["dataset_digest"] == dataset.info.digest
+    assert {"train/loss", "train/loss_triplet", "train/loss_class", "valid/map"} <= run.data.metrics.keys()
+    assert [step for step, _ in tracking.history(two_workers.run, "train/loss")] == [4, 8]
+
+
+def test_the_first_model_becomes_champion_and_can_be_used_by_name(two_workers: Trained, dataset: Dataset) -> None:
+    first = registry.register(two_workers.checkpoint, dataset.info.name, two_workers.run)
+    second = registry.register(two_workers.checkpoint, dataset.info.name, two_workers.run)
+    assert (first.uri, first.alias) == ("models:/agman-tiny/1", "champion")
+    assert (second.uri, second.alias) == ("models:/agman-tiny/2", "challenger")
+    names = dataset.info.attribute_names
+    trained, _ = agman.load_model(two_workers.checkpoint)
+    for uri in ("models:/agman-tiny@champion", f"runs:/{two_workers.run.run_id}", str(two_workers.checkpoint)):
+        model, description = registry.load(uri, names)
+        assert largest_difference(model.state_dict(), trained.state_dict()) == 0
+        assert description["attributes"] == names
+
+    scored = evaluation.evaluate(trained, description, dataset)
+    _check_pyfunc("models:/agman-tiny@champion", dataset, scored)
+
+
+def _check_pyfunc(uri: str, dataset: Dataset, scored: evaluation.Evaluation) -> None:
+    """The registered model's own code gives the embeddings of the evaluation."""
+    pairs = scored.pairs.head(3)
+    pictures = ImageStore(dataset, "test", dataset.info.image_size).read(pairs["image_id"].to_numpy())
+    rows: list[dict[str, Any]] = []
+    for picture, attribute in zip(pictures, pairs["attribute"], strict=True):
+        data = io.BytesIO()
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(data, "PNG")
+        name = dataset.info.attribute_names[attribute]
+        rows.append({"image": base64.b64encode(data.getvalue()).decode(), "attribute": name})
+    answer = mlflow.pyfunc.load_model(uri).predict(pd.DataFrame(rows))
+    np.testing.assert_allclose(np.stack(answer["embedding"]), scored.embeddings[:3], atol=1e-5)
+
+
+def test_evaluation_agrees_with_ranking_by_hand(two_workers: Trained, dataset: Dataset) -> None:
+    model, description = registry.load(str(two_workers.checkpoint), dataset.info.attribute_names)
+    scored = evaluation.evaluate(model, description, dataset)
+    precisions = []
+    pairs, embeddings = scored.pairs, scored.embeddings.numpy().astype(np.float64)
+    for at, query in pairs[pairs["role"] == "query"].iterrows():
+        others = pairs[(pairs["role"] == "candidate") & (pairs["attribute"] == query["attribute"])]
+        order = np.argsort(-(embeddings[others.index] @ embeddings[at]), kind="stable")
+        relevant = (others["value"] == query["value"]).to_numpy()[order]
+        ranks = np.flatnonzero(relevant) + 1
+        precisions.append(np.mean(np.arange(1, len(ranks) + 1) / ranks) if len(ranks) else 0.0)
+    assert scored.figures["test/map"] == pytest.approx(np.mean(precisions), abs=1e-9)
+    assert scored.figures["test/queries"] == len(precisions) == dataset.info.queries["test"]
+    assert 0 < scored.figures["test/chance"] < 1
+    evaluation.log(scored, description, dataset)
+    logged = MlflowClient(two_workers.run.uri).get_run(two_workers.run.run_id).data.metrics
+    assert logged["test/map"] == scored.figures["test/map"]
+
+
+def test_a_search_logs_every_trial_and_begins_with_the_papers_setting(
+    ray_started: None, store: Path, dataset: Dataset
+) -> None:
+    config = CONFIG.model_copy(update={"epochs": 3, "max_triplets": 12})
+    sweep = tuning.tune(dataset, config, space="margins", trials=3, concurrent=2, storage=store / "runs", seed=1)
+    assert len(sweep.trials) == 3
+    assert sweep.trials[0].setting == {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
+    assert {trial.state for trial in sweep.trials} <= {"done", "pruned"}
+    client = MlflowClient(sweep.run.uri)
+    parent = client.get_run(sweep.run.run_id)
+    assert parent.info.status == "FINISHED"
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{sweep.run.run_id}'")
+    assert len(children) == 3
+    assert all(child.info.status == "FINISHED" for child in children)
+    assert parent.data.metrics["valid/map"] == max(child.data.metrics["valid/map"] for child in children) or (
+        parent.data.metrics["valid/map"] == sweep.best.best
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embedding_dim": 3}, "embedding_dim 3 is less than n_attributes 8"),
+        ({"image_size": 64}, "holds images of 32 px"),
+        ({"weights": "no_such_file.pth"}, "neither a file nor a name"),
+        ({"model": "agmn"}, "did you mean 'agman'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_starts(
+    dataset: Dataset, tmp_path: Path, change: dict, message: str, tracking_store: str
+) -> None:
+    config = TrainConfig(**(CONFIG.model_dump() | change))
+    with pytest.raises(InputError, match=message):
+        train(dataset, config, workers=1, storage=tmp_path / "runs", name="never")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_other_attributes_is_refused_by_name(two_workers: Trained) -> None:
+    with pytest.raises(InputError, match="trained for other attributes"):
+        registry.load(str(two_workers.checkpoint), ["colour", "shape"])
+
+
+@pytest.mark.parametrize("model", ["models:/agman-nobody@champion", "models:/agman-nobody/1", "runs:/0123", "nowhere"])
+def test_a_model_that_is_not_there_is_one_clear_line(store: Path, model: str) -> None:
+    with pytest.raises(InputError) as error:
+        registry.find_model(model)
+    assert "\n" not in str(error.value)
+    assert model.split("/")[-1].split("@")[0] in str(error.value)

@@ -1,0 +1,97 @@
+"""Triplets: the right images, the published distribution, no endless loop, the same on every run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.batches import batches_per_epoch, plan_epoch
+from data_prep.errors import InputError
+from data_prep.triplets import TripletSampler
+
+
+def labels_of(counts: dict[tuple[int, int], int]) -> pd.DataFrame:
+    """counts: (attribute, value) -> images, each image with one label."""
+    rows = [(a, v) for (a, v), n in counts.items() for _ in range(n)]
+    frame = pd.DataFrame(rows, columns=["attribute", "value"])
+    return frame.assign(image_id=np.random.default_rng(0).permutation(len(frame)) + 100)
+
+
+LABELS = labels_of({(0, 0): 2, (0, 1): 7, (0, 3): 1, (2, 0): 3, (2, 1): 5, (5, 0): 4})
+
+
+def test_anchor_and_positive_share_the_value_and_the_negative_does_not() -> None:
+    drawn = TripletSampler(LABELS).sample(5_000, seed=1)
+    value = LABELS.set_index("image_id")["value"]
+    attribute = LABELS.set_index("image_id")["attribute"]
+    assert (drawn.anchor != drawn.positive).all()
+    np.testing.assert_array_equal(value[drawn.anchor], value[drawn.positive])
+    assert (value[drawn.anchor].to_numpy() != value[drawn.negative].to_numpy()).all()
+    for ids in (drawn.anchor, drawn.positive, drawn.negative):
+        np.testing.assert_array_equal(attribute[ids], drawn.attribute)
+
+
+def test_the_distribution_is_uniform_over_attributes_then_values_then_images() -> None:
+    n = 60_000
+    drawn = TripletSampler(LABELS).sample(n, seed=2)
+    value = LABELS.set_index("image_id")["value"][drawn.anchor].to_numpy()
+    share = {(a, v): np.mean((drawn.attribute == a) & (value == v)) for a, v in ((0, 0), (0, 1), (2, 0), (2, 1))}
+    assert all(abs(part - 0.25) < 0.01 for part in share.values()), share
+    # A negative of (0, 0) is any of the 7 + 1 other images of attribute 0, each equally often.
+    negatives = pd.Series(drawn.negative[(drawn.attribute == 0) & (value == 0)]).value_counts(normalize=True)
+    assert len(negatives) == 8
+    assert abs(negatives - 1 / 8).max() < 0.02
+
+
+def test_rare_values_are_reported_and_skipped() -> None:
+    sampler = TripletSampler(LABELS)
+    assert sampler.skipped == [(0, 3, 1), (5, 0, 4)]  # one image; no other value to be a negative
+    assert set(sampler.sample(1_000, seed=0).attribute) == {0, 2}
+
+
+def test_labels_that_give_no_triplet_end_at_once() -> None:
+    assert len(TripletSampler(labels_of({(0, 0): 1, (0, 1): 1})).sample(100, seed=0)) == 0
+
+
+def test_the_same_seed_gives_the_same_triplets() -> None:
+    first, again, other = (TripletSampler(LABELS).sample(100, seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.negative, again.negative)
+    assert (first.negative != other.negative).any()
+
+
+@given(triplets=st.integers(7, 200), batch_size=st.integers(7, 50), workers=st.integers(1, 3))
+def test_workers_together_see_every_triplet_once_in_the_same_batches(
+    triplets: int, batch_size: int, workers: int
+) -> None:
+    drawn = TripletSampler(LABELS).sample(triplets, seed=0)
+    plans = [
+        list(plan_epoch(drawn, batch_size=batch_size, seed=0, epoch=1, rank=rank, workers=workers))
+        for rank in range(workers)
+    ]
+    whole = list(plan_epoch(drawn, batch_size=batch_size, seed=0, epoch=1))
+    seen = []
+    for single, shares in zip(whole, zip(*plans, strict=True), strict=True):
+        ids = np.concatenate([share.image_ids[share.index] for share in shares], axis=1)
+        flips = np.concatenate([share.flip for share in shares], axis=1)
+        np.testing.assert_array_equal(ids, single.image_ids[single.index])
+        np.testing.assert_array_equal(flips, single.flip)
+        assert single.global_size == ids.shape[1] <= batch_size
+        assert {share.global_size for share in shares} == {single.global_size}
+        assert all(len(set(share.image_ids.tolist())) == len(share.image_ids) for share in shares)
+        seen.append(ids)
+    np.testing.assert_array_equal(np.concatenate(seen, axis=1)[0], drawn.anchor)
+
+
+def test_batches_differ_by_one_triplet_at_most() -> None:
+    drawn = TripletSampler(LABELS).sample(100, seed=0)
+    sizes = [plan.global_size for plan in plan_epoch(drawn, batch_size=16, seed=0, epoch=0)]
+    assert len(sizes) == 7
+    assert set(sizes) <= {14, 15}
+
+
+def test_more_workers_than_triplets_in_a_batch_is_refused() -> None:
+    with pytest.raises(InputError, match="raise batch_size"):
+        batches_per_epoch(triplets=30, batch_size=2, workers=3)
