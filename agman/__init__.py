@@ -26,7 +26,7 @@ from agman.engine import (
     prepare,
     train_step,
 )
-from agman.losses import LossWeights, attribute_type_bce, cosine, triplet_ranking
+from agman.losses import LossWeights, ValueProxies, attribute_type_bce, cosine, triplet_ranking
 from agman.metrics import Retrieval, chance_average_precision, retrieval, summarise, triplet_accuracy
 from agman.model import AGMAN
 from agman.objective import Losses, TripletObjective
@@ -46,6 +46,7 @@ __all__ = [
     "RetrievalModel",
     "StepResult",
     "TripletObjective",
+    "ValueProxies",
     "attribute_type_bce",
     "build",
     "build_optimizer",

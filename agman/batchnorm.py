@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MODES = ("sync", "per_worker")
@@ -40,14 +41,20 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d whose training statistics are those of all processes' batches taken as one.
 
     Shares may differ in size. With one process, or in evaluation, it is nn.BatchNorm2d. The gradient flows
-    through the statistics of all processes: what arrives at x is the gradient of the *sum* of the processes'
-    losses.
+    through the statistics of all processes: what arrives at x is the gradient of the *sum* of their losses.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> "GlobalBatchNorm2d":
-        """One with `norm`'s own parameters and buffers."""
-        new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        """One with `norm`'s own parameters and buffers. ValueError for a layer that lacks some of them."""
+        if not norm.affine or not norm.track_running_stats or norm.momentum is None:
+            raise ValueError(f"only affine layers with running statistics and a momentum can be synchronised: {norm}")
+        new = cls(norm.num_features, norm.eps, norm.momentum)
         new._parameters = norm._parameters
         new._buffers = norm._buffers
         return new.train(norm.training)
@@ -56,55 +63,76 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
         self._check_input_dim(x)
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        mean, variance, count = _global_moments(wide)
-        if self.track_running_stats:
-            self._track(mean.detach(), variance.detach(), count)
-        y = (wide - _per_channel(mean)) * _per_channel(torch.rsqrt(variance + self.eps))
-        if self.affine:
-            y = y * _per_channel(self.weight) + _per_channel(self.bias)
-        return y.to(x.dtype)
+        y, mean, variance, count = _GlobalNorm.apply(x, self.weight, self.bias, self.eps)
+        self._track(mean, variance, count)
+        return y
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """nn.BatchNorm2d's rule: momentum (None: plain average), and the unbiased variance."""
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
+        """nn.BatchNorm2d's rule: momentum, and the unbiased variance."""
         self.num_batches_tracked.add_(1)
-        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        unbiased = variance * count / (count - 1).clamp(min=1)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
 
 
-def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+class _GlobalNorm(torch.autograd.Function):
+    """Batch normalisation with one exchange of statistics forward, and one of gradient sums backward.
+
+    With x̂ = (x - m)/σ, N values per channel and sums over all processes:
+
+        ∂L/∂x = w/σ · (∂y - Σ∂y/N - x̂·Σ(∂y·x̂)/N)
+
+    The passes over the data are torch's own kernels for fixed statistics (C channels; x is B×C×H×W).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        mean, variance, count = _global_moments(x, weight, eps)
+        y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        return y, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, count = ctx.saved_tensors
+        # With statistics taken for fixed: w/σ·∂y, and this process's Σ(∂y·x̂) and Σ∂y.
+        fixed, sum_scaled, sum_plain = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        both = torch.stack((sum_scaled, sum_plain))
+        dist.all_reduce(both)
+        inverse_std = torch.rsqrt(variance + ctx.eps)
+        rescale = inverse_std * weight
+        slope = rescale * inverse_std * both[0] / count
+        offset = rescale * both[1] / count - mean * slope
+        # x·slope + offset, in one pass of the kernel that does just that.
+        zeros, ones = torch.zeros_like(slope), torch.ones_like(slope)
+        gradient_x = fixed - F.batch_norm(x, zeros, ones, slope, offset, training=False, eps=0.0)
+        return gradient_x, sum_scaled, sum_plain, None
+
+
+def _global_moments(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance per channel, and the number of values, over all processes' B×C×H×W.
 
-    Two rounds: deviations are squared around the global mean, so nothing cancels as in E[x²] - E[x]².
+    Each process's variance is around its own mean, and the parts are put together without E[x²] - E[x]², in
+    which everything would cancel (Chan, Golub & LeVeque 1983).
     """
-    local_count = x.new_full((1,), x.numel() / x.shape[1])
-    total = _SumOverProcesses.apply(torch.cat((x.sum((0, 2, 3)), local_count)))
-    count = total[-1:].detach()
-    mean = total[:-1] / count
-    variance = _SumOverProcesses.apply((x - _per_channel(mean)).square().sum((0, 2, 3))) / count
-    return mean, variance, count
+    # torch's kernel for training has the moments as a by-product, several times faster than var_mean.
+    _, local_mean, inverse_std = torch.native_batch_norm(x, weight, None, None, None, True, 0.0, eps)
+    local_variance = (inverse_std.double() ** -2 - eps).clamp(min=0).to(local_mean.dtype)
+    local_count = local_mean.new_full((1,), x.numel() / x.shape[1])
+    mine = torch.cat((local_mean, local_variance, local_count))
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    mean_pc, variance_pc, count_p1 = torch.stack(parts).double().split((len(local_mean), len(local_mean), 1), dim=1)
+    count = count_p1.sum(0)
+    share_p1 = count_p1 / count
+    mean = (share_p1 * mean_pc).sum(0)
+    variance = (share_p1 * (variance_pc + (mean_pc - mean).square())).sum(0)
+    return mean.to(mine.dtype), variance.to(mine.dtype), count.to(mine.dtype)
 
 
 def _per_channel(c: Tensor) -> Tensor:
     return c[:, None, None]
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """all_reduce whose gradient is an all_reduce: every process's result depends on every process's input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total

@@ -38,6 +38,8 @@ class Batch:
     """B, int64."""
     global_size: int
     """Triplets in the global batch, over all processes."""
+    values: Tensor | None = None
+    """3×B, int64: the images' values under their triplet's attribute; only proxies need them."""
 
     def __post_init__(self) -> None:
         triplets = len(self.attributes)
@@ -58,6 +60,7 @@ class StepResult(NamedTuple):
     loss: Tensor
     loss_triplet: Tensor
     loss_class: Tensor
+    loss_proxy: Tensor
     correct: Tensor
     triplets: int
 
@@ -107,8 +110,9 @@ def train_step(
     """
     images, attributes = prepare(batch, device, channels_last, next(objective.parameters()).dtype)
     optimizer.zero_grad(set_to_none=True)
+    values = None if batch.values is None else batch.values.flatten().to(device, non_blocking=True)
     with _autocast(device, precision):
-        losses = objective(images, attributes)
+        losses = objective(images, attributes, values)
 
     # DDP averages gradients over processes; weighing each by its share makes that the mean over the global
     # batch, however unequal the shares.
@@ -118,8 +122,8 @@ def train_step(
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(objective.parameters(), clip_norm)
     optimizer.step()
-    loss, loss_triplet, loss_class, correct = (value.detach() for value in losses)
-    return StepResult(loss, loss_triplet, loss_class, correct, len(attributes))
+    loss, loss_triplet, loss_class, loss_proxy, correct = (value.detach() for value in losses)
+    return StepResult(loss, loss_triplet, loss_class, loss_proxy, correct, len(attributes))
 
 
 def _raise_unless_finite(objective: nn.Module, losses: Losses) -> None:

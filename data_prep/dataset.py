@@ -58,6 +58,10 @@ class Dataset:
         file = self.path / REGIONS_FILE
         return pq.read_table(file).to_pandas() if file.is_file() else None
 
+    def value_of(self) -> ValueOf:
+        """Look up the values of (image, attribute) pairs."""
+        return ValueOf(self.labels, len(self.info.attributes))
+
     def retrieval(self, split: str) -> pd.DataFrame:
         """Queries and candidates of `split`: role, image_id, attribute, value."""
         table = pq.read_table(self.path / "retrieval.parquet", filters=[("split", "=", split)])
@@ -73,6 +77,27 @@ class Dataset:
             raise InputError(f"{self.path}: the dataset has no triplets for split {split!r}")
         table = pads.dataset(folder, format="parquet").to_table()
         return Triplets(*(table[name].to_numpy() for name in ("anchor", "positive", "negative", "attribute")))
+
+
+class ValueOf:
+    """Values of (image id, attribute) pairs by array; of several values of one pair, the lowest."""
+
+    def __init__(self, labels: pd.DataFrame, n_attributes: int):
+        self.n_attributes = n_attributes
+        ordered = labels.sort_values(["image_id", "attribute", "value"])
+        self._keys = self._key(ordered["image_id"].to_numpy(), ordered["attribute"].to_numpy(np.int64))
+        self._values = ordered["value"].to_numpy(np.int64)
+
+    def __call__(self, image_ids: np.ndarray, attributes: np.ndarray) -> np.ndarray:
+        """int64, of the broadcast shape of the two. Every pair must be labelled."""
+        keys = self._key(image_ids, attributes)
+        places = np.searchsorted(self._keys, keys)
+        if (self._keys[places.clip(max=len(self._keys) - 1)] != keys).any():
+            raise KeyError("an image has no label for the attribute of its triplet")
+        return self._values[places]
+
+    def _key(self, image_ids: np.ndarray, attributes: np.ndarray) -> np.ndarray:
+        return image_ids * self.n_attributes + attributes
 
 
 class ImageStore:

@@ -211,7 +211,7 @@ def report(model: str, data: Path, out: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--out", default=Path("demo"), show_default=True, type=FOLDER, help="Folder to make.")
-@click.option("--images", default=2_400, show_default=True, type=click.IntRange(200), help="Pictures to draw.")
+@click.option("--images", default=4_000, show_default=True, type=click.IntRange(200), help="Pictures to draw.")
 @seed_option
 @json_option
 def demo(out: Path, images: int, seed: int, as_json: bool) -> None:

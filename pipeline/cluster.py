@@ -21,6 +21,8 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without this, Ray's accelerator variables are overridden with a warning in every CPU task.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Tune's own table of trials; ours is shorter.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     address = os.environ.get("RAY_ADDRESS", "local")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

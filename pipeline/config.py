@@ -48,6 +48,8 @@ class TrainConfig(BaseModel):
     """Weight of the triplet loss when fixed."""
     class_weight: float = Field(default=1.0, ge=0)
     """Weight of the classification loss when fixed."""
+    proxy_weight: float = Field(default=0.0, ge=0)
+    """Weight of a softmax loss over learned proxies of the values; not in the paper. Helps from random weights."""
     lr: float = Field(default=1e-4, gt=0)
     """Adam's learning rate."""
     lr_decay: float = Field(default=0.9, gt=0, le=1)
@@ -56,8 +58,8 @@ class TrainConfig(BaseModel):
     """... after every so many epochs."""
     batch_norm: Literal["sync", "per_worker"] = "sync"
     """Statistics of the global batch (the same result on any number of workers), or each worker's own."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; weights and losses stay in fp32."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """bf16: autocast, with weights and losses in fp32. fp64: to check that workers compute what one would."""
     seed: int = Field(default=0, ge=0)
     """Of the weights' start and the augmentation."""
 

@@ -23,8 +23,17 @@ WORKERS = 2
 TRIALS = 4
 IMAGE_SIZE = 64
 TRIPLETS = 1_600
-CONFIG = TrainConfig(backbone="resnet18", embedding_dim=64, batch_size=32, epochs=8, lr=1e-3)
-SEARCH = CONFIG.model_copy(update={"epochs": 3, "max_triplets": 480})
+# From random weights (there may be no network to fetch ImageNet's), hence the proxies and the larger learning rate.
+CONFIG = TrainConfig(
+    backbone="resnet18",
+    embedding_dim=64,
+    batch_size=32,
+    epochs=7,
+    lr=1e-3,
+    proxy_weight=1,
+    precision="bf16",
+)
+SEARCH = CONFIG.model_copy(update={"epochs": 3, "max_triplets": 640})
 
 
 def run_demo(out: Path, *, images: int, seed: int) -> dict[str, Any]:

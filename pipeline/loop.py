@@ -16,16 +16,19 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import agman
+from agman.checkpoint import WEIGHTS
 from data_prep.batches import BatchPlan, batches_per_epoch, plan_epoch
-from data_prep.dataset import Dataset, ImageStore
+from data_prep.dataset import Dataset, ImageStore, ValueOf
 from data_prep.triplets import Triplets
 from pipeline.config import TrainConfig
 
 STATE_FILE = "state.pt"
+LOSSES = ("loss", "loss_triplet", "loss_class", "loss_proxy")
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,16 @@ class Training:
         torch.set_num_threads(share.threads)
         self.model = build_model(config, dataset)
         weights = agman.LossWeights(config.loss_weighting, config.triplet_weight, config.class_weight)
-        self.objective = agman.TripletObjective(self.model, config.margin, weights)
+        proxies = None
+        if config.proxy_weight:
+            value_counts = [len(attribute.values) for attribute in dataset.info.attributes]
+            proxies = agman.ValueProxies(value_counts, config.embedding_dim)
+        self.objective = agman.TripletObjective(self.model, config.margin, weights, proxies, config.proxy_weight)
         # The memory order that convolutions are fastest in, on CPUs and GPUs alike; the numbers are the same.
         self.objective.to(share.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.precision == "fp64":
+            self.objective.double()
+        self.autocast = "bf16" if config.precision == "bf16" else "fp32"
         agman.convert_batchnorm(self.objective, config.batch_norm)
         self.optimizer = agman.build_optimizer(self.objective, config.lr)
         self.scheduler = agman.build_scheduler(self.optimizer, config.lr_decay, config.lr_decay_epochs)
@@ -83,7 +93,7 @@ class Training:
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "loss_weights": self.objective.loss_weights.state_dict(),
+            "beside_model": self._beside_model(),
             "rng": torch.get_rng_state(),
             "run_id": self.run_id,
         }
@@ -91,13 +101,12 @@ class Training:
 
     def load(self, folder: Path) -> None:
         """Take up where `save` left off."""
-        trained, _ = agman.load_model(folder, attributes=self.dataset.info.attribute_names)
-        self.model.load_state_dict(trained.state_dict())
+        self.model.load_state_dict(load_file(folder / WEIGHTS))
         state = torch.load(folder / STATE_FILE, weights_only=True, map_location=self.share.device)
         self.epoch, self.step, self.run_id = state["epoch"], state["step"], state["run_id"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.objective.loss_weights.load_state_dict(state["loss_weights"])
+        self.objective.load_state_dict(state["beside_model"], strict=False)
         torch.set_rng_state(state["rng"].cpu())
 
     def run(self, epoch_end: Callable[[EpochEnd], None], step_end: Callable[[int, float], None]) -> None:
@@ -105,12 +114,13 @@ class Training:
         share, config = self.share, self.config
         wrapped = self._distributed() if share.workers > 1 else self.objective
         images = ImageStore(self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=share.threads)
+        values = self.dataset.value_of() if config.proxy_weight else None
         validation = Validation(self.dataset, "valid", self.image_size, share) if self._validates else None
         while self.epoch < config.epochs:
             self.objective.train()
             started, waited = time.perf_counter(), 0.0
             totals: dict[str, float] = {}
-            batches = _ahead(self._plans(self.epoch), images)
+            batches = _ahead(self._plans(self.epoch), images, values)
             while (before := time.perf_counter()) and (batch := next(batches, None)):
                 waited += time.perf_counter() - before
                 result = agman.train_step(
@@ -118,7 +128,7 @@ class Training:
                     self.optimizer,
                     batch,
                     device=share.device,
-                    precision=config.precision,
+                    precision=self.autocast,
                     world_size=share.workers,
                     channels_last=True,
                 )
@@ -134,12 +144,16 @@ class Training:
             self.scheduler.step()
             self.epoch += 1
             if validation:
-                metrics["valid/map"] = validation.map(self.model, config.precision)
+                metrics["valid/map"] = validation.map(self.model, self.autocast)
             epoch_end(EpochEnd(self.epoch, self.step, metrics))
 
     def _distributed(self) -> nn.Module:
         # Synchronised statistics are equal on all workers, so there is nothing to broadcast.
         return DistributedDataParallel(self.objective, broadcast_buffers=self.config.batch_norm != "sync")
+
+    def _beside_model(self) -> dict[str, torch.Tensor]:
+        """What the objective learns that is no part of the model: loss weights and proxies."""
+        return {k: v for k, v in self.objective.state_dict().items() if not k.startswith("model.")}
 
     @property
     def _validates(self) -> bool:
@@ -188,16 +202,18 @@ def build_model(config: TrainConfig, dataset: Dataset) -> agman.RetrievalModel:
     )
 
 
-def _ahead(plans: Iterator[BatchPlan], images: ImageStore) -> Iterator[agman.Batch]:
+def _ahead(plans: Iterator[BatchPlan], images: ImageStore, values: ValueOf | None) -> Iterator[agman.Batch]:
     """Batches with their images decoded, one batch ahead of the step that needs it."""
 
     def load(plan: BatchPlan) -> agman.Batch:
+        known = None if values is None else values(plan.image_ids[plan.index], plan.attributes)
         return agman.Batch(
             images=images.read(plan.image_ids),
             index=torch.from_numpy(plan.index),
             flip=torch.from_numpy(plan.flip),
             attributes=torch.from_numpy(plan.attributes),
             global_size=plan.global_size,
+            values=None if known is None else torch.from_numpy(known),
         )
 
     with ThreadPoolExecutor(1) as pool:
@@ -211,7 +227,7 @@ def _ahead(plans: Iterator[BatchPlan], images: ImageStore) -> Iterator[agman.Bat
 
 
 def _add(totals: dict[str, float], result: agman.StepResult) -> None:
-    parts = {name: float(getattr(result, name)) for name in ("loss", "loss_triplet", "loss_class")}
+    parts = {name: float(getattr(result, name)) for name in LOSSES}
     for name, mean in parts.items():
         totals[name] = totals.get(name, 0.0) + mean * result.triplets
     totals["correct"] = totals.get("correct", 0.0) + float(result.correct)
@@ -220,7 +236,7 @@ def _add(totals: dict[str, float], result: agman.StepResult) -> None:
 
 def _means(totals: dict[str, float], share: Share) -> dict[str, float]:
     """Means over all workers' triplets of the epoch."""
-    names = ["loss", "loss_triplet", "loss_class", "correct", "triplets"]
+    names = [*LOSSES, "correct", "triplets"]
     sums = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=share.device)
     if share.workers > 1:
         dist.all_reduce(sums)

@@ -40,6 +40,8 @@ DONE, PRUNED, FAILED = "done", "pruned", "failed"
 class Trial:
     """One trial: what varied, its validation MAP after each epoch, and how it ended."""
 
+    number: int
+    """In the order in which they were suggested; trials start in about that order."""
     setting: dict[str, Any]
     run: tracking.Run
     history: list[tuple[int, float]] = field(default_factory=list)
@@ -186,7 +188,7 @@ class SweepLog(ray_tune.Callback):
 
     @property
     def trials(self) -> list[Trial]:
-        return list(self.of_trial.values())
+        return sorted(self.of_trial.values(), key=lambda trial: trial.number)
 
     def __enter__(self) -> SweepLog:
         self.bar = bar_of("trials", self.planned)
@@ -200,9 +202,9 @@ class SweepLog(ray_tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         if trial.trial_id not in self.of_trial:
-            name = f"trial {len(self.of_trial)}"
-            run = tracking.start(self.dataset.info, name, trial.config, self.parent, job="trial")
-            self.of_trial[trial.trial_id] = Trial(dict(trial.config), run)
+            number = trials.index(trial)
+            run = tracking.start(self.dataset.info, f"trial {number}", trial.config, self.parent, job="trial")
+            self.of_trial[trial.trial_id] = Trial(number, dict(trial.config), run)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         this = self.of_trial[trial.trial_id]
@@ -234,7 +236,7 @@ def show(sweep: Sweep) -> None:
     keys = list(sweep.trials[0].setting)
     ranked = sorted(sweep.trials, key=lambda trial: -trial.best)
     rows = [
-        [str(sweep.trials.index(t)), *(_short(t.setting.get(key)) for key in keys), f"{t.best:.4f}", t.state]
+        [str(t.number), *(_short(t.setting.get(key)) for key in keys), f"{t.best:.4f}", t.state]
         for t in ranked
     ]
     show_table(f"Search in {sweep.space}", ["trial", *keys, METRIC, "ended"], rows)

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.annotation import Row
+from data_prep.asen_split import assign_splits, write_split_files
 from data_prep.dataset import Dataset
+from data_prep.fashionai_vocabulary import ATTRIBUTES
 from data_prep.prepare import prepare
 from data_prep.samples import sample
 
@@ -20,10 +23,17 @@ SIZE = 32
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """540 drawn garments in FashionAI's layout."""
-    root = tmp_path_factory.mktemp("drawn") / "fashionai"
-    sample("fashionai", root, images=540, size=SIZE, seed=3)
-    return root
+    """540 drawn garments in FashionAI's layout: two values of each attribute, so that queries find positives."""
+    folder = tmp_path_factory.mktemp("drawn")
+    path = "fashionAI_attributes_train1/Images/{}_labels/{:03d}.jpg"
+    names = list(ATTRIBUTES)
+    rows = [
+        Row(path.format(names[i % 8], i), attribute=i % 8, value=1 + i // 8 % 2, split="", role="", source="", line=0)
+        for i in range(540)
+    ]
+    write_split_files(folder / "annotation", assign_splits(rows, seed=3))
+    sample("fashionai", folder / "fashionai", split_files=folder / "annotation", size=SIZE, seed=3)
+    return folder / "fashionai"
 
 
 @pytest.fixture(scope="session")

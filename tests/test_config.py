@@ -36,7 +36,7 @@ def test_settings_go_over_the_file(tmp_path: Path) -> None:
         ("epochs", "KEY=VALUE"),
         ("epochs=many", "epochs=many: input should be a valid integer"),
         ("epochs=0", "epochs=0: input should be greater than or equal to 1"),
-        ("precision=fp8", "precision=fp8: input should be 'fp32' or 'bf16'"),
+        ("precision=fp8", "precision=fp8: input should be 'fp32', 'bf16' or 'fp64'"),
         ("margin=nan", "margin=nan"),
         ("lr=inf", "lr=inf"),
     ],

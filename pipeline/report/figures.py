@@ -135,7 +135,7 @@ def trials(sweep: Sweep) -> Chart:
                     **_marker(trial.history),
                 )
         best = sweep.best
-        label = f"best: trial {sweep.trials.index(best)}"
+        label = f"best: trial {best.number}"
         axes.plot(*_times_100(best.history), color=theme.series[1], linewidth=2.6, marker="o", label=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel="valid MAP × 100")
