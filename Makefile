@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## sample -> prep -> train -> tune -> evaluate -> register -> report.html
-	$(BIN)/agman demo --out demo
+	$(BIN)/agman demo --out demo --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -72,11 +72,11 @@ def retrieval(
 def _score(hits_qc: Tensor, ks: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """AP q, R q, P@k len(ks)×q and R@k len(ks)×q, from which ranks are relevant."""
     found_qc = hits_qc.cumsum(1)  # relevant ones up to each rank
-    relevant_q = found_qc[:, -1]
+    relevant_q = hits_qc.sum(1)
     divisor_q = relevant_q.clamp(min=1).double()
     rank_c = torch.arange(1, hits_qc.shape[1] + 1, device=hits_qc.device)
     average_precision_q = (hits_qc * found_qc / rank_c.double()).sum(1) / divisor_q
-    found_kq = torch.stack([found_qc[:, min(k, len(rank_c)) - 1] for k in ks]).double()
+    found_kq = torch.stack([hits_qc[:, :k].sum(1) for k in ks]).double()
     precision_kq = found_kq / torch.tensor(ks, device=hits_qc.device)[:, None]
     return average_precision_q, relevant_q, precision_kq, found_kq / divisor_q
 
@@ -144,5 +144,3 @@ def _check(queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_
     if query_values.shape != queries.shape[:1] or candidate_values.shape != candidates.shape[:1]:
         shapes = f"{tuple(query_values.shape)} and {tuple(candidate_values.shape)}"
         raise ValueError(f"{len(queries)} queries and {len(candidates)} candidates, but values {shapes}")
-    if not len(candidates):
-        raise ValueError("no candidates to rank")

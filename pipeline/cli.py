@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, JobFailed
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -213,13 +213,14 @@ def report(model: str, data: Path, out: Path, as_json: bool) -> None:
 @click.option("--out", default=Path("demo"), show_default=True, type=FOLDER, help="Folder to make.")
 @click.option("--images", default=4_000, show_default=True, type=click.IntRange(200), help="Pictures to draw.")
 @seed_option
+@overwrite_option
 @json_option
-def demo(out: Path, images: int, seed: int, as_json: bool) -> None:
+def demo(out: Path, images: int, seed: int, overwrite: bool, as_json: bool) -> None:
     """The whole way on a drawn dataset: sample, prep, train, tune, evaluate, register, report."""
     from pipeline.console import emit
     from pipeline.demo import run_demo
 
-    emit(run_demo(out, images=images, seed=seed), as_json)
+    emit(run_demo(out, images=images, seed=seed, overwrite=overwrite), as_json)
 
 
 def main() -> None:
@@ -234,6 +235,8 @@ def _exit_code(command: Callable[[], Any]) -> int:
         return _complain(" ".join(error.format_message().split()), WRONG_REQUEST)
     except InputError as error:
         return _complain(str(error), WRONG_REQUEST)
+    except JobFailed as error:
+        return _complain(str(error), FAILED)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", INTERRUPTED)
     except OSError as error:

@@ -36,11 +36,22 @@ CONFIG = TrainConfig(
 SEARCH = CONFIG.model_copy(update={"epochs": 3, "max_triplets": 640})
 
 
-def run_demo(out: Path, *, images: int, seed: int) -> dict[str, Any]:
-    """Sample, prep, train on two DDP workers, search, evaluate, register, report; returns the figures."""
+def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str, Any]:
+    """Sample, prep, train on two DDP workers, search, evaluate, register, report; returns the figures.
+
+    `overwrite` replaces the drawn and the prepared dataset of an earlier demo in `out`.
+    """
     started = time.perf_counter()
     with _step(f"1/7 sample: draw {images:,} garments in FashionAI's layout"):
-        sample("fashionai", out / "fashionai", images=images, size=IMAGE_SIZE, seed=seed, progress=progress_bar)
+        sample(
+            "fashionai",
+            out / "fashionai",
+            images=images,
+            size=IMAGE_SIZE,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress_bar,
+        )
     with _step("2/7 prep: official files to Parquet tables, triplets and packed images"):
         prepared = prepare(
             "fashionai",
@@ -51,6 +62,7 @@ def run_demo(out: Path, *, images: int, seed: int) -> dict[str, Any]:
             epochs=CONFIG.epochs,
             image_size=IMAGE_SIZE,
             seed=seed,
+            overwrite=overwrite,
             progress=progress_bar,
         )
         show_prepared(prepared, out / "data")

@@ -306,7 +306,7 @@ def rank_candidates(pairs: pd.DataFrame, embeddings: torch.Tensor, names: list[s
         of_attribute = (pairs["attribute"] == attribute).to_numpy()
         query = of_attribute & (pairs["role"] == "query").to_numpy()
         candidate = of_attribute & (pairs["role"] == "candidate").to_numpy()
-        if not query.any() or not candidate.any():
+        if not query.any():
             continue
         values = torch.from_numpy(pairs["value"].to_numpy(np.int64))
         results[name] = agman.retrieval(embeddings[query], embeddings[candidate], values[query], values[candidate])

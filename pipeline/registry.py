@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema
 from mlflow.types.schema import Array, ColSpec, DataType
+from PIL import Image
 
 import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
@@ -54,19 +60,32 @@ def register(checkpoint: Path, dataset_name: str, run: tracking.Run) -> Register
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"model": str(model)},
                 signature=SIGNATURE,
-                registered_model_name=name,
-                pip_requirements=[f"agman-pipeline=={_own_version()}"],
+                input_example=_example(model),
+                pip_requirements=[f"agman-pipeline=={version('agman-pipeline')}"],
             )
-    version = int(logged.registered_model_version)
+    created = _new_version(client, name, logged.model_uri, run, logged.model_id)
     alias = CHALLENGER if _version_of(client, name, CHAMPION) else CHAMPION
-    client.set_registered_model_alias(name, alias, str(version))
-    return Registered(f"models:/{name}/{version}", version, alias)
+    client.set_registered_model_alias(name, alias, created)
+    return Registered(f"models:/{name}/{created}", int(created), alias)
 
 
-def _own_version() -> str:
-    from importlib.metadata import version
+def _example(model: Path) -> pd.DataFrame:
+    """A grey picture under the model's first attribute: the form of a request."""
+    config = json.loads((model / DESCRIPTION).read_text())["config"]
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), "grey").save(picture, "PNG")
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    return pd.DataFrame({"image": [encoded], "attribute": config["attributes"][:1]})
 
-    return version("agman-pipeline")
+
+def _new_version(client: mlflow.MlflowClient, name: str, source: str, run: tracking.Run, model_id: str) -> str:
+    """Through the client, because mlflow.register_model prints."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.create_model_version(name, source, run_id=run.run_id, model_id=model_id).version
 
 
 def _version_of(client: mlflow.MlflowClient, name: str, alias: str) -> str | None:

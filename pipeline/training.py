@@ -13,7 +13,7 @@ import ray.train
 import ray.train.torch
 
 from data_prep.dataset import Dataset
-from data_prep.errors import InputError
+from data_prep.errors import InputError, JobFailed
 from pipeline import tracking
 from pipeline.cluster import cpus_for, gpus_for, ray_session
 from pipeline.config import TrainConfig
@@ -84,7 +84,10 @@ def train(dataset: Dataset, config: TrainConfig, *, workers: int, storage: Path,
                     checkpoint_config=_kept(dataset),
                 ),
             )
-            result = trainer.fit()
+            try:
+                result = trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                raise JobFailed(f"{_cause(error)}; its checkpoints are in {storage / name}") from error
         checkpoint, metrics = _best(result, dataset)
         return Trained(
             run=run,
@@ -93,6 +96,21 @@ def train(dataset: Dataset, config: TrainConfig, *, workers: int, storage: Path,
             steps=int(result.metrics["step"]),
             seconds=time.perf_counter() - started,
         )
+
+
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    """The first worker's own error in one line, or Ray's."""
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return f"training failed ({_last_line(error)})"
+    rank, failure = next(iter(failures.items()))
+    return f"training failed on worker {rank} ({_last_line(failure)})"
+
+
+def _last_line(error: BaseException) -> str:
+    """A Ray error's text ends with the line that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _resources(cpus: int, use_gpu: bool) -> dict[str, float]:

@@ -24,7 +24,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 import tune_spaces
 from data_prep.dataset import Dataset
-from data_prep.errors import InputError
+from data_prep.errors import InputError, JobFailed
 from pipeline import tracking
 from pipeline.cluster import ray_session
 from pipeline.config import TrainConfig, make_config
@@ -154,7 +154,7 @@ def tune(
             tuner.fit()
         sweep = Sweep(parent, space, log.trials, time.perf_counter() - started)
         if not any(trial.history for trial in log.trials):
-            raise RuntimeError(f"all {len(log.trials)} trials failed; see run {parent.run_id} in MLflow")
+            raise JobFailed(f"all {len(log.trials)} trials failed; each run's tag `error` in MLflow says why")
         parent.log({METRIC: sweep.best.best}, step=config.epochs)
         parent.tag({"best_run_id": sweep.best.run.run_id, "best_setting": str(sweep.best.setting)})
     return sweep
@@ -235,10 +235,7 @@ def show(sweep: Sweep) -> None:
     """Every trial, best first."""
     keys = list(sweep.trials[0].setting)
     ranked = sorted(sweep.trials, key=lambda trial: -trial.best)
-    rows = [
-        [str(t.number), *(_short(t.setting.get(key)) for key in keys), f"{t.best:.4f}", t.state]
-        for t in ranked
-    ]
+    rows = [[str(t.number), *(_short(t.setting.get(key)) for key in keys), f"{t.best:.4f}", t.state] for t in ranked]
     show_table(f"Search in {sweep.space}", ["trial", *keys, METRIC, "ended"], rows)
 
 

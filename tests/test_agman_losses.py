@@ -91,3 +91,32 @@ def test_objective_by_hand():
 def test_objective_refuses_images_that_are_no_triplets():
     with pytest.raises(ValueError, match="2 triplets need 6 images, not 5"):
         agman.TripletObjective(Lookup())(torch.zeros(5, 3, 1, 2), torch.tensor([0, 1]))
+
+
+def test_value_proxies_are_a_softmax_over_the_attributes_own_values() -> None:
+    proxies = agman.ValueProxies([2, 3], embedding_dim=2)
+    with torch.no_grad():
+        # Lengths do not matter: only the directions east, north; east, north, west.
+        proxies.proxies.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.5], [2.0, 0.0], [0.0, 7.0], [-1.0, 0.0]]))
+    embedding = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    loss = proxies(embedding, torch.tensor([0, 1]), torch.tensor([1, 1]))
+    # First: east, but its value is north of attribute 0: scores 16 and 0, -log(e^0 / (e^16 + e^0)) = 16.0000001.
+    # Second: north is its value; scores 0, 16, 0: -log(e^16 / (e^16 + 2)) = 2e^-16.
+    expected = (math.log(math.exp(16) + 1) + math.log(1 + 2 * math.exp(-16))) / 2
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_proxies_join_the_objective_and_learn() -> None:
+    torch.manual_seed(0)
+    model = agman.build("agman", n_attributes=2, embedding_dim=5, backbone="resnet18", classify=False)
+    proxies = agman.ValueProxies([3, 2], 5)
+    objective = agman.TripletObjective(model, proxies=proxies, proxy_weight=0.7)
+    images, attributes = torch.randn(6, 3, 32, 32), torch.tensor([0, 1])
+    values = torch.tensor([2, 0, 2, 0, 1, 1])
+    losses = objective(images, attributes, values)
+    assert float(losses.loss) == pytest.approx(float(losses.loss_triplet + 0.7 * losses.loss_proxy), rel=1e-6)
+    losses.loss.backward()
+    assert proxies.proxies.grad is not None
+    assert (proxies.proxies.grad.abs().sum(1) > 0).all()
+    with pytest.raises(ValueError, match="need the values"):
+        objective(images, attributes)

@@ -157,5 +157,11 @@ def test_wrong_shapes_are_refused():
         agman.retrieval(queries[:, 1:], candidates, query_values, candidate_values)
     with pytest.raises(ValueError, match="13 queries and 37 candidates, but values"):
         agman.retrieval(queries, candidates, query_values[1:], candidate_values)
-    with pytest.raises(ValueError, match="no candidates"):
-        agman.retrieval(queries, candidates[:0], query_values, candidate_values[:0])
+
+
+def test_queries_without_any_candidate_count_as_zero():
+    queries, candidates, query_values, candidate_values = random_case()
+    result = agman.retrieval(queries, candidates[:0], query_values, candidate_values[:0])
+    assert result.average_precision.tolist() == result.recall[5].tolist() == [0.0] * 13
+    summary = agman.summarise({"empty": result})
+    assert (summary["map"], summary["chance"], summary["unanswerable"]) == (0, 0, 13)

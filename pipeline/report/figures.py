@@ -31,11 +31,11 @@ class Theme:
 
     ink: str
     grid: str
-    series: tuple[str, str, str]
+    series: tuple[str, str, str, str]
 
 
-LIGHT = Theme(ink="#565d69", grid="#e7e3dc", series=("#2b5c8a", "#b3541e", "#5f7a2c"))
-DARK = Theme(ink="#a9afba", grid="#30343c", series=("#8cb8e6", "#f0a06a", "#b3cf7a"))
+LIGHT = Theme(ink="#565d69", grid="#e7e3dc", series=("#2b5c8a", "#b3541e", "#5f7a2c", "#7b4b94"))
+DARK = Theme(ink="#a9afba", grid="#30343c", series=("#8cb8e6", "#f0a06a", "#b3cf7a", "#c9a3e0"))
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ def losses(histories: Mapping[str, History]) -> Chart:
     last = ", ".join(f"{_bare(name)} {history[-1][1]:.4f}" for name, history in histories.items())
 
     def draw(axes: Axes, theme: Theme) -> None:
-        for (name, history), colour, dashes in zip(histories.items(), theme.series, ("-", "--", ":"), strict=False):
+        for (name, history), colour, dashes in zip(
+            histories.items(), theme.series, ("-", "--", ":", "-."), strict=False
+        ):
             axes.plot(*zip(*history, strict=True), dashes, color=colour, label=_bare(name), **_marker(history))
         axes.set(xlabel="step", ylabel="mean over the epoch", xlim=(0, None), ylim=(0, None))
         axes.legend()

@@ -29,7 +29,7 @@ from pipeline.report.search import Search, search_section
 if TYPE_CHECKING:
     from pipeline.tuning import Sweep
 
-LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class")
+LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class", "train/loss_proxy")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def _curves(run_id: str | None) -> list[draw.Chart]:
     run = tracking.existing(run_id)
     if not run:
         return []
-    losses = {name: history for name in LOSSES if (history := tracking.history(run, name))}
+    histories = {name: tracking.history(run, name) for name in LOSSES}
+    losses = {name: history for name, history in histories.items() if any(value for _, value in history)}
     valid = tracking.history(run, "valid/map")
     return ([draw.losses(losses)] if losses else []) + ([draw.validation(valid)] if valid else [])
 

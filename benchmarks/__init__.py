@@ -1,0 +1,1 @@
+"""Scripts that measure, side by side in one run; each writes a dated table beside itself."""
