@@ -30,7 +30,7 @@ def measure(rank: int, workers: int, mode: str, folder: str) -> None:
     step_module: torch.nn.Module = objective
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
-        step_module = DistributedDataParallel(objective, broadcast_buffers=False)
+        step_module = DistributedDataParallel(objective)
     optimizer = agman.build_optimizer(objective)
     mine = TRIPLETS // workers
     batch = agman.Batch(

@@ -112,7 +112,7 @@ class Training:
     def run(self, epoch_end: Callable[[EpochEnd], None], step_end: Callable[[int, float], None]) -> None:
         """Train the epochs that are left. `step_end(step, loss)` after every step, `epoch_end` after every epoch."""
         share, config = self.share, self.config
-        wrapped = self._distributed() if share.workers > 1 else self.objective
+        wrapped = DistributedDataParallel(self.objective) if share.workers > 1 else self.objective
         images = ImageStore(self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=share.threads)
         values = self.dataset.value_of() if config.proxy_weight else None
         validation = Validation(self.dataset, "valid", self.image_size, share) if self._validates else None
@@ -146,10 +146,6 @@ class Training:
             if validation:
                 metrics["valid/map"] = validation.map(self.model, self.autocast)
             epoch_end(EpochEnd(self.epoch, self.step, metrics))
-
-    def _distributed(self) -> nn.Module:
-        # Synchronised statistics are equal on all workers, so there is nothing to broadcast.
-        return DistributedDataParallel(self.objective, broadcast_buffers=self.config.batch_norm != "sync")
 
     def _beside_model(self) -> dict[str, torch.Tensor]:
         """What the objective learns that is no part of the model: loss weights and proxies."""
