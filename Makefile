@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo test test-slow check format constraints clean
+.PHONY: install browser demo test test-slow check format constraints clean
 
 install: $(READY)
 
@@ -17,10 +17,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## sample -> prep -> train -> tune -> evaluate -> register -> report.html
 	$(BIN)/agman demo --out demo --overwrite
 
-test: $(READY)
+browser:  ## the tests open the report page in a real one
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+		|| echo "Chromium is missing and could not be installed; the report's tests will fail without it" >&2
+
+test: $(READY) browser
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)
+test-slow: $(READY) browser
 	$(BIN)/python -m pytest -m slow
 
 check: $(READY)  ## formatting, lint and types; changes nothing

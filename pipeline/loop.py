@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import agman
