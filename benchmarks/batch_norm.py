@@ -25,7 +25,7 @@ def measure(rank: int, workers: int, mode: str, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     objective = agman.TripletObjective(agman.build("agman", n_attributes=8, embedding_dim=64, backbone="resnet18"))
-    objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective.to(memory_format=torch.channels_last)
     agman.convert_batchnorm(objective, mode)
     step_module: torch.nn.Module = objective
     if workers > 1:
