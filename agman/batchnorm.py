@@ -132,7 +132,3 @@ def _global_moments(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tens
     mean = (share_p1 * mean_pc).sum(0)
     variance = (share_p1 * (variance_pc + (mean_pc - mean).square())).sum(0)
     return mean.to(mine.dtype), variance.to(mine.dtype), count.to(mine.dtype)
-
-
-def _per_channel(c: Tensor) -> Tensor:
-    return c[:, None, None]

@@ -23,6 +23,7 @@ REASONS = {
     "index_out_of_range": "the index points past the end of the file names",
     "duplicate": "this image already has a label for this attribute",
     "labels_disagree": "two annotations of this image give different values",
+    "in_two_splits": "the image belongs to another split already",
     "not_in_split": "the raw row's image is in none of the split files",
     "no_label": "the split's file name has no label",
     "path_outside_root": "the path leaves the dataset's folder",
@@ -74,10 +75,14 @@ class Annotation:
         return pd.DataFrame(self.rows, columns=list(Row._fields))
 
     def without_repeats(self) -> Annotation:
-        """Keep the first label of every (image, attribute); reject the others."""
+        """Keep the first label of every (image, attribute), and an image in its first split; reject the others."""
         kept = Annotation(self.attributes, rejects=list(self.rejects))
         first: dict[tuple[str, int], Row] = {}
+        split_of: dict[str, str] = {}
         for row in self.rows:
+            if split_of.setdefault(row.path, row.split) != row.split:
+                kept.reject(row, "in_two_splits", f"{row.path}: already in {split_of[row.path]}")
+                continue
             earlier = first.setdefault((row.path, row.attribute), row)
             if earlier is row:
                 kept.rows.append(row)

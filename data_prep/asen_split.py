@@ -100,14 +100,19 @@ def _write_lines(path: Path, lines: Iterable[object]) -> None:
 def assign_splits(rows: list[Row], seed: int) -> list[Row]:
     """Make a reproducible split in ASEN's proportions: 8 : 1 : 1, query : candidate = 1 : 4, disjoint.
 
-    Rows are dealt out in turn within each value, in an order shuffled by `seed`, so that every value
-    appears in the three splits as evenly as its number of rows allows.
+    Images are dealt out in turn within each value (of their first label), in an order shuffled by `seed`, so that
+    every value appears in the three splits as evenly as its number of images allows. All labels of an image go
+    to the same split.
     """
-    shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
-    shuffled.sort(key=lambda row: (row.attribute, row.value))
+    of_image: dict[str, list[Row]] = {}
+    for row in rows:
+        of_image.setdefault(row.path, []).append(row)
+    images = list(of_image.values())
+    shuffled = [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
+    shuffled.sort(key=lambda labels: (labels[0].attribute, labels[0].value))
     dealt = []
-    for place, row in enumerate(shuffled):
+    for place, labels in enumerate(shuffled):
         split = {8: "valid", 9: "test"}.get(place % 10, "train")
         role = "" if split == "train" else "query" if (place // 10) % 5 == 0 else "candidate"
-        dealt.append(row._replace(split=split, role=role))
+        dealt += [row._replace(split=split, role=role) for row in labels]
     return dealt

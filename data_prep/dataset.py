@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,10 @@ from pydantic import ValidationError
 
 from data_prep.errors import InputError
 from data_prep.pictures import to_square
-from data_prep.tables import REGIONS_FILE, SCHEMA_VERSION, DatasetInfo
+from data_prep.tables import DESCRIPTION, PACKED, REGIONS_FILE, SCHEMA_VERSION, DatasetInfo
 from data_prep.triplets import Triplets
+
+READ_AT_ONCE = 1_000
 
 
 class Dataset:
@@ -29,11 +32,13 @@ class Dataset:
 
     def __init__(self, path: Path):
         self.path = path
-        file = path / "dataset.json"
+        file = path / DESCRIPTION
         if not file.is_file():
-            raise InputError(f"{path}: not a prepared dataset (no dataset.json); make one with `agman prep`")
+            raise InputError(f"{path}: not a prepared dataset (no {DESCRIPTION}); make one with `agman prep`")
         try:
             self.info = DatasetInfo.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -46,11 +51,11 @@ class Dataset:
 
     @cached_property
     def labels(self) -> pd.DataFrame:
-        return pq.read_table(self.path / "labels.parquet").to_pandas()
+        return self._table("labels.parquet").to_pandas()
 
     @cached_property
     def images(self) -> pd.DataFrame:
-        return pq.read_table(self.path / "images.parquet").to_pandas()
+        return self._table("images.parquet").to_pandas()
 
     @cached_property
     def regions(self) -> pd.DataFrame | None:
@@ -58,13 +63,19 @@ class Dataset:
         file = self.path / REGIONS_FILE
         return pq.read_table(file).to_pandas() if file.is_file() else None
 
+    def _table(self, name: str, **options: Any) -> pa.Table:
+        try:
+            return pq.read_table(self.path / name, **options)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{self.path / name}: missing or damaged; run `agman prep` again") from error
+
     def value_of(self) -> ValueOf:
         """Look up the values of (image, attribute) pairs."""
         return ValueOf(self.labels, len(self.info.attributes))
 
     def retrieval(self, split: str) -> pd.DataFrame:
         """Queries and candidates of `split`: role, image_id, attribute, value."""
-        table = pq.read_table(self.path / "retrieval.parquet", filters=[("split", "=", split)])
+        table = self._table("retrieval.parquet", filters=[("split", "=", split)])
         if not table.num_rows:
             raise InputError(f"{self.path}: the dataset has no queries and candidates for split {split!r}")
         return table.to_pandas()
@@ -103,8 +114,8 @@ class ValueOf:
 class ImageStore:
     """The packed JPEG bytes of chosen images in memory, decoded on demand.
 
-    Row groups are read one after another and only the wanted images are kept, so that each worker
-    holds its own share. Decoding runs in threads.
+    A thousand rows are read at a time and only the wanted images are kept, so that each worker holds its own
+    share. Decoding runs in threads.
     """
 
     def __init__(
@@ -125,10 +136,14 @@ class ImageStore:
         self._pool = ThreadPoolExecutor(threads)
         keep = None if wanted is None else pa.array(np.unique(np.fromiter(wanted, np.int64)))
         pieces = []
-        for part in sorted((dataset.path / "packed" / f"split={split}").glob("*.parquet")):
-            for group in pq.ParquetFile(part).iter_batches(columns=["image_id", "jpeg"]):
+        parts = sorted((dataset.path / "packed" / f"split={split}").glob("*.parquet"))
+        if not parts:
+            raise InputError(f"{dataset.path}: packed images of split {split!r} are missing; run `agman prep` again")
+        for part in parts:
+            for group in pq.ParquetFile(part).iter_batches(READ_AT_ONCE, columns=["image_id", "jpeg"]):
                 pieces.append(group if keep is None else group.filter(pc.is_in(group["image_id"], keep)))
-        table = pa.Table.from_batches([piece for piece in pieces if piece.num_rows])
+        schema = pa.schema([PACKED.field("image_id"), PACKED.field("jpeg")])
+        table = pa.Table.from_batches([piece for piece in pieces if piece.num_rows], schema)
         self.image_ids = table["image_id"].to_numpy()
         self._jpeg = table["jpeg"]
         self._order = np.argsort(self.image_ids)
@@ -139,9 +154,11 @@ class ImageStore:
 
     def read(self, image_ids: np.ndarray) -> torch.Tensor:
         """Decode images: U ids -> uint8 U×3×S×S, centre-cropped to the square of S = image_size."""
-        places = np.searchsorted(self._sorted, image_ids).clip(max=len(self) - 1)
-        if (missing := self._sorted[places] != image_ids).any():
+        if not len(image_ids):
+            return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        if (missing := ~np.isin(image_ids, self._sorted)).any():
             raise KeyError(f"image {image_ids[missing][0]} was not loaded")
+        places = np.searchsorted(self._sorted, image_ids)
         rows = self._order[places]
         return torch.stack(list(self._pool.map(self._decode, rows.tolist())))
 

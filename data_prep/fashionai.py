@@ -35,6 +35,9 @@ def read(root: Path, split_files: Path | None, seed: int) -> Annotation:
     if splits:
         return reconcile(read_split_files(splits, SCHEMA), raw)
     if not len(raw):
+        empty = next(root.rglob(LABEL_FILE), None)
+        if empty:
+            raise InputError(f"{empty}: the annotation is empty")
         raise InputError(
             f"{root}: not FashionAI's layout (no {LABEL_FILE} in or below it, no filenames_*.txt; "
             "give --split-files if they lie elsewhere)"

@@ -21,6 +21,7 @@ from data_prep.tables import PACKED
 ROW_GROUP = 1_000
 SHARD = 10_000
 JPEG_QUALITY = 92
+LONGEST_SIDE = 65_535  # JPEG's limit
 EXIF_ORIENTATION = 0x0112
 
 
@@ -47,18 +48,18 @@ def pack_image(root: Path, relative: str, image_size: int) -> Packed | Refused:
     A JPEG that already is all that keeps its bytes: a second encoding would only lose detail.
     """
     path = root / relative
-    if not path.resolve().is_relative_to(root):
-        return Refused("path_outside_root", relative)
     try:
+        if not path.resolve().is_relative_to(root):
+            return Refused("path_outside_root", relative)
         data = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return Refused("missing_image", relative)
-    except OSError as error:
-        return Refused("unreadable_image", f"{relative}: {error.strerror}")
+    except (OSError, ValueError, RuntimeError) as error:  # also a NUL in the path, or a loop of links
+        return Refused("unreadable_image", f"{relative}: {error}"[:300])
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
+            if not _fits(width, height, image_size):
                 return Refused("image_too_large", f"{relative}: {width}x{height}")
             jpeg, size = _encode(image, data, image_size)
     except Image.DecompressionBombError:
@@ -66,6 +67,12 @@ def pack_image(root: Path, relative: str, image_size: int) -> Packed | Refused:
     except Exception as error:  # a damaged file can raise nearly anything inside a decoder
         return Refused("unreadable_image", f"{relative}: {error}"[:300])
     return Packed(jpeg, *size, width, height)
+
+
+def _fits(width: int, height: int, image_size: int) -> bool:
+    """Neither the picture nor what it is resized to has too many pixels or a side that JPEG cannot have."""
+    scale = max(1.0, image_size / min(width, height))
+    return width * height * scale**2 <= MAX_PIXELS and max(width, height) * scale <= LONGEST_SIDE
 
 
 def _encode(image: Image.Image, data: bytes, image_size: int) -> tuple[bytes, tuple[int, int]]:

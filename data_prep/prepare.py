@@ -17,7 +17,7 @@ from data_prep.annotation import Annotation, Reject, count_reasons
 from data_prep.errors import InputError
 from data_prep.packing import Refused, pack_split
 from data_prep.progress import Progress, silent
-from data_prep.tables import REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
+from data_prep.tables import DESCRIPTION, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
 from data_prep.triplets import TripletSampler
 from data_prep.whole import whole_folder
 
@@ -70,7 +70,7 @@ def prepare(
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
     root = root.resolve()
-    with whole_folder(out, overwrite) as aside:
+    with whole_folder(out, marker=DESCRIPTION, overwrite=overwrite, inputs=(root, split_files)) as aside:
         annotation = LAYOUTS[layout](root, split_files, seed)
         if not annotation.rows:
             raise InputError(f"{root}: {_nothing_left(annotation)}")
@@ -100,7 +100,7 @@ def prepare(
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
         )
-        (aside / "dataset.json").write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (aside / DESCRIPTION).write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return Prepared(info, skipped)
 
 

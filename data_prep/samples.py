@@ -55,7 +55,7 @@ def sample(
     """
     if layout not in SAMPLE_LAYOUTS:
         raise InputError(f"layout {layout!r} cannot be drawn yet; one of: {', '.join(SAMPLE_LAYOUTS)}")
-    with whole_folder(out, overwrite) as aside:
+    with whole_folder(out, marker=REGIONS_FILE, overwrite=overwrite, inputs=(split_files,)) as aside:
         rows = _copied_rows(split_files, aside) if split_files else _new_rows(images, seed, aside)
         _draw_all(rows, aside, size, seed, progress)
     return Sampled(images=len({row.path for row in rows}), labels=len(rows))
@@ -88,22 +88,27 @@ def _copied_rows(split_files: Path, aside: Path) -> list[Row]:
     splits = find_split_files(split_files, fashionai.NAME)
     if splits:
         annotation = read_split_files(splits, fashionai.SCHEMA)
+        _check_paths(annotation.rows)
         for file in splits.glob("*.txt"):
             shutil.copyfile(file, aside / file.name)
         fashionai.write_raw(aside, annotation.rows)
     else:
         annotation = fashionai.read_raw(split_files)
+        _check_paths(annotation.rows)
         for file in split_files.rglob(fashionai.LABEL_FILE):
             target = aside / file.relative_to(split_files)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
     if not annotation.rows:
         raise InputError(f"{split_files}: neither split files nor a {fashionai.LABEL_FILE} with readable rows")
-    for row in annotation.rows:
-        path = PurePosixPath(row.path)
-        if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"{row.source} line {row.line}: {row.path} leaves the dataset's folder")
     return annotation.rows
+
+
+def _check_paths(rows: list[Row]) -> None:
+    for row in rows:
+        path = PurePosixPath(row.path)
+        if path.is_absolute() or ".." in path.parts or "\0" in row.path:
+            raise InputError(f"{row.source} line {row.line}: {row.path!r} leaves the dataset's folder")
 
 
 def _draw_all(rows: list[Row], aside: Path, size: int, seed: int, progress: Progress) -> None:

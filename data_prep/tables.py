@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
+DESCRIPTION = "dataset.json"
 REGIONS_FILE = "regions.parquet"
 """Where each attribute is in drawn pictures: `path` instead of `image_id` beside the pictures themselves."""
 

@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that `--help` and typing mistakes a
 from __future__ import annotations
 
 import errno
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -14,17 +15,18 @@ from typing import Any
 
 import click
 
-from data_prep.errors import InputError, JobFailed
+from data_prep.errors import InputError
+from pipeline.errors import JobFailed
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
-FOLDER = click.Path(path_type=Path, file_okay=True)
+PATH = click.Path(path_type=Path, file_okay=True)
 LAYOUT = click.Choice(["fashionai"])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON line on stdout.")
 seed_option = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all that is drawn."
 )
-data_option = click.option("--data", required=True, type=FOLDER, metavar="OUT", help="Prepared dataset.")
+data_option = click.option("--data", required=True, type=PATH, metavar="OUT", help="Prepared dataset.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
 
 
@@ -36,11 +38,11 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("layout", type=LAYOUT)
-@click.option("--out", required=True, type=FOLDER, metavar="DIR", help="Folder to make.")
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder to make.")
 @click.option("--images", default=2_000, show_default=True, type=click.IntRange(1), help="Pictures to draw.")
 @click.option("--size", default=224, show_default=True, type=click.IntRange(32, 2048), help="Side in pixels.")
 @seed_option
-@click.option("--split-files", type=FOLDER, metavar="DIR", help="Draw exactly the rows of this annotation instead.")
+@click.option("--split-files", type=PATH, metavar="DIR", help="Draw exactly the rows of this annotation instead.")
 @overwrite_option
 @json_option
 def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
@@ -55,9 +57,9 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("layout", type=LAYOUT)
-@click.option("--root", required=True, type=FOLDER, metavar="DIR", help="The dataset's folder.")
-@click.option("--out", required=True, type=FOLDER, metavar="OUT", help="Prepared dataset to make.")
-@click.option("--split-files", type=FOLDER, metavar="DIR", help="ASEN split files, if not in the root itself.")
+@click.option("--root", required=True, type=PATH, metavar="DIR", help="The dataset's folder.")
+@click.option("--out", required=True, type=PATH, metavar="OUT", help="Prepared dataset to make.")
+@click.option("--split-files", type=PATH, metavar="DIR", help="ASEN split files, if not in the root itself.")
 @click.option("--name", metavar="NAME", help="Names the experiment and the registered model; default: the layout.")
 @click.option(
     "--triplets",
@@ -93,8 +95,8 @@ def prep(layout: str, root: Path, out: Path, as_json: bool, **options: Any) -> N
     emit(show_prepared(prepared, out), as_json)
 
 
-@cli.command(context_settings={"ignore_unknown_options": False})
-@data_option
+@cli.command()
+@click.option("--data", type=PATH, metavar="OUT", help="Prepared dataset.")
 @click.option("--model", "model_name", metavar="NAME", help="Model to train, as model=NAME.")
 @click.option(
     "--workers",
@@ -106,16 +108,16 @@ def prep(layout: str, root: Path, out: Path, as_json: bool, **options: Any) -> N
 @click.option(
     "--config",
     "config_file",
-    type=FOLDER,
+    type=PATH,
     metavar="FILE",
     help="YAML file of settings; KEY=VALUE goes over it.",
 )
-@click.option("--storage", default=Path("runs"), show_default=True, type=FOLDER, help="Folder for checkpoints.")
+@click.option("--storage", default=Path("runs"), show_default=True, type=PATH, help="Folder for checkpoints.")
 @click.option("--show-config", is_flag=True, help="List every setting with its value and meaning, and stop.")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
 @json_option
 def train(
-    data: Path,
+    data: Path | None,
     model_name: str | None,
     workers: int,
     config_file: Path | None,
@@ -132,13 +134,16 @@ def train(
 
     config = load_config(config_file, (*settings, *([f"model={model_name}"] if model_name else [])))
     if show_config:
-        return describe_settings(config)
+        describe_settings(config)
+        return emit(config.model_dump(), as_json)
+    if data is None:
+        raise click.UsageError("Missing option '--data'.")
     dataset = Dataset(data)
     show_settings(config)
     from pipeline.registry import register
     from pipeline.training import train as run_training
 
-    name = f"{dataset.info.name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{dataset.info.name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     trained = run_training(dataset, config, workers=workers, storage=storage, name=name)
     registered = register(trained.checkpoint, dataset.info.name, trained.run)
     emit(show_trained(trained, registered), as_json)
@@ -147,7 +152,9 @@ def train(
 @cli.command()
 @click.argument("model")
 @data_option
-@click.option("--split", default="test", show_default=True, help="valid or test.")
+@click.option(
+    "--split", default="test", show_default=True, type=click.Choice(["valid", "test"]), help="Split to score."
+)
 @json_option
 def evaluate(model: str, data: Path, split: str, as_json: bool) -> None:
     """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID or a checkpoint folder) on a split."""
@@ -176,7 +183,7 @@ def evaluate(model: str, data: Path, split: str, as_json: bool) -> None:
 )
 @click.option("--trials", default=20, show_default=True, type=click.IntRange(1), help="Trainings to run.")
 @click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trials at a time.")
-@click.option("--storage", default=Path("runs"), show_default=True, type=FOLDER, help="Folder for the sweep's state.")
+@click.option("--storage", default=Path("runs"), show_default=True, type=PATH, help="Folder for the sweep's state.")
 @seed_option
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
 @json_option
@@ -185,9 +192,10 @@ def tune(data: Path, storage: Path, settings: tuple[str, ...], as_json: bool, **
     from data_prep.dataset import Dataset
     from pipeline.config import load_config
     from pipeline.console import emit
-    from pipeline.tuning import show
+    from pipeline.tuning import refuse_varied, show
     from pipeline.tuning import tune as run_search
 
+    refuse_varied(options["space"], [setting.partition("=")[0] for setting in settings])
     sweep = run_search(Dataset(data), load_config(None, settings), storage=storage, **options)
     show(sweep)
     emit(sweep.figures, as_json)
@@ -196,7 +204,7 @@ def tune(data: Path, storage: Path, settings: tuple[str, ...], as_json: bool, **
 @cli.command()
 @click.argument("model")
 @data_option
-@click.option("--out", default=Path("report.html"), show_default=True, type=FOLDER, help="Page to write.")
+@click.option("--out", default=Path("report.html"), show_default=True, type=PATH, help="Page to write.")
 @json_option
 def report(model: str, data: Path, out: Path, as_json: bool) -> None:
     """Write one self-contained page on MODEL: MAP table, curves, attention, galleries."""
@@ -210,7 +218,7 @@ def report(model: str, data: Path, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--out", default=Path("demo"), show_default=True, type=FOLDER, help="Folder to make.")
+@click.option("--out", default=Path("demo"), show_default=True, type=PATH, help="Folder to make.")
 @click.option("--images", default=4_000, show_default=True, type=click.IntRange(200), help="Pictures to draw.")
 @seed_option
 @overwrite_option
@@ -231,6 +239,9 @@ def main() -> None:
 def _exit_code(command: Callable[[], Any]) -> int:
     try:
         returned = command()
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return WRONG_REQUEST
     except click.ClickException as error:
         return _complain(" ".join(error.format_message().split()), WRONG_REQUEST)
     except InputError as error:
@@ -242,7 +253,7 @@ def _exit_code(command: Callable[[], Any]) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _complain(f"{error.filename or 'disk'}: no space left on device", WRONG_REQUEST)
-        raise
+        return _complain(f"{error.filename or type(error).__name__}: {error.strerror or error}", FAILED)
     return returned if isinstance(returned, int) else DONE
 
 

@@ -34,12 +34,15 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def cpus_for(workers: int) -> int:
-    """CPUs each of `workers` gets: an equal share of the cluster's. Raises InputError if there are too few."""
-    total = int(ray.cluster_resources().get("CPU", 0))
-    if workers > total:
-        raise InputError(f"--workers {workers}: the cluster has {total} CPUs, and a worker needs one")
-    return max(1, total // workers)
+def cpus_for(workers: int, option: str = "--workers") -> int:
+    """The most CPUs that each of `workers` can have, none of them cut over two nodes.
+
+    Raises InputError, naming the `option`, if there is not one for each.
+    """
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    if workers > sum(nodes):
+        raise InputError(f"{option} {workers}: the cluster has {sum(nodes)} CPUs, and each needs one")
+    return max(share for share in range(1, max(nodes) + 1) if sum(node // share for node in nodes) >= workers)
 
 
 def gpus_for(workers: int) -> bool:

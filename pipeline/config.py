@@ -69,6 +69,12 @@ class TrainConfig(BaseModel):
         """`weights=none` on a command line means no weights."""
         return None if isinstance(value, str) and value.lower() in ("none", "null", "") else value
 
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        """A file's path must hold in workers too, which run in a folder of their own."""
+        return str(Path(value).absolute()) if value and Path(value).is_file() else value
+
 
 def load_config(file: Path | None, settings: Iterable[str]) -> TrainConfig:
     """Read a YAML file, then KEY=VALUE settings over it. Raises InputError naming the key at fault."""

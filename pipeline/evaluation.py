@@ -15,7 +15,8 @@ from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.tables import SPLITS
-from pipeline.console import show_table
+from pipeline import tracking
+from pipeline.console import say, show_table
 from pipeline.loop import embed, rank_candidates
 
 
@@ -67,7 +68,9 @@ def evaluate(
 
     of_pairs, of_triplets = embeddings[: len(pairs)], embeddings[len(pairs) :]
     results = rank_candidates(pairs, of_pairs, dataset.info.attribute_names)
-    summary = agman.summarise(results) | {"triplet_accuracy": agman.triplet_accuracy(*of_triplets.chunk(3))}
+    summary = agman.summarise(results)
+    if len(triplets):
+        summary["triplet_accuracy"] = agman.triplet_accuracy(*of_triplets.chunk(3))
     figures = {f"{split}/{name}": value for name, value in summary.items()}
     return Evaluation(split, figures, pairs, of_pairs, results)
 
@@ -107,16 +110,20 @@ def show(evaluation: Evaluation) -> None:
     others += [
         ["MAP without hopeless queries", f"{figures[f'{split}/map_answerable']:.4f}"],
         ["queries without a relevant candidate", str(int(figures[f"{split}/unanswerable"]))],
-        ["triplet accuracy", f"{figures[f'{split}/triplet_accuracy']:.4f}"],
     ]
+    if f"{split}/triplet_accuracy" in figures:
+        others.append(["triplet accuracy", f"{figures[f'{split}/triplet_accuracy']:.4f}"])
     show_table("", ["", split], others)
 
 
 def log(evaluation: Evaluation, description: dict[str, Any], dataset: Dataset) -> None:
-    """Log the figures to the run that trained the model, where this tracking store has it."""
-    from pipeline import tracking
+    """Log the figures to the run that trained the model, at the step of its checkpoint.
 
+    Not if this tracking store has no such run, or if the dataset is not the one it was trained on: the run's
+    figures would then be of different data under one name.
+    """
+    if dataset.info.digest != description.get("dataset_digest"):
+        return say("note: another dataset than the model's own, so the figures are not logged to its run")
     run = tracking.existing(description.get("run_id"))
     if run:
-        run.log(evaluation.figures, step=0)
-        run.tag({f"{evaluation.split}_dataset_digest": dataset.info.digest})
+        run.log(evaluation.figures, step=description["step"])

@@ -81,6 +81,7 @@ class Training:
         description = {
             "attributes": self.dataset.info.attribute_names,
             "image_size": self.image_size,
+            "step": self.step,
             "dataset": self.dataset.info.name,
             "dataset_digest": self.dataset.info.digest,
             "training": self.config.model_dump(),
@@ -143,7 +144,7 @@ class Training:
             self.scheduler.step()
             self.epoch += 1
             if validation:
-                metrics["valid/map"] = validation.map(self.model, self.autocast)
+                metrics |= validation.maps(self.model, self.autocast)
             epoch_end(EpochEnd(self.epoch, self.step, metrics))
 
     def _beside_model(self) -> dict[str, torch.Tensor]:
@@ -244,15 +245,15 @@ class Validation:
     """The queries and candidates of one split, embedded by all workers and ranked on each."""
 
     def __init__(self, dataset: Dataset, split: str, image_size: int, share: Share):
-        self.share = share
+        self.share, self.split = share, split
         self.names = dataset.info.attribute_names
         self.pairs = dataset.retrieval(split)
         mine = np.array_split(np.unique(self.pairs["image_id"]), share.workers)[share.rank]
         self.mine = self.pairs[self.pairs["image_id"].isin(mine)]
         self.images = ImageStore(dataset, split, image_size, wanted=mine, threads=share.threads)
 
-    def map(self, model: agman.RetrievalModel, precision: str) -> float:
-        """Query-weighted MAP over all the split's queries, on every worker."""
+    def maps(self, model: agman.RetrievalModel, precision: str) -> dict[str, float]:
+        """`valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, on every worker."""
         embeddings = embed(model, self.mine, self.images, self.share.device, precision)
         if self.share.workers > 1:
             gathered: list[Any] = [None] * self.share.workers
@@ -260,7 +261,8 @@ class Validation:
             embeddings = torch.empty(len(self.pairs), embeddings.shape[1])
             for rows, part in gathered:
                 embeddings[torch.from_numpy(rows)] = part
-        return agman.summarise(rank_candidates(self.pairs, embeddings, self.names))["map"]
+        summary = agman.summarise(rank_candidates(self.pairs, embeddings, self.names))
+        return {f"{self.split}/{name}": value for name, value in summary.items() if name.startswith("map")}
 
 
 def embed(

@@ -89,10 +89,7 @@ def _new_version(client: mlflow.MlflowClient, name: str, source: str, run: track
 
 
 def _version_of(client: mlflow.MlflowClient, name: str, alias: str) -> str | None:
-    try:
-        return client.get_model_version_by_alias(name, alias).version
-    except MlflowException:
-        return None
+    return client.get_registered_model(name).aliases.get(alias)
 
 
 def find_model(model: str) -> Path:

@@ -47,8 +47,8 @@ def connect() -> MlflowClient:
     """
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient(uri)
     try:
+        client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -91,9 +91,13 @@ def start(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run |
     if parent:
         tags[MLFLOW_PARENT_RUN_ID] = parent.run_id
     created = client.create_run(experiment_of(client, dataset), run_name=name, tags=tags)
-    values = [Param(key, str(value)) for key, value in params.items()]
-    client.log_batch(created.info.run_id, params=values)
-    return Run(tracking_uri(), created.info.run_id)
+    this = Run(tracking_uri(), created.info.run_id)
+    try:
+        client.log_batch(this.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    except MlflowException:
+        client.set_terminated(this.run_id, status="FAILED")
+        raise
+    return this
 
 
 @contextmanager
@@ -123,6 +127,8 @@ def existing(run_id: str | None) -> Run | None:
         return None
     try:
         connect().get_run(run_id)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         return None
     return Run(tracking_uri(), run_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ import ray.train
 import ray.train.torch
 
 from data_prep.dataset import Dataset
-from data_prep.errors import InputError, JobFailed
+from data_prep.errors import InputError
 from pipeline import tracking
 from pipeline.cluster import cpus_for, gpus_for, ray_session
 from pipeline.config import TrainConfig
 from pipeline.console import say
+from pipeline.errors import JobFailed
 from pipeline.loop import EpochEnd, Share, Training, build_model, steps_per_epoch
 from pipeline.progress_board import Reporter, shown
 
-CHECKPOINTS_KEPT = 2  # the best and the latest
+CHECKPOINTS_KEPT = 2  # the best two; Ray keeps the latest beside them
 WORKER_RESTARTS = 3
 
 
@@ -62,8 +64,10 @@ def train(dataset: Dataset, config: TrainConfig, *, workers: int, storage: Path,
         say("note: the backbone starts from random weights; the paper's recipe has weights=IMAGENET1K_V1")
     started = time.perf_counter()
     params = config.model_dump() | {"workers": workers}
-    with ray_session(), tracking.run(dataset.info, name, params, job="train") as run:
+    with ExitStack() as stack:
+        stack.enter_context(ray_session())
         use_gpu, cpus = gpus_for(workers), cpus_for(workers)
+        run = stack.enter_context(tracking.run(dataset.info, name, params, job="train"))
         with shown(f"training {name}", config.epochs * steps_per_epoch(dataset, config, workers)) as board:
             trainer = ray.train.torch.TorchTrainer(
                 _worker,
@@ -88,6 +92,8 @@ def train(dataset: Dataset, config: TrainConfig, *, workers: int, storage: Path,
                 result = trainer.fit()
             except ray.train.TrainingFailedError as error:
                 raise JobFailed(f"{_cause(error)}; its checkpoints are in {storage / name}") from error
+            except SystemExit as stop:  # what Ray makes of Ctrl-C
+                raise KeyboardInterrupt from stop
         checkpoint, metrics = _best(result, dataset)
         return Trained(
             run=run,
@@ -149,10 +155,11 @@ def _worker(settings: dict[str, Any]) -> None:
         reported = end.metrics | {"step": end.step, "epoch": end.epoch}
         if share.rank != 0:
             return ray.train.report(reported)
-        run.log(end.metrics, end.step)
         with tempfile.TemporaryDirectory() as aside:
             folder = Path(aside) / "checkpoint"
             training.save(folder)
             ray.train.report(reported, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        # After the checkpoint stands: a restart from it logs no epoch twice.
+        run.log(end.metrics, end.step)
 
     training.run(epoch_end, step_end)

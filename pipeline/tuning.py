@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,17 @@ from ray.tune.search.optuna import OptunaSearch
 
 import tune_spaces
 from data_prep.dataset import Dataset
-from data_prep.errors import InputError, JobFailed
+from data_prep.errors import InputError
 from pipeline import tracking
-from pipeline.cluster import ray_session
+from pipeline.cluster import cpus_for, ray_session
 from pipeline.config import TrainConfig, make_config
 from pipeline.console import bar_of, show_table
+from pipeline.errors import JobFailed
 from pipeline.loop import EpochEnd, Share, Training
 from pipeline.training import check
 
 METRIC = "valid/map"
-DONE, PRUNED, FAILED = "done", "pruned", "failed"
+RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Trial:
     setting: dict[str, Any]
     run: tracking.Run
     history: list[tuple[int, float]] = field(default_factory=list)
-    state: str = "running"
+    state: str = RUNNING
 
     @property
     def best(self) -> float:
@@ -89,6 +91,14 @@ def find_space(name: str) -> tuple[Callable[[optuna.Trial], Any], dict[str, Any]
     return module.space, module.START
 
 
+def refuse_varied(space: str, settings: list[str]) -> None:
+    """Raises InputError if a setting that the user fixed is one that the space varies."""
+    varied = find_space(space)[1]
+    for key in settings:
+        if key in varied:
+            raise InputError(f"{key}=...: the space {space!r} varies it; leave it out or take another space")
+
+
 def tune(
     dataset: Dataset,
     config: TrainConfig,
@@ -116,8 +126,10 @@ def tune(
         "search_seed": seed,
         "scheduler": "asha",
     } | config.model_dump()
-    with ray_session(), tracking.run(dataset.info, name, params, job="tune") as parent:
+    with ExitStack() as stack:
+        stack.enter_context(ray_session())
         resources = _resources(concurrent)
+        parent = stack.enter_context(tracking.run(dataset.info, name, params, job="tune"))
         log = SweepLog(dataset, parent, config.epochs, trials)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         tuner = ray_tune.Tuner(
@@ -152,6 +164,9 @@ def tune(
         )
         with log:
             tuner.fit()
+            # Ray takes Ctrl-C for itself and comes back as if the search were done.
+            if len(log.trials) < trials or any(trial.state == RUNNING for trial in log.trials):
+                raise KeyboardInterrupt
         sweep = Sweep(parent, space, log.trials, time.perf_counter() - started)
         if not any(trial.history for trial in log.trials):
             raise JobFailed(f"all {len(log.trials)} trials failed; each run's tag `error` in MLflow says why")
@@ -161,11 +176,8 @@ def tune(
 
 
 def _resources(concurrent: int) -> dict[str, float]:
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 0)), total.get("GPU", 0)
-    if concurrent > cpus:
-        raise InputError(f"--concurrent {concurrent}: the cluster has {cpus} CPUs, and a trial needs one")
-    return {"cpu": cpus // concurrent} | ({"gpu": min(1, gpus / concurrent)} if gpus else {})
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return {"cpu": cpus_for(concurrent, "--concurrent")} | ({"gpu": min(1, gpus / concurrent)} if gpus else {})
 
 
 def _trial(setting: dict[str, Any], data: str, base: dict[str, Any], threads: int) -> None:
@@ -197,7 +209,7 @@ class SweepLog(ray_tune.Callback):
     def __exit__(self, *error: object) -> None:
         self.bar.close()
         for trial in self.trials:
-            if trial.state == "running":
+            if trial.state == RUNNING:
                 self._end(trial, "stopped", "KILLED")
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

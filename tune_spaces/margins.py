@@ -7,17 +7,14 @@ epochs, so early stopping saves about half of the work.
 
 from __future__ import annotations
 
-from typing import Any
-
 from optuna import Trial
 
 START = {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
 """The paper's setting; always trial 0."""
 
 
-def space(trial: Trial) -> dict[str, Any] | None:
+def space(trial: Trial) -> None:
     """Suggest values for keys of pipeline.config.TrainConfig."""
     trial.suggest_float("margin", 0.05, 0.6)
     trial.suggest_float("lr", 3e-5, 3e-3, log=True)
     trial.suggest_float("class_weight", 0.1, 3.0, log=True)
-    return None
