@@ -25,18 +25,16 @@ def whole_folder(out: Path, *, marker: str, overwrite: bool, inputs: tuple[Path 
     new_parents = [folder for folder in out.parents if not folder.exists()]
     aside = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
-        aside.mkdir(parents=True)
+        try:
+            aside.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"{out}: cannot be written ({error.strerror})") from error
         yield aside
         _put_in_place(aside, out)
-    except OSError as error:
+    except BaseException as error:
         _remove(aside, new_parents)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"{out}: no space left on device; free some or give another folder") from error
-        if not aside.parent.is_dir() or error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG):
-            raise InputError(f"{out}: cannot be written ({error.strerror})") from error
-        raise
-    except BaseException:
-        _remove(aside, new_parents)
         raise
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from conftest import Finished
+from mlflow.tracking import MlflowClient
 
 from data_prep.dataset import Dataset
+from pipeline.cli import cli
 
 Command = Callable[..., Finished]
 
@@ -19,8 +27,19 @@ def test_help_shows_every_option_with_its_meaning(agman_command: Command, comman
     done = agman_command(command, "--help")
     assert done.code == 0
     assert "--json" in done.out
-    options = [line.split()[0] for line in done.out.splitlines() if line.strip().startswith("--")]
-    assert len(options) >= 3
+    for option in cli.commands[command].params:
+        if isinstance(option, click.Option):
+            assert option.opts[0] in done.out
+            assert option.help, f"{command} {option.opts[0]} does not say what it means"
+            has_default = isinstance(option.default, (int, str, Path)) and not option.is_flag
+            assert not has_default or option.show_default, f"{command} {option.opts[0]} does not show its default"
+
+
+def test_the_bare_command_shows_the_help(agman_command: Command) -> None:
+    done = agman_command()
+    assert done.code == 2
+    assert "Commands:" in done.err
+    assert len(done.err.splitlines()) > 8
 
 
 @pytest.mark.parametrize(
@@ -37,6 +56,9 @@ def test_help_shows_every_option_with_its_meaning(agman_command: Command, comman
         (("train", "--data", "DATA", "margn=0.3"), "did you mean 'margin'?"),
         (("train", "--data", "DATA", "--workers", "0"), "0 is not in the range x>=1"),
         (("tune", "--data", "DATA", "--space", "margin"), "did you mean 'margins'?"),
+        (("tune", "--data", "DATA", "lr=0.1"), "the space 'margins' varies it"),
+        (("train",), "Missing option '--data'"),
+        (("evaluate", "x", "--data", "DATA", "--split", "train"), "'train' is not one of"),
         (("evaluate", "nowhere", "--data", "DATA"), "nowhere: no model there"),
     ],
 )
@@ -54,10 +76,36 @@ def test_a_mistake_is_answered_in_one_line_and_leaves_nothing(
     assert not {path.name for path in tmp_path.iterdir()} - {"mlflow.db"}
 
 
-def test_a_number_of_workers_beyond_the_cluster_is_refused(agman_command: Command, dataset: Dataset) -> None:
+def test_a_number_of_workers_beyond_the_cluster_is_refused(
+    agman_command: Command, dataset: Dataset, tmp_path: Path
+) -> None:
     done = agman_command("train", "--data", dataset.path, "--workers", 40, "backbone=resnet18", "batch_size=48")
     assert done.code == 2, done.err
     assert "--workers 40: the cluster has" in done.err
+    assert not list(tmp_path.iterdir()), "a request that cannot be done left a run behind"
+
+
+def test_ctrl_c_ends_the_training_and_its_run(dataset: Dataset, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("agman")), "train", "--data", str(dataset.path)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
+    settings = ["backbone=resnet18", "embedding_dim=16", "epochs=10000"]
+    with subprocess.Popen(
+        [*command, *settings], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as training:
+        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/*/checkpoint_*")):  # the first epoch is done
+            assert time.monotonic() < deadline, "the training did not start"
+            assert training.poll() is None, training.stderr.read() if training.stderr else ""
+            time.sleep(0.5)
+        training.send_signal(signal.SIGINT)
+        _, err = training.communicate(timeout=120)
+    assert training.returncode == 130, err
+    assert err.strip().splitlines()[-1] == "agman: interrupted"
+    assert "Traceback" not in err
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["KILLED"]
 
 
 def test_sample_and_prep_print_their_figures_as_json(agman_command: Command, tmp_path: Path) -> None:

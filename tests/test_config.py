@@ -21,6 +21,13 @@ def test_every_setting_says_what_it_means() -> None:
     assert all(field.description for field in TrainConfig.model_fields.values())
 
 
+def test_a_weights_file_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "resnet.pth").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(None, ["weights=resnet.pth"]).weights == str(tmp_path / "resnet.pth")
+    assert load_config(None, ["weights=IMAGENET1K_V1"]).weights == "IMAGENET1K_V1"
+
+
 def test_settings_go_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("margin: 0.4\nepochs: 7\nweights: null\n")

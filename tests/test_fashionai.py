@@ -110,6 +110,20 @@ def test_bad_split_lines_are_rejected_and_counted(tmp_path: Path) -> None:
     assert len(annotation) == 9  # eight lines and the name that no line mentions
 
 
+def test_an_image_in_two_splits_stays_in_its_first(tmp_path: Path) -> None:
+    write_split(
+        tmp_path,
+        filenames_train="a.jpg\nb.jpg\n",
+        label_train="0 4 2\n1 4 1\n",
+        filenames_test="a.jpg\n",
+        query_test="0 5 0\n",
+        candidate_test="",
+    )
+    annotation = read_split_files(tmp_path, SCHEMA)
+    assert [(row.path, row.split) for row in annotation.rows] == [("a.jpg", "train"), ("b.jpg", "train")]
+    assert count_reasons(annotation.rejects) == {"in_two_splits": 1}
+
+
 def test_a_split_without_its_labels_is_refused(tmp_path: Path) -> None:
     write_split(tmp_path, filenames_valid="a\n", query_valid="0 0 0\n")
     with pytest.raises(InputError, match=r"candidate_valid\.txt is missing"):

@@ -198,11 +198,85 @@ def test_an_annotation_without_rows_is_refused(tmp_path: Path) -> None:
     root = make_photographs(tmp_path / "raw", n=5)
     label_file = root / "train1" / "Annotations" / "label.csv"
     label_file.write_text("")
-    with pytest.raises(InputError, match=r"not FashionAI's layout|empty"):
+    with pytest.raises(InputError, match=r"label\.csv: the annotation is empty"):
         prepare_small(root, tmp_path / "out")
     label_file.write_text("junk\n")
     with pytest.raises(InputError, match=r"rejected, the first at .*label\.csv line 1: bad_line"):
         prepare_small(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", ["raw", ".", "raw/..", "link"])
+def test_overwriting_never_touches_what_is_being_read_or_worked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"contains .*, which is in use"):
+        prepare_small(root, Path(out), overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_overwriting_replaces_only_what_the_same_command_made(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    precious = tmp_path / "home" / "thesis.tex"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    for command in (
+        lambda: prepare_small(root, precious.parent, overwrite=True),
+        lambda: sample("fashionai", precious.parent, images=8, size=SIZE, overwrite=True),
+    ):
+        with pytest.raises(InputError, match="was not made by this command"):
+            command()
+    assert precious.read_text() == "years of work"
+
+
+def test_a_failed_overwrite_keeps_the_old_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_photographs(tmp_path / "raw", n=50)
+    before = prepare_small(root, tmp_path / "new" / "out").info
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_prep.prepare.digest_of", interrupted)
+    for out in (tmp_path / "new" / "out", tmp_path / "other" / "out"):
+        with pytest.raises(KeyboardInterrupt):
+            prepare_small(root, out, seed=9, overwrite=True)
+    assert Dataset(tmp_path / "new" / "out").info == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "raw"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("out", ["file/x", "/proc/nowhere"])
+def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path, out: str) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        prepare_small(root, tmp_path / out)
+
+
+def test_all_labels_of_an_image_stay_in_one_split(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw")
+    label_file = root / "train1" / "Annotations" / "label.csv"
+    second = label_file.read_text().replace(",neck_design_labels,", ",collar_design_labels,")
+    label_file.write_text(label_file.read_text() + second)
+    dataset = prepare_small(root, tmp_path / "out")
+    assert len(dataset.labels) == 200
+    assert (dataset.labels.groupby("image_id")["split"].nunique() == 1).all()
+    drawn = dataset.triplets("train")
+    ImageStore(dataset, "train", SIZE).read(np.concatenate([drawn.anchor, drawn.positive, drawn.negative]))
+
+
+def test_pictures_that_would_exhaust_memory_or_break_the_reader_are_refused(tmp_path: Path) -> None:
+    Image.new("L", (3, 300_000)).save(tmp_path / "thin.png")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    reasons = {
+        name: packing.pack_image(tmp_path.resolve(), name, SIZE).reason  # type: ignore[union-attr]
+        for name in ("thin.png", "loop.jpg", "nul\0.jpg", "", "x" * 5000)
+    }
+    assert reasons["thin.png"] == "image_too_large"
+    assert set(reasons.values()) <= {"image_too_large", "unreadable_image", "missing_image"}
 
 
 def test_sampling_again_draws_the_same_files(tmp_path: Path) -> None:
@@ -229,10 +303,18 @@ def test_existing_annotation_is_drawn_row_for_row(tmp_path: Path) -> None:
     }
 
 
-def test_annotation_that_leaves_the_folder_is_not_drawn(tmp_path: Path) -> None:
-    annotation = tmp_path / "annotation" / "Annotations"
-    annotation.mkdir(parents=True)
-    (annotation / "label.csv").write_text("../../evil.jpg,neck_design_labels,ynnnn\n")
+@pytest.mark.parametrize("path", ["../../evil/Images/x.jpg", "/tmp/evil-agman-test/Images/x.jpg"])
+@pytest.mark.parametrize("form", ["raw", "split"])
+def test_annotation_that_leaves_the_folder_is_not_drawn(tmp_path: Path, path: str, form: str) -> None:
+    annotation = tmp_path / "a" / "annotation"
+    (annotation / "Annotations").mkdir(parents=True)
+    if form == "raw":
+        (annotation / "Annotations" / "label.csv").write_text(f"{path},neck_design_labels,ynnnn\n")
+    else:
+        (annotation / "filenames_train.txt").write_text(f"{path}\n")
+        (annotation / "label_train.txt").write_text("0 7 0\n")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match="leaves the dataset's folder"):
-        sample("fashionai", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
-    assert not (tmp_path / "drawn").exists()
+        sample("fashionai", tmp_path / "a" / "drawn", size=SIZE, split_files=annotation)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not Path("/tmp/evil-agman-test").exists()
