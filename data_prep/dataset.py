@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from data_prep.errors import InputError
 from data_prep.pictures import to_square
-from data_prep.tables import DESCRIPTION, PACKED, REGIONS_FILE, SCHEMA_VERSION, DatasetInfo
+from data_prep.tables import DESCRIPTION, PACKED, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
 from data_prep.triplets import Triplets
 
 READ_AT_ONCE = 1_000
@@ -48,6 +48,24 @@ class Dataset:
                 f"{file}: schema version {self.info.schema_version}, this agman reads {SCHEMA_VERSION}; "
                 "run `agman prep` again"
             )
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Every file that must be there is, and has a Parquet file's end: a lost or torn one shows at once."""
+        used = [split for split in SPLITS if self.info.images[split]]
+        wanted = [Path("images.parquet"), Path("labels.parquet"), Path("retrieval.parquet")]
+        wanted += [Path("packed", f"split={split}", "part-00000.parquet") for split in used]
+        wanted += [
+            Path("triplets", f"split={split}", f"epoch={epoch}", "part-00000.parquet")
+            for split in used
+            for epoch in range(self.info.triplet_epochs if split == "train" else 1)
+        ]
+        packed = [file.relative_to(self.path) for file in (self.path / "packed").rglob("*.parquet")]
+        for file in dict.fromkeys(wanted + packed):
+            try:
+                pq.read_metadata(self.path / file)
+            except (OSError, pa.ArrowException) as error:
+                raise InputError(f"{self.path / file}: missing or damaged; run `agman prep` again") from error
 
     @cached_property
     def labels(self) -> pd.DataFrame:
@@ -84,8 +102,8 @@ class Dataset:
         """The triplets of `split`; training goes round the prepared epochs."""
         prepared = self.info.triplet_epochs if split == "train" else 1
         folder = self.path / "triplets" / f"split={split}" / f"epoch={epoch % prepared}"
-        if not folder.is_dir():
-            raise InputError(f"{self.path}: the dataset has no triplets for split {split!r}")
+        if not self.info.images[split]:
+            raise InputError(f"{self.path}: the dataset has no images in split {split!r}")
         table = pads.dataset(folder, format="parquet").to_table()
         return Triplets(*(table[name].to_numpy() for name in ("anchor", "positive", "negative", "attribute")))
 
@@ -136,10 +154,7 @@ class ImageStore:
         self._pool = ThreadPoolExecutor(threads)
         keep = None if wanted is None else pa.array(np.unique(np.fromiter(wanted, np.int64)))
         pieces = []
-        parts = sorted((dataset.path / "packed" / f"split={split}").glob("*.parquet"))
-        if not parts:
-            raise InputError(f"{dataset.path}: packed images of split {split!r} are missing; run `agman prep` again")
-        for part in parts:
+        for part in sorted((dataset.path / "packed" / f"split={split}").glob("*.parquet")):
             for group in pq.ParquetFile(part).iter_batches(READ_AT_ONCE, columns=["image_id", "jpeg"]):
                 pieces.append(group if keep is None else group.filter(pc.is_in(group["image_id"], keep)))
         schema = pa.schema([PACKED.field("image_id"), PACKED.field("jpeg")])

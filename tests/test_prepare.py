@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,24 @@ def test_a_jpeg_that_already_fits_keeps_its_bytes(tmp_path: Path) -> None:
     packed = packing.pack_image(tmp_path.resolve(), "fits.jpg", SIZE)
     assert isinstance(packed, packing.Packed)
     assert packed.jpeg == (tmp_path / "fits.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "lost", ["packed/split=train", "packed/split=test/part-00000.parquet", "triplets", "labels.parquet"]
+)
+@pytest.mark.parametrize("how", ["deleted", "torn"])
+def test_a_dataset_with_a_lost_or_torn_file_is_refused_when_opened(
+    dataset: Dataset, tmp_path: Path, lost: str, how: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset.path, copy)
+    for file in [copy / lost] if lost.endswith(".parquet") else list((copy / lost).rglob("*.parquet")):
+        if how == "deleted":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"\.parquet: missing or damaged; run `agman prep` again"):
+        Dataset(copy)
 
 
 def test_each_worker_holds_only_the_images_it_asks_for(dataset: Dataset) -> None:
