@@ -17,7 +17,7 @@ from data_prep.annotation import Annotation, Reject, count_reasons
 from data_prep.errors import InputError
 from data_prep.packing import Refused, pack_split
 from data_prep.progress import Progress, silent
-from data_prep.tables import DESCRIPTION, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
+from data_prep.tables import DESCRIPTION, DRAWN_REGIONS_FILE, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
 from data_prep.triplets import TripletSampler
 from data_prep.whole import whole_folder
 
@@ -162,9 +162,9 @@ def _write_labels(aside: Path, rows: pd.DataFrame, rejects: list[Reject]) -> Non
 
 def _write_regions(aside: Path, root: Path, rows: pd.DataFrame, annotation: Annotation) -> None:
     """Carry over where drawn images say each attribute is; photographs have no such file."""
-    if not (root / REGIONS_FILE).is_file():
+    if not (root / DRAWN_REGIONS_FILE).is_file():
         return
-    regions = pq.read_table(root / REGIONS_FILE).to_pandas()
+    regions = pq.read_table(root / DRAWN_REGIONS_FILE).to_pandas()
     index = {attribute.name: i for i, attribute in enumerate(annotation.attributes)}
     regions["attribute"] = regions["attribute"].map(index)
     regions = regions.merge(rows.drop_duplicates("path")[["path", "image_id"]], on="path")

@@ -22,7 +22,7 @@ from data_prep.errors import InputError
 from data_prep.fashionai_vocabulary import ATTRIBUTES
 from data_prep.garments import draw
 from data_prep.progress import Progress, silent
-from data_prep.tables import REGIONS_FILE
+from data_prep.tables import DRAWN_REGIONS_FILE
 from data_prep.whole import whole_folder
 
 SAMPLE_LAYOUTS = ("fashionai",)
@@ -55,7 +55,7 @@ def sample(
     """
     if layout not in SAMPLE_LAYOUTS:
         raise InputError(f"layout {layout!r} cannot be drawn yet; one of: {', '.join(SAMPLE_LAYOUTS)}")
-    with whole_folder(out, marker=REGIONS_FILE, overwrite=overwrite, inputs=(split_files,)) as aside:
+    with whole_folder(out, marker=DRAWN_REGIONS_FILE, overwrite=overwrite, inputs=(split_files,)) as aside:
         rows = _copied_rows(split_files, aside) if split_files else _new_rows(images, seed, aside)
         _draw_all(rows, aside, size, seed, progress)
     return Sampled(images=len({row.path for row in rows}), labels=len(rows))
@@ -121,7 +121,7 @@ def _draw_all(rows: list[Row], aside: Path, size: int, seed: int, progress: Prog
             regions += of_chunk
             advance(50)
     columns = ["path", "attribute", "x0", "y0", "x1", "y1"]
-    pd.DataFrame(regions, columns=columns).to_parquet(aside / REGIONS_FILE, index=False)
+    pd.DataFrame(regions, columns=columns).to_parquet(aside / DRAWN_REGIONS_FILE, index=False)
 
 
 def _chunks(rows: list[Row], size: int) -> Iterator[list[Row]]:

@@ -16,7 +16,9 @@ SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
 DESCRIPTION = "dataset.json"
 REGIONS_FILE = "regions.parquet"
-"""Where each attribute is in drawn pictures: `path` instead of `image_id` beside the pictures themselves."""
+"""Where each attribute is in a prepared dataset's drawn pictures."""
+DRAWN_REGIONS_FILE = "drawn_regions.parquet"
+"""The same beside the pictures themselves, with `path` for `image_id`: what tells a drawn dataset from others."""
 
 IMAGES = pa.schema(
     [

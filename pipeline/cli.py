@@ -27,7 +27,7 @@ seed_option = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all that is drawn."
 )
 data_option = click.option("--data", required=True, type=PATH, metavar="OUT", help="Prepared dataset.")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the folder, if this command made it.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -91,7 +91,7 @@ def train(dataset: Dataset, config: TrainConfig, *, workers: int, storage: Path,
             try:
                 result = trainer.fit()
             except ray.train.TrainingFailedError as error:
-                raise JobFailed(f"{_cause(error)}; its checkpoints are in {storage / name}") from error
+                raise JobFailed(f"{_cause(error)}; checkpoints, if it came to any, are in {storage / name}") from error
             except SystemExit as stop:  # what Ray makes of Ctrl-C
                 raise KeyboardInterrupt from stop
         checkpoint, metrics = _best(result, dataset)

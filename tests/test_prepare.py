@@ -251,6 +251,14 @@ def test_overwriting_replaces_only_what_the_same_command_made(tmp_path: Path) ->
     assert precious.read_text() == "years of work"
 
 
+def test_drawing_does_not_overwrite_a_prepared_dataset(dataset: Dataset, tmp_path: Path) -> None:
+    copy = tmp_path / "prepared"
+    shutil.copytree(dataset.path, copy)
+    with pytest.raises(InputError, match="was not made by this command"):
+        sample("fashionai", copy, images=8, size=SIZE, overwrite=True)
+    assert Dataset(copy).info == dataset.info
+
+
 def test_a_failed_overwrite_keeps_the_old_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_photographs(tmp_path / "raw", n=50)
     before = prepare_small(root, tmp_path / "new" / "out").info
