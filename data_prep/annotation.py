@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from data_prep.errors import InputError
@@ -18,19 +19,28 @@ REASONS = {
     "bad_line": "the line is not in the layout's format",
     "unknown_attribute": "the attribute is not one of the layout's",
     "value_out_of_range": "the attribute has no such value",
-    "no_value": "no value is marked (no 'y')",
+    "no_value": "no value is marked",
     "several_values": "more than one value is marked (several 'y')",
     "index_out_of_range": "the index points past the end of the file names",
-    "duplicate": "this image already has a label for this attribute",
     "labels_disagree": "two annotations of this image give different values",
     "in_two_splits": "the image belongs to another split already",
-    "not_in_split": "the raw row's image is in none of the split files",
+    "in_both_roles": "the image is a query and a candidate of the same attribute",
+    "not_in_split": "the raw row's image and value are in none of the split files",
     "no_label": "the split's file name has no label",
+    "no_partition": "the image is in no part of list_eval_partition.txt",
+    "same_image_twice": "two of the triplet's three images are the same",
     "path_outside_root": "the path leaves the dataset's folder",
     "missing_image": "there is no such file",
     "unreadable_image": "the file cannot be decoded as a picture",
-    "image_too_large": "the picture has more pixels than allowed",
+    "image_too_large": "the picture has more pixels or bytes than allowed",
+    "bad_box": "the bounding box has no area inside the picture",
 }
+CHOSEN = ("not_in_split",)
+"""Reasons that only say that the split's makers chose other rows; they are no damage."""
+
+LONGEST_LINE = 100_000
+"""Characters. No annotation line but list_attr_img's (read elsewhere) has a hundredth of it."""
+SHOWN = 200  # characters of a bad line that its reject repeats
 
 
 class Reject(NamedTuple):
@@ -57,39 +67,162 @@ class Row(NamedTuple):
     line: int
 
 
+TYPES = {
+    "path": "str",
+    "attribute": "int16",
+    "value": "int32",
+    "split": "str",
+    "role": "str",
+    "source": "str",
+    "line": "int64",
+}
+
+
+def frame_of(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows as a table with Row's columns."""
+    return pd.DataFrame(list(rows), columns=list(Row._fields)).astype(TYPES)
+
+
+TRIPLET_COLUMNS = ("anchor", "positive", "negative", "attribute", "split", "source", "line")
+"""Of a triplet that a dataset gives ready-made; the first three are paths."""
+
+
 @dataclass
 class Annotation:
-    """All that one dataset's annotation files say. Rows in = rows + rejects."""
+    """All that one dataset's annotation files say."""
 
     attributes: tuple[Attribute, ...]
-    rows: list[Row] = field(default_factory=list)
+    rows: pd.DataFrame = field(default_factory=lambda: frame_of([]))
+    """Columns as in Row."""
     rejects: list[Reject] = field(default_factory=list)
+    rows_in: int = 0
+    """Labels (or ready-made triplets) that stood in the files, and lines that could not be read as such."""
+    repeats: int = 0
+    """Rows that say again what another row says: a raw label beside the split's, a query beside its image's labels."""
+    several_values: bool = False
+    """Whether an image may have several values of one attribute."""
+    triplets: pd.DataFrame | None = None
+    """Triplets that the dataset gives ready-made, TRIPLET_COLUMNS; None where they are to be drawn."""
+    boxes: pd.DataFrame | None = None
+    """Where the garment is, if pictures are to be cropped to it: path, x0, y0, x1, y1 in pixels."""
 
-    def __len__(self) -> int:
-        return len(self.rows) + len(self.rejects)
+    def __post_init__(self) -> None:
+        self.check()
 
-    def reject(self, row: Row, reason: str, detail: str) -> None:
-        self.rejects.append(Reject(row.source, row.line, reason, detail))
+    def check(self) -> None:
+        """Every row that came in is a label, a triplet, a repeat or a reject."""
+        triplets = 0 if self.triplets is None else len(self.triplets)
+        out = len(self.rows) + triplets + self.repeats + len(self.rejects)
+        if out != self.rows_in:
+            raise AssertionError(f"{self.rows_in} rows in, but {out} accounted for")
 
-    def frame(self) -> pd.DataFrame:
-        return pd.DataFrame(self.rows, columns=list(Row._fields))
+    def images(self) -> pd.DataFrame:
+        """The distinct images: path and split, and the box (x0, y0, x1, y1) if pictures are cropped."""
+        of_rows = [self.rows[["path", "split"]]]
+        if self.triplets is not None:
+            for name in TRIPLET_COLUMNS[:3]:
+                of_rows.append(self.triplets[[name, "split"]].rename(columns={name: "path"}))
+        images = pd.concat(of_rows).drop_duplicates("path")
+        if self.boxes is not None:
+            images = images.merge(self.boxes, on="path", how="left")
+        return images.sort_values("path", ignore_index=True)
 
-    def without_repeats(self) -> Annotation:
-        """Keep the first label of every (image, attribute), and an image in its first split; reject the others."""
-        kept = Annotation(self.attributes, rejects=list(self.rejects))
-        first: dict[tuple[str, int], Row] = {}
-        split_of: dict[str, str] = {}
-        for row in self.rows:
-            if split_of.setdefault(row.path, row.split) != row.split:
-                kept.reject(row, "in_two_splits", f"{row.path}: already in {split_of[row.path]}")
-                continue
-            earlier = first.setdefault((row.path, row.attribute), row)
-            if earlier is row:
-                kept.rows.append(row)
-            else:
-                reason = "duplicate" if earlier.value == row.value else "labels_disagree"
-                kept.reject(row, reason, f"{row.path}: first in {earlier.source} line {earlier.line}")
-        return kept
+
+def settled(annotation: Annotation) -> Annotation:
+    """Decide between rows about the same image: the first one read is believed.
+
+    An image stays in its first split; of an attribute it keeps the first value, unless it may have several. A row
+    that says again what an earlier one says is counted as a repeat, and hands its role on to it.
+    """
+    rows = annotation.rows.reset_index(drop=True)
+    image = pd.factorize(rows["path"])[0]
+    rejects = list(annotation.rejects)
+
+    def refuse(bad: np.ndarray, reason: str, first: np.ndarray) -> np.ndarray:
+        for row, other in zip(rows[bad].itertuples(), rows.loc[first[bad]].itertuples(), strict=True):
+            detail = f"{row.path}: {_said(row, reason)}, but {_said(other, reason)} in {other.source} line {other.line}"
+            rejects.append(Reject(str(row.source), int(row.line), reason, detail))  # type: ignore[arg-type]
+        return ~bad
+
+    first = _first_of(image)
+    keep = refuse((rows["split"].to_numpy() != rows["split"].to_numpy()[first]), "in_two_splits", first)
+    label = [image, rows["attribute"].to_numpy(np.int64)]
+    if not annotation.several_values:
+        first = _first_of(*label, among=keep)
+        keep &= refuse(keep & (rows["value"].to_numpy() != rows["value"].to_numpy()[first]), "labels_disagree", first)
+
+    role = rows["role"].to_numpy(object)
+    with_role = keep & (role != "")
+    first = _first_of(*label, among=with_role)
+    keep &= refuse(with_role & (role != role[first]), "in_both_roles", first)
+
+    first = _first_of(*label, rows["value"].to_numpy(np.int64), among=keep)
+    kept = keep & (first == np.arange(len(rows)))
+    role[first[keep & (role != "")]] = role[keep & (role != "")]
+    annotation.repeats += int((keep & ~kept).sum())
+    annotation.rows = rows.assign(role=role).astype(TYPES)[kept].reset_index(drop=True)
+    annotation.rejects = rejects
+    annotation.check()
+    return annotation
+
+
+def _said(row: tuple, reason: str) -> str:
+    column = {"in_two_splits": "split", "labels_disagree": "value", "in_both_roles": "role"}[reason]
+    return f"{column} {getattr(row, column)}"
+
+
+def _first_of(*keys: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
+    """For every row the number of the first row (of those `among`) with the same keys; its own if there is none."""
+    number = np.arange(len(keys[0]))
+    chosen = number if among is None else number[among]
+    table = pd.DataFrame({str(i): key[chosen] for i, key in enumerate(keys)})
+    first = number.copy()
+    if len(chosen):
+        # groupby numbers the groups by first appearance; drop_duplicates keeps each group's first row.
+        group = table.groupby(list(table.columns), sort=False).ngroup().to_numpy()
+        first[chosen] = chosen[np.unique(group, return_index=True)[1]][group]
+    return first
+
+
+def reconcile(split: Annotation, raw: Annotation) -> Annotation:
+    """Check the rows of split files against raw ones. The split's makers chose; the raw files must not contradict.
+
+    A raw row with the same label is a repeat. Of an attribute with one value, two rows that differ are both
+    rejected; where several are allowed, a split row is rejected if the raw file does not give its image that value.
+    Raw rows that the split does not have are rejected as not_in_split.
+    """
+    label, pair = ["path", "attribute", "value"], ["path", "attribute"]
+    ours, theirs = split.rows, raw.rows
+    agreed = contained(theirs, ours, label)
+    raw_image_known = contained(ours, theirs, ["path"] if split.several_values else pair)
+    contradicted = (raw_image_known & ~contained(ours, theirs, label)).to_numpy()
+    contradicting = ~agreed & (contained(theirs, ours, pair) if not split.several_values else False)
+    rejects = split.rejects + raw.rejects
+    rejects += _rejected(ours[contradicted], "labels_disagree", "value {value}, but not in the raw files")
+    rejects += _rejected(theirs[contradicting], "labels_disagree", "value {value}, but not in the split files")
+    rejects += _rejected(theirs[~agreed & ~contradicting], "not_in_split", "value {value}")
+    return Annotation(
+        split.attributes,
+        rows=ours[~contradicted].reset_index(drop=True),
+        rejects=rejects,
+        rows_in=split.rows_in + raw.rows_in,
+        repeats=split.repeats + raw.repeats + int(agreed.sum()),
+        several_values=split.several_values,
+        boxes=raw.boxes,
+    )
+
+
+def contained(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) -> pd.Series:
+    """Which of `rows` have a row with equal `columns` in `others`."""
+    found = rows[columns].merge(others[columns].drop_duplicates(), on=columns, how="left", indicator=True)
+    return pd.Series((found["_merge"] == "both").to_numpy(), index=rows.index)
+
+
+def _rejected(rows: pd.DataFrame, reason: str, words: str) -> list[Reject]:
+    return [
+        Reject(row.source, row.line, reason, f"{row.path}: {words.format(value=row.value)}")  # type: ignore[arg-type]
+        for row in rows.itertuples()
+    ]
 
 
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
@@ -107,3 +240,26 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return re.sub(r"\r*\n|\r", "\n", text).removesuffix("\n").split("\n") if text else []
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(1-based number, text) of every line that is not blank."""
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            yield number, line
+
+
+def integers(line: str) -> list[int] | None:
+    """The integers, between blanks, that a line consists of; None if it has anything else in it."""
+    # int() would also take digits of other scripts and underscores between digits.
+    if len(line) > LONGEST_LINE or "_" in line or not line.isascii():
+        return None
+    try:
+        return [int(number) for number in line.split()]
+    except ValueError:
+        return None
+
+
+def bad_line(source: str, number: int, line: str) -> Reject:
+    """The reject for a line that cannot be read."""
+    return Reject(source, number, "bad_line", line.strip()[:SHOWN])

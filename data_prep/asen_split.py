@@ -4,21 +4,48 @@
     label_train.txt                      idx attribute value [attribute value ...]
     {query,candidate}_{valid,test}.txt   idx attribute value
 
-idx is the 0-based line of the split's file names; attribute and value are 0-based.
+idx is the 0-based line of the split's file names; attribute and value are 0-based. DeepFashion has one more
+kind, with all labels of the images that the queries and candidates take one of:
+
+    label_{valid,test}.txt               idx attribute value [attribute value ...], attribute 1-based, value *global*
+
+A global value is the row of list_attr_cloth.txt; the local one is its rank among the rows of its attribute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from data_prep.annotation import Annotation, Reject, Row, read_lines
+from data_prep.annotation import (
+    Annotation,
+    Reject,
+    Row,
+    bad_line,
+    contained,
+    frame_of,
+    integers,
+    numbered_lines,
+    read_lines,
+    settled,
+)
 from data_prep.errors import InputError
 from data_prep.tables import SPLITS, Attribute
 
 ROLES = ("query", "candidate")
+QUERY_EVERY = 5
+"""One query for four candidates."""
+
+
+class GlobalValue(NamedTuple):
+    """What a row of list_attr_cloth.txt is: which attribute, and which of its values."""
+
+    attribute: int
+    value: int
 
 
 def find_split_files(folder: Path, dataset: str) -> Path | None:
@@ -29,90 +56,262 @@ def find_split_files(folder: Path, dataset: str) -> Path | None:
     return None
 
 
-def read_split_files(folder: Path, attributes: tuple[Attribute, ...]) -> Annotation:
-    """Read whichever of the three splits `folder` holds."""
-    annotation = Annotation(attributes)
-    for split in SPLITS:
-        names_file = folder / f"filenames_{split}.txt"
-        if not names_file.is_file():
-            continue
-        names = read_lines(names_file)
-        labelled: set[int] = set()
-        for file, role in _label_files(folder, split):
-            for line_number, line in enumerate(read_lines(file), start=1):
-                _read_line(annotation, names, labelled, line, Row("", 0, 0, split, role, file.name, line_number))
-        annotation.rejects += [
-            Reject(names_file.name, index + 1, "no_label", name)
-            for index, name in enumerate(names)
-            if index not in labelled
-        ]
-    return annotation.without_repeats()
+def required_split_files(folder: Path | None, dataset: str) -> Path | None:
+    """As find_split_files; a folder that was asked for by name must have them. Raises InputError."""
+    if folder is None:
+        return None
+    found = find_split_files(folder, dataset)
+    if not found:
+        raise InputError(f"{folder}: no filenames_train.txt, filenames_valid.txt or filenames_test.txt")
+    return found
+
+
+def read_split_files(
+    folder: Path,
+    attributes: tuple[Attribute, ...],
+    *,
+    several_values: bool = False,
+    global_values: list[GlobalValue] | None = None,
+) -> Annotation:
+    """Read whichever of the three splits `folder` holds.
+
+    `global_values` says what the values of label_{valid,test}.txt mean; without it, that is worked out from those
+    files themselves. Raises InputError if a file is missing or the meaning cannot be worked out.
+    """
+    parts = [_read_split(folder, split) for split in SPLITS if (folder / f"filenames_{split}.txt").is_file()]
+    rejects = [reject for part in parts for reject in part.rejects]
+    rows_in = sum(part.rows_in for part in parts)
+    everything = [part.labels for part in parts if len(part.labels)]
+    labels = pd.concat(everything, ignore_index=True) if everything else frame_of([]).assign(whole=False)
+    if labels["whole"].any():
+        labels = _local(labels, global_values or _worked_out(labels[labels["whole"]], attributes, folder))
+    labels, refused = _in_range(labels, attributes)
+    labels, unlike = _roles_among_labels(labels)
+    return settled(
+        Annotation(
+            attributes,
+            rows=labels.drop(columns="whole"),
+            rejects=rejects + refused + unlike,
+            rows_in=rows_in,
+            several_values=several_values,
+        )
+    )
+
+
+class _Part(NamedTuple):
+    """One split's files as they are: attributes and values not yet checked."""
+
+    labels: pd.DataFrame
+    """Row's columns, and `whole`: whether it is from label_{valid,test}.txt."""
+    rejects: list[Reject]
+    rows_in: int
+
+
+def _read_split(folder: Path, split: str) -> _Part:
+    names_file = folder / f"filenames_{split}.txt"
+    names = read_lines(names_file)
+    while names and not names[-1].strip():
+        names.pop()
+    rows: list[Row] = []
+    whole: list[bool] = []
+    rejects: list[Reject] = []
+    labelled: set[int] = set()
+    for file, role in _label_files(folder, split):
+        all_labels = split != "train" and not role
+        for number, line in numbered_lines(file):
+            read = _read_line(line, names, file.name, number)
+            if isinstance(read, Reject):
+                rejects.append(read)
+                continue
+            index, pairs = read
+            labelled.add(index)
+            rows += [Row(names[index], a - all_labels, v, split, role, file.name, number) for a, v in pairs]
+            whole += [all_labels] * len(pairs)
+    unlabelled = [Reject(names_file.name, i + 1, "no_label", n) for i, n in enumerate(names) if i not in labelled]
+    # Not yet in the columns' types: the numbers may be any.
+    labels = pd.DataFrame(rows, columns=list(Row._fields)).assign(whole=np.array(whole, bool))
+    rejects += unlabelled
+    return _Part(labels, rejects, len(rows) + len(rejects))
 
 
 def _label_files(folder: Path, split: str) -> Iterator[tuple[Path, str]]:
-    wanted = [("label", "")] if split == "train" else [(role, role) for role in ROLES]
-    for stem, role in wanted:
-        file = folder / f"{stem}_{split}.txt"
-        if not file.is_file():
-            raise InputError(f"{folder}: filenames_{split}.txt is there but {file.name} is missing")
-        yield file, role
+    """(file, role): the labels first, so that a query's row finds its image's labels there."""
+    everything = folder / f"label_{split}.txt"
+    if split == "train":
+        yield _present(everything), ""
+        return
+    if everything.is_file():
+        yield everything, ""
+    for role in ROLES:
+        yield _present(folder / f"{role}_{split}.txt"), role
 
 
-def _read_line(annotation: Annotation, names: list[str], labelled: set[int], line: str, row: Row) -> None:
-    """Turn one line into rows (one for each attribute-value pair) or one reject."""
-    try:
-        index, *pairs = [int(number) for number in line.split()]
-    except ValueError:
-        return annotation.reject(row, "bad_line", line[:200])
-    if not pairs or len(pairs) % 2:
-        return annotation.reject(row, "bad_line", line[:200])
+def _present(file: Path) -> Path:
+    if not file.is_file():
+        split = file.stem.rpartition("_")[2]
+        raise InputError(f"{file.parent}: filenames_{split}.txt is there but {file.name} is missing")
+    return file
+
+
+def _read_line(line: str, names: list[str], source: str, number: int) -> tuple[int, list[tuple[int, int]]] | Reject:
+    numbers = integers(line)
+    if numbers is None or len(numbers) < 3 or len(numbers) % 2 == 0:
+        return bad_line(source, number, line)
+    index = numbers[0]
     if not 0 <= index < len(names):
-        return annotation.reject(row, "index_out_of_range", f"{index} of {len(names)} file names")
-    labelled.add(index)
-    for attribute, value in zip(pairs[::2], pairs[1::2], strict=True):
-        if not 0 <= attribute < len(annotation.attributes):
-            annotation.reject(row, "unknown_attribute", f"attribute {attribute} of {names[index]}")
-        elif not 0 <= value < len(annotation.attributes[attribute].values):
-            name = annotation.attributes[attribute].name
-            annotation.reject(row, "value_out_of_range", f"{name} value {value} of {names[index]}")
+        return Reject(source, number, "index_out_of_range", f"{str(index)[:40]} of {len(names)} file names")
+    return index, list(zip(numbers[1::2], numbers[2::2], strict=True))
+
+
+def _worked_out(whole: pd.DataFrame, attributes: tuple[Attribute, ...], folder: Path) -> list[GlobalValue]:
+    """What every global value means, where the files themselves show it: each occurs, under one attribute.
+
+    Raises InputError if they do not.
+    """
+    sizes = [len(attribute.values) for attribute in attributes]
+    known = whole[whole["attribute"].between(0, len(sizes) - 1) & whole["value"].between(0, sum(sizes) - 1)]
+    counts = pd.crosstab(known["value"].astype(int), known["attribute"].astype(int))
+    attribute_of = counts.idxmax(axis=1)  # a stray wrong line does not outvote the others
+    if attribute_of.value_counts().reindex(range(len(sizes)), fill_value=0).tolist() != sizes:
+        raise InputError(
+            f"{folder}: the values of label_valid.txt and label_test.txt are rows of list_attr_cloth.txt, and only "
+            f"{len(attribute_of)} of {sum(sizes)} occur; put Anno_coarse/list_attr_cloth.txt into the dataset's folder"
+        )
+    return ranked(attribute_of.sort_index().tolist())
+
+
+def ranked(attribute_of_row: list[int]) -> list[GlobalValue]:
+    """Rows of list_attr_cloth.txt, given each one's attribute, as (attribute, rank among that attribute's rows)."""
+    seen: dict[int, int] = {}
+    result = []
+    for attribute in attribute_of_row:
+        result.append(GlobalValue(attribute, seen.get(attribute, 0)))
+        seen[attribute] = seen.get(attribute, 0) + 1
+    return result
+
+
+def _local(labels: pd.DataFrame, meaning: list[GlobalValue]) -> pd.DataFrame:
+    """Global values replaced by local ones; −1 where the row's attribute has no such value."""
+    rank_of = {(pair.attribute, row): pair.value for row, pair in enumerate(meaning)}
+    whole = labels["whole"].to_numpy()
+    pairs = zip(labels["attribute"][whole], labels["value"][whole], strict=True)
+    values = labels["value"].to_numpy(object)
+    values[whole] = [rank_of.get(pair, -1) for pair in pairs]
+    return labels.assign(value=values)
+
+
+def _in_range(labels: pd.DataFrame, attributes: tuple[Attribute, ...]) -> tuple[pd.DataFrame, list[Reject]]:
+    """Reject rows with attributes or values that the dataset does not have."""
+    known = labels["attribute"].between(0, len(attributes) - 1).to_numpy(bool)
+    sizes = np.array([len(attribute.values) for attribute in attributes])
+    size = np.zeros(len(labels), int)
+    size[known] = sizes[labels["attribute"][known].to_numpy(int)]
+    values = labels["value"]
+    fits = known & ((values >= 0) & (values < size)).to_numpy(bool)
+    rejects = []
+    for row in labels[~fits].itertuples():
+        attribute = str(row.attribute)[:40]
+        if 0 <= row.attribute < len(attributes):  # type: ignore[operator]
+            name = attributes[row.attribute].name  # type: ignore[call-overload]
+            reason, detail = "value_out_of_range", f"{name} value {str(row.value)[:40]} of {row.path}"
         else:
-            annotation.rows.append(row._replace(path=names[index], attribute=attribute, value=value))
+            reason, detail = "unknown_attribute", f"attribute {attribute} of {row.path}"
+        rejects.append(Reject(str(row.source), int(row.line), reason, detail))  # type: ignore[arg-type]
+    checked = labels[fits].reset_index(drop=True)
+    return checked.astype({"attribute": "int16", "value": "int32", "line": "int64"}), rejects
 
 
-def write_split_files(folder: Path, rows: list[Row]) -> None:
-    """Write rows (every one with a split) as ASEN's files; images keep the order of their first row."""
+def _roles_among_labels(labels: pd.DataFrame) -> tuple[pd.DataFrame, list[Reject]]:
+    """Where a split's files list all labels, a query's or candidate's must be one of them."""
+    label = ["path", "attribute", "value", "split"]
+    listed = labels[labels["whole"]]
+    asked = (labels["role"] != "") & labels["split"].isin(listed["split"].unique())
+    unlike = (asked & ~contained(labels, listed, label)).to_numpy(bool)
+    rejects = [
+        Reject(str(row.source), int(row.line), "labels_disagree", f"{row.path}: not in label_{row.split}.txt")  # type: ignore[arg-type]
+        for row in labels[unlike].itertuples()
+    ]
+    return labels[~unlike].reset_index(drop=True), rejects
+
+
+def write_split_files(folder: Path, rows: pd.DataFrame, global_values: list[GlobalValue] | None = None) -> None:
+    """Write rows (every one with a split) as ASEN's files; images keep the order of their first row.
+
+    With `global_values`, validation and test also get their label files, tabs and all, as DeepFashion's have them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        of_split = [row for row in rows if row.split == split]
-        index = {path: i for i, path in enumerate(dict.fromkeys(row.path for row in of_split))}
-        if not index:
+        of_split = rows[rows["split"] == split]
+        if of_split.empty:
             continue
-        _write_lines(folder / f"filenames_{split}.txt", index)
-        for file, role in (("label", ""),) if split == "train" else ((role, role) for role in ROLES):
-            lines = [f"{index[r.path]} {r.attribute} {r.value}" for r in of_split if r.role == role]
-            _write_lines(folder / f"{file}_{split}.txt", lines)
+        index, names = pd.factorize(of_split["path"])
+        _write_lines(folder / f"filenames_{split}.txt", names)
+        of_split = of_split.assign(index=index)
+        if split == "train":
+            _write_lines(folder / "label_train.txt", _label_lines(of_split, " "))
+            continue
+        for role in ROLES:
+            _write_lines(folder / f"{role}_{split}.txt", _label_lines(of_split[of_split["role"] == role], " "))
+        if global_values:
+            row_of = {pair: row for row, pair in enumerate(global_values)}
+            pairs = zip(of_split["attribute"], of_split["value"], strict=True)
+            whole = of_split.assign(value=[row_of[GlobalValue(*pair)] for pair in pairs])
+            lines = _label_lines(whole.assign(attribute=whole["attribute"] + 1), "\t")
+            _write_lines(folder / f"label_{split}.txt", [f"{line}\t\t\r" for line in lines])
+
+
+def _label_lines(rows: pd.DataFrame, blank: str) -> list[str]:
+    """One line for each image: its index, then attribute and value of each of its labels."""
+    lines: dict[int, list[str]] = {}
+    for row in rows.itertuples():
+        lines.setdefault(row.index, [str(row.index)]).extend([str(row.attribute), str(row.value)])  # type: ignore[arg-type]
+    return [blank.join(words) for words in lines.values()]
 
 
 def _write_lines(path: Path, lines: Iterable[object]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
 
 
-def assign_splits(rows: list[Row], seed: int) -> list[Row]:
-    """Make a reproducible split in ASEN's proportions: 8 : 1 : 1, query : candidate = 1 : 4, disjoint.
+def assign_splits(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Make a reproducible split in ASEN's proportions: train : valid : test = 8 : 1 : 1, query : candidate = 1 : 4.
 
-    Images are dealt out in turn within each value (of their first label), in an order shuffled by `seed`, so that
-    every value appears in the three splits as evenly as its number of images allows. All labels of an image go
-    to the same split.
+    Images are dealt out in turn within each value, in an order shuffled by `seed`, so that every value appears in
+    the three splits as evenly as its number of images allows. All labels of an image go to the same split; one of
+    them, drawn by lot, is what it is asked or offered for.
     """
-    of_image: dict[str, list[Row]] = {}
-    for row in rows:
-        of_image.setdefault(row.path, []).append(row)
-    images = list(of_image.values())
-    shuffled = [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
-    shuffled.sort(key=lambda labels: (labels[0].attribute, labels[0].value))
-    dealt = []
-    for place, labels in enumerate(shuffled):
-        split = {8: "valid", 9: "test"}.get(place % 10, "train")
-        role = "" if split == "train" else "query" if (place // 10) % 5 == 0 else "candidate"
-        dealt += [row._replace(split=split, role=role) for row in labels]
-    return dealt
+    image, place, chosen = _dealt(rows, seed)
+    split = np.select([place % 10 == 8, place % 10 == 9], ["valid", "test"], "train")
+    role = np.where(split == "train", "", np.where(place // 10 % QUERY_EVERY == 0, *ROLES))
+    return _with(rows, split[image], np.where(chosen, role[image], ""))
+
+
+def assign_roles(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Make queries and candidates, 1 : 4, of the images of validation and test, which rows already name."""
+    dealt = [rows[rows["split"] == "train"]]
+    for number, split in enumerate(SPLITS[1:]):
+        of_split = rows[rows["split"] == split]
+        image, place, chosen = _dealt(of_split, [seed, number])
+        role = np.where(place % QUERY_EVERY == 0, *ROLES)
+        dealt.append(_with(of_split, split, np.where(chosen, role[image], "")))
+    return pd.concat(dealt).sort_index()
+
+
+def _with(rows: pd.DataFrame, split: np.ndarray | str, role: np.ndarray) -> pd.DataFrame:
+    return rows.assign(split=split, role=role).astype({"split": "str", "role": "str"})
+
+
+def _dealt(rows: pd.DataFrame, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Deal images out within each value: every row's image, every image's place, and which rows were drawn by lot."""
+    rng = np.random.default_rng(seed)
+    image, paths = pd.factorize(rows["path"])
+    order = rng.permutation(len(paths))
+    by_image = np.argsort(image, kind="stable")
+    labels = np.bincount(image, minlength=len(paths))
+    lot = rng.integers(0, np.maximum(labels, 1))
+    drawn = by_image[np.cumsum(labels) - labels + lot]
+    chosen = np.zeros(len(rows), bool)
+    chosen[drawn] = True
+    attribute, value = rows["attribute"].to_numpy()[drawn][order], rows["value"].to_numpy()[drawn][order]
+    place = np.empty(len(paths), np.int64)
+    place[order[np.lexsort((value, attribute))]] = np.arange(len(paths))
+    return image, place, chosen

@@ -10,10 +10,23 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from data_prep.annotation import Annotation, Reject, Row, read_lines
-from data_prep.asen_split import assign_splits, find_split_files, read_split_files
+import pandas as pd
+
+from data_prep.annotation import (
+    LONGEST_LINE,
+    Annotation,
+    Reject,
+    Row,
+    bad_line,
+    frame_of,
+    numbered_lines,
+    reconcile,
+    settled,
+)
+from data_prep.asen_split import assign_splits, find_split_files, read_split_files, required_split_files
 from data_prep.errors import InputError
 from data_prep.fashionai_vocabulary import ATTRIBUTES
+from data_prep.request import Request
 from data_prep.tables import Attribute
 
 NAME = "FashionAI"
@@ -22,19 +35,20 @@ _INDEX = {f"{attribute.name}_labels": i for i, attribute in enumerate(SCHEMA)}
 LABEL_FILE = "Annotations/label.csv"
 
 
-def read(root: Path, split_files: Path | None, seed: int) -> Annotation:
-    """Read the annotation below `root`; every row has a split afterwards.
+def read(request: Request) -> Annotation:
+    """Read the annotation below the root; every row has a split afterwards.
 
-    With `split_files` (or with split files in `root` itself) the split is theirs, and raw rows are
-    checked against it. Without, one is made in ASEN's proportions from `seed`.
+    With split files (given, or in the root itself) the split is theirs, and raw rows are checked against it.
+    Without, one is made in ASEN's proportions from the seed.
     """
+    root = request.root
     raw = read_raw(root)
-    splits = find_split_files(split_files or root, NAME)
-    if split_files and not splits:
-        raise InputError(f"{split_files}: no filenames_train.txt, filenames_valid.txt or filenames_test.txt")
+    splits = required_split_files(request.split_files, NAME) or find_split_files(root, NAME)
     if splits:
-        return reconcile(read_split_files(splits, SCHEMA), raw)
-    if not len(raw):
+        split = read_split_files(splits, SCHEMA)
+        _align(split.rows, raw.rows, root)
+        return reconcile(split, raw)
+    if not raw.rows_in:
         empty = next(root.rglob(LABEL_FILE), None)
         if empty:
             raise InputError(f"{empty}: the annotation is empty")
@@ -42,27 +56,28 @@ def read(root: Path, split_files: Path | None, seed: int) -> Annotation:
             f"{root}: not FashionAI's layout (no {LABEL_FILE} in or below it, no filenames_*.txt; "
             "give --split-files if they lie elsewhere)"
         )
-    raw.rows = assign_splits(raw.rows, seed)
+    raw.rows = assign_splits(raw.rows, request.seed)
     return raw
 
 
 def read_raw(root: Path) -> Annotation:
     """Read every `Annotations/label.csv` in or below `root`."""
-    annotation = Annotation(SCHEMA)
+    rows: list[Row] = []
+    rejects: list[Reject] = []
     for file in sorted(root.rglob(LABEL_FILE)):
         folder = file.parent.parent.relative_to(root).as_posix()
         prefix = "" if folder == "." else f"{folder}/"
         source = file.relative_to(root).as_posix()
-        for line_number, line in enumerate(read_lines(file), start=1):
-            parsed = _read_line(line, prefix, source, line_number)
-            (annotation.rows if isinstance(parsed, Row) else annotation.rejects).append(parsed)  # type: ignore[arg-type]
-    return annotation.without_repeats()
+        for number, line in numbered_lines(file):
+            read = _read_line(line, prefix, source, number)
+            (rows if isinstance(read, Row) else rejects).append(read)  # type: ignore[arg-type]
+    return settled(Annotation(SCHEMA, frame_of(rows), rejects, rows_in=len(rows) + len(rejects)))
 
 
 def _read_line(line: str, prefix: str, source: str, number: int) -> Row | Reject:
-    parts = line.split(",")
-    if len(parts) != 3 or not parts[0] or set(parts[2]) - set("ynm"):
-        return Reject(source, number, "bad_line", line[:200])
+    parts = line.split(",", 3)
+    if len(line) > LONGEST_LINE or len(parts) != 3 or not parts[0] or set(parts[2]) - set("ynm"):
+        return bad_line(source, number, line)
     path, key, marks = parts
     if key not in _INDEX:
         return Reject(source, number, "unknown_attribute", f"{key[:100]} of {path}")
@@ -77,32 +92,35 @@ def _read_line(line: str, prefix: str, source: str, number: int) -> Row | Reject
     return Row(prefix + path, attribute, marks.index("y"), "", "", source, number)
 
 
-def reconcile(split: Annotation, raw: Annotation) -> Annotation:
-    """Check split rows against raw ones: where they name the same image they must agree.
+def _align(split: pd.DataFrame, raw: pd.DataFrame, root: Path) -> None:
+    """Give the rows of one picture one path in both tables, in place: that of the folder that is there.
 
-    A raw row that agrees is the same row and is not counted again; one in no split is rejected.
+    Releases name their top folders differently (fashionAI_attributes_train1, train1, valid); `<attribute>_labels/
+    <md5>.jpg` is the same in all.
     """
-    merged = Annotation(split.attributes, rejects=split.rejects + raw.rejects)
-    raw_of = {(row.path, row.attribute): row for row in raw.rows}
-    for row in split.rows:
-        other = raw_of.pop((row.path, row.attribute), row)
-        if other.value == row.value:
-            merged.rows.append(row)
-        else:
-            detail = f"{row.path}: {row.value}, but {other.value} in {other.source} line {other.line}"
-            merged.reject(row, "labels_disagree", detail)
-    for row in raw_of.values():
-        merged.reject(row, "not_in_split", row.path)
-    return merged
+    places = raw[["path"]].assign(tail=_tail(raw["path"])).drop_duplicates()
+    places = places[~places["tail"].duplicated(keep=False)]
+    raw_path = _tail(split["path"]).map(places.set_index("tail")["path"]).fillna(split["path"])
+    top = split["path"].str.partition("/")[0]
+    is_there = top.map({name: (root / name).is_dir() for name in top.unique()}).astype(bool)
+    keep = is_there | ~raw_path.map(lambda path: (root / path).is_file()).astype(bool)
+    same = pd.Series(split["path"].to_numpy(), index=raw_path.to_numpy())[keep.to_numpy()]
+    same = same[~same.index.duplicated()]
+    raw["path"] = raw["path"].map(same).fillna(raw["path"])
+    split["path"] = split["path"].where(keep, raw_path)
 
 
-def write_raw(root: Path, rows: list[Row]) -> None:
+def _tail(paths: pd.Series) -> pd.Series:
+    return paths.str.rsplit("/", n=2).str[-2:].str.join("/")
+
+
+def write_raw(root: Path, rows: pd.DataFrame) -> None:
     """Write rows as raw `label.csv` files, one for each folder that holds an `Images/` of theirs."""
     lines: dict[Path, list[tuple[str, str, str]]] = {}
-    for row in rows:
-        folder, _, image = row.path.rpartition("Images/")
-        attribute = SCHEMA[row.attribute]
-        marks = "".join("y" if value == row.value else "n" for value in range(len(attribute.values)))
+    for path, number, value in zip(rows["path"], rows["attribute"], rows["value"], strict=True):
+        folder, _, image = path.rpartition("Images/")
+        attribute = SCHEMA[number]
+        marks = "".join("y" if value == other else "n" for other in range(len(attribute.values)))
         lines.setdefault(root / folder, []).append((f"Images/{image}", f"{attribute.name}_labels", marks))
     for directory, of_folder in lines.items():
         file = directory / LABEL_FILE

@@ -1,7 +1,7 @@
 """Triplet sampling in the published distribution, vectorised.
 
 Attribute uniform, then value uniform among those with two images or more, then anchor, positive
-(another image of that value) and negative (an image of another value of the attribute) uniform.
+(another image of that value) and negative (an image of the attribute without that value) uniform.
 """
 
 from __future__ import annotations
@@ -36,36 +36,46 @@ class Triplets:
 class TripletSampler:
     """Draws triplets from a table of labels.
 
-    `labels` has the columns image_id, attribute, value. A value with fewer than two images cannot be
-    an anchor's (it can still be a negative's); an attribute with a single value gives no triplet.
-    Both are listed in `skipped`.
+    `labels` has the columns image_id, attribute, value; an image may have several values of an attribute. A value
+    cannot be an anchor's if fewer than two images have it, or all images of the attribute; those are listed in
+    `skipped`. It can still be a negative's.
     """
 
     def __init__(self, labels: pd.DataFrame):
-        ordered = labels.sort_values(["attribute", "value", "image_id"], kind="stable")
-        # An image with two values of one attribute stands in both groups; it may be drawn for either.
-        groups = ordered.groupby(["attribute", "value"], sort=True).size()
-        self.image_ids = ordered["image_id"].to_numpy(np.int64)
-        attribute = groups.index.get_level_values(0).to_numpy()
-        size = groups.to_numpy()
-        start = np.cumsum(size) - size
-        span = pd.DataFrame({"attribute": attribute, "start": start, "stop": start + size})
-        spans = span.groupby("attribute").agg(first=("start", "min"), last=("stop", "max"))
-        first = spans["first"].loc[attribute].to_numpy()
-        last = spans["last"].loc[attribute].to_numpy()
+        image, attribute, value = (labels[name].to_numpy(np.int64) for name in ("image_id", "attribute", "value"))
+        images, values = int(image.max(initial=0)) + 1, int(value.max(initial=0)) + 1
+        # A label as one number, in the order of attribute, value, image; one that is given twice counts once.
+        labelled = _distinct((attribute * values + value) * images + image)
+        groups, start, size = _runs(labelled // images)
+        pooled = _distinct(attribute * images + image)
+        pools, pool_start, pool_size = _runs(pooled // images)
+        self._members = labelled % images
+        """Images group by group; a group is one value of one attribute."""
+        self._pool = pooled % images
+        """Distinct images attribute by attribute: where negatives come from."""
+        pool = np.searchsorted(pools, groups // values)
+        others = pool_size[pool] - size
 
-        usable = (size >= 2) & (last - first > size)
+        usable = (size >= 2) & (others > 0)
         self.skipped: list[tuple[int, int, int]] = [
-            (int(a), int(v), int(n)) for (a, v), n, ok in zip(groups.index, size, usable, strict=True) if not ok
+            (int(group // values), int(group % values), int(n))
+            for group, n in zip(groups[~usable], size[~usable], strict=True)
         ]
         """(attribute, value, images) of every value that cannot be an anchor's."""
-        self._group_attribute = attribute[usable]
+        # For every member, how many images of its pool before it are *not* in its group, set apart by a stride for
+        # each group: where a rank falls among these numbers tells how many members stand before that rank's
+        # non-member. So a negative is found by one binary search, whatever other values its image has.
+        self._stride = len(pooled) + 1
+        group = np.repeat(np.arange(len(groups)), size)
+        place = np.searchsorted(pooled, pools[pool][group] * images + self._members) - pool_start[pool][group]
+        self._gaps = place - (np.arange(len(labelled)) - start[group]) + group * self._stride
+
+        self._group = np.flatnonzero(usable)
+        self._group_attribute = (groups[usable] // values).astype(np.int16)
         self._start, self._size = start[usable], size[usable]
-        self._first, self._last = first[usable], last[usable]
+        self._pool_start, self._others = pool_start[pool][usable], others[usable]
         # Groups are sorted by attribute, so those of one attribute lie side by side.
-        self.attributes, self._groups_from, self._groups_of = np.unique(
-            self._group_attribute, return_index=True, return_counts=True
-        )
+        self.attributes, self._groups_from, self._groups_of = _runs(self._group_attribute)
 
     def sample(self, n: int, seed: int | list[int]) -> Triplets:
         """Draw `n` triplets; none if no attribute can give one. The same seed gives the same triplets."""
@@ -75,16 +85,27 @@ class TripletSampler:
         chosen = rng.integers(0, max(len(self.attributes), 1), n)
         group = self._groups_from[chosen] + rng.integers(0, self._groups_of[chosen])
         start, size = self._start[group], self._size[group]
-        first, last = self._first[group], self._last[group]
 
         anchor = rng.integers(0, size)
         positive = rng.integers(0, size - 1)
         positive += positive >= anchor  # skips the anchor itself
-        negative = first + rng.integers(0, last - first - size)
-        negative += np.where(negative >= start, size, 0)  # skips the anchor's whole value
+        rank = rng.integers(0, self._others[group])
+        before = np.searchsorted(self._gaps, rank + self._group[group] * self._stride, side="right") - start
         return Triplets(
-            self.image_ids[start + anchor],
-            self.image_ids[start + positive],
-            self.image_ids[negative],
-            self._group_attribute[group].astype(np.int16),
+            self._members[start + anchor],
+            self._members[start + positive],
+            self._pool[self._pool_start[group] + rank + before],
+            self._group_attribute[group],
         )
+
+
+def _distinct(numbers: np.ndarray) -> np.ndarray:
+    """Sorted, each once. np.unique hashes integers, which takes ten times as long here."""
+    ordered = np.sort(numbers)
+    return ordered[np.diff(ordered, prepend=-1) != 0]
+
+
+def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct numbers of a sorted array, where each one's run starts, and how long it is."""
+    start = np.flatnonzero(np.diff(ordered, prepend=-1))
+    return ordered[start], start, np.diff(start, append=len(ordered))

@@ -1,0 +1,143 @@
+"""DeepFashion's `list_attr_img.txt`: 289,222 lines of a path and 1,000 values of 1, -1 or 0, 0.9 GB of text.
+
+Read in blocks, all lines of a block at once: no Python loop over values, and memory for one block only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.annotation import SHOWN, Reject
+from data_prep.errors import InputError
+
+BLOCK = 8_000_000  # bytes
+LONGEST = 1_000_000
+"""Bytes of one line; a real one has about 4,000."""
+HEADER = 2  # lines: the number of rows, the columns' names
+BLANK, MINUS, ZERO, ONE = 32, ord("-"), ord("0"), ord("1")
+
+
+@dataclass
+class Marks:
+    """Which image has which column marked 1, in the file's order."""
+
+    paths: list[str]
+    """Of every line that could be read."""
+    lines: np.ndarray
+    """1-based line of every path."""
+    image: np.ndarray
+    """Of every mark: number of its path."""
+    column: np.ndarray
+    """Of every mark: 0-based column."""
+    rejects: list[Reject]
+
+
+def read_marks(file: Path, source: str, n_columns: int, advance: Callable[[int], None] = lambda read: None) -> Marks:
+    """Read the whole file; `advance` is told of every block's bytes. Raises InputError for a file that is not one."""
+    marks = Marks([], np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int16), [])
+    images, columns, numbers = [], [], []
+    line = HEADER + 1
+    for block in _blocks(file, advance):
+        part = _parse(block, line, source, n_columns)
+        images.append(part.image + len(marks.paths))
+        columns.append(part.column)
+        numbers.append(part.lines)
+        marks.paths += part.paths
+        marks.rejects += part.rejects
+        line += block.count(b"\n")
+    if images:
+        marks.image, marks.column, marks.lines = (np.concatenate(parts) for parts in (images, columns, numbers))
+    _check_count(file, line - HEADER - 1)
+    return marks
+
+
+def _check_count(file: Path, rows: int) -> None:
+    """The first line says how many rows follow: an interrupted download shows."""
+    with file.open("rb") as stream:
+        first = stream.readline(100).strip()
+    if not first.isdigit():
+        raise InputError(f"{file}: line 1 should be the number of rows, it is {first[:40]!r}")
+    if int(first) != rows:
+        raise InputError(f"{file}: line 1 says {int(first):,} rows, the file has {rows:,}; is it complete?")
+
+
+def _blocks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+    """Blocks of whole lines after the header. A line beyond all measure is cut to its first LONGEST bytes."""
+    with file.open("rb") as stream:
+        for _ in range(HEADER):
+            stream.readline(LONGEST)
+        rest = b""
+        cutting = False
+        while read := stream.read(BLOCK):
+            advance(len(read))
+            if cutting:
+                _, end, read = read.partition(b"\n")
+                cutting = not end
+                read = end + read
+            rest += read
+            whole, end, rest = rest.rpartition(b"\n")
+            if end:
+                yield whole + end
+            if len(rest) > LONGEST:
+                rest, cutting = rest[:LONGEST], True
+        if rest:
+            yield rest + b"\n"
+
+
+def _parse(block: bytes, first_line: int, source: str, n_columns: int) -> Marks:
+    text = np.frombuffer(block, np.uint8)
+    blank = text <= BLANK
+    after_blank = np.empty_like(blank)
+    after_blank[0], after_blank[1:] = True, blank[:-1]
+    start = after_blank & ~blank
+    tokens = np.cumsum(start, dtype=np.int32)
+
+    end = np.flatnonzero(text == ord("\n"))
+    begin = np.concatenate([[0], end[:-1] + 1])
+    before = tokens[begin] - start[begin]
+    count = tokens[end] - before
+    bad = (count != n_columns + 1) & (count > 0)
+
+    # A value is 1, 0 or -1 between blanks; whatever else stands behind the path spoils its line.
+    before_blank = np.empty_like(blank)
+    before_blank[-1], before_blank[:-1] = True, blank[1:]
+    one, minus = text == ONE, text == MINUS
+    positive = one & start
+    after_minus = np.zeros_like(blank)
+    after_minus[1:] = (minus & start)[:-1]
+    value = ((positive | (start & (text == ZERO)) | (one & after_minus)) & before_blank) | (minus & start)
+    odd = np.flatnonzero(~(value | blank))
+    lone_minus = np.flatnonzero(minus & start & before_blank)
+    for places in (odd, lone_minus):
+        line = np.searchsorted(end, places)
+        bad[line[tokens[places] - before[line] > 1]] = True
+
+    marked = np.flatnonzero(positive & before_blank)
+    line = np.searchsorted(end, marked)
+    column = tokens[marked] - before[line] - 2
+    good = (count > 0) & ~bad
+    fits = good[line] & (column >= 0)
+    number = np.cumsum(good) - 1
+    return Marks(
+        paths=[_path(block, begin[i]) for i in np.flatnonzero(good)],
+        lines=np.flatnonzero(good) + first_line,
+        image=number[line[fits]].astype(np.int32),
+        column=column[fits].astype(np.int16),
+        rejects=[
+            Reject(source, int(i) + first_line, "bad_line", _shown(block, begin[i], end[i]))
+            for i in np.flatnonzero(bad)
+        ],
+    )
+
+
+def _path(block: bytes, begin: int) -> str:
+    # A path is much shorter than this; one that is not will be found missing.
+    return block[begin : begin + 1_000].split(None, 1)[0].decode("utf-8", errors="replace")
+
+
+def _shown(block: bytes, begin: int, end: int) -> str:
+    return " ".join(block[begin : min(end, begin + SHOWN)].decode("utf-8", errors="replace").split())

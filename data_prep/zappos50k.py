@@ -1,0 +1,239 @@
+"""UT-Zap50K: the triplet lists of CSN (Veit et al. 2017) as they are, or labels from meta-data.csv.
+
+    ut-zap50k-images/<Category>/<SubCategory>/<Brand>/<CID>.jpg
+    ut-zap50k-data/meta-data.csv      CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle
+    filenames.json                    plain text, one path a line
+    tripletlists/{class,closure,gender,heel}_tripletlist_{train,val,test}.txt    anchor far close: line numbers
+
+The lists give triplets and no labels, so a dataset made of them has no queries. Where they are missing, the four
+conditions' labels come from meta-data.csv and triplets are drawn from those.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data_prep.annotation import (
+    LONGEST_LINE,
+    SHOWN,
+    TRIPLET_COLUMNS,
+    Annotation,
+    Reject,
+    Row,
+    bad_line,
+    frame_of,
+    integers,
+    numbered_lines,
+    read_lines,
+    settled,
+)
+from data_prep.asen_split import assign_splits
+from data_prep.errors import InputError
+from data_prep.request import Request
+from data_prep.tables import SPLITS, Attribute
+
+CONDITIONS = {"class": "Category", "closure": "Closure", "gender": "Gender", "heel": "HeelHeight"}
+"""The four conditions (our attributes), and the column of meta-data.csv that each is."""
+LIST_OF = {"train": "train", "valid": "val", "test": "test"}
+IMAGE_FOLDERS = ("ut-zap50k-images", "ut-zap50k-images-square")
+SEPARATOR = ";"
+"""Between the values of a cell that has several."""
+
+
+def read(request: Request) -> Annotation:
+    """Read the triplet lists where there are any (in the root or in --split-files), else the labels."""
+    for folder in (request.split_files, request.root):
+        lists = folder and _lists_below(folder)
+        if lists:
+            return read_lists(lists, request.root)
+        if folder and folder == request.split_files:
+            raise InputError(f"{folder}: no filenames.json with a folder tripletlists beside it")
+    table = next(iter(sorted(request.root.rglob("meta-data.csv"))), None)
+    if not table:
+        raise InputError(
+            f"{request.root}: not UT-Zap50K's layout (neither filenames.json with tripletlists/ nor meta-data.csv "
+            "below it; give --split-files if the lists lie elsewhere)"
+        )
+    annotation = read_table(table, request.root)
+    annotation.rows = assign_splits(annotation.rows, request.seed)
+    return annotation
+
+
+def _lists_below(folder: Path) -> Path | None:
+    """The folder that holds filenames.json and tripletlists/."""
+    found = (file.parent for file in sorted(folder.rglob("filenames.json")))
+    return next((parent for parent in found if (parent / "tripletlists").is_dir()), None)
+
+
+def read_lists(folder: Path, root: Path) -> Annotation:
+    """All triplets of all lists. An image belongs to the first split that uses it; a triplet across splits is bad."""
+    names = [name.strip() for name in read_lines(folder / "filenames.json")]
+    paths = _paths(names, root)
+    columns: dict[str, list] = {name: [] for name in TRIPLET_COLUMNS}
+    rejects: list[Reject] = []
+    attributes = tuple(Attribute(name=name, values=()) for name in CONDITIONS)
+    found = False
+    for split, part in LIST_OF.items():
+        for attribute, condition in enumerate(CONDITIONS):
+            file = folder / "tripletlists" / f"{condition}_tripletlist_{part}.txt"
+            if not file.is_file():
+                continue
+            found = True
+            for number, line in numbered_lines(file):
+                read = _read_triplet(line, paths, file.name, number)
+                if isinstance(read, Reject):
+                    rejects.append(read)
+                    continue
+                triplet = (*read, attribute, split, file.name, number)
+                for name, value in zip(TRIPLET_COLUMNS, triplet, strict=True):
+                    columns[name].append(value)
+    if not found:
+        raise InputError(f"{folder / 'tripletlists'}: none of its files is a CONDITION_tripletlist_SPLIT.txt")
+    triplets = pd.DataFrame(columns).astype({"attribute": "int16", "line": "int64"})
+    rows_in = len(triplets) + len(rejects)
+    triplets, refused = _within_splits(triplets, paths)
+    for name in TRIPLET_COLUMNS[:3]:
+        triplets[name] = pd.Series(np.array(paths, object)[triplets[name].to_numpy(int)], dtype="str")
+    return Annotation(attributes, rejects=rejects + refused, rows_in=rows_in, triplets=triplets)
+
+
+def _read_triplet(line: str, names: list[str], source: str, number: int) -> tuple[int, int, int] | Reject:
+    """Anchor, positive and negative: the lists put the far one, the negative, before the close one."""
+    numbers = integers(line)
+    if numbers is None or len(numbers) != 3:
+        return bad_line(source, number, line)
+    if not all(0 <= index < len(names) for index in numbers):
+        return Reject(source, number, "index_out_of_range", f"{line.strip()[:80]}: {len(names)} file names")
+    if len(set(numbers)) < 3:
+        return Reject(source, number, "same_image_twice", line.strip())
+    anchor, far, close = numbers
+    return anchor, close, far
+
+
+def _within_splits(triplets: pd.DataFrame, paths: list[str]) -> tuple[pd.DataFrame, list[Reject]]:
+    """Reject triplets with an image that an earlier split has: it would be learned from and tested on."""
+    rank = triplets["split"].map({split: i for i, split in enumerate(SPLITS)}).to_numpy(int)
+    owner = np.full(len(paths), len(SPLITS))
+    images = triplets[list(TRIPLET_COLUMNS[:3])].to_numpy(int)
+    for column in images.T:
+        np.minimum.at(owner, column, rank)
+    foreign = (owner[images] != rank[:, None]).reshape(len(images), 3)
+    bad = foreign.any(axis=1)
+    first = images[np.arange(len(images)), foreign.argmax(axis=1)] if len(images) else images[:, 0]
+    rejects = [
+        Reject(row.source, row.line, "in_two_splits", f"{paths[image]}: already in {SPLITS[owner[image]]}")
+        for row, image in zip(triplets[bad].itertuples(), first[bad], strict=True)
+    ]
+    return triplets[~bad].reset_index(drop=True), rejects
+
+
+def _paths(names: list[str], root: Path) -> list[str]:
+    """File names of the lists as paths below the root: in the images' folder, and with their folders' own spelling.
+
+    Brands that end in a full stop lose it on some file systems, so that names are compared without it.
+    """
+    prefix = next((f"{folder}/" for folder in IMAGE_FOLDERS if (root / folder).is_dir()), "")
+    paths = [name if name.startswith(prefix) else prefix + name for name in names]
+    if all((root / path).is_file() for path in paths[:100]):
+        return paths
+    actual = {_undotted(path): path for path in _pictures(root)}
+    return [actual.get(_undotted(path), path) for path in paths]
+
+
+def _undotted(path: str) -> str:
+    *folders, name = path.split("/")
+    return "/".join([*(folder.rstrip(". ") for folder in folders), name])
+
+
+def _pictures(root: Path) -> Iterator[str]:
+    """Every .jpg below the images' folder, relative to the root."""
+    top = next((root / folder for folder in IMAGE_FOLDERS if (root / folder).is_dir()), root)
+    for folder, folders, files in os.walk(top):
+        folders.sort()
+        relative = Path(folder).relative_to(root).as_posix()
+        for name in sorted(files):
+            if name.lower().endswith((".jpg", ".jpeg")):
+                yield name if relative == "." else f"{relative}/{name}"
+
+
+def read_table(file: Path, root: Path) -> Annotation:
+    """Labels of the four conditions from meta-data.csv: a row for every value that a cell names.
+
+    An empty cell is no label; a line of four empty cells is rejected. The picture is the file named after the CID,
+    in which meta-data-bin.csv and some copies write `-` for `.`.
+    """
+    source = file.relative_to(root).as_posix()
+    path_of = {_cid(Path(path).stem): path for path in _pictures(root)}
+    cells: list[tuple[str, int, str, int]] = []
+    rejects: list[Reject] = []
+    for number, record in _records(file):
+        if isinstance(record, str):
+            rejects.append(bad_line(source, number, record))
+            continue
+        labels = [
+            (attribute, value.strip())
+            for attribute, column in enumerate(CONDITIONS.values())
+            for value in dict.fromkeys(record[column].split(SEPARATOR))
+            if value.strip()
+        ]
+        path = path_of.get(_cid(record["CID"]))
+        if path is None:
+            rejects += [Reject(source, number, "missing_image", f"{record['CID'][:SHOWN]}.jpg")] * max(1, len(labels))
+        elif not labels:
+            rejects.append(
+                Reject(source, number, "no_value", f"{record['CID']}: {', '.join(CONDITIONS.values())} empty")
+            )
+        else:
+            cells += [(path, attribute, value, number) for attribute, value in labels]
+    values = [sorted({value for _, a, value, _ in cells if a == attribute}) for attribute in range(len(CONDITIONS))]
+    rows = frame_of(
+        Row(path, attribute, values[attribute].index(value), "", "", source, number)
+        for path, attribute, value, number in cells
+    )
+    schema = tuple(Attribute(name=name, values=tuple(v)) for name, v in zip(CONDITIONS, values, strict=True))
+    return settled(Annotation(schema, rows, rejects, rows_in=len(rows) + len(rejects), several_values=True))
+
+
+def _cid(text: str) -> str:
+    return text.strip().replace(".", "-")
+
+
+def _records(file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """(line, cells by column name) of every line, or the line itself where it has not as many cells as the header."""
+    lines = read_lines(file)
+    header = _cells(lines[0]) if lines else None
+    missing = {"CID", *CONDITIONS.values()} - set(header or [])
+    if not header or missing:
+        raise InputError(f"{file}: line 1 lacks the column{'s' * (len(missing) > 1)} {', '.join(sorted(missing))}")
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        cells = _cells(line)
+        fits = cells is not None and len(cells) == len(header)
+        yield number, dict(zip(header, cells or [], strict=False)) if fits else line
+
+
+def _cells(line: str) -> list[str] | None:
+    if len(line) > LONGEST_LINE:
+        return None
+    try:
+        return next(csv.reader([line], strict=True), None)
+    except csv.Error:
+        return None
+
+
+def write_table(file: Path, records: list[dict[str, Any]]) -> None:
+    """Write meta-data.csv with its nine columns."""
+    columns = ["CID", "Category", "SubCategory", "HeelHeight", "Insole", "Closure", "Gender", "Material", "ToeStyle"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, columns, restval="")
+        writer.writeheader()
+        writer.writerows(records)
