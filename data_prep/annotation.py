@@ -128,6 +128,9 @@ class Annotation:
         return images.sort_values("path", ignore_index=True)
 
 
+WHAT_DIFFERS = {"in_two_splits": "split", "labels_disagree": "value", "in_both_roles": "role"}
+
+
 def settled(annotation: Annotation) -> Annotation:
     """Decide between rows about the same image: the first one read is believed.
 
@@ -139,9 +142,10 @@ def settled(annotation: Annotation) -> Annotation:
     rejects = list(annotation.rejects)
 
     def refuse(bad: np.ndarray, reason: str, first: np.ndarray) -> np.ndarray:
-        for row, other in zip(rows[bad].itertuples(), rows.loc[first[bad]].itertuples(), strict=True):
-            detail = f"{row.path}: {_said(row, reason)}, but {_said(other, reason)} in {other.source} line {other.line}"
-            rejects.append(Reject(str(row.source), int(row.line), reason, detail))  # type: ignore[arg-type]
+        what = WHAT_DIFFERS[reason]
+        other = rows.loc[first[bad], [what, "source", "line"]].add_prefix("other_").set_axis(rows.index[bad])
+        words = f"{{path}}: {what} {{{what}}}, but {{other_{what}}} in {{other_source}} line {{other_line}}"
+        rejects.extend(rejected(rows[bad].join(other), reason, words))
         return ~bad
 
     first = _first_of(image)
@@ -164,11 +168,6 @@ def settled(annotation: Annotation) -> Annotation:
     annotation.rejects = rejects
     annotation.check()
     return annotation
-
-
-def _said(row: tuple, reason: str) -> str:
-    column = {"in_two_splits": "split", "labels_disagree": "value", "in_both_roles": "role"}[reason]
-    return f"{column} {getattr(row, column)}"
 
 
 def _first_of(*keys: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
@@ -198,9 +197,9 @@ def reconcile(split: Annotation, raw: Annotation) -> Annotation:
     contradicted = (raw_image_known & ~contained(ours, theirs, label)).to_numpy()
     contradicting = ~agreed & (contained(theirs, ours, pair) if not split.several_values else False)
     rejects = split.rejects + raw.rejects
-    rejects += _rejected(ours[contradicted], "labels_disagree", "value {value}, but not in the raw files")
-    rejects += _rejected(theirs[contradicting], "labels_disagree", "value {value}, but not in the split files")
-    rejects += _rejected(theirs[~agreed & ~contradicting], "not_in_split", "value {value}")
+    rejects += rejected(ours[contradicted], "labels_disagree", "{path}: value {value}, but not in the raw files")
+    rejects += rejected(theirs[contradicting], "labels_disagree", "{path}: value {value}, but not in the split files")
+    rejects += rejected(theirs[~agreed & ~contradicting], "not_in_split", "{path}: value {value}")
     return Annotation(
         split.attributes,
         rows=ours[~contradicted].reset_index(drop=True),
@@ -218,11 +217,11 @@ def contained(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) -> p
     return pd.Series((found["_merge"] == "both").to_numpy(), index=rows.index)
 
 
-def _rejected(rows: pd.DataFrame, reason: str, words: str) -> list[Reject]:
-    return [
-        Reject(row.source, row.line, reason, f"{row.path}: {words.format(value=row.value)}")  # type: ignore[arg-type]
-        for row in rows.itertuples()
-    ]
+def rejected(rows: pd.DataFrame, reason: str, words: str) -> list[Reject]:
+    """A reject for each of `rows`; `words` is a template of its detail with the columns' names in braces."""
+    columns = [rows[name].tolist() for name in rows.columns]
+    records = (dict(zip(rows.columns, values, strict=True)) for values in zip(*columns, strict=True))
+    return [Reject(row["source"], int(row["line"]), reason, words.format_map(row)) for row in records]
 
 
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:

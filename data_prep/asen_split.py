@@ -31,6 +31,7 @@ from data_prep.annotation import (
     integers,
     numbered_lines,
     read_lines,
+    rejected,
     settled,
 )
 from data_prep.errors import InputError
@@ -208,15 +209,12 @@ def _in_range(labels: pd.DataFrame, attributes: tuple[Attribute, ...]) -> tuple[
     size[known] = sizes[labels["attribute"][known].to_numpy(int)]
     values = labels["value"]
     fits = known & ((values >= 0) & (values < size)).to_numpy(bool)
-    rejects = []
-    for row in labels[~fits].itertuples():
-        attribute = str(row.attribute)[:40]
-        if 0 <= row.attribute < len(attributes):  # type: ignore[operator]
-            name = attributes[row.attribute].name  # type: ignore[call-overload]
-            reason, detail = "value_out_of_range", f"{name} value {str(row.value)[:40]} of {row.path}"
-        else:
-            reason, detail = "unknown_attribute", f"attribute {attribute} of {row.path}"
-        rejects.append(Reject(str(row.source), int(row.line), reason, detail))  # type: ignore[arg-type]
+    names = dict(enumerate(attribute.name for attribute in attributes))
+    misfits = labels.assign(name=labels["attribute"].map(names))
+    for column in ("attribute", "value"):
+        misfits[column] = misfits[column].astype(str).str[:40]  # the number may have thousands of digits
+    rejects = rejected(misfits[~known], "unknown_attribute", "attribute {attribute} of {path}")
+    rejects += rejected(misfits[known & ~fits], "value_out_of_range", "{name} value {value} of {path}")
     checked = labels[fits].reset_index(drop=True)
     return checked.astype({"attribute": "int16", "value": "int32", "line": "int64"}), rejects
 
@@ -227,10 +225,7 @@ def _roles_among_labels(labels: pd.DataFrame) -> tuple[pd.DataFrame, list[Reject
     listed = labels[labels["whole"]]
     asked = (labels["role"] != "") & labels["split"].isin(listed["split"].unique())
     unlike = (asked & ~contained(labels, listed, label)).to_numpy(bool)
-    rejects = [
-        Reject(str(row.source), int(row.line), "labels_disagree", f"{row.path}: not in label_{row.split}.txt")  # type: ignore[arg-type]
-        for row in labels[unlike].itertuples()
-    ]
+    rejects = rejected(labels[unlike], "labels_disagree", "{path}: not in label_{split}.txt")
     return labels[~unlike].reset_index(drop=True), rejects
 
 
@@ -263,8 +258,8 @@ def write_split_files(folder: Path, rows: pd.DataFrame, global_values: list[Glob
 def _label_lines(rows: pd.DataFrame, blank: str) -> list[str]:
     """One line for each image: its index, then attribute and value of each of its labels."""
     lines: dict[int, list[str]] = {}
-    for row in rows.itertuples():
-        lines.setdefault(row.index, [str(row.index)]).extend([str(row.attribute), str(row.value)])  # type: ignore[arg-type]
+    for index, attribute, value in zip(rows["index"], rows["attribute"], rows["value"], strict=True):
+        lines.setdefault(index, [str(index)]).extend([str(attribute), str(value)])
     return [blank.join(words) for words in lines.values()]
 
 

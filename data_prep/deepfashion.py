@@ -29,6 +29,7 @@ from data_prep.annotation import (
     numbered_lines,
     read_lines,
     reconcile,
+    rejected,
     settled,
 )
 from data_prep.asen_split import (
@@ -213,10 +214,7 @@ def _with_partition(rows: pd.DataFrame, file: Path) -> tuple[pd.DataFrame, list[
             raise InputError(f"{file} line {number}: expected a path and train, val or test: {line.strip()[:80]!r}")
     rows = rows.assign(split=rows["path"].map(split_of))
     without = rows["split"].isna()
-    rejects = [
-        Reject(row.source, int(row.line), "no_partition", f"{row.path}: not in {file.name}")  # type: ignore[arg-type]
-        for row in rows[without].itertuples()
-    ]
+    rejects = rejected(rows[without], "no_partition", "{path}: no split given")
     return rows[~without], rejects
 
 

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from data_prep import fashionai, tables
-from data_prep.annotation import Annotation, Reject, count_reasons
+from data_prep import darn, deepfashion, fashionai, tables, zappos50k
+from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
 from data_prep.errors import InputError
-from data_prep.packing import Refused, pack_split
-from data_prep.progress import Progress, silent
+from data_prep.packing import pack_split
+from data_prep.progress import Progress
+from data_prep.request import Request
 from data_prep.tables import DESCRIPTION, DRAWN_REGIONS_FILE, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
 from data_prep.triplets import TripletSampler
 from data_prep.whole import whole_folder
 
 
 class Reader(Protocol):
-    """A layout's adapter: reads what lies below `root` into rows that all have a split."""
+    """A layout's adapter: reads the official files into rows that all have a split."""
 
-    def __call__(self, root: Path, split_files: Path | None, seed: int) -> Annotation: ...
+    def __call__(self, request: Request) -> Annotation: ...
 
 
-LAYOUTS: dict[str, Reader] = {"fashionai": fashionai.read}
+LAYOUTS: dict[str, Reader] = {
+    "fashionai": fashionai.read,
+    "deepfashion": deepfashion.read,
+    "zappos50k": zappos50k.read,
+    "darn": darn.read,
+}
+DRAWN_TRIPLETS, DRAWN_EPOCHS = 100_000, 10
+"""Triplets per epoch and epochs, where nothing else is asked for and the dataset gives none ready-made."""
 
 EVALUATION_SHARE = 5
 """Validation and test get one fifth of the training triplets, as UT-Zap50K's lists do (200k : 40k)."""
@@ -45,72 +54,84 @@ class Prepared:
 
 def prepare(
     layout: str,
-    root: Path,
+    request: Request,
     out: Path,
     *,
-    split_files: Path | None = None,
     name: str | None = None,
-    triplets: int = 100_000,
-    epochs: int = 10,
-    seed: int = 0,
+    triplets: int | None = None,
+    epochs: int | None = None,
     image_size: int = 224,
+    max_rejects: float = 0.1,
     overwrite: bool = False,
-    progress: Progress = silent,
 ) -> Prepared:
-    """Turn the official files of `layout` below `root` into the tables of data_prep.tables at `out`.
+    """Turn the official files of `layout` that `request` names into the tables of data_prep.tables at `out`.
 
-    `image_size` is the packed images' short side in pixels; `triplets` are drawn for each of `epochs`
-    training epochs. Equal input and seed give equal tables. `progress(title, total)` returns a function
-    that is told of every step. Raises InputError for what a user can mend.
+    `image_size` is the packed images' short side in pixels; `triplets` are drawn for each of `epochs` training
+    epochs (where the dataset gives its triplets, they are dealt out instead, by default all in one epoch). Equal
+    input and seed give equal tables. Raises InputError for what a user can mend, and if more than the share
+    `max_rejects` of the rows is rejected.
     """
     name = name or layout
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise InputError(f"name {name!r}: use letters, digits, '-' and '_' (it names a registered model)")
-    for folder in (root, split_files):
+    if layout != "deepfashion" and (request.annotation or request.categories or request.crop_boxes):
+        raise InputError(f"--annotation, --categories and --crop-boxes are for deepfashion, not for {layout}")
+    for folder in (request.root, request.split_files):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
-    root = root.resolve()
-    with whole_folder(out, marker=DESCRIPTION, overwrite=overwrite, inputs=(root, split_files)) as aside:
-        annotation = LAYOUTS[layout](root, split_files, seed)
-        if not annotation.rows:
-            raise InputError(f"{root}: {_nothing_left(annotation)}")
-        rows_in = len(annotation)
-        rows, rejects = _pack(annotation, root, aside, image_size, seed, progress)
-        if rows.empty:
-            raise InputError(f"{root}: none of {rows_in:,} rows has a readable image, e.g. {rejects[-1].detail}")
-        assert rows_in == len(rows) + len(rejects)
-        _write_labels(aside, rows, rejects)
-        _write_regions(aside, root, rows, annotation)
-        skipped = _write_triplets(aside, rows, annotation, triplets, epochs, seed)
+    request = replace(request, root=request.root.resolve())
+    with whole_folder(
+        out, marker=DESCRIPTION, overwrite=overwrite, inputs=(request.root, request.split_files)
+    ) as aside:
+        annotation = LAYOUTS[layout](request)
+        annotation.check()
+        _check_rejects(annotation, request.root, max_rejects)
+        images = annotation.images()
+        images.insert(0, "image_id", np.arange(len(images)))
+        packing = _pack(images, request.root, aside, image_size, request.seed, request.progress)
+        annotation = _without_refused(annotation, images, packing)
+        _check_rejects(annotation, request.root, max_rejects)
+        _write_labels(aside, annotation, images.merge(packing.sizes, on="image_id"))
+        _write_regions(aside, request.root, images, annotation)
+        drawn = _write_triplets(aside, annotation, images, triplets, epochs, request.seed)
         info = DatasetInfo(
             schema_version=tables.SCHEMA_VERSION,
             name=name,
             layout=layout,
             attributes=annotation.attributes,
             image_size=image_size,
-            seed=seed,
-            images=_per_split(rows.drop_duplicates("image_id")),
-            queries=_per_split(rows[rows.role == "query"]),
-            candidates=_per_split(rows[rows.role == "candidate"]),
-            triplets=triplets,
-            triplet_epochs=epochs,
-            rows_in=rows_in,
-            rejects=count_reasons(rejects),
+            seed=request.seed,
+            images=_per_split(images[images["image_id"].isin(packing.sizes["image_id"])]),
+            queries=_per_split(annotation.rows[annotation.rows["role"] == "query"]),
+            candidates=_per_split(annotation.rows[annotation.rows["role"] == "candidate"]),
+            triplets=drawn.per_epoch,
+            triplet_epochs=drawn.epochs,
+            rows_in=annotation.rows_in,
+            repeats=annotation.repeats,
+            rejects=count_reasons(annotation.rejects),
             digest=digest_of(aside),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
         )
         (aside / DESCRIPTION).write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return Prepared(info, skipped)
+    return Prepared(info, drawn.skipped)
 
 
-def _nothing_left(annotation: Annotation) -> str:
-    if not annotation.rejects:
-        return "the annotation is empty"
-    first = annotation.rejects[0]
-    return (
-        f"all {len(annotation.rejects):,} annotation rows were rejected, the first at "
-        f"{first.source} line {first.line}: {first.reason} ({first.detail})"
+def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> None:
+    """Stop where so much is rejected that something general must be wrong. Raises InputError with the summary."""
+    if not annotation.rows_in:
+        raise InputError(f"{root}: the annotation is empty")
+    damaged = [reject for reject in annotation.rejects if reject.reason not in CHOSEN]
+    left = len(annotation.rows) + (0 if annotation.triplets is None else len(annotation.triplets))
+    if left and len(damaged) <= max_rejects * annotation.rows_in:
+        return
+    rejects = damaged or annotation.rejects
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in count_reasons(rejects).items())
+    first = rejects[0]
+    raise InputError(
+        f"{root}: {len(rejects):,} of {annotation.rows_in:,} annotation rows rejected ({counts}), the first at "
+        f"{first.source} line {first.line} ({first.detail}); mend them"
+        + (f", or allow more than --max-rejects {max_rejects:g}" if left else "")
     )
 
 
@@ -119,64 +140,101 @@ def _per_split(rows: pd.DataFrame) -> dict[str, int]:
     return {split: int(counts.get(split, 0)) for split in SPLITS}
 
 
-def _pack(
-    annotation: Annotation,
-    root: Path,
-    aside: Path,
-    image_size: int,
-    seed: int,
-    progress: Progress,
-) -> tuple[pd.DataFrame, list[Reject]]:
-    """Pack all images; rows of a refused one become rejects. Adds image_id, width and height to the rows."""
-    rows = annotation.frame()
-    rows["image_id"] = pd.factorize(rows["path"], sort=True)[0]
-    images = rows.drop_duplicates("image_id").sort_values("image_id")
+class Packing(NamedTuple):
+    sizes: pd.DataFrame
+    refused: pd.DataFrame
+
+
+def _pack(images: pd.DataFrame, root: Path, aside: Path, image_size: int, seed: int, progress: Progress) -> Packing:
     advance = progress("images packed", len(images))
-    sizes: dict[int, tuple[int, int]] = {}
-    refused: dict[int, Refused] = {}
+    sizes: dict = {}
+    refused: dict = {}
     for split, of_split in images.groupby("split"):
         folder = aside / "packed" / f"split={split}"
         ids, paths = of_split["image_id"].to_numpy(), of_split["path"].tolist()
         of_sizes, of_refused = pack_split(root, ids, paths, folder, image_size, seed, advance)
         sizes |= of_sizes
         refused |= of_refused
+    return Packing(
+        pd.DataFrame([(i, *size) for i, size in sorted(sizes.items())], columns=["image_id", "width", "height"]),
+        pd.DataFrame([(i, *why) for i, why in sorted(refused.items())], columns=["image_id", "reason", "detail"]),
+    )
+
+
+def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Packing) -> Annotation:
+    """Rows and triplets of images that could not be packed become rejects with the image's reason."""
+    why = images.merge(packing.refused, on="image_id").set_index("path")[["reason", "detail"]]
     rejects = list(annotation.rejects)
-    for row in rows[rows["image_id"].isin(list(refused))].itertuples():
-        rejects.append(Reject(str(row.source), int(row.line), *refused[int(row.image_id)]))  # type: ignore[arg-type]
-    rows = rows[rows["image_id"].isin(list(sizes))].sort_values(["image_id", "attribute"], kind="stable")
-    return rows.assign(
-        width=rows["image_id"].map(lambda i: sizes[i][0]), height=rows["image_id"].map(lambda i: sizes[i][1])
-    ), rejects
+
+    def reject(rows: pd.DataFrame, paths: list[str]) -> None:
+        reasons = why.loc[paths]
+        columns = (rows["source"], rows["line"], reasons["reason"], reasons["detail"])
+        rejects.extend(Reject(*values) for values in zip(*columns, strict=True))
+
+    bad = annotation.rows["path"].isin(why.index)
+    reject(annotation.rows[bad], annotation.rows.loc[bad, "path"].tolist())
+    rows, triplets = annotation.rows[~bad].reset_index(drop=True), annotation.triplets
+    if triplets is not None:
+        paths = triplets[list(TRIPLET_COLUMNS[:3])]
+        hit = paths.isin(why.index).to_numpy()
+        bad = hit.any(axis=1)
+        reject(triplets[bad], paths.to_numpy()[bad, hit.argmax(axis=1)[bad]].tolist())
+        triplets = triplets[~bad].reset_index(drop=True)
+    return replace(annotation, rows=rows, rejects=rejects, triplets=triplets)
 
 
-def _write_labels(aside: Path, rows: pd.DataFrame, rejects: list[Reject]) -> None:
-    images = rows.drop_duplicates("image_id")
+def _write_labels(aside: Path, annotation: Annotation, images: pd.DataFrame) -> None:
+    """`images` has those that were packed, with their sizes."""
     write_table(aside / "images.parquet", {n: images[n] for n in tables.IMAGES.names}, tables.IMAGES)
+    rows = _numbered(annotation.rows, images)
     write_table(aside / "labels.parquet", {n: rows[n] for n in tables.LABELS.names}, tables.LABELS)
     retrieval = rows[rows["role"] != ""]
     columns = {n: retrieval[n] for n in tables.RETRIEVAL.names}
     write_table(aside / "retrieval.parquet", columns, tables.RETRIEVAL)
-    rejected = pd.DataFrame(rejects, columns=tables.REJECTS.names)
+    rejected = pd.DataFrame(annotation.rejects, columns=tables.REJECTS.names)
     write_table(aside / "rejects.parquet", {n: rejected[n] for n in tables.REJECTS.names}, tables.REJECTS)
 
 
-def _write_regions(aside: Path, root: Path, rows: pd.DataFrame, annotation: Annotation) -> None:
+def _numbered(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Rows with their image_id, sorted by it, attribute and value."""
+    number = images.set_index("path")["image_id"]
+    rows = rows.assign(image_id=rows["path"].map(number).astype("int64"))
+    return rows.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
+
+
+def _write_regions(aside: Path, root: Path, images: pd.DataFrame, annotation: Annotation) -> None:
     """Carry over where drawn images say each attribute is; photographs have no such file."""
     if not (root / DRAWN_REGIONS_FILE).is_file():
         return
     regions = pq.read_table(root / DRAWN_REGIONS_FILE).to_pandas()
     index = {attribute.name: i for i, attribute in enumerate(annotation.attributes)}
     regions["attribute"] = regions["attribute"].map(index)
-    regions = regions.merge(rows.drop_duplicates("path")[["path", "image_id"]], on="path")
+    regions = regions.merge(images[["path", "image_id"]], on="path")
     regions = regions.sort_values(["image_id", "attribute"])
     write_table(aside / REGIONS_FILE, {n: regions[n] for n in tables.REGIONS.names}, tables.REGIONS)
 
 
+@dataclass(frozen=True)
+class _Written:
+    """The triplets that were written."""
+
+    per_epoch: int
+    epochs: int
+    skipped: dict[str, list[tuple[str, str, int]]]
+
+
 def _write_triplets(
-    aside: Path, rows: pd.DataFrame, annotation: Annotation, n: int, epochs: int, seed: int
-) -> dict[str, list[tuple[str, str, int]]]:
+    aside: Path, annotation: Annotation, images: pd.DataFrame, n: int | None, epochs: int | None, seed: int
+) -> _Written:
+    if annotation.triplets is not None:
+        return _deal_out(aside, annotation.triplets, images, n, epochs or 1, seed)
+    return _draw(aside, annotation, images, n or DRAWN_TRIPLETS, epochs or DRAWN_EPOCHS, seed)
+
+
+def _draw(aside: Path, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int) -> _Written:
     """Training triplets for every epoch; one smaller set each for validation and test."""
     skipped = {}
+    rows = _numbered(annotation.rows, images)
     for number, split in enumerate(SPLITS):
         labels = rows[rows["split"] == split]
         if labels.empty:
@@ -191,6 +249,33 @@ def _write_triplets(
         train = split == "train"
         for epoch in range(epochs if train else 1):
             drawn = sampler.sample(n if train else max(1, n // EVALUATION_SHARE), [seed, number, epoch])
-            part = aside / "triplets" / f"split={split}" / f"epoch={epoch}" / "part-00000.parquet"
-            write_table(part, drawn.columns(), tables.TRIPLETS)
-    return skipped
+            write_table(_triplet_file(aside, split, epoch), drawn.columns(), tables.TRIPLETS)
+    return _Written(n, epochs, skipped)
+
+
+def _deal_out(
+    aside: Path, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
+) -> _Written:
+    """The dataset's own triplets, shuffled: `n` (or all) for each training epoch, going round where they run out."""
+    number = images.set_index("path")["image_id"]
+    rng = np.random.default_rng(seed)
+    per_epoch = n or 0
+    for split in SPLITS:
+        of_split = given[given["split"] == split]
+        if of_split.empty:
+            continue
+        columns = {name: of_split[name].map(number).to_numpy(np.int64) for name in TRIPLET_COLUMNS[:3]}
+        columns["attribute"] = of_split["attribute"].to_numpy()
+        order = rng.permutation(len(of_split))
+        train = split == "train"
+        count = n if train and n else len(of_split)
+        per_epoch = count if train else per_epoch
+        for epoch in range(epochs if train else 1):
+            turn = order[np.arange(epoch * count, (epoch + 1) * count) % len(order)]
+            part = {name: column[turn] for name, column in columns.items()}
+            write_table(_triplet_file(aside, split, epoch), part, tables.TRIPLETS)
+    return _Written(per_epoch, epochs, {})
+
+
+def _triplet_file(aside: Path, split: str, epoch: int) -> Path:
+    return aside / "triplets" / f"split={split}" / f"epoch={epoch}" / "part-00000.parquet"

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SPLITS = ("train", "valid", "test")
 DESCRIPTION = "dataset.json"
 REGIONS_FILE = "regions.parquet"
@@ -82,7 +82,9 @@ class DatasetInfo(BaseModel):
     """Triplets per training epoch."""
     triplet_epochs: int
     rows_in: int
-    """Annotation rows read; each became a label or a row of `rejects.parquet`."""
+    """Annotation rows read; each became a label (or a given triplet), a repeat or a row of `rejects.parquet`."""
+    repeats: int
+    """Rows that only say again what another one says."""
     rejects: dict[str, int]
     """Rejected rows per reason."""
     digest: str

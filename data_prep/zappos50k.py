@@ -32,6 +32,7 @@ from data_prep.annotation import (
     integers,
     numbered_lines,
     read_lines,
+    rejected,
     settled,
 )
 from data_prep.asen_split import assign_splits
@@ -126,11 +127,9 @@ def _within_splits(triplets: pd.DataFrame, paths: list[str]) -> tuple[pd.DataFra
         np.minimum.at(owner, column, rank)
     foreign = (owner[images] != rank[:, None]).reshape(len(images), 3)
     bad = foreign.any(axis=1)
-    first = images[np.arange(len(images)), foreign.argmax(axis=1)] if len(images) else images[:, 0]
-    rejects = [
-        Reject(row.source, row.line, "in_two_splits", f"{paths[image]}: already in {SPLITS[owner[image]]}")
-        for row, image in zip(triplets[bad].itertuples(), first[bad], strict=True)
-    ]
+    first = images[np.arange(len(images)), foreign.argmax(axis=1)][bad]
+    misplaced = triplets[bad].assign(path=[paths[i] for i in first], owner=[SPLITS[owner[i]] for i in first])
+    rejects = rejected(misplaced, "in_two_splits", "{path}: already in {owner}")
     return triplets[~bad].reset_index(drop=True), rejects
 
 
