@@ -7,6 +7,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 from PIL import Image, ImageChops
 
+from data_prep.garments.prints import catalogue_tile
+
 Colour = tuple[int, int, int]
 
 TILE = 720  # pixels; side of every stored pattern, enough for any window turned by any angle
@@ -165,12 +167,13 @@ def _fold_tile() -> Image.Image:
     return wave.point([min(255, int(1.5 * value) + 20) for value in range(256)])
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)  # all patterns at both levels: 45 MB at most
 def _pattern(name: str, level: int) -> Image.Image:
     if level > 1:
         return _pattern(name, 1).reduce(level)
     y, x = np.mgrid[0:TILE, 0:TILE].astype(np.float32)
-    return Image.fromarray((255 * np.clip(PATTERNS[name](x, y), 0.0, 1.0)).astype(np.uint8))
+    tile = PATTERNS[name](x, y) if name in PATTERNS else catalogue_tile(name, x, y)
+    return Image.fromarray((255 * np.clip(tile, 0.0, 1.0)).astype(np.uint8))
 
 
 def _stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -73,6 +73,15 @@ def sample_figure(rng: np.random.Generator) -> Figure:
     )
 
 
+def arms_apart(rng: np.random.Generator, widest: float) -> tuple[Points, Points]:
+    """Arms that leave the torso's outline free; `widest` is the largest angle of an upper arm in degrees."""
+    right, left = (
+        _bones((0.091, SHOULDER + 0.020), (upper, upper + rng.uniform(-8, 4)), (UPPER_ARM, FOREARM))
+        for upper in rng.uniform(widest - 9, widest, 2)
+    )
+    return right, mirrored(left)
+
+
 def torso_half(height: np.ndarray | float) -> np.ndarray:
     """Half the torso's width at each height."""
     return np.interp(np.asarray(height, dtype=float), TORSO_HEIGHTS, TORSO_HALVES)

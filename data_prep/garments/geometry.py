@@ -61,12 +61,12 @@ def along(joints: Pairs, share: np.ndarray) -> Points:
     return np.where((share < 0.5)[:, None], upper, lower)
 
 
-def tube(joints: Pairs, start: float, end: float, half_widths: Sequence[float], *, ease: float = 0.0,
-         flare: float = 0.0) -> Points:  # fmt: skip
+def tube(joints: Pairs, start: float, end: float, half_widths: Sequence[float], *,
+         ease: float | np.ndarray = 0.0, flare: float = 0.0) -> Points:  # fmt: skip
     """The outline of a limb, or of the cloth around it, from `start` to `end` along its two bones.
 
-    `half_widths` belong to the shares 0, 0.25, 0.5, 0.75 and 1; `ease` is added everywhere, `flare` grows
-    from nothing at `start` to all of it at `end`.
+    `half_widths` belong to the shares 0, 0.25, 0.5, 0.75 and 1; `ease` is added everywhere (an array: at each of
+    UNIT's shares of the way), `flare` grows from nothing at `start` to all of it at `end`.
     """
     share = start + (end - start) * UNIT
     centre = along(joints, share)
