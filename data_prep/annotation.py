@@ -29,7 +29,8 @@ REASONS = {
     "path_outside_root": "the path leaves the dataset's folder",
     "missing_image": "there is no such file",
     "unreadable_image": "the file cannot be decoded as a picture",
-    "image_too_large": "the picture has more pixels than allowed",
+    "image_too_large": "the file has more bytes, or the picture more pixels, than allowed",
+    "bad_box": "the box to cut out is empty, or outside the picture",
 }
 
 

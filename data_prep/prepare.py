@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from data_prep import fashionai, tables
 from data_prep.annotation import Annotation, Reject, count_reasons
 from data_prep.errors import InputError
-from data_prep.packing import Refused, pack_split
+from data_prep.packing import Packing, pack
 from data_prep.progress import Progress, silent
+from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, DRAWN_REGIONS_FILE, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
 from data_prep.triplets import TripletSampler
-from data_prep.whole import whole_folder
+from data_prep.whole import whole_dataset
 
 
 class Reader(Protocol):
@@ -46,7 +47,7 @@ class Prepared:
 def prepare(
     layout: str,
     root: Path,
-    out: Path,
+    out: str | Path,
     *,
     split_files: Path | None = None,
     name: str | None = None,
@@ -60,7 +61,8 @@ def prepare(
     """Turn the official files of `layout` below `root` into the tables of data_prep.tables at `out`.
 
     `image_size` is the packed images' short side in pixels; `triplets` are drawn for each of `epochs`
-    training epochs. Equal input and seed give equal tables. `progress(title, total)` returns a function
+    training epochs. `out` is a folder or a URI. Equal input and seed give equal tables. A preparation that was
+    stopped goes on with what it had packed when it is asked for again. `progress(title, total)` returns a function
     that is told of every step. Raises InputError for what a user can mend.
     """
     name = name or layout
@@ -70,12 +72,12 @@ def prepare(
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
     root = root.resolve()
-    with whole_folder(out, marker=DESCRIPTION, overwrite=overwrite, inputs=(root, split_files)) as aside:
+    with whole_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as aside:
         annotation = LAYOUTS[layout](root, split_files, seed)
         if not annotation.rows:
             raise InputError(f"{root}: {_nothing_left(annotation)}")
         rows_in = len(annotation)
-        rows, rejects = _pack(annotation, root, aside, image_size, seed, progress)
+        rows, rejects, packing = _pack(annotation, root, aside, image_size, seed, progress)
         if rows.empty:
             raise InputError(f"{root}: none of {rows_in:,} rows has a readable image, e.g. {rejects[-1].detail}")
         assert rows_in == len(rows) + len(rejects)
@@ -96,11 +98,11 @@ def prepare(
             triplet_epochs=epochs,
             rows_in=rows_in,
             rejects=count_reasons(rejects),
-            digest=digest_of(aside),
+            digest=digest_of(aside, packing.sha256),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
         )
-        (aside / DESCRIPTION).write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (aside / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
     return Prepared(info, skipped)
 
 
@@ -122,34 +124,24 @@ def _per_split(rows: pd.DataFrame) -> dict[str, int]:
 def _pack(
     annotation: Annotation,
     root: Path,
-    aside: Path,
+    aside: Storage,
     image_size: int,
     seed: int,
     progress: Progress,
-) -> tuple[pd.DataFrame, list[Reject]]:
+) -> tuple[pd.DataFrame, list[Reject], Packing]:
     """Pack all images; rows of a refused one become rejects. Adds image_id, width and height to the rows."""
     rows = annotation.frame()
     rows["image_id"] = pd.factorize(rows["path"], sort=True)[0]
-    images = rows.drop_duplicates("image_id").sort_values("image_id")
-    advance = progress("images packed", len(images))
-    sizes: dict[int, tuple[int, int]] = {}
-    refused: dict[int, Refused] = {}
-    for split, of_split in images.groupby("split"):
-        folder = aside / "packed" / f"split={split}"
-        ids, paths = of_split["image_id"].to_numpy(), of_split["path"].tolist()
-        of_sizes, of_refused = pack_split(root, ids, paths, folder, image_size, seed, advance)
-        sizes |= of_sizes
-        refused |= of_refused
+    images = rows.drop_duplicates("image_id").sort_values("image_id")[["image_id", "path", "split"]]
+    packing = pack(images, root, aside, image_size, seed, progress)
     rejects = list(annotation.rejects)
-    for row in rows[rows["image_id"].isin(list(refused))].itertuples():
-        rejects.append(Reject(str(row.source), int(row.line), *refused[int(row.image_id)]))  # type: ignore[arg-type]
-    rows = rows[rows["image_id"].isin(list(sizes))].sort_values(["image_id", "attribute"], kind="stable")
-    return rows.assign(
-        width=rows["image_id"].map(lambda i: sizes[i][0]), height=rows["image_id"].map(lambda i: sizes[i][1])
-    ), rejects
+    for row in rows.merge(packing.refused, on="image_id").itertuples():
+        rejects.append(Reject(str(row.source), int(row.line), str(row.reason), str(row.detail)))  # type: ignore[arg-type]
+    rows = rows.merge(packing.sizes, on="image_id").sort_values(["image_id", "attribute"], kind="stable")
+    return rows, rejects, packing
 
 
-def _write_labels(aside: Path, rows: pd.DataFrame, rejects: list[Reject]) -> None:
+def _write_labels(aside: Storage, rows: pd.DataFrame, rejects: list[Reject]) -> None:
     images = rows.drop_duplicates("image_id")
     write_table(aside / "images.parquet", {n: images[n] for n in tables.IMAGES.names}, tables.IMAGES)
     write_table(aside / "labels.parquet", {n: rows[n] for n in tables.LABELS.names}, tables.LABELS)
@@ -160,7 +152,7 @@ def _write_labels(aside: Path, rows: pd.DataFrame, rejects: list[Reject]) -> Non
     write_table(aside / "rejects.parquet", {n: rejected[n] for n in tables.REJECTS.names}, tables.REJECTS)
 
 
-def _write_regions(aside: Path, root: Path, rows: pd.DataFrame, annotation: Annotation) -> None:
+def _write_regions(aside: Storage, root: Path, rows: pd.DataFrame, annotation: Annotation) -> None:
     """Carry over where drawn images say each attribute is; photographs have no such file."""
     if not (root / DRAWN_REGIONS_FILE).is_file():
         return
@@ -173,7 +165,7 @@ def _write_regions(aside: Path, root: Path, rows: pd.DataFrame, annotation: Anno
 
 
 def _write_triplets(
-    aside: Path, rows: pd.DataFrame, annotation: Annotation, n: int, epochs: int, seed: int
+    aside: Storage, rows: pd.DataFrame, annotation: Annotation, n: int, epochs: int, seed: int
 ) -> dict[str, list[tuple[str, str, int]]]:
     """Training triplets for every epoch; one smaller set each for validation and test."""
     skipped = {}
