@@ -32,8 +32,8 @@ REASONS = {
     "path_outside_root": "the path leaves the dataset's folder",
     "missing_image": "there is no such file",
     "unreadable_image": "the file cannot be decoded as a picture",
-    "image_too_large": "the picture has more pixels or bytes than allowed",
-    "bad_box": "the bounding box has no area inside the picture",
+    "image_too_large": "the file has more bytes, or the picture more pixels, than allowed",
+    "bad_box": "the box to cut out is empty, or outside the picture",
 }
 CHOSEN = ("not_in_split",)
 """Reasons that only say that the split's makers chose other rows; they are no damage."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,59 +16,82 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, StorageError
+from data_prep.packing import unfinished
 from data_prep.pictures import to_square
-from data_prep.tables import DESCRIPTION, PACKED, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
+from data_prep.storage import Storage, is_full
+from data_prep.tables import DESCRIPTION, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
 from data_prep.triplets import Triplets
+from data_prep.whole import hidden_folder
 
-READ_AT_ONCE = 1_000
+OPENED_AT_ONCE = 16
+"""Files whose ends are read at a time; a remote one takes a round trip or two."""
 
 
 class Dataset:
-    """A prepared dataset at `path`. Raises InputError if there is none, or one of another version."""
+    """A prepared dataset, in a folder or at a URI. Raises InputError if there is none, or one of another version."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        file = path / DESCRIPTION
-        if not file.is_file():
-            raise InputError(f"{path}: not a prepared dataset (no {DESCRIPTION}); make one with `agman prep`")
+    def __init__(self, where: str | Path | Storage):
+        self.storage = Storage(where)
+        local = where if isinstance(where, Path) else self.storage.local
+        self.path: Path | Storage = local or self.storage
+        """Prints as the user may see it; `path / name` is a file of the dataset."""
+        file = self.storage / DESCRIPTION
         try:
             self.info = DatasetInfo.model_validate_json(file.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{self.path}: {self._why_none()}") from None
         except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+            raise InputError(f"{self.path / DESCRIPTION}: cannot be read ({error.strerror or error})") from error
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(f"{file}: damaged or of another version ({where}: {first['msg']})") from error
+            at = ".".join(map(str, first["loc"]))
+            raise InputError(
+                f"{self.path / DESCRIPTION}: damaged or of another version ({at}: {first['msg']})"
+            ) from error
         if self.info.schema_version != SCHEMA_VERSION:
             raise InputError(
-                f"{file}: schema version {self.info.schema_version}, this agman reads {SCHEMA_VERSION}; "
-                "run `agman prep` again"
+                f"{self.path / DESCRIPTION}: schema version {self.info.schema_version}, this agman reads "
+                f"{SCHEMA_VERSION}; run `agman prep` again"
             )
         self._check_files()
+
+    def _why_none(self) -> str:
+        local = self.storage.local
+        if unfinished(Storage(hidden_folder(local.resolve())) if local else self.storage):
+            return "its preparation was stopped half-way; the same `agman prep` again continues it"
+        return f"not a prepared dataset (no {DESCRIPTION}); make one with `agman prep`"
 
     def _check_files(self) -> None:
         """Every file that must be there is, and has a Parquet file's end: a lost or torn one shows at once."""
         used = [split for split in SPLITS if self.info.images[split]]
-        wanted = [Path("images.parquet"), Path("labels.parquet"), Path("retrieval.parquet")]
-        wanted += [Path("packed", f"split={split}", "part-00000.parquet") for split in used]
+        wanted = ["images.parquet", "labels.parquet", "retrieval.parquet"]
         wanted += [
-            Path("triplets", f"split={split}", f"epoch={epoch}", "part-00000.parquet")
+            f"triplets/split={split}/epoch={epoch}/part-00000.parquet"
             for split in used
             for epoch in range(self.info.triplet_epochs if split == "train" else 1)
         ]
-        packed = [file.relative_to(self.path) for file in (self.path / "packed").rglob("*.parquet")]
-        for file in dict.fromkeys(wanted + packed):
-            try:
-                pq.read_metadata(self.path / file)
-            except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{self.path / file}: missing or damaged; run `agman prep` again") from error
+        shards = {split: self.shards(split) or [f"packed/split={split}/part-00000.parquet"] for split in used}
+        files = wanted + [name for names in shards.values() for name in names]
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            rows = dict(zip(files, pool.map(self._rows, files), strict=True))
+        for split, names in shards.items():
+            if sum(rows[name] for name in names) != self.info.images[split]:
+                raise InputError(f"{self.path}/packed/split={split}: images are missing; run `agman prep` again")
+
+    def _rows(self, name: str) -> int:
+        with self._file(name) as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    def shards(self, split: str) -> list[str]:
+        """Names of the packed images' files."""
+        folder = f"packed/split={split}"
+        return [f"{folder}/{name}" for name in (self.storage / folder).files() if name.endswith(".parquet")]
 
     @cached_property
     def labels(self) -> pd.DataFrame:
@@ -78,12 +104,20 @@ class Dataset:
     @cached_property
     def regions(self) -> pd.DataFrame | None:
         """Where each attribute is, as fractions of the picture; None for photographs."""
-        file = self.path / REGIONS_FILE
-        return pq.read_table(file).to_pandas() if file.is_file() else None
+        return self._table(REGIONS_FILE).to_pandas() if (self.storage / REGIONS_FILE).exists() else None
 
     def _table(self, name: str, **options: Any) -> pa.Table:
+        with self._file(name) as file:
+            return pq.read_table(file, **options)
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[pa.NativeFile]:
+        """One of the dataset's files, open. Raises InputError for whatever goes wrong with it."""
         try:
-            return pq.read_table(self.path / name, **options)
+            with (self.storage / name).open() as file:
+                yield file
+        except StorageError:
+            raise
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{self.path / name}: missing or damaged; run `agman prep` again") from error
 
@@ -101,11 +135,19 @@ class Dataset:
     def triplets(self, split: str, epoch: int = 0) -> Triplets:
         """The triplets of `split`; training goes round the prepared epochs."""
         prepared = self.info.triplet_epochs if split == "train" else 1
-        folder = self.path / "triplets" / f"split={split}" / f"epoch={epoch % prepared}"
         if not self.info.images[split]:
             raise InputError(f"{self.path}: the dataset has no images in split {split!r}")
-        table = pads.dataset(folder, format="parquet").to_table()
+        folder = f"triplets/split={split}/epoch={epoch % prepared}"
+        table = pa.concat_tables([self._table(f"{folder}/{name}") for name in (self.storage / folder).files()])
         return Triplets(*(table[name].to_numpy() for name in ("anchor", "positive", "negative", "attribute")))
+
+    def packed(self, split: str) -> Iterator[pa.Table]:
+        """The packed images of `split` (image_id, jpeg), a row group at a time, in the order of the shards."""
+        for name in self.shards(split):
+            with self._file(name) as file:
+                shard = pq.ParquetFile(file)
+                for group in range(shard.num_row_groups):
+                    yield shard.read_row_group(group, columns=["image_id", "jpeg"])
 
 
 class ValueOf:
@@ -130,10 +172,12 @@ class ValueOf:
 
 
 class ImageStore:
-    """The packed JPEG bytes of chosen images in memory, decoded on demand.
+    """The packed JPEG bytes of chosen images in a temporary file, decoded on demand by `threads` threads.
 
-    A thousand rows are read at a time and only the wanted images are kept, so that each worker holds its own
-    share. Decoding runs in threads.
+    The shards are read once, in order, a row group at a time, and only the `wanted` images are kept, so that each
+    worker holds its own share. Memory does not grow with the dataset but for 24 bytes an image: the file has no
+    name, the operating system keeps in memory what fits, and it goes with this object. It lies
+    in TMPDIR. Raises InputError if that is full, or if `image_size` is more than was packed.
     """
 
     def __init__(
@@ -153,14 +197,30 @@ class ImageStore:
         self.image_size = image_size
         self._pool = ThreadPoolExecutor(threads)
         keep = None if wanted is None else pa.array(np.unique(np.fromiter(wanted, np.int64)))
-        pieces = []
-        for part in sorted((dataset.path / "packed" / f"split={split}").glob("*.parquet")):
-            for group in pq.ParquetFile(part).iter_batches(READ_AT_ONCE, columns=["image_id", "jpeg"]):
-                pieces.append(group if keep is None else group.filter(pc.is_in(group["image_id"], keep)))
-        schema = pa.schema([PACKED.field("image_id"), PACKED.field("jpeg")])
-        table = pa.Table.from_batches([piece for piece in pieces if piece.num_rows], schema)
-        self.image_ids = table["image_id"].to_numpy()
-        self._jpeg = table["jpeg"]
+        self._file = tempfile.TemporaryFile(prefix="agman-images-")  # noqa: SIM115
+        try:
+            self._fill(dataset.packed(split), keep)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise InputError(
+                f"{tempfile.gettempdir()}: no space left for the images of {dataset.path}; set TMPDIR to a larger disk"
+            ) from error
+
+    def _fill(self, groups: Iterator[pa.Table], keep: pa.Array | None) -> None:
+        ids, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for group in groups:
+            chosen = group if keep is None else group.filter(pc.is_in(group["image_id"], keep))
+            ids.append(chosen["image_id"].to_numpy())
+            sizes.append(pc.binary_length(chosen["jpeg"]).to_numpy().astype(np.int64))
+            for chunk in chosen["jpeg"].chunks:
+                if len(chunk):
+                    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+                    self._file.write(memoryview(chunk.buffers()[2])[offsets[0] : offsets[-1]])
+        self._file.flush()
+        self.image_ids = np.concatenate(ids)
+        """In the order of the shards."""
+        self._bounds = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
         self._order = np.argsort(self.image_ids)
         self._sorted = self.image_ids[self._order]
 
@@ -168,15 +228,22 @@ class ImageStore:
         return len(self.image_ids)
 
     def read(self, image_ids: np.ndarray) -> torch.Tensor:
-        """Decode images: U ids -> uint8 U×3×S×S, centre-cropped to the square of S = image_size."""
-        if not len(image_ids):
-            return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
-        if (missing := ~np.isin(image_ids, self._sorted)).any():
-            raise KeyError(f"image {image_ids[missing][0]} was not loaded")
-        places = np.searchsorted(self._sorted, image_ids)
-        rows = self._order[places]
-        return torch.stack(list(self._pool.map(self._decode, rows.tolist())))
+        """Decode images: U ids -> uint8 U×3×S×S (channels last in memory), centre-cropped to S = image_size.
 
-    def _decode(self, row: int) -> torch.Tensor:
-        with Image.open(io.BytesIO(self._jpeg[row].as_buffer())) as image:
-            return to_square(image.convert("RGB"), self.image_size)
+        An image that is asked for several times is decoded once. Raises KeyError for one that is not here.
+        """
+        distinct, places = np.unique(image_ids, return_inverse=True)
+        if (missing := ~np.isin(distinct, self._sorted)).any():
+            raise KeyError(f"image {distinct[missing][0]} was not loaded")
+        rows = self._order[np.searchsorted(self._sorted, distinct)]
+        squares = np.empty((len(distinct), self.image_size, self.image_size, 3), np.uint8)
+        list(self._pool.map(self._decode, rows.tolist(), squares))
+        in_order = squares if len(distinct) == len(places) and (np.diff(places) == 1).all() else squares[places]
+        return torch.from_numpy(in_order).permute(0, 3, 1, 2)
+
+    def _decode(self, row: int, square: np.ndarray) -> None:
+        start, stop = self._bounds[row : row + 2].tolist()
+        jpeg = np.empty(stop - start, np.uint8)
+        os.preadv(self._file.fileno(), [jpeg.data], start)
+        with Image.open(io.BytesIO(jpeg.data)) as image:
+            square[:] = to_square(image if image.mode == "RGB" else image.convert("RGB"), self.image_size)

@@ -1,28 +1,67 @@
-"""Packing: every image decoded and resized once, shuffled, and written to Parquet shards."""
+"""Packing: every image decoded and resized once, shuffled, and written to Parquet shards, by Ray Data's tasks.
+
+The plan is made first, from the image table and the seed alone: which images make which shard, in which order.
+Every shard is then one task's work, so the bytes do not depend on the number of workers. A shard's record (the
+images' source sizes, and which were refused) is written after it; a preparation that was stopped
+goes on with the shards that have none.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import json
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, features
 
-from data_prep.pictures import MAX_PIXELS, upright_rgb
-from data_prep.progress import Advance
-from data_prep.tables import PACKED
+from data_prep.errors import InputError, StorageError
+from data_prep.pictures import (
+    EXIF_ORIENTATION,
+    MAX_BYTES,
+    MAX_PIXELS,
+    TooLarge,
+    open_picture,
+    read_file,
+    upright_rgb,
+    upright_size,
+)
+from data_prep.progress import Progress, silent
+from data_prep.storage import BEING_WRITTEN, Storage, is_full
+from data_prep.tables import DESCRIPTION, PACKED, TABLES
 
+VERSION = 1
+"""To be raised by a change to what the packed bytes are."""
 ROW_GROUP = 1_000
-SHARD = 10_000
+SHARD = 2_000
 JPEG_QUALITY = 92
 LONGEST_SIDE = 65_535  # JPEG's limit
-EXIF_ORIENTATION = 0x0112
+
+STATE = "_partial"
+"""Folder of an unfinished dataset: what has been packed, and from what."""
+BOX = ("x0", "y0", "x1", "y1")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What became of the images."""
+
+    sizes: pd.DataFrame
+    """image_id, width, height of every packed image's source, upright, in pixels; ordered by image_id."""
+    refused: pd.DataFrame
+    """image_id, reason (a key of annotation.REASONS), detail; ordered by image_id."""
+    sha256: dict[str, str]
+    """Shard's name -> hash of its bytes."""
 
 
 class Packed(NamedTuple):
@@ -42,96 +81,236 @@ class Refused(NamedTuple):
     detail: str
 
 
-def pack_image(root: Path, relative: str, image_size: int) -> Packed | Refused:
-    """Decode `root/relative`, turn it upright (EXIF), make it RGB, resize its short side to `image_size`.
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a shard holds, by image id."""
 
-    A JPEG that already is all that keeps its bytes: a second encoding would only lose detail.
-    """
-    path = root / relative
-    try:
-        if not path.resolve().is_relative_to(root):
-            return Refused("path_outside_root", relative)
-        data = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return Refused("missing_image", relative)
-    except (OSError, ValueError, RuntimeError) as error:  # also a NUL in the path, or a loop of links
-        return Refused("unreadable_image", f"{relative}: {error}"[:300])
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if not _fits(width, height, image_size):
-                return Refused("image_too_large", f"{relative}: {width}x{height}")
-            jpeg, size = _encode(image, data, image_size)
-    except Image.DecompressionBombError:
-        return Refused("image_too_large", relative)
-    except Exception as error:  # a damaged file can raise nearly anything inside a decoder
-        return Refused("unreadable_image", f"{relative}: {error}"[:300])
-    return Packed(jpeg, *size, width, height)
+    sizes: np.ndarray
+    """Of each packed image a row: image id, the source's width and height."""
+    refused: list[tuple[int, str, str]]
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def read(cls, file: Storage) -> ShardRecord:
+        fields = json.loads(file.read_bytes())
+        return cls(**fields | {"sizes": np.array(fields["sizes"], np.int64).reshape(-1, 3)})
+
+    def write(self, file: Storage) -> None:
+        file.write_bytes(json.dumps(vars(self) | {"sizes": self.sizes.tolist()}).encode())
+
+    @property
+    def images(self) -> int:
+        return len(self.sizes) + len(self.refused)
 
 
-def _fits(width: int, height: int, image_size: int) -> bool:
-    """Neither the picture nor what it is resized to has too many pixels or a side that JPEG cannot have."""
-    scale = max(1.0, image_size / min(width, height))
-    return width * height * scale**2 <= MAX_PIXELS and max(width, height) * scale <= LONGEST_SIDE
+def _record_of(shard: str) -> str:
+    return f"{STATE}/{shard.removesuffix('.parquet')}.json"
 
 
-def _encode(image: Image.Image, data: bytes, image_size: int) -> tuple[bytes, tuple[int, int]]:
-    upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
-    ready = image.format == "JPEG" and image.mode == "RGB" and upright and min(image.size) == image_size
-    if ready:
-        image.load()  # decodes to the end, so that a truncated file shows
-        return data, image.size
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 scale at a fraction of the cost; keep twice the target.
-    image.draft("RGB", (2 * image_size, 2 * image_size))
-    picture = upright_rgb(image)
-    scale = image_size / min(picture.size)
-    size = (max(image_size, round(picture.width * scale)), max(image_size, round(picture.height * scale)))
-    out = io.BytesIO()
-    picture.resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue(), size
+@dataclass(frozen=True)
+class Shard:
+    """One shard of the plan."""
+
+    name: str
+    rows: pd.DataFrame
+
+    @property
+    def record(self) -> str:
+        return _record_of(self.name)
 
 
-def pack_split(
+def pack(
+    images: pd.DataFrame,
     root: Path,
-    image_ids: np.ndarray,
-    paths: list[str],
-    folder: Path,
+    storage: Storage,
     image_size: int,
     seed: int,
-    advance: Advance,
-) -> tuple[dict[int, tuple[int, int]], dict[int, Refused]]:
-    """Pack one split's images into `folder/part-*.parquet`, in an order shuffled by `seed`.
+    progress: Progress = silent,
+) -> Packing:
+    """Pack `images` below `root` into `storage/packed/split=S/part-*.parquet`, their short side `image_size` pixels.
 
-    Returns the source (width, height) of every packed image and why the others were refused, by image
-    id. Memory stays at one row group: images are decoded by threads (Pillow releases the GIL) and
-    written a thousand at a time.
+    `images` has image_id, path and split, and optionally a box x0, y0, x1, y1 to cut out (float pixels of
+    the upright source picture; NaN: the whole picture). The order is shuffled within splits by `seed`. Uses
+    the Ray session that is there, or one of its own. Finished shards of an earlier call with equal arguments
+    are kept; all else that an unfinished dataset left in `storage` goes. Raises InputError if a worker cannot see
+    `root`, StorageError if one cannot write.
     """
-    order = np.random.default_rng(seed).permutation(len(image_ids))
-    sizes: dict[int, tuple[int, int]] = {}
-    refused: dict[int, Refused] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for shard, shard_order in enumerate(_chunks(order, SHARD)):
-            part = folder / f"part-{shard:05d}.parquet"
-            part.parent.mkdir(parents=True, exist_ok=True)
-            # JPEG does not compress any further.
-            with pq.ParquetWriter(part, PACKED, compression="none") as writer:
-                for group in _chunks(shard_order, ROW_GROUP):
-                    results = pool.map(lambda i: pack_image(root, paths[i], image_size), group)
-                    packed: list[tuple[int, Packed]] = []
-                    for image_id, result in zip(image_ids[group].tolist(), results, strict=True):
-                        if isinstance(result, Refused):
-                            refused[image_id] = result
-                        else:
-                            packed.append((image_id, result))
-                            sizes[image_id] = (result.source_width, result.source_height)
-                    writer.write_table(_table(packed))
-                    advance(len(group))
-    return sizes, refused
+    fingerprint = _fingerprint(images, root, image_size, seed)
+    shards = list(_plan(images, seed))
+    records = _take_up(storage, fingerprint, shards)
+    done = sum(record.images for record in records.values())
+    title = (
+        f"images packed (continuing: {done:,} of {len(images):,} images already packed)" if done else "images packed"
+    )
+    advance = progress(title, len(images))
+    advance(done)
+    todo = [shard for shard in shards if shard.name not in records]
+    for packed in _run(todo, root, storage, image_size, fingerprint):
+        advance(packed)
+    for shard in todo:
+        records[shard.name] = ShardRecord.read(storage / shard.record)
+    return _collect([records[shard.name] for shard in shards], [shard.name for shard in shards])
 
 
-def _chunks(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def unfinished(storage: Storage) -> bool:
+    """Whether `storage` holds packed images of a preparation that was stopped."""
+    return any(name.endswith(".json") for name in (storage / STATE).files())
+
+
+def discard(storage: Storage, keep: Collection[str] = ()) -> None:
+    """Delete a dataset's files, finished or not, but those to `keep`; nothing that preparing does not make."""
+    # The description first: without it nobody takes what is left for a dataset.
+    for name in sorted(storage.files(), key=lambda name: name != DESCRIPTION):
+        ours = name in (DESCRIPTION, *TABLES) or name.split("/")[0] in ("packed", "triplets", STATE)
+        if (ours or name.endswith(BEING_WRITTEN)) and name not in keep:
+            (storage / name).delete()
+
+
+def _fingerprint(images: pd.DataFrame, root: Path, image_size: int, seed: int) -> str:
+    """Of all that decides the shards' bytes."""
+    total = hashlib.sha256()
+    constants = (VERSION, ROW_GROUP, SHARD, JPEG_QUALITY, LONGEST_SIDE, MAX_PIXELS, MAX_BYTES)
+    libraries = (PIL.__version__, features.version("jpg"), pa.__version__)
+    total.update(repr((constants, libraries, str(root), image_size, seed)).encode())
+    for name in ("image_id", "path", "split", *BOX):
+        if name in images:
+            total.update(name.encode())
+            for start in range(0, len(images), 100_000):
+                total.update(json.dumps(images[name].iloc[start : start + 100_000].tolist()).encode())
+    return total.hexdigest()
+
+
+def _plan(images: pd.DataFrame, seed: int) -> Iterator[Shard]:
+    """Even shards of every split's images in shuffled order."""
+    for split, of_split in images.groupby("split"):
+        order = np.random.default_rng(seed).permutation(len(of_split))
+        for number, places in enumerate(np.array_split(order, -(-len(order) // SHARD))):
+            yield Shard(f"packed/split={split}/part-{number:05d}.parquet", of_split.iloc[places])
+
+
+def _take_up(storage: Storage, fingerprint: str, shards: list[Shard]) -> dict[str, ShardRecord]:
+    """The records of finished shards; everything else of an earlier preparation is deleted."""
+    marker = storage / STATE / "fingerprint"
+    files = storage.files()
+    same = f"{STATE}/fingerprint" in files and marker.read_bytes().decode() == fingerprint
+    records = {}
+    for shard in shards if same else ():
+        if shard.record in files and shard.name in files:
+            record = ShardRecord.read(storage / shard.record)
+            if record.bytes == files[shard.name]:
+                records[shard.name] = record
+    keep = {f"{STATE}/fingerprint"} if same else set()
+    keep |= {shard.name for shard in shards if shard.name in records}
+    keep |= {shard.record for shard in shards if shard.name in records}
+    discard(storage, keep)
+    marker.write_bytes(fingerprint.encode())
+    return records
+
+
+def _run(shards: list[Shard], root: Path, storage: Storage, image_size: int, fingerprint: str) -> Iterator[int]:
+    """Pack the shards on the cluster; yields the number of images of each that is finished."""
+    if not shards:
+        return
+    # Here, because the workers need neither: importing them takes longer than starting a task.
+    import ray.data
+
+    from data_prep.cluster import ray_session
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with ray_session():
+        _probe(root, storage, fingerprint)
+        job = partial(_pack_shard, root=root, storage=storage, image_size=image_size)
+        work = ray.data.from_arrow([_block(shard) for shard in shards])
+        work.context.enable_progress_bars = False
+        results = work.map_batches(
+            job,
+            batch_size=None,  # a block, that is, a shard
+            batch_format="pyarrow",
+            num_cpus=1,
+        )
+        for row in results.iter_rows():
+            if row["error"]:
+                raise StorageError(row["error"])
+            yield row["images"]
+
+
+def _block(shard: Shard) -> pa.Table:
+    rows = shard.rows
+    columns = {"image_id": rows["image_id"].to_numpy(np.int64), "path": pa.array(rows["path"].tolist(), pa.string())}
+    columns |= {name: rows[name].to_numpy(np.float64) for name in BOX if name in rows}
+    same = pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), [shard.name])
+    return pa.table(columns | {"shard": same})
+
+
+def _probe(root: Path, storage: Storage, fingerprint: str) -> None:
+    """Let every node look at `root` and `storage`. Raises InputError naming the first that does not see them."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0.001)(_look)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    answers = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            root, storage, fingerprint
+        )
+        for node in nodes
+    ]
+    for node, problem in zip(nodes, ray.get(answers), strict=True):
+        if problem:
+            raise InputError(f"{problem} on the cluster's node {node['NodeManagerHostname']}")
+
+
+def _look(root: Path, storage: Storage, fingerprint: str) -> str | None:
+    """What a worker does not see, as the start of a sentence."""
+    if not root.is_dir() or not any(root.iterdir()):
+        return f"{root}: not there, or empty; the images must be in a folder that all nodes share, but it is not seen"
+    try:
+        if (storage / STATE / "fingerprint").read_bytes().decode() == fingerprint:
+            return None
+        why = "another folder of this name is"
+    except FileNotFoundError:
+        why = "it is not seen"
+    except (OSError, StorageError) as error:
+        why = f"it cannot be read ({error})"
+    return f"{storage}: must be a folder that all nodes share, or a URI, but {why}"
+
+
+def _pack_shard(rows: pa.Table, root: Path, storage: Storage, image_size: int) -> pa.Table:
+    """One task: write one shard and then its record. Says how many images it was, or why it could not be written."""
+    name, error = rows["shard"][0].as_py(), None
+    try:
+        _write_shard(rows, root, storage / name, image_size).write(storage / _record_of(name))
+    except StorageError as failed:
+        error = str(failed)
+    except OSError as failed:
+        why = "no space left on device; free some" if is_full(failed) else f"cannot be written ({failed})"
+        error = f"{storage / name}: {why}"
+    return pa.table({"images": [len(rows)], "error": pa.array([error], pa.string())})
+
+
+def _write_shard(rows: pa.Table, root: Path, shard: Storage, image_size: int) -> ShardRecord:
+    """Memory stays at one row group of encoded pictures and one decoded picture."""
+    sizes: list[tuple[int, int, int]] = []
+    refused: list[tuple[int, str, str]] = []
+    with shard.whole_file() as file:
+        # JPEG does not compress any further, no two are alike, and nobody asks for the smallest.
+        options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": ["image_id"]}
+        with pq.ParquetWriter(file, PACKED, **options) as writer:
+            for places in np.array_split(np.arange(len(rows)), -(-len(rows) // ROW_GROUP)):
+                packed: list[tuple[int, Packed]] = []
+                for row in rows.slice(places[0], len(places)).to_pylist():
+                    box = tuple(row.get(side, np.nan) for side in BOX)
+                    result = pack_image(root, row["path"], image_size, None if np.isnan(box).all() else box)
+                    if isinstance(result, Refused):
+                        refused.append((row["image_id"], *result))
+                    else:
+                        packed.append((row["image_id"], result))
+                        sizes.append((row["image_id"], result.source_width, result.source_height))
+                writer.write_table(_table(packed))
+        with file.open("rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        return ShardRecord(np.array(sizes, np.int64).reshape(-1, 3), refused, file.stat().st_size, digest)
 
 
 def _table(packed: list[tuple[int, Packed]]) -> pa.Table:
@@ -143,4 +322,82 @@ def _table(packed: list[tuple[int, Packed]]) -> pa.Table:
             "height": [image.height for _, image in packed],
         },
         schema=PACKED,
+    )
+
+
+def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...] | None = None) -> Packed | Refused:
+    """Decode `root/relative`, turn it upright (EXIF), make it RGB, cut out `box`, resize it.
+
+    `root` is a resolved path; the short side becomes `image_size` pixels. A JPEG that already is all that keeps
+    its bytes: a second encoding would only lose detail.
+    """
+    path = root / relative
+    try:
+        if not path.resolve().is_relative_to(root):
+            return Refused("path_outside_root", relative)
+        data = read_file(path)
+        with open_picture(data) as image:
+            width, height = upright_size(image)
+            area = _clipped(box, width, height)
+            if area is None:
+                return Refused("bad_box", f"{relative}: {box} in a picture of {width}x{height}")
+            if not _fits(area[2] - area[0], area[3] - area[1], image_size):
+                return Refused("image_too_large", f"{relative}: {width}x{height}")
+            jpeg, size = _encode(image, data, image_size, area)
+    except TooLarge as error:
+        return Refused("image_too_large", f"{relative}: {error}")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return Refused("missing_image", relative)
+    except Exception as error:  # a damaged file can raise nearly anything inside a decoder
+        return Refused("unreadable_image", f"{relative}: {error}"[:300])
+    return Packed(jpeg, *size, width, height)
+
+
+Area = tuple[float, float, float, float]
+
+
+def _clipped(box: tuple[float, ...] | None, width: int, height: int) -> Area | None:
+    """The part of `box` inside the picture; None if that is not a pixel wide and high."""
+    if box is None:
+        return 0.0, 0.0, float(width), float(height)
+    x0, y0, x1, y1 = (float(edge) for edge in np.clip(box, 0, [width, height, width, height]))
+    return (x0, y0, x1, y1) if x1 - x0 >= 1 and y1 - y0 >= 1 else None  # NaN is never >= 1
+
+
+def _fits(width: float, height: float, image_size: int) -> bool:
+    """What the picture is resized to has neither too many pixels nor a side that JPEG cannot have."""
+    scale = max(1.0, image_size / min(width, height))
+    return width * height * scale**2 <= MAX_PIXELS and max(width, height) * scale <= LONGEST_SIDE
+
+
+def _encode(image: Image.Image, data: bytes, image_size: int, area: Area) -> tuple[bytes, tuple[int, int]]:
+    width, height = upright_size(image)
+    whole = area == (0, 0, width, height)
+    upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
+    if whole and upright and image.format == "JPEG" and image.mode == "RGB" and min(image.size) == image_size:
+        image.load()  # decodes to the end, so that a truncated file shows
+        return data, image.size
+    across, down = area[2] - area[0], area[3] - area[1]
+    # A JPEG can be decoded at 1/2, 1/4 or 1/8 scale at a fraction of the cost; keep twice the target.
+    enough = 2 * image_size / min(across, down)
+    image.draft("RGB", (round(image.width * enough), round(image.height * enough)))
+    picture = upright_rgb(image)
+    ratios = picture.width / width, picture.height / height
+    box = area[0] * ratios[0], area[1] * ratios[1], area[2] * ratios[0], area[3] * ratios[1]
+    scale = image_size / min(across, down)
+    size = (max(image_size, round(across * scale)), max(image_size, round(down * scale)))
+    out = io.BytesIO()
+    picture.resize(size, Image.Resampling.LANCZOS, box=box).save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue(), size
+
+
+def _collect(records: list[ShardRecord], names: list[str]) -> Packing:
+    sizes = np.concatenate([record.sizes for record in records])
+    refused = [row for record in records for row in record.refused]
+    return Packing(
+        sizes=pd.DataFrame(sizes, columns=["image_id", "width", "height"]).sort_values("image_id", ignore_index=True),
+        refused=pd.DataFrame(refused, columns=["image_id", "reason", "detail"])
+        .astype({"image_id": np.int64})
+        .sort_values("image_id", ignore_index=True),
+        sha256={name: record.sha256 for name, record in zip(names, records, strict=True)},
     )

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from data_prep import darn, deepfashion, fashionai, tables, zappos50k
 from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
 from data_prep.errors import InputError
-from data_prep.packing import pack_split
-from data_prep.progress import Progress
+from data_prep.packing import Packing, pack
 from data_prep.request import Request
+from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, DRAWN_REGIONS_FILE, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
 from data_prep.triplets import TripletSampler
-from data_prep.whole import whole_folder
+from data_prep.whole import whole_dataset
 
 
 class Reader(Protocol):
@@ -55,7 +55,7 @@ class Prepared:
 def prepare(
     layout: str,
     request: Request,
-    out: Path,
+    out: str | Path,
     *,
     name: str | None = None,
     triplets: int | None = None,
@@ -66,9 +66,10 @@ def prepare(
 ) -> Prepared:
     """Turn the official files of `layout` that `request` names into the tables of data_prep.tables at `out`.
 
-    `image_size` is the packed images' short side in pixels; `triplets` are drawn for each of `epochs` training
-    epochs (where the dataset gives its triplets, they are dealt out instead, by default all in one epoch). Equal
-    input and seed give equal tables. Raises InputError for what a user can mend, and if more than the share
+    `out` is a folder or a URI; `image_size` is the packed images' short side in pixels. `triplets` are drawn for
+    each of `epochs` training epochs; where the dataset gives its triplets they are dealt out instead, by default all
+    in one epoch. Equal input and seed give equal tables. A preparation that was stopped goes on with what it had
+    packed when it is asked for again. Raises InputError for what a user can mend, and if more than the share
     `max_rejects` of the rows is rejected.
     """
     name = name or layout
@@ -80,15 +81,13 @@ def prepare(
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
     request = replace(request, root=request.root.resolve())
-    with whole_folder(
-        out, marker=DESCRIPTION, overwrite=overwrite, inputs=(request.root, request.split_files)
-    ) as aside:
+    with whole_dataset(out, overwrite=overwrite, inputs=(request.root, request.split_files)) as aside:
         annotation = LAYOUTS[layout](request)
         annotation.check()
         _check_rejects(annotation, request.root, max_rejects)
         images = annotation.images()
         images.insert(0, "image_id", np.arange(len(images)))
-        packing = _pack(images, request.root, aside, image_size, request.seed, request.progress)
+        packing = pack(images, request.root, aside, image_size, request.seed, request.progress)
         annotation = _without_refused(annotation, images, packing)
         _check_rejects(annotation, request.root, max_rejects)
         _write_labels(aside, annotation, images.merge(packing.sizes, on="image_id"))
@@ -109,11 +108,11 @@ def prepare(
             rows_in=annotation.rows_in,
             repeats=annotation.repeats,
             rejects=count_reasons(annotation.rejects),
-            digest=digest_of(aside),
+            digest=digest_of(aside, packing.sha256),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
         )
-        (aside / DESCRIPTION).write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (aside / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
     return Prepared(info, drawn.skipped)
 
 
@@ -140,27 +139,6 @@ def _per_split(rows: pd.DataFrame) -> dict[str, int]:
     return {split: int(counts.get(split, 0)) for split in SPLITS}
 
 
-class Packing(NamedTuple):
-    sizes: pd.DataFrame
-    refused: pd.DataFrame
-
-
-def _pack(images: pd.DataFrame, root: Path, aside: Path, image_size: int, seed: int, progress: Progress) -> Packing:
-    advance = progress("images packed", len(images))
-    sizes: dict = {}
-    refused: dict = {}
-    for split, of_split in images.groupby("split"):
-        folder = aside / "packed" / f"split={split}"
-        ids, paths = of_split["image_id"].to_numpy(), of_split["path"].tolist()
-        of_sizes, of_refused = pack_split(root, ids, paths, folder, image_size, seed, advance)
-        sizes |= of_sizes
-        refused |= of_refused
-    return Packing(
-        pd.DataFrame([(i, *size) for i, size in sorted(sizes.items())], columns=["image_id", "width", "height"]),
-        pd.DataFrame([(i, *why) for i, why in sorted(refused.items())], columns=["image_id", "reason", "detail"]),
-    )
-
-
 def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Packing) -> Annotation:
     """Rows and triplets of images that could not be packed become rejects with the image's reason."""
     why = images.merge(packing.refused, on="image_id").set_index("path")[["reason", "detail"]]
@@ -171,9 +149,9 @@ def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Pack
         columns = (rows["source"], rows["line"], reasons["reason"], reasons["detail"])
         rejects.extend(Reject(*values) for values in zip(*columns, strict=True))
 
-    bad = annotation.rows["path"].isin(why.index)
-    reject(annotation.rows[bad], annotation.rows.loc[bad, "path"].tolist())
-    rows, triplets = annotation.rows[~bad].reset_index(drop=True), annotation.triplets
+    lost = annotation.rows["path"].isin(why.index)
+    reject(annotation.rows[lost], annotation.rows.loc[lost, "path"].tolist())
+    rows, triplets = annotation.rows[~lost].reset_index(drop=True), annotation.triplets
     if triplets is not None:
         paths = triplets[list(TRIPLET_COLUMNS[:3])]
         hit = paths.isin(why.index).to_numpy()
@@ -183,7 +161,7 @@ def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Pack
     return replace(annotation, rows=rows, rejects=rejects, triplets=triplets)
 
 
-def _write_labels(aside: Path, annotation: Annotation, images: pd.DataFrame) -> None:
+def _write_labels(aside: Storage, annotation: Annotation, images: pd.DataFrame) -> None:
     """`images` has those that were packed, with their sizes."""
     write_table(aside / "images.parquet", {n: images[n] for n in tables.IMAGES.names}, tables.IMAGES)
     rows = _numbered(annotation.rows, images)
@@ -202,7 +180,7 @@ def _numbered(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
 
 
-def _write_regions(aside: Path, root: Path, images: pd.DataFrame, annotation: Annotation) -> None:
+def _write_regions(aside: Storage, root: Path, images: pd.DataFrame, annotation: Annotation) -> None:
     """Carry over where drawn images say each attribute is; photographs have no such file."""
     if not (root / DRAWN_REGIONS_FILE).is_file():
         return
@@ -224,14 +202,14 @@ class _Written:
 
 
 def _write_triplets(
-    aside: Path, annotation: Annotation, images: pd.DataFrame, n: int | None, epochs: int | None, seed: int
+    aside: Storage, annotation: Annotation, images: pd.DataFrame, n: int | None, epochs: int | None, seed: int
 ) -> _Written:
     if annotation.triplets is not None:
         return _deal_out(aside, annotation.triplets, images, n, epochs or 1, seed)
     return _draw(aside, annotation, images, n or DRAWN_TRIPLETS, epochs or DRAWN_EPOCHS, seed)
 
 
-def _draw(aside: Path, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int) -> _Written:
+def _draw(aside: Storage, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int) -> _Written:
     """Training triplets for every epoch; one smaller set each for validation and test."""
     skipped = {}
     rows = _numbered(annotation.rows, images)
@@ -254,7 +232,7 @@ def _draw(aside: Path, annotation: Annotation, images: pd.DataFrame, n: int, epo
 
 
 def _deal_out(
-    aside: Path, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
+    aside: Storage, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
 ) -> _Written:
     """The dataset's own triplets, shuffled: `n` (or all) for each training epoch, going round where they run out."""
     number = images.set_index("path")["image_id"]
@@ -277,5 +255,5 @@ def _deal_out(
     return _Written(per_epoch, epochs, {})
 
 
-def _triplet_file(aside: Path, split: str, epoch: int) -> Path:
+def _triplet_file(aside: Storage, split: str, epoch: int) -> Storage:
     return aside / "triplets" / f"split={split}" / f"epoch={epoch}" / "part-00000.parquet"

@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from data_prep.storage import Storage
+
 SCHEMA_VERSION = 2
 SPLITS = ("train", "valid", "test")
 DESCRIPTION = "dataset.json"
+TABLES = ("images.parquet", "labels.parquet", "retrieval.parquet", "regions.parquet", "rejects.parquet")
+"""The single files beside the description."""
 REGIONS_FILE = "regions.parquet"
 """Where each attribute is in a prepared dataset's drawn pictures."""
 DRAWN_REGIONS_FILE = "drawn_regions.parquet"
@@ -96,17 +99,24 @@ class DatasetInfo(BaseModel):
         return [attribute.name for attribute in self.attributes]
 
 
-def write_table(path: Path, columns: dict, schema: pa.Schema, **options: object) -> None:
+def write_table(file: Storage, columns: dict, schema: pa.Schema, **options: object) -> None:
     """Write one Parquet file with exactly this schema."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns, schema=schema), path, **options)
+    with file.whole_file() as path:
+        pq.write_table(pa.table(columns, schema=schema), path, **options)
 
 
-def digest_of(folder: Path) -> str:
-    """sha256 over the names and bytes of every Parquet file below `folder`, in the order of their names."""
+def digest_of(folder: Storage, known: dict[str, str]) -> str:
+    """sha256 over the names and bytes of every Parquet file below `folder`, in the order of their names.
+
+    `known` has the sha256 of files that need not be read again.
+    """
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.parquet")):
-        total.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+    for name in folder.files():
+        if name.endswith(".parquet"):
+            total.update(name.encode())
+            total.update(bytes.fromhex(known[name]) if name in known else _sha256(folder / name))
     return total.hexdigest()
+
+
+def _sha256(file: Storage) -> bytes:
+    return hashlib.sha256(file.read_bytes()).digest()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, StorageError
+from data_prep.packing import STATE, discard, unfinished
+from data_prep.storage import Storage, is_full
+from data_prep.tables import DESCRIPTION
+
+KEPT = "what is packed so far is kept in {}, and the same command continues from it"
 
 
 @contextmanager
@@ -22,20 +27,136 @@ def whole_folder(out: Path, *, marker: str, overwrite: bool, inputs: tuple[Path 
     """
     out = out.resolve()
     _check(out, marker, overwrite, inputs)
-    new_parents = [folder for folder in out.parents if not folder.exists()]
+    new_parents = _new_parents(out)
     aside = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
-        try:
-            aside.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be written ({error.strerror})") from error
+        _make(aside, out)
         yield aside
-        _put_in_place(aside, out)
+        _put_in_place(aside, out, out.parent / f".{out.name}.old-{os.getpid()}")
     except BaseException as error:
         _remove(aside, new_parents)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and is_full(error):
             raise InputError(f"{out}: no space left on device; free some or give another folder") from error
         raise
+
+
+@contextmanager
+def whole_dataset(
+    out: str | Path, *, overwrite: bool = False, inputs: tuple[Path | None, ...] = ()
+) -> Iterator[Storage]:
+    """Give a place to write a dataset in, which becomes `out` when the block ends without an error.
+
+    A local dataset is written in a hidden folder beside `out`, so that an older one stays valid until the new one
+    stands; a remote one in place, where the description, which the block writes last, makes it a dataset.
+    Packed images outlive all that can be continued from: a kill, Ctrl-C, a full disk or a storage that stops
+    answering (StorageError). After any other error nothing is left that was not there before. Raises InputError
+    as whole_folder does, and if another process is preparing the same local `out`.
+    """
+    place = Storage(out)
+    if place.local:
+        with _beside(place.local.resolve(), overwrite, inputs) as aside:
+            yield aside
+    else:
+        with _in_place(place, overwrite):
+            yield place
+
+
+def hidden_folder(out: Path) -> Path:
+    """Where a local dataset is while it is being prepared; `out` is a resolved path."""
+    return out.parent / f".{out.name}.partial"
+
+
+@contextmanager
+def _beside(out: Path, overwrite: bool, inputs: tuple[Path | None, ...]) -> Iterator[Storage]:
+    new_parents = _new_parents(out)
+    aside, old, lock = hidden_folder(out), *(out.parent / f".{out.name}.{what}" for what in ("old", "lock"))
+    _check(out, DESCRIPTION, overwrite, inputs)
+    with _locked(lock, out, new_parents):
+        # A kill between the two renames of _put_in_place.
+        if old.is_dir() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+        _check(out, DESCRIPTION, overwrite, inputs)  # again: only now is nobody else at it
+        work = Storage(aside)
+        continued = unfinished(work)
+        try:
+            _make(aside, out)
+            yield work
+            (work / STATE).delete()
+            _put_in_place(aside, out, old)
+        except BaseException as error:
+            kept = continued or (_can_be_continued(error) and unfinished(work))
+            if not kept:
+                _remove(aside, new_parents)
+            _tell(error, out, work if kept else None)
+            raise
+
+
+@contextmanager
+def _in_place(place: Storage, overwrite: bool) -> Iterator[None]:
+    # No lock: an object store has none to give.
+    continued = unfinished(place)
+    if (place / DESCRIPTION).exists():
+        if not overwrite:
+            raise InputError(f"{place}: exists; give another place or --overwrite")
+    elif not continued and place.files():
+        raise InputError(
+            f"{place}: is not empty, and holds no {DESCRIPTION}: not made by this command; not overwritten"
+        )
+    try:
+        yield
+        (place / STATE).delete()
+    except BaseException as error:
+        kept = continued or _can_be_continued(error)
+        begun = not (place / DESCRIPTION).exists() and place.files()
+        if not kept and begun:
+            discard(place)
+        _tell(error, place, place if kept else None)
+        raise
+
+
+def _can_be_continued(error: BaseException) -> bool:
+    return not isinstance(error, InputError) or isinstance(error, StorageError)
+
+
+def _tell(error: BaseException, out: Path | Storage, kept: Storage | None) -> None:
+    """Raise in the place of `error` one that says where packed images are kept and how to go on, if that is so."""
+    message = str(error)
+    if isinstance(error, OSError) and is_full(error):
+        message = f"{out}: no space left on device; free some or give another folder"
+    elif kept and isinstance(error, KeyboardInterrupt):
+        raise KeyboardInterrupt(KEPT.format(kept)) from error
+    elif not (kept and isinstance(error, StorageError)):
+        return
+    raise StorageError(f"{message}; {KEPT.format(kept)}" if kept else message) from error
+
+
+@contextmanager
+def _locked(lock: Path, out: Path, new_parents: list[Path]) -> Iterator[None]:
+    """Hold the lock file as long as this process lives; a killed one's lock is free at once."""
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            _remove(lock, new_parents)
+            raise InputError(f"{out}: cannot be written ({error.strerror})") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise InputError(f"{out}: is being prepared by another process; wait, or give another folder") from error
+        except OSError:
+            pass  # a file system without locks
+        if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
+            break
+        os.close(handle)  # its holder has just finished and removed it
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+        _remove_empty(new_parents)
 
 
 def _check(out: Path, marker: str, overwrite: bool, inputs: tuple[Path | None, ...]) -> None:
@@ -51,9 +172,21 @@ def _check(out: Path, marker: str, overwrite: bool, inputs: tuple[Path | None, .
             raise InputError(f"{out}: holds no {marker}, so it was not made by this command; it is not overwritten")
 
 
-def _put_in_place(aside: Path, out: Path) -> None:
+def _new_parents(out: Path) -> list[Path]:
+    return [folder for folder in out.parents if not folder.exists()]
+
+
+def _make(aside: Path, out: Path) -> None:
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
+
+
+def _put_in_place(aside: Path, out: Path, old: Path) -> None:
     """Rename; an older folder goes away only when the new one stands."""
-    old = aside.with_name(aside.name.replace(".partial-", ".old-"))
     if out.is_dir():
         out.rename(old)
     aside.rename(out)
@@ -62,6 +195,10 @@ def _put_in_place(aside: Path, out: Path) -> None:
 
 def _remove(aside: Path, new_parents: list[Path]) -> None:
     shutil.rmtree(aside, ignore_errors=True)
-    for folder in new_parents:
+    _remove_empty(new_parents)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
         with suppress(OSError):  # somebody else may have put something there
             folder.rmdir()

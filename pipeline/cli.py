@@ -21,12 +21,24 @@ from pipeline.errors import JobFailed
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 PATH = click.Path(path_type=Path, file_okay=True)
+
+
+class Place(click.ParamType):
+    """A folder (as a Path), or a URI (as it is: a Path would lose a slash)."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | Path:
+        return value if "://" in str(value) else Path(value)
+
+
+PLACE = Place()
 LAYOUT = click.Choice(["fashionai"])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON line on stdout.")
 seed_option = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all that is drawn."
 )
-data_option = click.option("--data", required=True, type=PATH, metavar="OUT", help="Prepared dataset.")
+data_option = click.option("--data", required=True, type=PLACE, metavar="OUT", help="Prepared dataset: folder or URI.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the folder, if this command made it.")
 
 
@@ -58,7 +70,7 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
 @cli.command()
 @click.argument("layout", type=LAYOUT)
 @click.option("--root", required=True, type=PATH, metavar="DIR", help="The dataset's folder.")
-@click.option("--out", required=True, type=PATH, metavar="OUT", help="Prepared dataset to make.")
+@click.option("--out", required=True, type=PLACE, metavar="OUT", help="Prepared dataset to make: folder or URI.")
 @click.option("--split-files", type=PATH, metavar="DIR", help="ASEN split files, if not in the root itself.")
 @click.option("--name", metavar="NAME", help="Names the experiment and the registered model; default: the layout.")
 @click.option(
@@ -85,18 +97,20 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
 @seed_option
 @overwrite_option
 @json_option
-def prep(layout: str, root: Path, out: Path, as_json: bool, **options: Any) -> None:
+def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any) -> None:
     """Turn LAYOUT's official files into Parquet tables, triplets and packed images."""
     from data_prep.prepare import prepare
+    from data_prep.storage import Storage
     from pipeline.console import emit, progress_bar
     from pipeline.summaries import show_prepared
 
     prepared = prepare(layout, root, out, progress=progress_bar, **options)
-    emit(show_prepared(prepared, out), as_json)
+    # A URI is shown without its credentials.
+    emit(show_prepared(prepared, out if isinstance(out, Path) else Storage(out)), as_json)
 
 
 @cli.command()
-@click.option("--data", type=PATH, metavar="OUT", help="Prepared dataset.")
+@click.option("--data", type=PLACE, metavar="OUT", help="Prepared dataset: folder or URI.")
 @click.option("--model", "model_name", metavar="NAME", help="Model to train, as model=NAME.")
 @click.option(
     "--workers",
@@ -117,7 +131,7 @@ def prep(layout: str, root: Path, out: Path, as_json: bool, **options: Any) -> N
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
 @json_option
 def train(
-    data: Path | None,
+    data: str | Path | None,
     model_name: str | None,
     workers: int,
     config_file: Path | None,
@@ -156,7 +170,7 @@ def train(
     "--split", default="test", show_default=True, type=click.Choice(["valid", "test"]), help="Split to score."
 )
 @json_option
-def evaluate(model: str, data: Path, split: str, as_json: bool) -> None:
+def evaluate(model: str, data: str | Path, split: str, as_json: bool) -> None:
     """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID or a checkpoint folder) on a split."""
     from data_prep.dataset import Dataset
     from pipeline.console import emit, progress_bar
@@ -187,7 +201,7 @@ def evaluate(model: str, data: Path, split: str, as_json: bool) -> None:
 @seed_option
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
 @json_option
-def tune(data: Path, storage: Path, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def tune(data: str | Path, storage: Path, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Search a space with Optuna on Ray Tune; KEY=VALUE sets what does not vary."""
     from data_prep.dataset import Dataset
     from pipeline.config import load_config
@@ -206,7 +220,7 @@ def tune(data: Path, storage: Path, settings: tuple[str, ...], as_json: bool, **
 @data_option
 @click.option("--out", default=Path("report.html"), show_default=True, type=PATH, help="Page to write.")
 @json_option
-def report(model: str, data: Path, out: Path, as_json: bool) -> None:
+def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
     """Write one self-contained page on MODEL: MAP table, curves, attention, galleries."""
     from data_prep.dataset import Dataset
     from pipeline.console import emit, say
@@ -248,8 +262,8 @@ def _exit_code(command: Callable[[], Any]) -> int:
         return _complain(str(error), WRONG_REQUEST)
     except JobFailed as error:
         return _complain(str(error), FAILED)
-    except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted", INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        return _complain(": ".join(["interrupted", *map(str, stop.args)]), INTERRUPTED)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _complain(f"{error.filename or 'disk'}: no space left on device", WRONG_REQUEST)

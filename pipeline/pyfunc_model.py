@@ -6,7 +6,6 @@ MLflow runs this file when it loads the model; weights come from the safetensors
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import mlflow
 import pandas as pd
 import torch
 from mlflow.pyfunc import PythonModel
-from PIL import Image
 
 import agman
-from data_prep.pictures import MAX_PIXELS, to_square, upright_rgb
+from data_prep.pictures import open_picture, to_square, upright_rgb
 
 
 class RetrievalModel(PythonModel):
@@ -41,10 +39,8 @@ class RetrievalModel(PythonModel):
     def _read(self, data: str) -> torch.Tensor:
         """uint8 3×S×S: short side resized to the training's size, centre-cropped."""
         side = self.config["image_size"]
-        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"image of {image.width}x{image.height} pixels is too large")
-            return to_square(upright_rgb(image), side)
+        with open_picture(base64.b64decode(data, validate=True)) as image:
+            return torch.from_numpy(to_square(upright_rgb(image), side)).permute(2, 0, 1)
 
 
 mlflow.models.set_model(RetrievalModel())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.annotation import REASONS
 from data_prep.prepare import Prepared
+from data_prep.storage import Storage
 from data_prep.tables import SPLITS
 from pipeline.config import TrainConfig
 from pipeline.console import say, show_table
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # these two bring Ray and MLflow, which a preparation does wi
 NAMED = 4  # of a longer list, how many are named
 
 
-def show_prepared(prepared: Prepared, out: Path) -> dict[str, Any]:
+def show_prepared(prepared: Prepared, out: Path | Storage) -> dict[str, Any]:
     """Counts per split, rejects per reason, skipped values; returns them as figures."""
     info = prepared.info
     rows = [[s, *(f"{counts[s]:,}" for counts in (info.images, info.queries, info.candidates))] for s in SPLITS]

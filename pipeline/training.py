@@ -72,7 +72,7 @@ def train(dataset: Dataset, config: TrainConfig, *, workers: int, storage: Path,
             trainer = ray.train.torch.TorchTrainer(
                 _worker,
                 train_loop_config={
-                    "data": str(dataset.path.absolute()),
+                    "data": dataset.storage,
                     "config": config.model_dump(),
                     "run": run,
                     "board": board,
@@ -140,7 +140,7 @@ def _worker(settings: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     share = Share(context.get_world_rank(), context.get_world_size(), str(device), settings["threads"])
     run: tracking.Run = settings["run"]
-    training = Training(TrainConfig(**settings["config"]), Dataset(Path(settings["data"])), share, run.run_id)
+    training = Training(TrainConfig(**settings["config"]), Dataset(settings["data"]), share, run.run_id)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:

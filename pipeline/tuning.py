@@ -26,6 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 import tune_spaces
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.storage import Storage
 from pipeline import tracking
 from pipeline.cluster import cpus_for, ray_session
 from pipeline.config import TrainConfig, make_config
@@ -136,7 +137,7 @@ def tune(
             ray_tune.with_resources(
                 ray_tune.with_parameters(
                     _trial,
-                    data=str(dataset.path.absolute()),
+                    data=dataset.storage,
                     base=config.model_dump(),
                     threads=int(resources["cpu"]),
                 ),
@@ -180,10 +181,10 @@ def _resources(concurrent: int) -> dict[str, float]:
     return {"cpu": cpus_for(concurrent, "--concurrent")} | ({"gpu": min(1, gpus / concurrent)} if gpus else {})
 
 
-def _trial(setting: dict[str, Any], data: str, base: dict[str, Any], threads: int) -> None:
+def _trial(setting: dict[str, Any], data: Storage, base: dict[str, Any], threads: int) -> None:
     """One training in this process; reports after every epoch."""
     device = "cuda" if ray.get_gpu_ids() else "cpu"
-    training = Training(make_config(base | setting), Dataset(Path(data)), Share(device=device, threads=threads))
+    training = Training(make_config(base | setting), Dataset(data), Share(device=device, threads=threads))
 
     def epoch_end(end: EpochEnd) -> None:
         ray_tune.report(end.metrics | {"epoch": end.epoch})

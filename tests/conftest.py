@@ -13,12 +13,20 @@ import pytest
 
 from data_prep.annotation import Row
 from data_prep.asen_split import assign_splits, write_split_files
+from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.fashionai_vocabulary import ATTRIBUTES
 from data_prep.prepare import prepare
 from data_prep.samples import sample
 
 SIZE = 32
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_started() -> Iterator[None]:
+    """One Ray session for all tests of this process: starting one takes seconds."""
+    with ray_session():
+        yield
 
 
 @pytest.fixture(scope="session")

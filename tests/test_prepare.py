@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep import packing, tables
+from data_prep import packing, pictures, tables
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
 from data_prep.samples import sample
+from data_prep.whole import whole_dataset
 
 SIZE = 32
 NECKS = ("ynnnn", "nynnn", "nnynn", "nnnyn", "nnnny")
@@ -135,7 +137,7 @@ def test_odd_pictures_are_packed_upright_in_rgb_at_one_size(tmp_path: Path) -> N
     left_red = Image.new("RGB", (80, 60), "blue")
     left_red.paste("red", (0, 0, 40, 60))
     exif = Image.Exif()
-    exif[packing.EXIF_ORIENTATION] = 6  # turn right by a quarter to see it upright: red comes to the top
+    exif[pictures.EXIF_ORIENTATION] = 6  # turn right by a quarter to see it upright: red comes to the top
     left_red.save(tmp_path / "turned.jpg", exif=exif, quality=95)
     left_red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     left_red.convert("L").save(tmp_path / "grey.png")
@@ -151,7 +153,7 @@ def test_odd_pictures_are_packed_upright_in_rgb_at_one_size(tmp_path: Path) -> N
 
 
 def test_a_picture_of_too_many_pixels_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "MAX_PIXELS", 1_000)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1_000)
     Image.new("RGB", (40, 30)).save(tmp_path / "big.jpg")
     refused = packing.pack_image(tmp_path.resolve(), "big.jpg", SIZE)
     assert refused == packing.Refused("image_too_large", "big.jpg: 40x30")
@@ -192,16 +194,57 @@ def test_each_worker_holds_only_the_images_it_asks_for(dataset: Dataset) -> None
         store.read(ids[[8]])
 
 
-def test_nothing_is_left_of_a_preparation_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_what_is_packed_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = make_photographs(tmp_path / "raw", n=20)
+    undisturbed = prepare_small(root, tmp_path / "other").info
 
     def disk_full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("data_prep.prepare.write_table", disk_full)
-    with pytest.raises(InputError, match="no space left"):
-        prepare_small(root, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.prepare.write_table", disk_full)
+        with pytest.raises(
+            InputError, match=r"no space left.*kept in .*\.out\.partial, and the same command continues"
+        ):
+            prepare_small(root, tmp_path / "out")
+    with pytest.raises(InputError, match="was stopped half-way; the same `agman prep` again continues it"):
+        Dataset(tmp_path / "out")
+    titles: list[str] = []
+    assert prepare_small(root, tmp_path / "out", progress=told(titles)).info == undisturbed
+    assert titles == ["images packed (continuing: 20 of 20 images already packed)"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "raw"]
+
+
+def told(titles: list[str]) -> Callable[[str, int], Callable[[int], None]]:
+    """A progress that writes down what it is told of."""
+
+    def progress(title: str, total: int) -> Callable[[int], None]:
+        titles.append(title)
+        return lambda done: None
+
+    return progress
+
+
+def test_nothing_is_left_of_a_preparation_that_cannot_be_done(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    for picture in root.rglob("*.jpg"):
+        picture.write_text("no picture")
+    with pytest.raises(InputError, match="none of 20 rows has a readable image"):
+        prepare_small(root, tmp_path / "new" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_only_one_process_prepares_a_dataset(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    with (
+        whole_dataset(tmp_path / "out"),
+        pytest.raises(InputError, match="is being prepared by another process"),
+        whole_dataset(tmp_path / "out"),
+    ):
+        pass
+    assert prepare_small(root, tmp_path / "b").info.images["train"]
 
 
 def test_an_existing_dataset_is_kept_unless_asked(tmp_path: Path) -> None:
@@ -266,13 +309,23 @@ def test_a_failed_overwrite_keeps_the_old_dataset(tmp_path: Path, monkeypatch: p
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data_prep.prepare.digest_of", interrupted)
-    for out in (tmp_path / "new" / "out", tmp_path / "other" / "out"):
-        with pytest.raises(KeyboardInterrupt):
-            prepare_small(root, out, seed=9, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.prepare.digest_of", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="the same command continues"):
+            prepare_small(root, tmp_path / "new" / "out", seed=9, overwrite=True)
     assert Dataset(tmp_path / "new" / "out").info == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "raw"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".out.partial", "out"]
+    assert prepare_small(root, tmp_path / "new" / "out", seed=9, overwrite=True).info.seed == 9
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+def test_a_kill_between_the_last_two_renames_loses_nothing(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    before = prepare_small(root, tmp_path / "out").info
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    with pytest.raises(InputError, match="--overwrite"):
+        prepare_small(root, tmp_path / "out")
+    assert Dataset(tmp_path / "out").info == before
 
 
 @pytest.mark.parametrize("out", ["file/x", "/proc/nowhere"])

@@ -20,7 +20,6 @@ import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from pipeline import evaluation, registry, tracking, tuning
-from pipeline.cluster import ray_session
 from pipeline.config import TrainConfig
 from pipeline.loop import EpochEnd, Share, Training
 from pipeline.training import Trained, train
@@ -79,12 +78,6 @@ def test_training_lowers_the_loss(dataset: Dataset) -> None:
     config = CONFIG.model_copy(update={"epochs": 6, "lr": 1e-3})
     ends = run_alone(Training(config, dataset, Share(threads=2)))
     assert ends[-1].metrics["train/loss_class"] < 0.8 * ends[0].metrics["train/loss_class"]
-
-
-@pytest.fixture(scope="module")
-def ray_started() -> Iterator[None]:
-    with ray_session():
-        yield
 
 
 @pytest.fixture(scope="module")
