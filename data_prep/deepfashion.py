@@ -12,6 +12,7 @@ are found wherever they lie below the root.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -315,3 +316,35 @@ def _numbers(lines: list[str], file: Path, count: int) -> list[list[int]]:
             raise InputError(f"{file} line {number}: expected {count} integers, it is {line[:80]!r}")
         rows.append(read)
     return rows
+
+
+def write_raw(root: Path, rows: pd.DataFrame, schema: Sequence[Attribute], meaning: list[GlobalValue]) -> None:
+    """Write labels as the raw coarse annotation, and their splits as list_eval_partition.txt."""
+    names = [schema[pair.attribute].values[pair.value] for pair in meaning]
+    kinds = [f"{name:40} {pair.attribute + 1}" for name, pair in zip(names, meaning, strict=True)]
+    _write_list(root / "Anno_coarse/list_attr_cloth.txt", "attribute_name  attribute_type", kinds)
+    row_of = {pair: row for row, pair in enumerate(meaning)}
+    images, paths = pd.factorize(rows["path"])
+    pairs = zip(rows["attribute"], rows["value"], strict=True)
+    marks = np.full((len(paths), len(meaning)), "-1", dtype="<U2")
+    marks[images, [row_of[GlobalValue(*pair)] for pair in pairs]] = " 1"
+    lines = [f"{path:70} {' '.join(of_image)}" for path, of_image in zip(paths, marks, strict=True)]
+    _write_list(root / "Anno_coarse/list_attr_img.txt", "image_name  attribute_labels", lines)
+    short = {split: name for name, split in SPLIT_OF.items()}
+    split_of = rows.drop_duplicates("path").set_index("path")["split"]
+    partition = [f"{path:70} {short[split]}" for path, split in split_of.items()]
+    _write_list(root / "Eval/list_eval_partition.txt", "image_name  evaluation_status", partition)
+
+
+def write_boxes(root: Path, drawn: Sequence[tuple[str, str, tuple[float, ...]]], size: int) -> None:
+    """Write list_bbox.txt from (path, attribute, region): around all regions of a picture of `size` pixels."""
+    regions = pd.DataFrame([(path, *region) for path, _, region in drawn], columns=["path", "x0", "y0", "x1", "y1"])
+    edges = regions.groupby("path", sort=False).agg({"x0": "min", "y0": "min", "x1": "max", "y1": "max"})
+    pixels = (edges * size).round().astype(int)
+    lines = [f"{path:70} {' '.join(f'{edge:03d}' for edge in box)}" for path, *box in pixels.itertuples()]
+    _write_list(root / "Anno_coarse/list_bbox.txt", "image_name  x_1  y_1  x_2  y_2", lines)
+
+
+def _write_list(file: Path, columns: str, lines: Sequence[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join([str(len(lines)), columns, *lines, ""]), encoding="utf-8")

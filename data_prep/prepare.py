@@ -17,6 +17,7 @@ from data_prep import darn, deepfashion, fashionai, tables, zappos50k
 from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
 from data_prep.errors import InputError
 from data_prep.packing import Packing, pack
+from data_prep.progress import Progress, silent
 from data_prep.request import Request
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, DRAWN_REGIONS_FILE, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
@@ -50,70 +51,80 @@ class Prepared:
     info: DatasetInfo
     skipped: dict[str, list[tuple[str, str, int]]]
     """split -> (attribute, value, images)."""
+    given_triplets: int
+    """Triplets that the dataset's own lists gave."""
 
 
 def prepare(
     layout: str,
-    request: Request,
+    root: Path,
     out: str | Path,
     *,
+    split_files: Path | None = None,
+    annotation: str | None = None,
+    categories: bool = False,
+    crop_boxes: bool = False,
     name: str | None = None,
     triplets: int | None = None,
     epochs: int | None = None,
+    seed: int = 0,
     image_size: int = 224,
     max_rejects: float = 0.1,
     overwrite: bool = False,
+    progress: Progress = silent,
 ) -> Prepared:
-    """Turn the official files of `layout` that `request` names into the tables of data_prep.tables at `out`.
+    """Turn the official files of `layout` below `root` into the tables of data_prep.tables at `out`.
 
-    `out` is a folder or a URI; `image_size` is the packed images' short side in pixels. `triplets` are drawn for
-    each of `epochs` training epochs; where the dataset gives its triplets they are dealt out instead, by default all
-    in one epoch. Equal input and seed give equal tables. A preparation that was stopped goes on with what it had
-    packed when it is asked for again. Raises InputError for what a user can mend, and if more than the share
-    `max_rejects` of the rows is rejected.
+    `split_files`, `annotation`, `categories` and `crop_boxes` are explained in Request. `out` is a folder or a URI;
+    `image_size` is the packed images' short side in pixels. `triplets` are drawn for each of `epochs` training
+    epochs; where the dataset gives its triplets they are dealt out instead, by default all in one epoch. Equal input
+    and seed give equal tables. A preparation that was stopped goes on with what it had packed when it is asked for
+    again. Raises InputError for what a user can mend, and if more than the share `max_rejects` of the rows is
+    rejected.
     """
     name = name or layout
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise InputError(f"name {name!r}: use letters, digits, '-' and '_' (it names a registered model)")
-    if layout != "deepfashion" and (request.annotation or request.categories or request.crop_boxes):
+    if layout != "deepfashion" and (annotation or categories or crop_boxes):
         raise InputError(f"--annotation, --categories and --crop-boxes are for deepfashion, not for {layout}")
-    for folder in (request.root, request.split_files):
+    for folder in (root, split_files):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
-    request = replace(request, root=request.root.resolve())
-    with whole_dataset(out, overwrite=overwrite, inputs=(request.root, request.split_files)) as aside:
-        annotation = LAYOUTS[layout](request)
-        annotation.check()
-        _check_rejects(annotation, request.root, max_rejects)
-        images = annotation.images()
+    root = root.resolve()
+    request = Request(root, split_files, seed, annotation, categories, crop_boxes, progress)
+    with whole_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as aside:
+        read = LAYOUTS[layout](request)
+        read.check()
+        _check_rejects(read, root, max_rejects)
+        images = read.images()
         images.insert(0, "image_id", np.arange(len(images)))
-        packing = pack(images, request.root, aside, image_size, request.seed, request.progress)
-        annotation = _without_refused(annotation, images, packing)
-        _check_rejects(annotation, request.root, max_rejects)
-        _write_labels(aside, annotation, images.merge(packing.sizes, on="image_id"))
-        _write_regions(aside, request.root, images, annotation)
-        drawn = _write_triplets(aside, annotation, images, triplets, epochs, request.seed)
+        packing = pack(images, root, aside, image_size, seed, progress)
+        packed = _without_refused(read, images, packing)
+        _check_rejects(packed, root, max_rejects)
+        _write_labels(aside, packed, images.merge(packing.sizes, on="image_id"))
+        _write_regions(aside, root, images, packed)
+        drawn = _write_triplets(aside, packed, images, triplets, epochs, seed)
         info = DatasetInfo(
             schema_version=tables.SCHEMA_VERSION,
             name=name,
             layout=layout,
-            attributes=annotation.attributes,
+            attributes=packed.attributes,
             image_size=image_size,
-            seed=request.seed,
+            seed=seed,
             images=_per_split(images[images["image_id"].isin(packing.sizes["image_id"])]),
-            queries=_per_split(annotation.rows[annotation.rows["role"] == "query"]),
-            candidates=_per_split(annotation.rows[annotation.rows["role"] == "candidate"]),
+            queries=_per_split(packed.rows[packed.rows["role"] == "query"]),
+            candidates=_per_split(packed.rows[packed.rows["role"] == "candidate"]),
             triplets=drawn.per_epoch,
             triplet_epochs=drawn.epochs,
-            rows_in=annotation.rows_in,
-            repeats=annotation.repeats,
-            rejects=count_reasons(annotation.rejects),
+            rows_in=packed.rows_in,
+            repeats=packed.repeats,
+            rejects=count_reasons(packed.rejects),
             digest=digest_of(aside, packing.sha256),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
         )
         (aside / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
-    return Prepared(info, drawn.skipped)
+    return Prepared(info, drawn.skipped, 0 if packed.triplets is None else len(packed.triplets))
 
 
 def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> None:
@@ -155,9 +166,9 @@ def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Pack
     if triplets is not None:
         paths = triplets[list(TRIPLET_COLUMNS[:3])]
         hit = paths.isin(why.index).to_numpy()
-        bad = hit.any(axis=1)
-        reject(triplets[bad], paths.to_numpy()[bad, hit.argmax(axis=1)[bad]].tolist())
-        triplets = triplets[~bad].reset_index(drop=True)
+        bad = np.flatnonzero(hit.any(axis=1))
+        reject(triplets.iloc[bad], paths.to_numpy()[bad, hit.argmax(axis=1)[bad]].tolist())
+        triplets = triplets.iloc[np.flatnonzero(~hit.any(axis=1))].reset_index(drop=True)
     return replace(annotation, rows=rows, rejects=rejects, triplets=triplets)
 
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +38,7 @@ from data_prep.asen_split import assign_splits
 from data_prep.errors import InputError
 from data_prep.request import Request
 from data_prep.tables import SPLITS, Attribute
+from data_prep.triplets import TripletSampler
 
 CONDITIONS = {"class": "Category", "closure": "Closure", "gender": "Gender", "heel": "HeelHeight"}
 """The four conditions (our attributes), and the column of meta-data.csv that each is."""
@@ -51,7 +51,7 @@ SEPARATOR = ";"
 def read(request: Request) -> Annotation:
     """Read the triplet lists where there are any (in the root or in --split-files), else the labels."""
     for folder in (request.split_files, request.root):
-        lists = folder and _lists_below(folder)
+        lists = folder and lists_below(folder)
         if lists:
             return read_lists(lists, request.root)
         if folder and folder == request.split_files:
@@ -67,7 +67,7 @@ def read(request: Request) -> Annotation:
     return annotation
 
 
-def _lists_below(folder: Path) -> Path | None:
+def lists_below(folder: Path) -> Path | None:
     """The folder that holds filenames.json and tripletlists/."""
     found = (file.parent for file in sorted(folder.rglob("filenames.json")))
     return next((parent for parent in found if (parent / "tripletlists").is_dir()), None)
@@ -228,11 +228,38 @@ def _cells(line: str) -> list[str] | None:
         return None
 
 
-def write_table(file: Path, records: list[dict[str, Any]]) -> None:
-    """Write meta-data.csv with its nine columns."""
-    columns = ["CID", "Category", "SubCategory", "HeelHeight", "Insole", "Closure", "Gender", "Material", "ToeStyle"]
-    file.parent.mkdir(parents=True, exist_ok=True)
+COLUMNS = ("CID", "Category", "SubCategory", "HeelHeight", "Insole", "Closure", "Gender", "Material", "ToeStyle")
+LIST_LENGTH = {"train": 4, "valid": 1, "test": 1}
+"""Triplets per image of the split in each condition's list."""
+
+
+def write_raw(root: Path, rows: pd.DataFrame, schema: Sequence[Attribute], seed: int) -> None:
+    """Write labels as meta-data.csv, and triplets drawn from them (within their splits) as CSN's lists."""
+    _write_table(root / "ut-zap50k-data/meta-data.csv", rows, schema)
+    images, paths = pd.factorize(rows["path"])
+    prefix = f"{IMAGE_FOLDERS[0]}/"
+    (root / "filenames.json").write_text("".join(f"{path.removeprefix(prefix)}\n" for path in paths), encoding="utf-8")
+    lists = root / "tripletlists"
+    lists.mkdir()
+    numbered = rows.assign(image_id=images)
+    for number, (split, part) in enumerate(LIST_OF.items()):
+        for attribute, condition in enumerate(CONDITIONS):
+            labels = numbered[(numbered["split"] == split) & (numbered["attribute"] == attribute)]
+            wanted = LIST_LENGTH[split] * labels["image_id"].nunique()
+            drawn = TripletSampler(labels).sample(wanted, [seed, number, attribute])
+            lines = zip(drawn.anchor, drawn.negative, drawn.positive, strict=True)
+            text = "".join(f"{anchor} {far} {close}\n" for anchor, far, close in lines)
+            (lists / f"{condition}_tripletlist_{part}.txt").write_text(text)
+
+
+def _write_table(file: Path, rows: pd.DataFrame, schema: Sequence[Attribute]) -> None:
+    records: dict[str, dict[str, str]] = {}
+    columns = list(CONDITIONS.values())
+    for path, attribute, value in zip(rows["path"], rows["attribute"], rows["value"], strict=True):
+        record = records.setdefault(path, {"CID": _cid(Path(path).stem), "SubCategory": path.split("/")[-3]})
+        record[columns[attribute]] = schema[attribute].values[value]
+    file.parent.mkdir(parents=True)
     with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, columns, restval="")
+        writer = csv.DictWriter(out, COLUMNS, restval="")
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows(records.values())

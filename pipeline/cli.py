@@ -33,7 +33,7 @@ class Place(click.ParamType):
 
 
 PLACE = Place()
-LAYOUT = click.Choice(["fashionai"])
+LAYOUT = click.Choice(["fashionai", "deepfashion", "zappos50k", "darn"])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON line on stdout.")
 seed_option = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all that is drawn."
@@ -71,21 +71,26 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
 @click.argument("layout", type=LAYOUT)
 @click.option("--root", required=True, type=PATH, metavar="DIR", help="The dataset's folder.")
 @click.option("--out", required=True, type=PLACE, metavar="OUT", help="Prepared dataset to make: folder or URI.")
-@click.option("--split-files", type=PATH, metavar="DIR", help="ASEN split files, if not in the root itself.")
+@click.option(
+    "--split-files", type=PATH, metavar="DIR", help="ASEN split files or CSN triplet lists, if not in the root."
+)
+@click.option(
+    "--annotation",
+    type=click.Choice(["coarse", "fine"]),
+    help="DeepFashion: which raw annotation.  [default: coarse if it is there]",
+)
+@click.option("--categories", is_flag=True, help="DeepFashion: the clothing category as one more attribute.")
+@click.option("--crop-boxes", is_flag=True, help="DeepFashion: crop every picture to its bounding box.")
 @click.option("--name", metavar="NAME", help="Names the experiment and the registered model; default: the layout.")
 @click.option(
     "--triplets",
-    default=100_000,
-    show_default=True,
     type=click.IntRange(1),
-    help="Triplets per training epoch.",
+    help="Triplets per training epoch.  [default: 100000; all, where the dataset gives them]",
 )
 @click.option(
     "--epochs",
-    default=10,
-    show_default=True,
     type=click.IntRange(1),
-    help="Epochs of triplets; longer trainings go round them.",
+    help="Epochs of triplets; longer trainings go round them.  [default: 10; 1, where the dataset gives them]",
 )
 @click.option(
     "--image-size",
@@ -93,6 +98,13 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
     show_default=True,
     type=click.IntRange(32, 2048),
     help="Short side of packed images, pixels.",
+)
+@click.option(
+    "--max-rejects",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Stop if more than this share of the annotation rows is rejected.",
 )
 @seed_option
 @overwrite_option

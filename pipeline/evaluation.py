@@ -19,6 +19,10 @@ from pipeline import tracking
 from pipeline.console import say, show_table
 from pipeline.loop import embed, rank_candidates
 
+NO_PAIRS = pd.DataFrame({"role": [], "image_id": [], "attribute": [], "value": []}).astype(
+    {"role": "str", "image_id": "int64", "attribute": "int16", "value": "int32"}
+)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -47,11 +51,12 @@ def evaluate(
     """Score `model` on the queries, candidates and triplets of `split`.
 
     AP of a query = (1/R) Σ over relevant ranks r of (relevant up to r)/r, with R all relevant candidates;
-    MAP is the mean over all queries, `map_macro` the mean of the attributes' MAPs.
+    MAP is the mean over all queries, `map_macro` the mean of the attributes' MAPs. A dataset of ready-made triplets
+    has no queries; then the triplets alone are scored.
     """
     if split not in SPLITS[1:]:
         raise InputError(f"--split {split}: one of valid, test")
-    pairs = dataset.retrieval(split)
+    pairs = dataset.retrieval(split) if dataset.info.queries[split] else NO_PAIRS
     triplets = dataset.triplets(split)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)
@@ -68,7 +73,7 @@ def evaluate(
 
     of_pairs, of_triplets = embeddings[: len(pairs)], embeddings[len(pairs) :]
     results = rank_candidates(pairs, of_pairs, dataset.info.attribute_names)
-    summary = agman.summarise(results)
+    summary = agman.summarise(results) if results else {}
     if len(triplets):
         summary["triplet_accuracy"] = agman.triplet_accuracy(*of_triplets.chunk(3))
     figures = {f"{split}/{name}": value for name, value in summary.items()}
@@ -86,6 +91,14 @@ def _pairs_of(triplets: Any) -> pd.DataFrame:
 
 def show(evaluation: Evaluation) -> None:
     """The figures as a table: a row for each attribute, then over all."""
+    figures, split = evaluation.figures, evaluation.split
+    if evaluation.results:
+        _show_retrieval(evaluation)
+    if f"{split}/triplet_accuracy" in figures:
+        say(f"triplet accuracy on {split}: {figures[f'{split}/triplet_accuracy']:.4f}")
+
+
+def _show_retrieval(evaluation: Evaluation) -> None:
     figures, split = evaluation.figures, evaluation.split
     rows = []
     for name, result in evaluation.results.items():
@@ -111,8 +124,6 @@ def show(evaluation: Evaluation) -> None:
         ["MAP without hopeless queries", f"{figures[f'{split}/map_answerable']:.4f}"],
         ["queries without a relevant candidate", str(int(figures[f"{split}/unanswerable"]))],
     ]
-    if f"{split}/triplet_accuracy" in figures:
-        others.append(["triplet accuracy", f"{figures[f'{split}/triplet_accuracy']:.4f}"])
     show_table("", ["", split], others)
 
 

@@ -25,7 +25,10 @@ def show_prepared(prepared: Prepared, out: Path | Storage) -> dict[str, Any]:
     rows = [[s, *(f"{counts[s]:,}" for counts in (info.images, info.queries, info.candidates))] for s in SPLITS]
     show_table(f"{info.name} in {out}", ["split", "images", "queries", "candidates"], rows)
     rejected = sum(info.rejects.values())
-    say(f"{info.rows_in:,} annotation rows = {info.rows_in - rejected:,} labels + {rejected:,} rejects")
+    given = prepared.given_triplets
+    parts = [f"{info.rows_in - rejected - info.repeats - given:,} labels", f"{rejected:,} rejects"]
+    parts += [f"{info.repeats:,} repeats of those labels"] * (info.repeats > 0) + [f"{given:,} triplets"] * (given > 0)
+    say(f"{info.rows_in:,} annotation rows = {' + '.join(parts)}")
     for reason, count in info.rejects.items():
         say(f"  {count:,} {reason}: {REASONS[reason]}")
     if rejected:
@@ -37,7 +40,8 @@ def show_prepared(prepared: Prepared, out: Path | Storage) -> dict[str, Any]:
             say(f"note: {split}: fewer than two images, so no anchors, of {named}{more}")
     return {
         "rows_in": info.rows_in,
-        "labels": info.rows_in - rejected,
+        "labels": info.rows_in - rejected - info.repeats - given,
+        "repeats": info.repeats,
         "rejects": rejected,
         "images": info.images,
         "queries": info.queries,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.annotation import Row
+from data_prep.annotation import Row, frame_of
 from data_prep.asen_split import assign_splits, write_split_files
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
@@ -39,7 +39,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Row(path.format(names[i % 8], i), attribute=i % 8, value=1 + i // 8 % 2, split="", role="", source="", line=0)
         for i in range(540)
     ]
-    write_split_files(folder / "annotation", assign_splits(rows, seed=3))
+    write_split_files(folder / "annotation", assign_splits(frame_of(rows), seed=3))
     sample("fashionai", folder / "fashionai", split_files=folder / "annotation", size=SIZE, seed=3)
     return folder / "fashionai"
 
