@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install browser demo test check format constraints clean
+.PHONY: install browser demo test test-slow check format constraints clean
 
 install: $(READY)
 
@@ -23,6 +23,9 @@ browser:  ## the tests open the report page in a real one
 
 test: $(READY) browser
 	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the tests that take minutes: preparations killed at several moments, for one
+	$(BIN)/python -m pytest -m slow
 
 check: $(READY)  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -43,8 +43,10 @@ class Storage:
             raise InputError(f"{where}: give a URI as a string; as a Path it loses a slash")
         elif not SCHEME.match(str(where)):
             self._base = Path(where).absolute()
-        elif str(where).startswith("file://"):
-            self._base = Path(pafs.FileSystem.from_uri(str(where))[1])
+        elif str(where).startswith(("file://", "local://")):
+            self._base = Path(unquote(urlsplit(str(where)).path))
+        elif not SCHEME.sub("", str(where)).strip("/"):
+            raise InputError(f"{where}: names no place; give a bucket and a folder")
         else:
             self._base = str(where)
 
@@ -111,7 +113,11 @@ class Storage:
             return
         with self._plainly():
             # One call: closing a stream, even after an error, makes what was written so far a finished object.
-            stream = self._filesystem.open_output_stream(self._path)
+            try:
+                stream = self._filesystem.open_output_stream(self._path)
+            except FileNotFoundError:  # a file system that has folders
+                self._filesystem.create_dir(self._path.rpartition("/")[0], recursive=True)
+                stream = self._filesystem.open_output_stream(self._path)
             stream.write(data)
             stream.close()
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep.annotation import Row, frame_of
 from data_prep.asen_split import assign_splits, write_split_files
@@ -20,6 +22,37 @@ from data_prep.prepare import prepare
 from data_prep.samples import sample
 
 SIZE = 32
+NECKS = ("ynnnn", "nynnn", "nnynn", "nnnyn", "nnnny")
+
+
+def make_photographs(root: Path, n: int = 100) -> Path:
+    """n small JPEG files of the neck_design attribute with a raw label.csv; value = number mod 5."""
+    folder = root / "train1" / "Images" / "neck_design_labels"
+    folder.mkdir(parents=True)
+    lines = []
+    for i in range(n):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
+        lines.append(f"Images/neck_design_labels/{i:03d}.jpg,neck_design_labels,{NECKS[i % 5]}\n")
+    (root / "train1" / "Annotations").mkdir()
+    (root / "train1" / "Annotations" / "label.csv").write_text("".join(lines))
+    return root
+
+
+def prepare_small(root: Path, out: str | Path, **options: object) -> Dataset:
+    options = {"triplets": 20, "epochs": 2, "image_size": SIZE} | options
+    prepare("fashionai", root, out, **options)  # type: ignore[arg-type]
+    return Dataset(out)
+
+
+def told(titles: list[str]) -> Callable[[str, int], Callable[[int], None]]:
+    """A progress that writes down what it is told of."""
+
+    def progress(title: str, total: int) -> Callable[[int], None]:
+        titles.append(title)
+        return lambda done: None
+
+    return progress
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,44 +5,20 @@ from __future__ import annotations
 import errno
 import io
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import NECKS, SIZE, make_photographs, prepare_small, told
 from PIL import Image
 
 from data_prep import packing, pictures, tables
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
-from data_prep.prepare import prepare
 from data_prep.samples import sample
 from data_prep.whole import whole_dataset
-
-SIZE = 32
-NECKS = ("ynnnn", "nynnn", "nnynn", "nnnyn", "nnnny")
-
-
-def make_photographs(root: Path, n: int = 100) -> Path:
-    """n small JPEG files of the neck_design attribute with a raw label.csv; value = number mod 5."""
-    folder = root / "train1" / "Images" / "neck_design_labels"
-    folder.mkdir(parents=True)
-    lines = []
-    for i in range(n):
-        pixels = np.random.default_rng(i).integers(0, 255, (40, 50, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
-        lines.append(f"Images/neck_design_labels/{i:03d}.jpg,neck_design_labels,{NECKS[i % 5]}\n")
-    (root / "train1" / "Annotations").mkdir()
-    (root / "train1" / "Annotations" / "label.csv").write_text("".join(lines))
-    return root
-
-
-def prepare_small(root: Path, out: Path, **options: object) -> Dataset:
-    options = {"triplets": 20, "epochs": 2, "image_size": SIZE} | options
-    prepare("fashionai", root, out, **options)  # type: ignore[arg-type]
-    return Dataset(out)
 
 
 def rejects_of(dataset: Dataset) -> dict[str, str]:
@@ -215,16 +191,6 @@ def test_a_full_disk_keeps_what_is_packed_and_the_same_command_goes_on(
     assert prepare_small(root, tmp_path / "out", progress=told(titles)).info == undisturbed
     assert titles == ["images packed (continuing: 20 of 20 images already packed)"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "raw"]
-
-
-def told(titles: list[str]) -> Callable[[str, int], Callable[[int], None]]:
-    """A progress that writes down what it is told of."""
-
-    def progress(title: str, total: int) -> Callable[[int], None]:
-        titles.append(title)
-        return lambda done: None
-
-    return progress
 
 
 def test_nothing_is_left_of_a_preparation_that_cannot_be_done(tmp_path: Path) -> None:
