@@ -117,9 +117,9 @@ def test_sample_and_prep_print_their_figures_as_json(agman_command: Command, tmp
     )
     assert prepared.code == 0, prepared.err
     figures = json.loads(prepared.out.splitlines()[-1])
-    assert (figures["rows_in"], figures["labels"], figures["rejects"]) == (80, 80, 0)
+    assert [figures[n] for n in ("rows_in", "labels", "repeats", "rejects")] == [160, 80, 80, 0]
     assert figures["digest"] == Dataset(tmp_path / "data").info.digest
-    assert "80 annotation rows = 80 labels + 0 rejects" in prepared.err
+    assert "160 annotation rows = 80 labels + 0 rejects + 80 repeats" in prepared.err
 
 
 def test_show_config_lists_every_setting(agman_command: Command, dataset: Dataset) -> None:

@@ -42,7 +42,8 @@ def test_the_tables_have_the_documented_columns(dataset: Dataset) -> None:
 
 def test_the_drawn_dataset_is_prepared_without_a_loss(dataset: Dataset) -> None:
     info = dataset.info
-    assert info.rows_in == len(dataset.labels) == len(dataset.images) == sum(info.images.values()) == 540
+    assert len(dataset.labels) == len(dataset.images) == sum(info.images.values()) == 540
+    assert (info.rows_in, info.repeats) == (1080, 540)  # the raw files say the same as the split files
     assert info.rejects == {}
     assert [len(a.values) for a in info.attributes] == [6, 9, 8, 6, 5, 5, 10, 5]
     assert dataset.regions is not None
@@ -197,7 +198,10 @@ def test_nothing_is_left_of_a_preparation_that_cannot_be_done(tmp_path: Path) ->
     root = make_photographs(tmp_path / "raw", n=20)
     for picture in root.rglob("*.jpg"):
         picture.write_text("no picture")
-    with pytest.raises(InputError, match="none of 20 rows has a readable image"):
+    with pytest.raises(
+        InputError,
+        match=r"20 of 20 annotation rows rejected \(20 unreadable_image\), the first at train1/.*line 1 ",
+    ):
         prepare_small(root, tmp_path / "new" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
@@ -229,7 +233,7 @@ def test_an_annotation_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"label\.csv: the annotation is empty"):
         prepare_small(root, tmp_path / "out")
     label_file.write_text("junk\n")
-    with pytest.raises(InputError, match=r"rejected, the first at .*label\.csv line 1: bad_line"):
+    with pytest.raises(InputError, match=r"rejected \(1 bad_line\), the first at .*label\.csv line 1"):
         prepare_small(root, tmp_path / "out")
 
 
