@@ -46,6 +46,8 @@ ROW_GROUP = 1_000
 SHARD = 2_000
 JPEG_QUALITY = 92
 LONGEST_SIDE = 65_535  # JPEG's limit
+TRIES = 4
+"""Of a shard whose worker dies. Ray Data itself would go on for ever with a picture that crashes the decoder."""
 
 STATE = "_partial"
 """Folder of an unfinished dataset: what has been packed, and from what."""
@@ -280,6 +282,10 @@ def _pack_shard(rows: pa.Table, root: Path, storage: Storage, image_size: int) -
     """One task: write one shard and then its record. Says how many images it was, or why it could not be written."""
     name, error = rows["shard"][0].as_py(), None
     try:
+        if not _tried(storage / _record_of(name).replace(".json", ".tries")):
+            raise StorageError(
+                f"{storage / name}: {TRIES} workers died of it; is there memory for one image at a time?"
+            )
         _write_shard(rows, root, storage / name, image_size).write(storage / _record_of(name))
     except StorageError as failed:
         error = str(failed)
@@ -287,6 +293,13 @@ def _pack_shard(rows: pa.Table, root: Path, storage: Storage, image_size: int) -
         why = "no space left on device; free some" if is_full(failed) else f"cannot be written ({failed})"
         error = f"{storage / name}: {why}"
     return pa.table({"images": [len(rows)], "error": pa.array([error], pa.string())})
+
+
+def _tried(counter: Storage) -> bool:
+    """Count one more try, if there is one left."""
+    tries = int(counter.read_bytes()) if counter.exists() else 0
+    counter.write_bytes(str(tries + 1).encode())
+    return tries < TRIES
 
 
 def _write_shard(rows: pa.Table, root: Path, shard: Storage, image_size: int) -> ShardRecord:
