@@ -251,12 +251,11 @@ def tint(patch: np.ndarray) -> np.ndarray:
         ("darn", "clothes pattern", spectrum),
         ("darn", "clothes shape", edges),
         ("darn", "collar shape", edges),
-        ("darn", "sleeve length", edges),
     ],
 )
 def test_nearest_mean_tells_the_values_apart(layout, attribute, describe):
     """A plain description of the region, averaged per value, finds twice as many of six values as chance does."""
-    size, train, test, values = 80, 16, 8, range(6)
+    size, train, test, values = 64, 16, 8, range(6)
 
     def described(value: int, seed: int) -> np.ndarray:
         drawing = draw_catalogue(layout, [(attribute, value)], seed=1000 * value + seed, size=size)
