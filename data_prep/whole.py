@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_prep.errors import InputError, StorageError
+from data_prep.errors import InputError, Resumable, StorageError
 from data_prep.packing import STATE, discard, unfinished
 from data_prep.storage import Storage, is_full
 from data_prep.tables import DESCRIPTION
@@ -49,7 +49,7 @@ def whole_dataset(
     A local dataset is written in a hidden folder beside `out`, so that an older one stays valid until the new one
     stands; a remote one in place, where the description, which the block writes last, makes it a dataset.
     Packed images outlive all that can be continued from: a kill, Ctrl-C, a full disk or a storage that stops
-    answering (StorageError). After any other error nothing is left that was not there before. Raises InputError
+    answering, or too many rejects (Resumable). After any other error nothing is left that was not there before. Raises InputError
     as whole_folder does, and if another process is preparing the same local `out`.
     """
     place = Storage(out)
@@ -116,7 +116,7 @@ def _in_place(place: Storage, overwrite: bool) -> Iterator[None]:
 
 
 def _can_be_continued(error: BaseException) -> bool:
-    return not isinstance(error, InputError) or isinstance(error, StorageError)
+    return not isinstance(error, InputError) or isinstance(error, Resumable)
 
 
 def _tell(error: BaseException, out: Path | Storage, kept: Storage | None) -> None:
@@ -126,7 +126,7 @@ def _tell(error: BaseException, out: Path | Storage, kept: Storage | None) -> No
         message = f"{out}: no space left on device; free some or give another folder"
     elif kept and isinstance(error, KeyboardInterrupt):
         raise KeyboardInterrupt(KEPT.format(kept)) from error
-    elif not (kept and isinstance(error, StorageError)):
+    elif not (kept and isinstance(error, Resumable)):
         return
     raise StorageError(f"{message}; {KEPT.format(kept)}" if kept else message) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -368,3 +369,35 @@ def test_annotation_that_leaves_the_folder_is_not_drawn(tmp_path: Path, path: st
         sample("fashionai", tmp_path / "a" / "drawn", size=SIZE, split_files=annotation)
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("/tmp/evil-agman-test").exists()
+
+
+def test_too_many_rejects_stop_the_job_and_what_was_packed_is_not_lost(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=100)
+    pictures = sorted(root.rglob("*.jpg"))
+    for picture in pictures[:11]:
+        picture.unlink()
+    with pytest.raises(InputError, match=r"11 of 100 annotation rows .* \(11 missing_image\).*--max-rejects 0\.1"):
+        prepare_small(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    titles: list[str] = []
+
+    def progress(title: str, total: int) -> Callable[[int], None]:
+        titles.append(title)
+        return lambda done: None
+
+    dataset = prepare_small(root, tmp_path / "out", max_rejects=0.11, progress=progress)
+    assert titles == ["images packed (continuing: 100 of 100 images already packed)"]
+    assert dataset.info.rejects == {"missing_image": 11}
+    assert len(dataset.labels) == 89
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_rows_that_the_split_did_not_choose_are_no_damage(drawn: Path, tmp_path: Path) -> None:
+    """Split files of the test part alone beside the raw labels of everything: nine tenths are not in them."""
+    root = tmp_path / "root"
+    shutil.copytree(drawn, root)
+    for file in [*root.glob("*_train.txt"), *root.glob("*_valid.txt")]:
+        file.unlink()
+    info = prepare_small(root, tmp_path / "out").info
+    assert set(info.rejects) == {"not_in_split"}
+    assert info.rows_in == 540 + info.images["test"] == 2 * info.images["test"] + info.rejects["not_in_split"]
