@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_prep.errors import InputError, StorageError
-from data_prep.packing import STATE, discard, unfinished
+from data_prep.packing import STATE, begun, discard, unfinished
 from data_prep.storage import Storage, is_full
 from data_prep.tables import DESCRIPTION
 
@@ -99,7 +99,7 @@ def _in_place(place: Storage, overwrite: bool) -> Iterator[None]:
     if (place / DESCRIPTION).exists():
         if not overwrite:
             raise InputError(f"{place}: exists; give another place or --overwrite")
-    elif not continued and place.files():
+    elif not begun(place) and place.files():
         raise InputError(
             f"{place}: is not empty, and holds no {DESCRIPTION}: not made by this command; not overwritten"
         )
@@ -108,8 +108,7 @@ def _in_place(place: Storage, overwrite: bool) -> Iterator[None]:
         (place / STATE).delete()
     except BaseException as error:
         kept = continued or _can_be_continued(error)
-        begun = not (place / DESCRIPTION).exists() and place.files()
-        if not kept and begun:
+        if not kept and begun(place) and not (place / DESCRIPTION).exists():
             discard(place)
         _tell(error, place, place if kept else None)
         raise
