@@ -51,6 +51,7 @@ TRIES = 4
 
 STATE = "_partial"
 """Folder of an unfinished dataset: what has been packed, and from what."""
+FINGERPRINT = "fingerprint"
 BOX = ("x0", "y0", "x1", "y1")
 
 
@@ -155,6 +156,11 @@ def pack(
     return _collect([records[shard.name] for shard in shards], [shard.name for shard in shards])
 
 
+def begun(storage: Storage) -> bool:
+    """Whether a preparation has begun to write to `storage`, and has not ended."""
+    return (storage / STATE / FINGERPRINT).exists()
+
+
 def unfinished(storage: Storage) -> bool:
     """Whether `storage` holds packed images of a preparation that was stopped."""
     return any(name.endswith(".json") for name in (storage / STATE).files())
@@ -193,16 +199,16 @@ def _plan(images: pd.DataFrame, seed: int) -> Iterator[Shard]:
 
 def _take_up(storage: Storage, fingerprint: str, shards: list[Shard]) -> dict[str, ShardRecord]:
     """The records of finished shards; everything else of an earlier preparation is deleted."""
-    marker = storage / STATE / "fingerprint"
+    marker = storage / STATE / FINGERPRINT
     files = storage.files()
-    same = f"{STATE}/fingerprint" in files and marker.read_bytes().decode() == fingerprint
+    same = f"{STATE}/{FINGERPRINT}" in files and marker.read_bytes().decode() == fingerprint
     records = {}
     for shard in shards if same else ():
         if shard.record in files and shard.name in files:
             record = ShardRecord.read(storage / shard.record)
             if record.bytes == files[shard.name]:
                 records[shard.name] = record
-    keep = {f"{STATE}/fingerprint"} if same else set()
+    keep = {f"{STATE}/{FINGERPRINT}"} if same else set()
     keep |= {shard.name for shard in shards if shard.name in records}
     keep |= {shard.record for shard in shards if shard.name in records}
     discard(storage, keep)
@@ -268,7 +274,7 @@ def _look(root: Path, storage: Storage, fingerprint: str) -> str | None:
     if not root.is_dir() or not any(root.iterdir()):
         return f"{root}: not there, or empty; the images must be in a folder that all nodes share, but it is not seen"
     try:
-        if (storage / STATE / "fingerprint").read_bytes().decode() == fingerprint:
+        if (storage / STATE / FINGERPRINT).read_bytes().decode() == fingerprint:
             return None
         why = "another folder of this name is"
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_prep.errors import InputError, Resumable, StorageError
-from data_prep.packing import STATE, discard, unfinished
+from data_prep.packing import STATE, begun, discard, unfinished
 from data_prep.storage import Storage, is_full
 from data_prep.tables import DESCRIPTION
 
@@ -48,9 +48,9 @@ def whole_dataset(
 
     A local dataset is written in a hidden folder beside `out`, so that an older one stays valid until the new one
     stands; a remote one in place, where the description, which the block writes last, makes it a dataset.
-    Packed images outlive all that can be continued from: a kill, Ctrl-C, a full disk or a storage that stops
-    answering, or too many rejects (Resumable). After any other error nothing is left that was not there before. Raises InputError
-    as whole_folder does, and if another process is preparing the same local `out`.
+    Packed images outlive all that can be continued from: a kill, Ctrl-C, a full disk, a storage that stops
+    answering, too many rejects (Resumable). After any other error nothing is left that was not there before. Raises
+    InputError as whole_folder does, and if another process is preparing the same local `out`.
     """
     place = Storage(out)
     if place.local:
@@ -99,7 +99,7 @@ def _in_place(place: Storage, overwrite: bool) -> Iterator[None]:
     if (place / DESCRIPTION).exists():
         if not overwrite:
             raise InputError(f"{place}: exists; give another place or --overwrite")
-    elif not continued and place.files():
+    elif not begun(place) and place.files():
         raise InputError(
             f"{place}: is not empty, and holds no {DESCRIPTION}: not made by this command; not overwritten"
         )
@@ -108,8 +108,7 @@ def _in_place(place: Storage, overwrite: bool) -> Iterator[None]:
         (place / STATE).delete()
     except BaseException as error:
         kept = continued or _can_be_continued(error)
-        begun = not (place / DESCRIPTION).exists() and place.files()
-        if not kept and begun:
+        if not kept and begun(place) and not (place / DESCRIPTION).exists():
             discard(place)
         _tell(error, place, place if kept else None)
         raise

@@ -88,6 +88,8 @@ def test_a_shard_that_cannot_be_uploaded_is_one_clear_line(bucket: Bucket, photo
 
 
 def test_a_preparation_never_touches_what_it_did_not_make(bucket: Bucket, photographs: Path) -> None:
+    bucket.objects["killed/_partial/fingerprint"] = b"of a run that was killed before its first shard"
+    assert prepare_small(photographs, with_keys(bucket.uri("killed"))).info.images["train"]
     bucket.objects["data/thesis.tex"] = b"years of work"
     for overwrite in (False, True):
         with pytest.raises(InputError, match="not made by this command"):
