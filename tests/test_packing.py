@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import SIZE
+from conftest import SIZE, make_photographs
 from PIL import Image, ImageDraw
 
 from data_prep import packing, pictures
@@ -271,3 +273,41 @@ def test_a_shard_that_kills_its_workers_is_given_up(tmp_path: Path, small_shards
     told = packing._pack_shard(packing._block(shard), tmp_path / "root", out, SIZE).to_pylist()
     assert "4 workers died of it" in told[0]["error"]
     pack(images, (tmp_path / "root").resolve(), out, SIZE, seed=0)  # a new call counts anew
+
+
+TWO_NODES = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from data_prep.prepare import prepare
+
+nodes = int(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+for _ in range(nodes - 1):
+    cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+assert len([node for node in ray.nodes() if node["Alive"]]) == nodes
+prepared = prepare("fashionai", Path(sys.argv[2]), Path(sys.argv[3]), triplets=20, epochs=1, image_size=32)
+print(prepared.info.digest)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_one_node_and_two_pack_the_same_dataset(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=100)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", TWO_NODES, str(nodes), str(root), str(tmp_path / f"out{nodes}")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=180,
+        ).stdout.split()[-1]
+        for nodes in (1, 2)
+    ]
+    assert digests[0] == digests[1]
