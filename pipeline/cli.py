@@ -236,7 +236,7 @@ def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
     """Write one self-contained page on MODEL: MAP table, curves, attention, galleries."""
     from data_prep.dataset import Dataset
     from pipeline.console import emit, say
-    from pipeline.report import write_report
+    from pipeline.report.page import write_report
 
     figures = write_report(model, Dataset(data), out)
     say(f"page: {out.absolute()}")

@@ -15,7 +15,7 @@ from pipeline import evaluation, registry, tracking, tuning
 from pipeline.cluster import ray_session
 from pipeline.config import TrainConfig
 from pipeline.console import progress_bar, say
-from pipeline.report import write_report
+from pipeline.report.page import write_report
 from pipeline.summaries import show_prepared, show_settings
 from pipeline.training import train
 

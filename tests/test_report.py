@@ -21,10 +21,10 @@ from data_prep.samples import sample
 from pipeline import tracking
 from pipeline.config import TrainConfig
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.report import write_report
 from pipeline.report.attention import _box
 from pipeline.report.figures import heat_over
 from pipeline.report.galleries import chosen, ranked
+from pipeline.report.page import write_report
 from pipeline.tuning import DONE, FAILED, PRUNED, Sweep, Trial
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
