@@ -15,6 +15,7 @@ from pipeline import evaluation, registry, tracking, tuning
 from pipeline.cluster import ray_session
 from pipeline.config import TrainConfig
 from pipeline.console import progress_bar, say
+from pipeline.prep_report.page import write_prep_report
 from pipeline.report.page import write_report
 from pipeline.summaries import show_prepared, show_settings
 from pipeline.training import train
@@ -53,7 +54,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
             progress=progress_bar,
         )
     with _step("2/7 prep: official files to Parquet tables, triplets and packed images"):
-        prepared = prepare(
+        prepare(
             "fashionai",
             out / "fashionai",
             out / "data",
@@ -65,8 +66,8 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
             overwrite=overwrite,
             progress=progress_bar,
         )
-        show_prepared(prepared, out / "data")
-    dataset = Dataset(out / "data")
+        dataset = Dataset(out / "data")
+        show_prepared(write_prep_report(dataset), dataset.path)
     storage = out / "runs"
     with ray_session():
         with _step(f"3/7 train: {WORKERS} DDP workers"):
