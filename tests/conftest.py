@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 
 from data_prep.annotation import Row, frame_of
 from data_prep.asen_split import assign_splits, write_split_files
@@ -21,6 +23,8 @@ from data_prep.fashionai_vocabulary import ATTRIBUTES
 from data_prep.prepare import prepare
 from data_prep.samples import sample
 
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+SWITCHES += ["--disable-component-update", "--disable-sync"]
 SIZE = 32
 NECKS = ("ynnnn", "nynnn", "nnynn", "nnnyn", "nnnny")
 
@@ -120,3 +124,14 @@ def tracking_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     yield uri
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, for the pages that the commands write. For one module: its event loop would be in others' way."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert chromium, "this test reads the page in Chromium; install it: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=SWITCHES)
+        yield browser
+        browser.close()
