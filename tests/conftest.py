@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
 
 from data_prep.annotation import Row, frame_of
 from data_prep.asen_split import assign_splits, write_split_files
@@ -22,6 +22,9 @@ from data_prep.dataset import Dataset
 from data_prep.fashionai_vocabulary import ATTRIBUTES
 from data_prep.prepare import prepare
 from data_prep.samples import sample
+
+if TYPE_CHECKING:  # only the pages' tests need a browser
+    from playwright.sync_api import Browser
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SWITCHES += ["--disable-component-update", "--disable-sync"]
@@ -129,6 +132,8 @@ def tracking_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium, for the pages that the commands write. For one module: its event loop would be in others' way."""
+    from playwright.sync_api import sync_playwright
+
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     assert chromium, "this test reads the page in Chromium; install it: apt-get install chromium"
     with sync_playwright() as playwright:
