@@ -104,7 +104,17 @@ class Dataset:
     @cached_property
     def regions(self) -> pd.DataFrame | None:
         """Where each attribute is, as fractions of the picture; None for photographs."""
-        return self._table(REGIONS_FILE).to_pandas() if (self.storage / REGIONS_FILE).exists() else None
+        return self._table(REGIONS_FILE).to_pandas() if self.drawn else None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a program drew the pictures; then their regions are known."""
+        return (self.storage / REGIONS_FILE).exists()
+
+    @property
+    def rejects(self) -> pd.DataFrame:
+        """Annotation rows that did not become labels: source, line, reason, detail. Read anew each time."""
+        return self._table("rejects.parquet").to_pandas()
 
     def _table(self, name: str, **options: Any) -> pa.Table:
         with self._file(name) as file:

@@ -38,7 +38,7 @@ from data_prep.pictures import (
 )
 from data_prep.progress import Progress, silent
 from data_prep.storage import BEING_WRITTEN, Storage, is_full
-from data_prep.tables import DESCRIPTION, PACKED, TABLES
+from data_prep.tables import DESCRIPTION, PACKED, REPORT, TABLES
 
 VERSION = 1
 """To be raised by a change to what the packed bytes are."""
@@ -170,7 +170,7 @@ def discard(storage: Storage, keep: Collection[str] = ()) -> None:
     """Delete a dataset's files, finished or not, but those to `keep`; nothing that preparing does not make."""
     # The description first: without it nobody takes what is left for a dataset.
     for name in sorted(storage.files(), key=lambda name: name != DESCRIPTION):
-        ours = name in (DESCRIPTION, *TABLES) or name.split("/")[0] in ("packed", "triplets", STATE)
+        ours = name in (DESCRIPTION, REPORT, *TABLES) or name.split("/")[0] in ("packed", "triplets", STATE)
         if (ours or name.endswith(BEING_WRITTEN)) and name not in keep:
             (storage / name).delete()
 

@@ -44,17 +44,6 @@ EVALUATION_SHARE = 5
 """Validation and test get one fifth of the training triplets, as UT-Zap50K's lists do (200k : 40k)."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a preparation made: the dataset's description and the values too rare to be an anchor's."""
-
-    info: DatasetInfo
-    skipped: dict[str, list[tuple[str, str, int]]]
-    """split -> (attribute, value, images)."""
-    given_triplets: int
-    """Triplets that the dataset's own lists gave."""
-
-
 def prepare(
     layout: str,
     root: Path,
@@ -72,15 +61,15 @@ def prepare(
     max_rejects: float = 0.1,
     overwrite: bool = False,
     progress: Progress = silent,
-) -> Prepared:
+) -> DatasetInfo:
     """Turn the official files of `layout` below `root` into the tables of data_prep.tables at `out`.
 
     `split_files`, `annotation`, `categories` and `crop_boxes` are explained in Request. `out` is a folder or a URI;
     `image_size` is the packed images' short side in pixels. `triplets` are drawn for each of `epochs` training
     epochs; where the dataset gives its triplets they are dealt out instead, by default all in one epoch. Equal input
     and seed give equal tables. A preparation that was stopped goes on with what it had packed when it is asked for
-    again. Raises InputError for what a user can mend, and if more than the share `max_rejects` of the rows is
-    rejected.
+    again. Returns the description. Raises InputError for what a user can mend, and if more than the share
+    `max_rejects` of the rows is rejected.
     """
     name = name or layout
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -124,7 +113,7 @@ def prepare(
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
         )
         (aside / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
-    return Prepared(info, drawn.skipped, 0 if packed.triplets is None else len(packed.triplets))
+    return info
 
 
 def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> None:
@@ -212,7 +201,6 @@ class _Written:
 
     per_epoch: int
     epochs: int
-    skipped: dict[str, list[tuple[str, str, int]]]
 
 
 def _write_triplets(
@@ -225,24 +213,19 @@ def _write_triplets(
 
 def _draw(aside: Storage, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int) -> _Written:
     """Training triplets for every epoch; one smaller set each for validation and test."""
-    skipped = {}
     rows = _numbered(annotation.rows, images)
     for number, split in enumerate(SPLITS):
         labels = rows[rows["split"] == split]
         if labels.empty:
             continue
         sampler = TripletSampler(labels)
-        skipped[split] = [
-            (annotation.attributes[a].name, annotation.attributes[a].values[v], images)
-            for a, v, images in sampler.skipped
-        ]
         if split == "train" and not len(sampler.attributes):
             raise InputError("no training triplet can be drawn: no attribute has two values, one with two images")
         train = split == "train"
         for epoch in range(epochs if train else 1):
             drawn = sampler.sample(n if train else max(1, n // EVALUATION_SHARE), [seed, number, epoch])
             write_table(_triplet_file(aside, split, epoch), drawn.columns(), tables.TRIPLETS)
-    return _Written(n, epochs, skipped)
+    return _Written(n, epochs)
 
 
 def _deal_out(
@@ -266,7 +249,7 @@ def _deal_out(
             turn = order[np.arange(epoch * count, (epoch + 1) * count) % len(order)]
             part = {name: column[turn] for name, column in columns.items()}
             write_table(_triplet_file(aside, split, epoch), part, tables.TRIPLETS)
-    return _Written(per_epoch, epochs, {})
+    return _Written(per_epoch, epochs)
 
 
 def _triplet_file(aside: Storage, split: str, epoch: int) -> Storage:

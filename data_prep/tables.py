@@ -16,6 +16,8 @@ from data_prep.storage import Storage
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
 DESCRIPTION = "dataset.json"
+REPORT = "report.html"
+"""A page on the dataset, made from the tables; not part of it."""
 TABLES = ("images.parquet", "labels.parquet", "retrieval.parquet", "regions.parquet", "rejects.parquet")
 """The single files beside the description."""
 REGIONS_FILE = "regions.parquet"

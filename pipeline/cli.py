@@ -110,15 +110,16 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
 @overwrite_option
 @json_option
 def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any) -> None:
-    """Turn LAYOUT's official files into Parquet tables, triplets and packed images."""
+    """Turn LAYOUT's official files into Parquet tables, triplets and packed images, and a page on them."""
+    from data_prep.dataset import Dataset
     from data_prep.prepare import prepare
-    from data_prep.storage import Storage
     from pipeline.console import emit, progress_bar
+    from pipeline.prep_report.page import write_prep_report
     from pipeline.summaries import show_prepared
 
-    prepared = prepare(layout, root, out, progress=progress_bar, **options)
-    # A URI is shown without its credentials.
-    emit(show_prepared(prepared, out if isinstance(out, Path) else Storage(out)), as_json)
+    prepare(layout, root, out, progress=progress_bar, **options)
+    dataset = Dataset(out)
+    emit(show_prepared(write_prep_report(dataset), dataset.path), as_json)
 
 
 @cli.command()
@@ -236,7 +237,7 @@ def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
     """Write one self-contained page on MODEL: MAP table, curves, attention, galleries."""
     from data_prep.dataset import Dataset
     from pipeline.console import emit, say
-    from pipeline.report import write_report
+    from pipeline.report.page import write_report
 
     figures = write_report(model, Dataset(data), out)
     say(f"page: {out.absolute()}")

@@ -23,6 +23,12 @@ def say(message: str) -> None:
     _console.print(message, markup=False)
 
 
+def printable(text: str, longest: int = 300) -> str:
+    """Text from somebody else's file: control characters as escapes, so that none acts on a terminal or a page."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1])
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
 def progress_bar(title: str, total: int) -> Advance:
     """A bar with rate and ETA on stderr; closes itself when `total` is reached."""
     bar = bar_of(title, total)

@@ -15,7 +15,8 @@ from pipeline import evaluation, registry, tracking, tuning
 from pipeline.cluster import ray_session
 from pipeline.config import TrainConfig
 from pipeline.console import progress_bar, say
-from pipeline.report import write_report
+from pipeline.prep_report.page import write_prep_report
+from pipeline.report.page import write_report
 from pipeline.summaries import show_prepared, show_settings
 from pipeline.training import train
 
@@ -54,7 +55,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
         )
     with ray_session():  # one for preparing, training and searching: starting it takes seconds
         with _step("2/7 prep: official files to Parquet tables, triplets and packed images"):
-            prepared = prepare(
+            prepare(
                 "fashionai",
                 out / "fashionai",
                 out / "data",
@@ -66,8 +67,8 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
                 overwrite=overwrite,
                 progress=progress_bar,
             )
-            show_prepared(prepared, out / "data")
-        dataset = Dataset(out / "data")
+            dataset = Dataset(out / "data")
+            show_prepared(write_prep_report(dataset), dataset.path)
         storage = out / "runs"
         with _step(f"3/7 train: {WORKERS} DDP workers"):
             show_settings(CONFIG)

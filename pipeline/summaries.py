@@ -5,50 +5,64 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.annotation import REASONS
-from data_prep.prepare import Prepared
 from data_prep.storage import Storage
 from data_prep.tables import SPLITS
 from pipeline.config import TrainConfig
-from pipeline.console import say, show_table
+from pipeline.console import printable, say, show_table
+from pipeline.prep_report.expectations import Expectations
+from pipeline.prep_report.page import PrepSummary
 
 if TYPE_CHECKING:  # these two bring Ray and MLflow, which a preparation does without
     from pipeline.registry import Registered
     from pipeline.training import Trained
 
-NAMED = 4  # of a longer list, how many are named
 
-
-def show_prepared(prepared: Prepared, out: Path | Storage) -> dict[str, Any]:
-    """Counts per split, rejects per reason, skipped values; returns them as figures."""
-    info = prepared.info
+def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
+    """Counts per split, chance and ceiling on test, rejects per reason, rare values; returns them as figures."""
+    contents, info = summary.contents, summary.contents.info
     rows = [[s, *(f"{counts[s]:,}" for counts in (info.images, info.queries, info.candidates))] for s in SPLITS]
     show_table(f"{info.name} in {out}", ["split", "images", "queries", "candidates"], rows)
-    rejected = sum(info.rejects.values())
-    given = prepared.given_triplets
-    parts = [f"{info.rows_in - rejected - info.repeats - given:,} labels", f"{rejected:,} rejects"]
-    parts += [f"{info.repeats:,} repeats of those labels"] * (info.repeats > 0) + [f"{given:,} triplets"] * (given > 0)
-    say(f"{info.rows_in:,} annotation rows = {' + '.join(parts)}")
-    for reason, count in info.rejects.items():
-        say(f"  {count:,} {reason}: {REASONS[reason]}")
-    if rejected:
+    if "test" in summary.expected:
+        _show_expected(summary.expected["test"])
+    say(contents.accounting)
+    for rejected in contents.rejected:
+        say(f"  {rejected.count:,} {rejected.reason}: {rejected.meaning}")
+        for example in rejected.examples[:1]:
+            say(f"    e.g. {printable(example.source)} line {example.line}: {printable(example.detail)}")
+    if contents.rejected:
         say(f"  each with its file and line in {out / 'rejects.parquet'}")
-    for split, values in prepared.skipped.items():
-        if values:
-            named = ", ".join(f"{attribute} {value}" for attribute, value, _ in values[:NAMED])
-            more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
-            say(f"note: {split}: fewer than two images, so no anchors, of {named}{more}")
+    for split in contents.values[0].images if contents.values else ():
+        seen, rare = (sum(getattr(one, what)(split) for one in contents.values) for what in ("seen", "too_rare"))
+        if rare:
+            say(f"note: {split}: {rare:,} of {seen:,} values are too rare to be an anchor's (fewer than two images)")
+    say(f"page: {summary.page}")
+    expected = {
+        f"{what}/{split}": getattr(of_split.over_all, what)
+        for what in ("chance", "ceiling")
+        for split, of_split in summary.expected.items()
+    }
     return {
         "rows_in": info.rows_in,
-        "labels": info.rows_in - rejected - info.repeats - given,
+        "labels": sum(contents.labels.values()),
         "repeats": info.repeats,
-        "rejects": rejected,
+        "rejects": contents.rejects,
         "images": info.images,
         "queries": info.queries,
         "candidates": info.candidates,
         "digest": info.digest,
         "out": str(out),
+        **expected,
+        "report": str(summary.page),
     }
+
+
+def _show_expected(expected: Expectations) -> None:
+    rows = [
+        [one.name, f"{one.queries:,}", f"{one.candidates:,}", f"{one.chance:.4f}", f"{one.ceiling:.4f}"]
+        for one in (*expected.attributes, expected.over_all, expected.macro)
+    ]
+    title = f"MAP to expect on {expected.split}: of a random ranking, and at most"
+    show_table(title, ["attribute", "queries", "candidates", "chance MAP", "ceiling"], rows)
 
 
 def show_settings(config: TrainConfig) -> None:

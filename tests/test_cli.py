@@ -119,7 +119,10 @@ def test_sample_and_prep_print_their_figures_as_json(agman_command: Command, tmp
     figures = json.loads(prepared.out.splitlines()[-1])
     assert [figures[n] for n in ("rows_in", "labels", "repeats", "rejects")] == [160, 80, 80, 0]
     assert figures["digest"] == Dataset(tmp_path / "data").info.digest
-    assert "160 annotation rows = 80 labels + 0 rejects + 80 repeats" in prepared.err
+    assert "160 annotation rows = 80 labels + 80 repeats of those labels + 0 rejects" in prepared.err
+    assert 0 <= figures["chance/test"] <= figures["ceiling/test"] <= 1
+    assert (tmp_path / "data" / "report.html") == Path(figures["report"])
+    assert "160 annotation rows" in Path(figures["report"]).read_text(encoding="utf-8")
 
 
 def test_show_config_lists_every_setting(agman_command: Command, dataset: Dataset) -> None:

@@ -53,7 +53,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def undisturbed(photographs: Path, tmp_path: Path) -> str:
-    return prepare("fashionai", photographs, tmp_path / "undisturbed", **OPTIONS).info.digest  # type: ignore[arg-type]
+    return prepare("fashionai", photographs, tmp_path / "undisturbed", **OPTIONS).digest  # type: ignore[arg-type]
 
 
 class Preparing:
@@ -138,7 +138,7 @@ def test_a_killed_preparation_goes_on_where_it_was(photographs: Path, tmp_path: 
     assert len(finished) >= 5
     titles: list[str] = []
     prepared = prepare("fashionai", photographs, out, progress=told(titles), **OPTIONS)  # type: ignore[arg-type]
-    assert prepared.info.digest == undisturbed == Dataset(out).info.digest
+    assert prepared.digest == undisturbed == Dataset(out).info.digest
     assert f"continuing: {len(finished) * SHARD:,} of {IMAGES:,} images already packed" in titles[0]
     assert {shard: (out / shard).stat().st_mtime_ns for shard in finished} == finished
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "undisturbed"]
@@ -199,7 +199,7 @@ def test_a_disk_that_is_full_for_real(photographs: Path, tmp_path: Path, undistu
         finished = times_of(running.partial)
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         prepared = prepare("fashionai", photographs, disk / "out", **OPTIONS)  # type: ignore[arg-type]
-        assert prepared.info.digest == undisturbed
+        assert prepared.digest == undisturbed
         assert {shard: (disk / "out" / shard).stat().st_mtime_ns for shard in finished} == finished
     finally:
         subprocess.run(["umount", str(disk)], check=True)

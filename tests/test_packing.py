@@ -289,7 +289,7 @@ for _ in range(nodes - 1):
 ray.init(address=cluster.address, log_to_driver=False)
 assert len([node for node in ray.nodes() if node["Alive"]]) == nodes
 prepared = prepare("fashionai", Path(sys.argv[2]), Path(sys.argv[3]), triplets=20, epochs=1, image_size=32)
-print(prepared.info.digest)
+print(prepared.digest)
 ray.shutdown()
 cluster.shutdown()
 """

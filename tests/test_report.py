@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 import agman
 from data_prep.dataset import Dataset
@@ -21,14 +20,12 @@ from data_prep.samples import sample
 from pipeline import tracking
 from pipeline.config import TrainConfig
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.report import write_report
 from pipeline.report.attention import _box
 from pipeline.report.figures import heat_over
 from pipeline.report.galleries import chosen, ranked
+from pipeline.report.page import write_report
 from pipeline.tuning import DONE, FAILED, PRUNED, Sweep, Trial
 
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-SWITCHES += ["--disable-component-update", "--disable-sync"]
 STEPS = {"train/loss": 0.9, "train/loss_triplet": 0.2, "train/loss_class": 0.7, "valid/map": 0.31}
 
 
@@ -102,16 +99,6 @@ def _sweep(run: tracking.Run) -> Sweep:
         Trial(3, {"margin": 0.1, "lr": 2e-4}, run, [], FAILED),
     ]
     return Sweep(run, "margins", trials, 61.0)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium, "this test reads the page in Chromium; install it: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=SWITCHES)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

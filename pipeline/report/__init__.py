@@ -1,5 +1,5 @@
-"""`agman report`: one self-contained HTML page on a model."""
+"""`agman report`: one self-contained HTML page on a model.
 
-from pipeline.report.page import write_report
-
-__all__ = ["write_report"]
+`pipeline.report.page` writes it. Nothing is imported here: `html` and `figures` serve the page on a prepared
+dataset too, which does without Ray and MLflow.
+"""

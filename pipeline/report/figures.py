@@ -48,14 +48,15 @@ class Chart:
     title: str
 
 
-def _chart(title: str, alt: str, draw: Callable[[Axes, Theme], None]) -> Chart:
-    light, dark = (_svg(draw, theme) for theme in (LIGHT, DARK))
+def chart(title: str, alt: str, draw: Callable[[Axes, Theme], None], size: tuple[float, float] = SIZE) -> Chart:
+    """What `draw` puts on the axes of a figure of `size` inches, in both colour schemes."""
+    light, dark = (_svg(draw, theme, size) for theme in (LIGHT, DARK))
     return Chart(light, dark, alt, title)
 
 
-def _svg(draw: Callable[[Axes, Theme], None], theme: Theme) -> str:
+def _svg(draw: Callable[[Axes, Theme], None], theme: Theme, size: tuple[float, float]) -> str:
     with matplotlib.rc_context(_style(theme)):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes, theme)
         file = io.StringIO()
@@ -100,7 +101,7 @@ def losses(histories: Mapping[str, History]) -> Chart:
         axes.set(xlabel="step", ylabel="mean over the epoch", xlim=(0, None), ylim=(0, None))
         axes.legend()
 
-    return _chart("Training losses", f"Training losses over steps; at the end {last}", draw)
+    return chart("Training losses", f"Training losses over steps; at the end {last}", draw)
 
 
 def validation(history: History) -> Chart:
@@ -120,7 +121,7 @@ def validation(history: History) -> Chart:
         axes.set(xlabel="step", ylabel="valid MAP × 100", xlim=(0, None), ylim=(0, 118 * best or 1))
 
     alt = f"Validation MAP over steps; best {100 * best:.2f} at step {step}, at the end {100 * history[-1][1]:.2f}"
-    return _chart("Validation MAP", alt, draw)
+    return chart("Validation MAP", alt, draw)
 
 
 def trials(sweep: Sweep) -> Chart:
@@ -144,7 +145,7 @@ def trials(sweep: Sweep) -> Chart:
         axes.legend()
 
     alt = f"Validation MAP over epochs of {len(sweep.trials)} trials; the best reaches {100 * sweep.best.best:.2f}"
-    return _chart("Trials over their epochs", alt, draw)
+    return chart("Trials over their epochs", alt, draw)
 
 
 def setting(sweep: Sweep, key: str) -> Chart:
@@ -164,7 +165,7 @@ def setting(sweep: Sweep, key: str) -> Chart:
             axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel=key, ylabel="valid MAP × 100")
 
-    return _chart(f"MAP over {key}", f"Best validation MAP of {len(scored)} trials over their {key}", draw)
+    return chart(f"MAP over {key}", f"Best validation MAP of {len(scored)} trials over their {key}", draw)
 
 
 def _look(theme: Theme, best: bool) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import torch
 
 import agman
@@ -23,6 +22,7 @@ from pipeline.evaluation import Evaluation, evaluate
 from pipeline.report import figures as draw
 from pipeline.report.attention import Attention, attention
 from pipeline.report.galleries import Gallery, galleries
+from pipeline.report.html import render
 from pipeline.report.scores import Scores, score_table
 from pipeline.report.search import Search, search_section
 
@@ -94,22 +94,8 @@ def write_report(
         facts=_facts(dataset, network, description),
         commands=_commands(model, dataset, out, evaluation.split, description["training"]),
     )
-    _write(out, render(page))
+    _write(out, render("report.html.j2", page))
     return evaluation.figures
-
-
-def render(page: Page) -> str:
-    """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["x100"] = lambda share, digits=2: f"{100 * share:.{digits}f}"
-    environment.filters["words"] = lambda name: name.replace("_", " ")
-    return environment.get_template("report.html.j2").render(page=page)
 
 
 def _write(out: Path, html: str) -> None:

@@ -1,0 +1,155 @@
+"""What is in a prepared dataset, counted from its tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from data_prep.annotation import CHOSEN, REASONS
+from data_prep.dataset import Dataset
+from data_prep.tables import SPLITS, DatasetInfo
+from data_prep.triplets import TripletSampler
+
+EXAMPLES = 5
+"""Rejects shown for each reason."""
+PerSplit = dict[str, np.ndarray]
+"""Split -> a count for every value (or attribute), int64."""
+
+
+@dataclass(frozen=True)
+class ValueCounts:
+    """How many images have each value of one attribute."""
+
+    attribute: str
+    values: tuple[str, ...]
+    images: PerSplit
+    anchors: PerSplit
+    """The images that can be anchors: 0 for a value that too few images have, or all of the attribute's."""
+
+    def seen(self, split: str) -> int:
+        """Values with an image in `split`."""
+        return int((self.images[split] > 0).sum())
+
+    def too_rare(self, split: str) -> int:
+        """Values with an image in `split`, but none that can be an anchor."""
+        return int(((self.images[split] > 0) & (self.anchors[split] == 0)).sum())
+
+    def half(self, split: str) -> int:
+        """How many of the most frequent values it takes to have half of the labels of `split`."""
+        falling = np.sort(self.images[split])[::-1]
+        return int(np.searchsorted(falling.cumsum(), falling.sum() / 2)) + 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One rejected annotation row."""
+
+    source: str
+    line: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """All rows that were rejected for one reason."""
+
+    reason: str
+    count: int
+    meaning: str
+    harmless: bool
+    """The row is not damaged: whoever made the split chose others."""
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The counts of one dataset."""
+
+    info: DatasetInfo
+    labels: dict[str, int]
+    """Split -> labels."""
+    values: list[ValueCounts]
+    """Of the attributes that have labels."""
+    triplets: PerSplit
+    """Split -> triplets of each attribute in the first epoch; only splits that have some."""
+    rejected: list[Rejected]
+
+    @cached_property
+    def given_triplets(self) -> int:
+        """Triplets that the dataset's own lists gave: what is left of the rows that came in."""
+        return self.info.rows_in - sum(self.labels.values()) - self.info.repeats - self.rejects
+
+    @cached_property
+    def rejects(self) -> int:
+        return sum(self.info.rejects.values())
+
+    @property
+    def accounting(self) -> str:
+        """The equation that holds for every dataset: nothing that came in is lost."""
+        labels, given = sum(self.labels.values()), self.given_triplets
+        parts = [f"{labels:,} labels"] * (labels > 0 or not given)
+        parts += [f"{given:,} triplets"] * (given > 0)
+        parts += [f"{self.info.repeats:,} repeats of those labels"] * (self.info.repeats > 0)
+        return f"{self.info.rows_in:,} annotation rows = {' + '.join([*parts, f'{self.rejects:,} rejects'])}"
+
+
+def contents(dataset: Dataset) -> Contents:
+    """Count what is in `dataset`. Reads tables only, no picture."""
+    of_split = dataset.labels["split"]
+    labels = {split: dataset.labels[of_split == split] for split in SPLITS}
+    labels = {split: rows for split, rows in labels.items() if len(rows)}
+    images = {split: _counted(rows, dataset.info) for split, rows in labels.items()}
+    anchors = {split: _without_rare(images[split], rows) for split, rows in labels.items()}
+    return Contents(
+        info=dataset.info,
+        labels={split: len(labels.get(split, ())) for split in SPLITS},
+        values=[
+            ValueCounts(
+                attribute.name,
+                attribute.values,
+                {split: images[split][number] for split in labels},
+                {split: anchors[split][number] for split in labels},
+            )
+            for number, attribute in enumerate(dataset.info.attributes)
+            if any(images[split][number].any() for split in labels)
+        ],
+        triplets={
+            split: np.bincount(dataset.triplets(split).attribute, minlength=len(dataset.info.attributes))
+            for split in SPLITS
+            if dataset.info.images[split]
+        },
+        rejected=_rejected(dataset),
+    )
+
+
+def _counted(labels: pd.DataFrame, info: DatasetInfo) -> list[np.ndarray]:
+    """For every attribute the images of each of its values."""
+    attribute, value = labels["attribute"].to_numpy(), labels["value"].to_numpy()
+    return [
+        np.bincount(value[attribute == number], minlength=len(described.values))
+        for number, described in enumerate(info.attributes)
+    ]
+
+
+def _without_rare(images: list[np.ndarray], labels: pd.DataFrame) -> list[np.ndarray]:
+    """The counts, 0 where triplets are never drawn; the sampler itself says where."""
+    anchors = [counts.copy() for counts in images]
+    for attribute, value, _ in TripletSampler(labels).skipped:
+        anchors[attribute][value] = 0
+    return anchors
+
+
+def _rejected(dataset: Dataset) -> list[Rejected]:
+    if not dataset.info.rejects:
+        return []
+    shown = dataset.rejects.groupby("reason", sort=False).head(EXAMPLES)
+    examples: dict[str, list[Example]] = {reason: [] for reason in dataset.info.rejects}
+    for reason, *example in shown[["reason", "source", "line", "detail"]].to_numpy().tolist():
+        examples[reason].append(Example(*example))
+    return [
+        Rejected(reason, count, REASONS[reason], reason in CHOSEN, examples[reason])
+        for reason, count in dataset.info.rejects.items()
+    ]

@@ -1,0 +1,100 @@
+"""What a MAP on a dataset can be: what a random ranking scores, and the most that any ranking can score.
+
+chance  = mean over the queries of E[AP], the exact expectation of agman.chance_average_precision
+ceiling = queries with a relevant candidate / queries; the others score 0 whatever the ranking
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+import pandas as pd
+import torch
+
+import agman
+from data_prep.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Of one attribute, or of all."""
+
+    name: str
+    queries: int
+    candidates: int
+    unanswerable: int
+    """Queries without a relevant candidate."""
+    chance: float
+    ceiling: float
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """Of one split."""
+
+    split: str
+    attributes: list[Expectation]
+    """Those that have queries."""
+    over_all: Expectation
+    """Means over the queries, as MAP is one."""
+    macro: Expectation
+    """Means over the attributes."""
+    unasked: list[str]
+    """Attributes without queries."""
+
+
+def expectations(dataset: Dataset, split: str) -> Expectations | None:
+    """Chance and ceiling of every attribute in `split`; None if it has no queries."""
+    if not dataset.info.queries[split]:
+        return None
+    pairs = dataset.retrieval(split)
+    attributes = [
+        _of_attribute(name, pairs[pairs["attribute"] == number])
+        for number, name in enumerate(dataset.info.attribute_names)
+    ]
+    asked = [one for one in attributes if one.queries]
+    queries, candidates, unanswerable = (
+        sum(getattr(one, name) for one in asked) for name in ("queries", "candidates", "unanswerable")
+    )
+    return Expectations(
+        split,
+        asked,
+        Expectation(
+            "all, query-weighted",
+            queries,
+            candidates,
+            unanswerable,
+            chance=sum(one.chance * one.queries for one in asked) / queries,
+            ceiling=(queries - unanswerable) / queries,
+        ),
+        Expectation(
+            "all, macro",
+            queries,
+            candidates,
+            unanswerable,
+            chance=fmean(one.chance for one in asked),
+            ceiling=fmean(one.ceiling for one in asked),
+        ),
+        unasked=[one.name for one in attributes if not one.queries],
+    )
+
+
+def _of_attribute(name: str, pairs: pd.DataFrame) -> Expectation:
+    queries, candidates = (
+        pairs.loc[pairs["role"] == role, "value"].to_numpy(np.int64) for role in ("query", "candidate")
+    )
+    if not len(queries):
+        return Expectation(name, 0, len(candidates), 0, 0.0, 0.0)
+    relevant = np.bincount(candidates, minlength=int(queries.max()) + 1)[queries]
+    chance = agman.chance_average_precision(torch.from_numpy(relevant), len(candidates))
+    unanswerable = int((relevant == 0).sum())
+    return Expectation(
+        name,
+        len(queries),
+        len(candidates),
+        unanswerable,
+        float(chance.mean()),
+        (len(queries) - unanswerable) / len(queries),
+    )
