@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from data_prep.errors import InputError, StorageError
-from data_prep.packing import unfinished
+from data_prep.packing import begun
 from data_prep.pictures import to_square
 from data_prep.storage import Storage, is_full
 from data_prep.tables import DESCRIPTION, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
@@ -63,7 +63,7 @@ class Dataset:
 
     def _why_none(self) -> str:
         local = self.storage.local
-        if unfinished(Storage(hidden_folder(local.resolve())) if local else self.storage):
+        if begun(Storage(hidden_folder(local.resolve())) if local else self.storage):
             return "its preparation was stopped half-way; the same `agman prep` again continues it"
         return f"not a prepared dataset (no {DESCRIPTION}); make one with `agman prep`"
 

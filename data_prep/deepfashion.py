@@ -84,6 +84,8 @@ def read(request: Request) -> Annotation:
     """
     root = request.root
     splits = required_split_files(request.split_files, NAME) or find_split_files(root, NAME)
+    if splits and (request.annotation == "fine" or request.categories):
+        raise InputError("--annotation fine and --categories go with the raw annotation, not with ASEN's split files")
     raw = _read_raw(request)
     if not splits:
         if not raw:
@@ -95,8 +97,6 @@ def read(request: Request) -> Annotation:
         annotation = raw.annotation
         annotation.rows = made(annotation.rows, request.seed)
         return annotation
-    if request.annotation == "fine" or request.categories:
-        raise InputError("--annotation fine and --categories go with the raw annotation, not with ASEN's split files")
     cloth = _find(root, "list_attr_cloth.txt", "Anno_coarse")
     schema, meaning = read_schema(cloth) if cloth else (UNNAMED, None)
     split = read_split_files(splits, schema, several_values=True, global_values=meaning)

@@ -18,7 +18,8 @@ BLOCK = 8_000_000  # bytes
 LONGEST = 1_000_000
 """Bytes of one line; a real one has about 4,000."""
 HEADER = 2  # lines: the number of rows, the columns' names
-BLANK, MINUS, ZERO, ONE = 32, ord("-"), ord("0"), ord("1")
+MINUS, ZERO, ONE = (ord(letter) for letter in "-01")
+TAB, SPACE = ord("\t"), ord(" ")
 
 
 @dataclass
@@ -90,7 +91,8 @@ def _blocks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
 
 def _parse(block: bytes, first_line: int, source: str, n_columns: int) -> Marks:
     text = np.frombuffer(block, np.uint8)
-    blank = text <= BLANK
+    # The five control characters from tab to carriage return; smaller ones wrap round to large numbers.
+    blank = (text == SPACE) | (text - np.uint8(TAB) < 5)
     after_blank = np.empty_like(blank)
     after_blank[0], after_blank[1:] = True, blank[:-1]
     start = after_blank & ~blank

@@ -100,14 +100,16 @@ def _align(split: pd.DataFrame, raw: pd.DataFrame, root: Path) -> None:
     """
     places = raw[["path"]].assign(tail=_tail(raw["path"])).drop_duplicates()
     places = places[~places["tail"].duplicated(keep=False)]
-    raw_path = _tail(split["path"]).map(places.set_index("tail")["path"]).fillna(split["path"])
+    raw_path_of = dict(zip(places["tail"], places["path"], strict=True))
     top = split["path"].str.partition("/")[0]
-    is_there = top.map({name: (root / name).is_dir() for name in top.unique()}).astype(bool)
-    keep = is_there | ~raw_path.map(lambda path: (root / path).is_file()).astype(bool)
-    same = pd.Series(split["path"].to_numpy(), index=raw_path.to_numpy())[keep.to_numpy()]
-    same = same[~same.index.duplicated()]
-    raw["path"] = raw["path"].map(same).fillna(raw["path"])
-    split["path"] = split["path"].where(keep, raw_path)
+    is_there = {name: (root / name).is_dir() for name in top.unique()}
+    same: dict[str, str] = {}
+    for path, tail, folder in zip(split["path"], _tail(split["path"]), top, strict=True):
+        other = raw_path_of.get(tail, path)
+        old, new = (path, other) if not is_there[folder] and (root / other).is_file() else (other, path)
+        same[old] = new
+    for rows in (split, raw):
+        rows["path"] = pd.Series([same.get(path, path) for path in rows["path"]], index=rows.index, dtype="str")
 
 
 def _tail(paths: pd.Series) -> pd.Series:

@@ -46,9 +46,12 @@ ROW_GROUP = 1_000
 SHARD = 2_000
 JPEG_QUALITY = 92
 LONGEST_SIDE = 65_535  # JPEG's limit
+TRIES = 4
+"""Of a shard whose worker dies. Ray Data itself would go on for ever with a picture that crashes the decoder."""
 
 STATE = "_partial"
 """Folder of an unfinished dataset: what has been packed, and from what."""
+FINGERPRINT = "fingerprint"
 BOX = ("x0", "y0", "x1", "y1")
 
 
@@ -153,6 +156,11 @@ def pack(
     return _collect([records[shard.name] for shard in shards], [shard.name for shard in shards])
 
 
+def begun(storage: Storage) -> bool:
+    """Whether a preparation has begun to write to `storage`, and has not ended."""
+    return (storage / STATE / FINGERPRINT).exists()
+
+
 def unfinished(storage: Storage) -> bool:
     """Whether `storage` holds packed images of a preparation that was stopped."""
     return any(name.endswith(".json") for name in (storage / STATE).files())
@@ -191,16 +199,16 @@ def _plan(images: pd.DataFrame, seed: int) -> Iterator[Shard]:
 
 def _take_up(storage: Storage, fingerprint: str, shards: list[Shard]) -> dict[str, ShardRecord]:
     """The records of finished shards; everything else of an earlier preparation is deleted."""
-    marker = storage / STATE / "fingerprint"
+    marker = storage / STATE / FINGERPRINT
     files = storage.files()
-    same = f"{STATE}/fingerprint" in files and marker.read_bytes().decode() == fingerprint
+    same = f"{STATE}/{FINGERPRINT}" in files and marker.read_bytes().decode() == fingerprint
     records = {}
     for shard in shards if same else ():
         if shard.record in files and shard.name in files:
             record = ShardRecord.read(storage / shard.record)
             if record.bytes == files[shard.name]:
                 records[shard.name] = record
-    keep = {f"{STATE}/fingerprint"} if same else set()
+    keep = {f"{STATE}/{FINGERPRINT}"} if same else set()
     keep |= {shard.name for shard in shards if shard.name in records}
     keep |= {shard.record for shard in shards if shard.name in records}
     discard(storage, keep)
@@ -266,7 +274,7 @@ def _look(root: Path, storage: Storage, fingerprint: str) -> str | None:
     if not root.is_dir() or not any(root.iterdir()):
         return f"{root}: not there, or empty; the images must be in a folder that all nodes share, but it is not seen"
     try:
-        if (storage / STATE / "fingerprint").read_bytes().decode() == fingerprint:
+        if (storage / STATE / FINGERPRINT).read_bytes().decode() == fingerprint:
             return None
         why = "another folder of this name is"
     except FileNotFoundError:
@@ -280,6 +288,10 @@ def _pack_shard(rows: pa.Table, root: Path, storage: Storage, image_size: int) -
     """One task: write one shard and then its record. Says how many images it was, or why it could not be written."""
     name, error = rows["shard"][0].as_py(), None
     try:
+        if not _tried(storage / _record_of(name).replace(".json", ".tries")):
+            raise StorageError(
+                f"{storage / name}: {TRIES} workers died of it; is there memory for one image at a time?"
+            )
         _write_shard(rows, root, storage / name, image_size).write(storage / _record_of(name))
     except StorageError as failed:
         error = str(failed)
@@ -287,6 +299,13 @@ def _pack_shard(rows: pa.Table, root: Path, storage: Storage, image_size: int) -
         why = "no space left on device; free some" if is_full(failed) else f"cannot be written ({failed})"
         error = f"{storage / name}: {why}"
     return pa.table({"images": [len(rows)], "error": pa.array([error], pa.string())})
+
+
+def _tried(counter: Storage) -> bool:
+    """Count one more try, if there is one left."""
+    tries = int(counter.read_bytes()) if counter.exists() else 0
+    counter.write_bytes(str(tries + 1).encode())
+    return tries < TRIES
 
 
 def _write_shard(rows: pa.Table, root: Path, shard: Storage, image_size: int) -> ShardRecord:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data_prep import darn, deepfashion, fashionai, tables, zappos50k
 from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
-from data_prep.errors import InputError
+from data_prep.errors import InputError, TooManyRejects
 from data_prep.packing import Packing, pack
 from data_prep.progress import Progress, silent
 from data_prep.request import Request
@@ -117,7 +117,8 @@ def prepare(
 
 
 def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> None:
-    """Stop where so much is rejected that something general must be wrong. Raises InputError with the summary."""
+    """Stop where more than a share of the rows is damaged. Raises TooManyRejects, or InputError if nothing
+    is left."""
     if not annotation.rows_in:
         raise InputError(f"{root}: the annotation is empty")
     damaged = [reject for reject in annotation.rejects if reject.reason not in CHOSEN]
@@ -127,11 +128,13 @@ def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> No
     rejects = damaged or annotation.rejects
     counts = ", ".join(f"{count:,} {reason}" for reason, count in count_reasons(rejects).items())
     first = rejects[0]
-    raise InputError(
+    summary = (
         f"{root}: {len(rejects):,} of {annotation.rows_in:,} annotation rows rejected ({counts}), the first at "
-        f"{first.source} line {first.line} ({first.detail}); mend them"
-        + (f", or allow more than --max-rejects {max_rejects:g}" if left else "")
+        f"{first.source} line {first.line} ({first.detail})"
     )
+    if not left:
+        raise InputError(f"{summary}; nothing is left")
+    raise TooManyRejects(f"{summary}; mend them, or allow more than --max-rejects {max_rejects:g}")
 
 
 def _per_split(rows: pd.DataFrame) -> dict[str, int]:

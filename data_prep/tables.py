@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data_prep.storage import Storage
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
 DESCRIPTION = "dataset.json"
 REPORT = "report.html"
@@ -88,7 +88,7 @@ class DatasetInfo(BaseModel):
     triplet_epochs: int
     rows_in: int
     """Annotation rows read; each became a label (or a given triplet), a repeat or a row of `rejects.parquet`."""
-    repeats: int
+    repeats: int = 0
     """Rows that only say again what another one says."""
     rejects: dict[str, int]
     """Rejected rows per reason."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_prep.errors import InputError, StorageError
-from data_prep.packing import STATE, discard, unfinished
+from data_prep.errors import InputError, Resumable, StorageError
+from data_prep.packing import STATE, begun, discard, unfinished
 from data_prep.storage import Storage, is_full
 from data_prep.tables import DESCRIPTION
 
@@ -48,9 +48,9 @@ def whole_dataset(
 
     A local dataset is written in a hidden folder beside `out`, so that an older one stays valid until the new one
     stands; a remote one in place, where the description, which the block writes last, makes it a dataset.
-    Packed images outlive all that can be continued from: a kill, Ctrl-C, a full disk or a storage that stops
-    answering (StorageError). After any other error nothing is left that was not there before. Raises InputError
-    as whole_folder does, and if another process is preparing the same local `out`.
+    Packed images outlive all that can be continued from: a kill, Ctrl-C, a full disk, a storage that stops
+    answering, too many rejects (Resumable). After any other error nothing is left that was not there before. Raises
+    InputError as whole_folder does, and if another process is preparing the same local `out`.
     """
     place = Storage(out)
     if place.local:
@@ -99,7 +99,7 @@ def _in_place(place: Storage, overwrite: bool) -> Iterator[None]:
     if (place / DESCRIPTION).exists():
         if not overwrite:
             raise InputError(f"{place}: exists; give another place or --overwrite")
-    elif not continued and place.files():
+    elif not begun(place) and place.files():
         raise InputError(
             f"{place}: is not empty, and holds no {DESCRIPTION}: not made by this command; not overwritten"
         )
@@ -108,15 +108,14 @@ def _in_place(place: Storage, overwrite: bool) -> Iterator[None]:
         (place / STATE).delete()
     except BaseException as error:
         kept = continued or _can_be_continued(error)
-        begun = not (place / DESCRIPTION).exists() and place.files()
-        if not kept and begun:
+        if not kept and begun(place) and not (place / DESCRIPTION).exists():
             discard(place)
         _tell(error, place, place if kept else None)
         raise
 
 
 def _can_be_continued(error: BaseException) -> bool:
-    return not isinstance(error, InputError) or isinstance(error, StorageError)
+    return not isinstance(error, InputError) or isinstance(error, Resumable)
 
 
 def _tell(error: BaseException, out: Path | Storage, kept: Storage | None) -> None:
@@ -126,7 +125,7 @@ def _tell(error: BaseException, out: Path | Storage, kept: Storage | None) -> No
         message = f"{out}: no space left on device; free some or give another folder"
     elif kept and isinstance(error, KeyboardInterrupt):
         raise KeyboardInterrupt(KEPT.format(kept)) from error
-    elif not (kept and isinstance(error, StorageError)):
+    elif not (kept and isinstance(error, Resumable)):
         return
     raise StorageError(f"{message}; {KEPT.format(kept)}" if kept else message) from error
 

@@ -276,7 +276,8 @@ def _exit_code(command: Callable[[], Any]) -> int:
     except JobFailed as error:
         return _complain(str(error), FAILED)
     except (KeyboardInterrupt, click.Abort) as stop:
-        return _complain(": ".join(["interrupted", *map(str, stop.args)]), INTERRUPTED)
+        said = (stop.__cause__ or stop).args  # click turns the one into the other
+        return _complain(": ".join(["interrupted", *map(str, said)]), INTERRUPTED)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _complain(f"{error.filename or 'disk'}: no space left on device", WRONG_REQUEST)
@@ -285,5 +286,7 @@ def _exit_code(command: Callable[[], Any]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
+    if console := sys.modules.get("pipeline.console"):  # a command that came that far
+        console.close_bars()
     print(f"agman: {message}", file=sys.stderr)
     return code

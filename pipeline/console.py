@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from typing import Any
+from weakref import WeakSet
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from data_prep.progress import Advance
 
+_bars: WeakSet[tqdm] = WeakSet()
 # A log file has no width; eighty columns would fold every table.
 _console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 140)
 
@@ -42,7 +44,15 @@ def progress_bar(title: str, total: int) -> Advance:
 def bar_of(title: str, total: int, unit: str = "") -> tqdm:
     """A tqdm bar; in a log file (no terminal) it writes a line every ten seconds at most."""
     interval = 0.2 if sys.stderr.isatty() else 10
-    return tqdm(desc=title, total=total, unit=unit, file=sys.stderr, mininterval=interval, dynamic_ncols=True)
+    bar = tqdm(desc=title, total=total, unit=unit, file=sys.stderr, mininterval=interval, dynamic_ncols=True)
+    _bars.add(bar)
+    return bar
+
+
+def close_bars() -> None:
+    """End the bars that a failed job left standing, so that what is said next is the last line."""
+    for bar in list(_bars):
+        bar.close()
 
 
 def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:

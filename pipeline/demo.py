@@ -53,23 +53,23 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
             overwrite=overwrite,
             progress=progress_bar,
         )
-    with _step("2/7 prep: official files to Parquet tables, triplets and packed images"):
-        prepare(
-            "fashionai",
-            out / "fashionai",
-            out / "data",
-            name="fashionai-demo",
-            triplets=TRIPLETS,
-            epochs=CONFIG.epochs,
-            image_size=IMAGE_SIZE,
-            seed=seed,
-            overwrite=overwrite,
-            progress=progress_bar,
-        )
-        dataset = Dataset(out / "data")
-        show_prepared(write_prep_report(dataset), dataset.path)
-    storage = out / "runs"
-    with ray_session():
+    with ray_session():  # one for preparing, training and searching: starting it takes seconds
+        with _step("2/7 prep: official files to Parquet tables, triplets and packed images"):
+            prepare(
+                "fashionai",
+                out / "fashionai",
+                out / "data",
+                name="fashionai-demo",
+                triplets=TRIPLETS,
+                epochs=CONFIG.epochs,
+                image_size=IMAGE_SIZE,
+                seed=seed,
+                overwrite=overwrite,
+                progress=progress_bar,
+            )
+            dataset = Dataset(out / "data")
+            show_prepared(write_prep_report(dataset), dataset.path)
+        storage = out / "runs"
         with _step(f"3/7 train: {WORKERS} DDP workers"):
             show_settings(CONFIG)
             stamp = time.strftime("%Y%m%d-%H%M%S")

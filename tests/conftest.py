@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -90,6 +91,11 @@ def dataset(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     out = tmp_path_factory.mktemp("prepared") / "data"
     prepare("fashionai", drawn, out, name="tiny", triplets=48, epochs=2, image_size=SIZE, seed=5)
     return Dataset(out)
+
+
+def records(rows: pd.DataFrame) -> list[Row]:
+    """The rows of an annotation one by one."""
+    return [Row(*values) for values in zip(*(rows[name].tolist() for name in Row._fields), strict=True)]
 
 
 @dataclass(frozen=True)

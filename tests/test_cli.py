@@ -117,7 +117,7 @@ def test_sample_and_prep_print_their_figures_as_json(agman_command: Command, tmp
     )
     assert prepared.code == 0, prepared.err
     figures = json.loads(prepared.out.splitlines()[-1])
-    assert (figures["rows_in"], figures["labels"], figures["rejects"]) == (160, 80, 0)
+    assert [figures[n] for n in ("rows_in", "labels", "repeats", "rejects")] == [160, 80, 80, 0]
     assert figures["digest"] == Dataset(tmp_path / "data").info.digest
     assert "160 annotation rows = 80 labels + 80 repeats of those labels + 0 rejects" in prepared.err
     assert 0 <= figures["chance/test"] <= figures["ceiling/test"] <= 1

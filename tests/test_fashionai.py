@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import records
 
 from data_prep import fashionai
 from data_prep.annotation import Annotation, count_reasons
 from data_prep.asen_split import assign_splits, read_split_files, write_split_files
 from data_prep.errors import InputError
 from data_prep.fashionai import SCHEMA
+from data_prep.request import Request
 
 COLLAR, LAPEL = 4, 5
 
@@ -22,7 +24,7 @@ def write_label_csv(root: Path, text: str | bytes, folder: str = "train1") -> No
 
 
 def rows_of(annotation: Annotation) -> list[tuple[str, int, int]]:
-    return [(row.path, row.attribute, row.value) for row in annotation.rows]
+    return [row[:3] for row in records(annotation.rows)]
 
 
 def test_raw_rows_give_the_place_of_the_y(tmp_path: Path) -> None:
@@ -45,13 +47,11 @@ def test_raw_rows_give_the_place_of_the_y(tmp_path: Path) -> None:
         ("Images/a.jpg,collar_design_labels", "bad_line"),
         ("Images/a.jpg,collar_design_labels,nnyxn", "bad_line"),
         (",collar_design_labels,nnynn", "bad_line"),
-        ("", "bad_line"),
         ("\x00\xff\x01 junk", "bad_line"),
         ("Images/a.jpg,hat_design_labels,nnynn", "unknown_attribute"),
         ("Images/a.jpg,collar_design_labels,nnynnn", "value_out_of_range"),
         ("Images/a.jpg,collar_design_labels,nnnnm", "no_value"),
         ("Images/a.jpg,collar_design_labels,nynny", "several_values"),
-        ("Images/good.jpg,collar_design_labels,ynnnn", "duplicate"),
         ("Images/good.jpg,collar_design_labels,nynnn", "labels_disagree"),
     ],
 )
@@ -65,6 +65,13 @@ def test_a_bad_raw_line_is_rejected_with_its_place_and_reason(tmp_path: Path, li
     ]
     (reject,) = annotation.rejects
     assert (reject.source, reject.line, reject.reason) == ("train1/Annotations/label.csv", 2, reason)
+    assert len(reject.detail) < 400
+
+
+def test_a_row_that_stands_twice_is_counted_once(tmp_path: Path) -> None:
+    write_label_csv(tmp_path, "Images/a.jpg,collar_design_labels,ynnnn\n\n" * 2)
+    annotation = fashionai.read_raw(tmp_path)
+    assert (annotation.rows_in, len(annotation.rows), annotation.repeats, annotation.rejects) == (2, 1, 1, [])
 
 
 def write_split(folder: Path, **files: str) -> Path:
@@ -85,7 +92,7 @@ def test_split_files_with_every_kind_of_line_end(tmp_path: Path) -> None:
     )
     annotation = read_split_files(folder, SCHEMA)
     assert not annotation.rejects
-    assert [(r.path, r.attribute, r.value, r.split, r.role) for r in annotation.rows] == [
+    assert [row[:5] for row in records(annotation.rows)] == [
         ("a.jpg", 4, 2, "train", ""),
         ("b.jpg", 5, 0, "train", ""),
         ("c.jpg", 4, 1, "train", ""),
@@ -99,7 +106,7 @@ def test_bad_split_lines_are_rejected_and_counted(tmp_path: Path) -> None:
     labels = "0 4 2\n1 4\n9 4 0\n-1 4 0\n1 8 0\n1 4 5\nx y z\n2 4 0\n"
     folder = write_split(tmp_path, filenames_train="a\nb\nc\nnever\n", label_train=labels)
     annotation = read_split_files(folder, SCHEMA)
-    assert [row.path for row in annotation.rows] == ["a", "c"]
+    assert annotation.rows["path"].tolist() == ["a", "c"]
     assert count_reasons(annotation.rejects) == {
         "bad_line": 2,
         "index_out_of_range": 2,
@@ -107,7 +114,7 @@ def test_bad_split_lines_are_rejected_and_counted(tmp_path: Path) -> None:
         "value_out_of_range": 1,
         "no_label": 1,
     }
-    assert len(annotation) == 9  # eight lines and the name that no line mentions
+    assert annotation.rows_in == 9  # eight lines and the name that no line mentions
 
 
 def test_an_image_in_two_splits_stays_in_its_first(tmp_path: Path) -> None:
@@ -120,7 +127,7 @@ def test_an_image_in_two_splits_stays_in_its_first(tmp_path: Path) -> None:
         candidate_test="",
     )
     annotation = read_split_files(tmp_path, SCHEMA)
-    assert [(row.path, row.split) for row in annotation.rows] == [("a.jpg", "train"), ("b.jpg", "train")]
+    assert [(row.path, row.split) for row in records(annotation.rows)] == [("a.jpg", "train"), ("b.jpg", "train")]
     assert count_reasons(annotation.rejects) == {"in_two_splits": 1}
 
 
@@ -142,9 +149,30 @@ def test_raw_and_split_are_checked_against_each_other(tmp_path: Path) -> None:
         filenames_train="train1/Images/same.jpg\ntrain1/Images/other.jpg\n",
         label_train="0 4 1\n1 4 3\n",
     )
-    annotation = fashionai.read(tmp_path, None, seed=0)
+    annotation = fashionai.read(Request(tmp_path))
     assert rows_of(annotation) == [("train1/Images/same.jpg", COLLAR, 1)]
-    assert count_reasons(annotation.rejects) == {"labels_disagree": 1, "not_in_split": 1}
+    assert count_reasons(annotation.rejects) == {"labels_disagree": 2, "not_in_split": 1}
+    assert (annotation.rows_in, annotation.repeats) == (5, 1)
+
+
+def test_a_release_whose_folders_are_named_otherwise_is_the_same_pictures(tmp_path: Path) -> None:
+    """The split says fashionAI_attributes_train1/, the folder on this disk is valid/."""
+    write_label_csv(tmp_path, "Images/collar_design_labels/a.jpg,collar_design_labels,nynnn\n", "valid")
+    picture = tmp_path / "valid/Images/collar_design_labels/a.jpg"
+    picture.parent.mkdir(parents=True)
+    picture.touch()
+    write_split(
+        tmp_path,
+        filenames_train="fashionAI_attributes_train1/Images/collar_design_labels/a.jpg\n",
+        label_train="0 4 1\n",
+    )
+    annotation = fashionai.read(Request(tmp_path))
+    assert rows_of(annotation) == [("valid/Images/collar_design_labels/a.jpg", COLLAR, 1)]
+    assert (annotation.repeats, annotation.rejects) == (1, [])
+    (tmp_path / "fashionAI_attributes_train1").mkdir()
+    annotation = fashionai.read(Request(tmp_path))
+    assert rows_of(annotation) == [("fashionAI_attributes_train1/Images/collar_design_labels/a.jpg", COLLAR, 1)]
+    assert (annotation.repeats, annotation.rejects) == (1, [])
 
 
 def test_written_split_files_read_back_equal(tmp_path: Path, drawn: Path) -> None:
@@ -152,7 +180,7 @@ def test_written_split_files_read_back_equal(tmp_path: Path, drawn: Path) -> Non
     write_split_files(tmp_path, rows)
     again = read_split_files(tmp_path, SCHEMA)
     assert not again.rejects
-    assert sorted(r[:5] for r in again.rows) == sorted(r[:5] for r in rows)
+    assert sorted(r[:5] for r in records(again.rows)) == sorted(r[:5] for r in records(rows))
 
 
 def test_the_made_split_has_asens_proportions_and_repeats_itself(tmp_path: Path) -> None:
@@ -160,15 +188,20 @@ def test_the_made_split_has_asens_proportions_and_repeats_itself(tmp_path: Path)
     write_label_csv(tmp_path, "\n".join(lines))
     raw = fashionai.read_raw(tmp_path).rows
     split = assign_splits(raw, seed=7)
-    share = {s: sum(r.split == s for r in split) for s in ("train", "valid", "test")}
-    assert share == {"train": 800, "valid": 100, "test": 100}
+    assert split["split"].value_counts().to_dict() == {"train": 800, "valid": 100, "test": 100}
     for part in ("valid", "test"):
-        assert sum(r.split == part and r.role == "query" for r in split) == 20
-    assert sorted(r.path for r in split) == sorted(r.path for r in raw)
-    assert split == assign_splits(raw, seed=7) != assign_splits(raw, seed=8)
+        assert (split[split["split"] == part]["role"] == "query").sum() == 20
+        # Every one of the five values is asked for and offered.
+        assert split[split["split"] == part].groupby("role")["value"].nunique().to_dict() == {
+            "query": 5,
+            "candidate": 5,
+        }
+    assert sorted(split["path"]) == sorted(raw["path"])
+    assert split.equals(assign_splits(raw, seed=7))
+    assert not split.equals(assign_splits(raw, seed=8))
 
 
 def test_wrong_layout_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not FashionAI's layout") as error:
-        fashionai.read(tmp_path, None, seed=0)
+        fashionai.read(Request(tmp_path))
     assert "\n" not in str(error.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ def test_the_tables_have_the_documented_columns(dataset: Dataset) -> None:
 
 def test_the_drawn_dataset_is_prepared_without_a_loss(dataset: Dataset) -> None:
     info = dataset.info
-    assert info.rows_in == len(dataset.labels) == len(dataset.images) == sum(info.images.values()) == 540
+    assert len(dataset.labels) == len(dataset.images) == sum(info.images.values()) == 540
+    assert (info.rows_in, info.repeats) == (1080, 540)  # the raw files say the same as the split files
     assert info.rejects == {}
     assert [len(a.values) for a in info.attributes] == [6, 9, 8, 6, 5, 5, 10, 5]
     assert dataset.regions is not None
@@ -197,7 +199,10 @@ def test_nothing_is_left_of_a_preparation_that_cannot_be_done(tmp_path: Path) ->
     root = make_photographs(tmp_path / "raw", n=20)
     for picture in root.rglob("*.jpg"):
         picture.write_text("no picture")
-    with pytest.raises(InputError, match="none of 20 rows has a readable image"):
+    with pytest.raises(
+        InputError,
+        match=r"20 of 20 annotation rows rejected \(20 unreadable_image\), the first at train1/.*line 1 ",
+    ):
         prepare_small(root, tmp_path / "new" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
@@ -229,7 +234,7 @@ def test_an_annotation_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"label\.csv: the annotation is empty"):
         prepare_small(root, tmp_path / "out")
     label_file.write_text("junk\n")
-    with pytest.raises(InputError, match=r"rejected, the first at .*label\.csv line 1: bad_line"):
+    with pytest.raises(InputError, match=r"rejected \(1 bad_line\), the first at .*label\.csv line 1"):
         prepare_small(root, tmp_path / "out")
 
 
@@ -364,3 +369,35 @@ def test_annotation_that_leaves_the_folder_is_not_drawn(tmp_path: Path, path: st
         sample("fashionai", tmp_path / "a" / "drawn", size=SIZE, split_files=annotation)
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("/tmp/evil-agman-test").exists()
+
+
+def test_too_many_rejects_stop_the_job_and_what_was_packed_is_not_lost(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=100)
+    pictures = sorted(root.rglob("*.jpg"))
+    for picture in pictures[:11]:
+        picture.unlink()
+    with pytest.raises(InputError, match=r"11 of 100 annotation rows .* \(11 missing_image\).*--max-rejects 0\.1"):
+        prepare_small(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    titles: list[str] = []
+
+    def progress(title: str, total: int) -> Callable[[int], None]:
+        titles.append(title)
+        return lambda done: None
+
+    dataset = prepare_small(root, tmp_path / "out", max_rejects=0.11, progress=progress)
+    assert titles == ["images packed (continuing: 100 of 100 images already packed)"]
+    assert dataset.info.rejects == {"missing_image": 11}
+    assert len(dataset.labels) == 89
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_rows_that_the_split_did_not_choose_are_no_damage(drawn: Path, tmp_path: Path) -> None:
+    """Split files of the test part alone beside the raw labels of everything: nine tenths are not in them."""
+    root = tmp_path / "root"
+    shutil.copytree(drawn, root)
+    for file in [*root.glob("*_train.txt"), *root.glob("*_valid.txt")]:
+        file.unlink()
+    info = prepare_small(root, tmp_path / "out").info
+    assert set(info.rejects) == {"not_in_split"}
+    assert info.rows_in == 540 + info.images["test"] == 2 * info.images["test"] + info.rejects["not_in_split"]

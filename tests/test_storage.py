@@ -71,23 +71,25 @@ def test_an_upload_that_fails_leaves_no_dataset_and_can_be_continued(
     with pytest.raises(InputError, match=r"s3://bucket/data: its preparation was stopped half-way"):
         Dataset(uri)
     bucket.failing = None
-    packed_before = [key for key in bucket.puts if "/packed/" in key]
+    packed_before = [key for key in bucket.puts if key.startswith("data/packed/") and key.endswith(".parquet")]
     titles: list[str] = []
     continued = prepare_small(photographs, uri, progress=told(titles))
     assert titles == ["images packed (continuing: 60 of 60 images already packed)"]
-    assert [key for key in bucket.puts if "/packed/" in key] == packed_before
+    assert [key for key in bucket.puts if key.startswith("data/packed/") and key.endswith(".parquet")] == packed_before
     assert continued.info == prepare_small(photographs, tmp_path / "out").info
 
 
 @pytest.mark.slow  # pyarrow tries for some seconds
 def test_a_shard_that_cannot_be_uploaded_is_one_clear_line(bucket: Bucket, photographs: Path) -> None:
-    bucket.failing = "packed/split=train"
+    bucket.failing = "^data/packed/split=train"
     with pytest.raises(StorageError, match=r"s3://bucket/data/packed/split=train/part-00000.parquet: cannot be"):
         prepare_small(photographs, with_keys(bucket.uri("data")))
-    assert not [key for key in bucket.objects if "split=train" in key]
+    assert not [key for key in bucket.objects if key.startswith("data/packed/split=train")]
 
 
 def test_a_preparation_never_touches_what_it_did_not_make(bucket: Bucket, photographs: Path) -> None:
+    bucket.objects["killed/_partial/fingerprint"] = b"of a run that was killed before its first shard"
+    assert prepare_small(photographs, with_keys(bucket.uri("killed"))).info.images["train"]
     bucket.objects["data/thesis.tex"] = b"years of work"
     for overwrite in (False, True):
         with pytest.raises(InputError, match="not made by this command"):

@@ -46,6 +46,67 @@ def test_the_distribution_is_uniform_over_attributes_then_values_then_images() -
     assert abs(negatives - 1 / 8).max() < 0.02
 
 
+def test_a_negative_never_has_the_anchors_value_whatever_else_it_has() -> None:
+    """Images with several values of one attribute: every image without the value is a negative equally often."""
+    rng = np.random.default_rng(5)
+    pairs = {(int(i), 3, int(v)) for i in range(40) for v in rng.choice(6, rng.integers(1, 4), replace=False)}
+    labels = pd.DataFrame(sorted(pairs), columns=["image_id", "attribute", "value"])
+    have = labels.groupby("image_id")["value"].agg(set)
+    groups = labels.groupby("value")["image_id"].agg(set)
+    drawn = TripletSampler(labels).sample(60_000, seed=1)
+    times: dict[tuple[int, int], int] = {}
+    for anchor, positive, negative in zip(drawn.anchor, drawn.positive, drawn.negative, strict=True):
+        assert anchor != positive
+        # The triplet was drawn for a value that the first two have and the last has not.
+        assert (have[anchor] & have[positive]) - have[negative]
+        # Where only one value can be meant, count how often each image is its negative.
+        if len(common := have[anchor] & have[positive]) == 1:
+            key = (*common, negative)
+            times[key] = times.get(key, 0) + 1
+    for value, members in groups.items():
+        counts = np.array([times.get((value, image), 0) for image in set(have.index) - members])
+        assert counts.min() > 0
+        assert counts.std() < 4 * np.sqrt(counts.mean())  # Poisson, not a favourite among them
+
+
+def plain_sampler(labels: pd.DataFrame, n: int, seed: int) -> list[tuple[int, int, int, int]]:
+    """The published way: attribute and value first, then each image drawn again until it fits."""
+    rng = np.random.default_rng(seed)
+    have: dict[tuple[int, int], set[int]] = {}
+    groups: dict[int, dict[int, list[int]]] = {}
+    for image, attribute, value in labels[["image_id", "attribute", "value"]].itertuples(index=False):
+        have.setdefault((image, attribute), set()).add(value)
+        groups.setdefault(attribute, {}).setdefault(value, []).append(image)
+    triplets = []
+    while len(triplets) < n:
+        attribute = int(rng.choice(list(groups)))
+        value = int(rng.choice(list(groups[attribute])))
+        anchor = positive = int(rng.choice(groups[attribute][value]))
+        while positive == anchor:
+            positive = int(rng.choice(groups[attribute][value]))
+        negative = anchor
+        while value in have[negative, attribute]:
+            negative = int(rng.choice(sorted({i for i, a in have if a == attribute})))
+        triplets.append((anchor, positive, negative, attribute))
+    return triplets
+
+
+def test_the_distribution_is_that_of_the_published_rejection_sampling() -> None:
+    """Every possible triplet about as often; compared over all of them with a chi-square statistic."""
+    rows = [(i, a, v) for a, sizes in ((0, (2, 3)), (1, (3, 2, 2))) for v, n in enumerate(sizes) for i in range(n)]
+    labels = pd.DataFrame(rows, columns=["image_id", "attribute", "value"])
+    labels["image_id"] += 3 * labels["value"] + 10 * labels["attribute"]
+    labels.loc[len(labels)] = [10, 1, 1]  # an image with two values
+    plain = pd.Series(plain_sampler(labels, 12_000, seed=1)).value_counts()
+    drawn = TripletSampler(labels).sample(200_000, seed=2)
+    ours = pd.Series(list(zip(drawn.anchor, drawn.positive, drawn.negative, drawn.attribute, strict=True)))
+    share = ours.value_counts(normalize=True)
+    assert set(plain.index) == set(share.index)
+    expected = share[plain.index].to_numpy() * 12_000
+    chi_square = ((plain.to_numpy() - expected) ** 2 / expected).sum()
+    assert chi_square < len(share) + 5 * np.sqrt(2 * len(share))
+
+
 def test_rare_values_are_reported_and_skipped() -> None:
     sampler = TripletSampler(LABELS)
     assert sampler.skipped == [(0, 3, 1), (5, 0, 4)]  # one image; no other value to be a negative

@@ -26,11 +26,11 @@ def _band(canvas: Canvas, half_height: float, fabric: Fabric) -> None:
 
 
 def _thin_belt(canvas: Canvas) -> None:
-    _band(canvas, 0.006, CREAM)
+    _band(canvas, 0.01, CREAM)
 
 
 def _wide_belt(canvas: Canvas) -> None:
-    _band(canvas, 0.024, CREAM)
+    _band(canvas, 0.03, CREAM)
 
 
 def _buckled_belt(canvas: Canvas) -> None:

@@ -102,7 +102,8 @@ def _outfits(layout: str, labels: Sequence[tuple[str, int]], rng: np.random.Gene
     outfits: list[dict[str, Parts]] = [{} for _ in range(figures)]
     for attribute, values in DRAWN[layout].items():
         # Drawn whether or not they are needed, so that a label moves no other attribute's value.
-        chosen = wanted[attribute] or rng.integers(len(values), size=MOST_VALUES).tolist()
+        at_random = rng.integers(len(values), size=MOST_VALUES).tolist()
+        chosen = wanted[attribute] or at_random
         for number, outfit in enumerate(outfits):
             outfit[attribute] = values[chosen[number % len(chosen)]]
     return outfits

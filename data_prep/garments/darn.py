@@ -10,10 +10,11 @@ from data_prep.garments.accessories import CREAM, INK
 from data_prep.garments.canvas import Canvas
 from data_prep.garments.cloth import FOLDS, Cloth, Colour, Fabric, sample_colour, shade, solid, tailored
 from data_prep.garments.collars import draw_darn_collar, upper_edge
-from data_prep.garments.deepfashion import HUE_DEGREES, SCALE_WINDOW, dyed
+from data_prep.garments.deepfashion import HUE_DEGREES, SCALE_WINDOW, dyed, sleeves_box
 from data_prep.garments.figure import (
     ARMPIT,
     BUST,
+    FLOOR,
     HIP,
     LEG_HALVES,
     SHOULDER,
@@ -24,7 +25,7 @@ from data_prep.garments.figure import (
     draw_head,
 )
 from data_prep.garments.geometry import Points, ellipse, mirrored, points, rectangle, tube
-from data_prep.garments.sleeves import draw_shaped_sleeve
+from data_prep.garments.sleeves import SLEEVE_END, draw_shaped_sleeve
 
 HEM = {
     "hip length": 0.5,
@@ -79,11 +80,11 @@ def draw_darn(canvas: Canvas, figure: Figure, values: Mapping[str, Parts], rng: 
     canvas.fill(outline, cloth, edge=0.006)
     _draw_seams(canvas, cloth, silhouette, HEM[length])
     _draw_finish(canvas, trim, finish, hem)
-    _draw_front(canvas, trim, front, side)
     neck = draw_darn_collar(canvas, trim, collar)
+    _draw_front(canvas, trim, front, side)
     _draw_buttons(canvas, values["clothes button"][0])
     draw_head(canvas, figure)
-    return _places(figure, outline, hem, neck, HEM[length])
+    return _places(figure, outline, neck, HEM[length], SLEEVE_END[sleeve_length])
 
 
 def garment_colour(parts: Parts) -> Colour:
@@ -168,16 +169,17 @@ def _draw_finish(canvas: Canvas, trim: Fabric, finish: str, hem: Points) -> None
 
 
 def _draw_front(canvas: Canvas, trim: Fabric, front: str, side: Points) -> None:
-    """Pockets or panels; they leave the middle, which is the buttons', free."""
+    """Pockets or panels, over the widest collars; they leave the middle, which is the buttons', free."""
     if front == "chest pocket":
-        canvas.fill(points([(0.032, 0.3), (0.078, 0.3), (0.078, 0.345), (0.055, 0.36), (0.032, 0.345)]), trim)
+        canvas.fill(points([(0.028, 0.3), (0.084, 0.3), (0.084, 0.35), (0.056, 0.372), (0.028, 0.35)]), trim)
     elif front == "hip pockets":
         for pocket in (rectangle(0.03, 0.425, 0.074, 0.48), rectangle(-0.074, 0.425, -0.03, 0.48)):
             canvas.fill(pocket, trim)
     elif front == "pouch pocket":
         canvas.fill([(-0.035, 0.385), (0.035, 0.385), (0.07, 0.475), (-0.07, 0.475)], trim, edge=0.006)
     elif front == "side panels":
-        for panel in (side, mirrored(side)):
+        lower = side[side[:, 1] > 0.3]
+        for panel in (lower, mirrored(lower)):
             canvas.fill(np.concatenate([panel, panel[::-1] * (0.62, 1.0)]), trim)
 
 
@@ -199,36 +201,35 @@ def _draw_buttons(canvas: Canvas, kind: str) -> None:
             canvas.line([(-0.05, y), (0.05, y)], INK.colour, 0.01)
             canvas.fill(rectangle(-0.024, y - 0.01, 0.024, y + 0.01), CREAM, edge=0.006)
     elif kind == "one big button":
-        _button(canvas, 0.0, WAIST - 0.01, 0.03)
+        _button(canvas, 0.0, WAIST - 0.01, 0.04)
     elif kind == "slanted buttons":
         for x, y in zip(np.linspace(-0.05, 0.05, 4), np.linspace(TOP_BUTTON, LAST_BUTTON, 4), strict=True):
             _button(canvas, x, y)
     elif kind != "no buttons":
-        columns = (-0.025, 0.025) if "by" in words else (0.0,)
+        columns = (-0.03, 0.03) if "by" in words else (0.0,)
         count = COUNTS[words[2] if "by" in words else words[0]]
         for x in columns:
             for y in np.linspace(TOP_BUTTON, LAST_BUTTON, count) if count > 1 else (WAIST - 0.01,):
                 _button(canvas, x, float(y))
 
 
-def _button(canvas: Canvas, x: float, y: float, half: float = 0.012) -> None:
+def _button(canvas: Canvas, x: float, y: float, half: float = 0.016) -> None:
     canvas.fill(ellipse(x, y, half, half, 14), CREAM, edge=0.006)
 
 
-def _places(figure: Figure, outline: Points, hem: Points, neck: Points, end: float) -> dict[str, Points]:
-    """Each attribute's place; those of the garment's outline reach from side to side."""
-    half = float(outline[:, 0].max())
-    joints = np.concatenate(figure.arms)
-    garment = points([(-half, SHOULDER - 0.02), (half, float(hem[:, 1].max()) + 0.03)])
-    margin = np.array([0.03, 0.065])
-    arms = np.stack([joints.min(axis=0) - margin, joints.max(axis=0) + margin])
+def _places(figure: Figure, outline: Points, neck: Points, hem: float, sleeve_end: float) -> dict[str, Points]:
+    """Each attribute's place; that of the hem is the same for all lengths."""
+    half, lowest = float(outline[:, 0].max()), float(outline[:, 1].max()) + 0.035
+    bodice = points([(-half, SHOULDER - 0.02), (half, lowest)])
+    garment = np.concatenate([bodice, sleeves_box(figure, sleeve_end) + points([(-0.03, -0.03), (0.03, 0.03)])])
+    arms = sleeves_box(figure, 1.1) + points([(-0.03, -0.03), (0.03, 0.06)])
     return {
-        "clothes category": points([(-half, BUST), (half, float(hem[:, 1].max()) + 0.035)]),
+        "clothes category": points([(-half, BUST), (half, lowest)]),
         "clothes button": points([(-0.065, TOP_BUTTON - 0.03), (0.065, LAST_BUTTON + 0.03)]),
         "clothes color": garment,
-        "clothes length": points([(-half, HIP), (half, end + 0.06)]),
+        "clothes length": points([(-half, HIP - 0.03), (half, FLOOR)]),
         "clothes pattern": garment,
-        "clothes shape": points([(-half, ARMPIT - 0.01), (half, float(hem[:, 1].max()) + 0.02)]),
+        "clothes shape": points([(-half, ARMPIT - 0.01), (half, lowest)]),
         "collar shape": neck,
         "sleeve length": arms,
         "sleeve shape": arms,

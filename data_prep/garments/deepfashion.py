@@ -15,7 +15,6 @@ from data_prep.garments.accessories import BELTS, EMBLEMS, HATS, draw_bag, draw_
 from data_prep.garments.canvas import Canvas
 from data_prep.garments.cloth import FOLDS, WINDOW, Cloth, Colour, Fabric, shade, solid, tailored
 from data_prep.garments.figure import (
-    ARMPIT,
     CHIN,
     FLOOR,
     SHOULDER,
@@ -25,15 +24,15 @@ from data_prep.garments.figure import (
     draw_behind,
     draw_head,
 )
-from data_prep.garments.geometry import Points, points
-from data_prep.garments.lengths import Cut, draw_pants, draw_skirt, draw_sleeve, sample_cut
+from data_prep.garments.geometry import Points, along, points
+from data_prep.garments.lengths import SLEEVE_END, Cut, draw_pants, draw_skirt, draw_sleeve, sample_cut
 from data_prep.garments.tops import CLOSED_EDGE, COLLARS, NECKLINES, draw_bodice, draw_collar, draw_neck
 
 # Pixels of a pattern's tile across the picture: a small window shows a large print.
 SCALE_WINDOW = {"large": 190.0, "medium": 300.0, "small": WINDOW[1]}
 DIRECTION_ANGLE = {"upright": 0.0, "diagonal": np.pi / 4}
 HUE_DEGREES = {
-    "red": 0, "orange": 28, "yellow": 54, "lime": 84, "green": 130, "cyan": 178, "azure": 205, "blue": 235,
+    "red": 0, "orange": 28, "yellow": 50, "lime": 88, "green": 130, "cyan": 178, "azure": 205, "blue": 235,
     "purple": 272, "pink": 322,
 }  # fmt: skip
 TOP_HEM = {"cropped": 0.345, "waist-length": 0.412, "hip-length": 0.478}
@@ -99,7 +98,8 @@ def draw_deepfashion(canvas: Canvas, figure: Figure, values: Mapping[str, Parts]
     skirt = _draw_lower(canvas, figure, lower, cut, silhouette, length)
     places["fabric-related"] = np.maximum(_box(skirt), (-1.0, TOP_HEM[hem]))
     draw_bodice(canvas, top, NECKLINES[NECK[neck]](0.0) if NECK[neck] in NECKLINES else CLOSED_EDGE, TOP_HEM[hem])
-    _draw_neck(canvas, top.toned(0.8), NECK[neck])
+    # A plain collar shows its outline, which the print would break up.
+    _draw_neck(canvas, Fabric(shade(top.colour, 0.8), top.edge), NECK[neck])
     EMBLEMS[emblem](canvas)
     BELTS[belt](canvas)
     if sleeve != "sleeveless":
@@ -109,10 +109,10 @@ def draw_deepfashion(canvas: Canvas, figure: Figure, values: Mapping[str, Parts]
     if bag == "handbag":
         draw_bag(canvas, figure, solid(accent))
 
-    arms = np.concatenate(figure.arms)[:, 0]
-    places["texture-related"] = points([(-0.105, SHOULDER - 0.015), (0.105, TOP_HEM[hem])])
-    places["shape-related"] = points([(arms.min() - 0.03, ARMPIT - 0.06), (arms.max() + 0.03, FLOOR)])
-    places["part-related"] = points([(-0.11, CHIN - 0.005), (0.11, WAIST + 0.05)])
+    bodice = points([(-0.105, SHOULDER - 0.015), (0.105, TOP_HEM[hem])])
+    places["texture-related"] = np.concatenate([bodice, sleeves_box(figure, SLEEVE_END.get(SLEEVE[sleeve], 0.0))])
+    places["shape-related"] = np.concatenate([skirt, bodice, sleeves_box(figure, 1.1), points([(0.0, FLOOR)])])
+    places["part-related"] = points([(-0.11, CHIN - 0.012), (0.11, WAIST + 0.065)])
     return places
 
 
@@ -178,6 +178,12 @@ def _draw_arms(canvas: Canvas, figure: Figure, cut: Cut, fabric: Fabric, sleeve:
     for arm in figure.arms:
         draw_arm(canvas, figure, arm)
         draw_sleeve(canvas, figure, arm, fabric, cut, SLEEVE[sleeve])
+
+
+def sleeves_box(figure: Figure, end: float) -> Points:
+    """The corners of the box around both sleeves, which end at this share of the arms; just the shoulders at 0."""
+    seam_and_end = np.concatenate([along(arm, np.linspace(0.0, end, 3)) for arm in figure.arms])
+    return _box(seam_and_end) + points([(-0.03, -0.03), (0.03, 0.03)])
 
 
 def _box(outline: Points) -> Points:

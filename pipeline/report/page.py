@@ -72,6 +72,8 @@ def write_report(
     """
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; give a file")
+    if not dataset.info.queries[split]:
+        raise InputError(f"{dataset.path}: no queries to show in split {split!r}; `agman evaluate` scores its triplets")
     network, description = registry.load(model, dataset.info.attribute_names)
     evaluation = evaluation or evaluate(network, description, dataset, split)
     page = Page(

@@ -1,0 +1,269 @@
+"""Drawn catalogue pages: equal arguments, equal pixels; every label shows, in its own place."""
+
+import numpy as np
+import pytest
+
+from data_prep.catalogue_vocabulary import DARN, DEEPFASHION, DRAWN
+from data_prep.garments import Drawing, catalogue_sheet, draw_catalogue
+from data_prep.garments.accessories import BELTS, EMBLEMS, HATS
+from data_prep.garments.cloth import distance
+from data_prep.garments.collars import FASHIONAI_NAME, OWN_COLLARS, OWN_EDGES
+from data_prep.garments.darn import HEM, SILHOUETTE, garment_colour
+from data_prep.garments.deepfashion import palette_colours
+from data_prep.garments.prints import FINISHES, PRINT_TILES, WEAVE_TILES
+from data_prep.garments.sleeves import SLEEVE_END, SLEEVE_SHAPES
+
+NAMES = {"deepfashion": DEEPFASHION, "darn": DARN}
+EVERY_ATTRIBUTE = [(layout, attribute) for layout, attributes in NAMES.items() for attribute in attributes]
+# Attributes whose values change nothing elsewhere.
+LOCAL = [
+    ("deepfashion", "texture-related"),
+    ("deepfashion", "fabric-related"),
+    ("deepfashion", "part-related"),
+    ("darn", "clothes category"),
+    ("darn", "clothes button"),
+    ("darn", "clothes color"),
+    ("darn", "clothes pattern"),
+    ("darn", "collar shape"),
+    ("darn", "sleeve shape"),
+]
+
+
+def pixels(drawing: Drawing) -> np.ndarray:
+    return np.asarray(drawing.image).astype(int)
+
+
+def inside(drawing: Drawing, attribute: str) -> np.ndarray:
+    """A mask of the pixels in the attribute's region."""
+    side = drawing.image.width
+    x0, y0, x1, y1 = drawing.regions[attribute]
+    mask = np.zeros((side, side), dtype=bool)
+    mask[int(y0 * side) : int(np.ceil(y1 * side)), int(x0 * side) : int(np.ceil(x1 * side))] = True
+    return mask
+
+
+def difference(one: Drawing, other: Drawing) -> np.ndarray:
+    """Mean absolute difference of the channels, per pixel."""
+    return np.abs(pixels(one) - pixels(other)).mean(axis=2)
+
+
+def some_values(layout: str, attribute: str, number: int) -> list[int]:
+    """Values spread over all of the attribute's, and for every part of a value one that differs in it alone."""
+    values = DRAWN[layout][attribute]
+    unequal = [[one != other for one, other in zip(values[0], value, strict=False)] for value in values]
+    parts = np.eye(len(values[0]), dtype=bool).tolist()
+    alone = [unequal.index(part) for part in parts if part in unequal]
+    return sorted({0, *alone, *np.linspace(1, len(values) - 1, number).astype(int).tolist()})
+
+
+# --- vocabulary ----------------------------------------------------------------------
+
+
+def test_the_numbers_of_values_are_the_datasets():
+    assert [len(names) for names in DEEPFASHION.values()] == [156, 218, 180, 216, 230]
+    assert [len(names) for names in DARN.values()] == [20, 13, 55, 7, 28, 11, 26, 8, 17]
+
+
+@pytest.mark.parametrize(("layout", "attribute"), EVERY_ATTRIBUTE)
+def test_names_are_unique_lower_case_words(layout, attribute):
+    names = NAMES[layout][attribute]
+    assert len(set(names)) == len(names)
+    assert all(name == name.lower().strip() and "  " not in name for name in names)
+
+
+def test_every_part_of_a_value_is_used():
+    last_words = {name.split()[-1] for name in DEEPFASHION["texture-related"]}
+    assert last_words == {name.split()[-1] for name in PRINT_TILES}
+    assert {name.split()[-1] for name in DEEPFASHION["fabric-related"]} == set(WEAVE_TILES)
+    assert all(any(finish in name for name in DEEPFASHION["fabric-related"]) for finish in FINISHES)
+    assert all(any(name.startswith(emblem) for name in DEEPFASHION["part-related"]) for emblem in EMBLEMS)
+    assert all(any(belt in name for name in DEEPFASHION["part-related"]) for belt in BELTS)
+    assert all(any(hat in name for name in DEEPFASHION["style-related"]) for hat in HATS)
+    assert set(HEM) == set(DARN["clothes length"])
+    assert set(SILHOUETTE) == set(DARN["clothes shape"])
+    assert set(SLEEVE_END) == set(DARN["sleeve length"])
+    assert set(SLEEVE_SHAPES) == set(DARN["sleeve shape"])
+    assert {*FASHIONAI_NAME, *OWN_COLLARS, *OWN_EDGES} == set(DARN["collar shape"])
+
+
+def test_colours_can_be_told_apart():
+    darn = [garment_colour(parts) for parts in DRAWN["darn"]["clothes color"]]
+    palettes = {name[name.index("in ") :] for name in DEEPFASHION["style-related"]}
+    walls = [palette_colours(palette)[0] for palette in palettes]
+    assert len(walls) == 23
+    for colours, least in ((darn, 45), (walls, 50)):
+        gaps = [distance(one, other) for number, one in enumerate(colours) for other in colours[:number]]
+        assert min(gaps) > least
+
+
+# --- pictures ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", NAMES)
+def test_every_value_draws(layout):
+    """As many pictures as the longest list has values, with a label for every attribute."""
+    for number in range(max(map(len, NAMES[layout].values()))):
+        labels = [(attribute, number % len(names)) for attribute, names in NAMES[layout].items()]
+        drawing = draw_catalogue(layout, labels, seed=number, size=24)
+        assert (drawing.image.size, drawing.image.mode) == ((24, 24), "RGB")
+        assert set(drawing.regions) == set(NAMES[layout])
+        for region in drawing.regions.values():
+            assert 0.0 <= region.x0 < region.x1 <= 1.0
+            assert 0.0 <= region.y0 < region.y1 <= 1.0
+        assert 60 <= drawing.jpeg_quality <= 95
+
+
+@pytest.mark.parametrize("layout", NAMES)
+def test_equal_arguments_give_equal_pixels_whatever_was_drawn_before(layout):
+    labels = [(attribute, 2) for attribute in NAMES[layout]] + [(next(iter(NAMES[layout])), 5)]
+    first = draw_catalogue(layout, labels, seed=5, size=64)
+    draw_catalogue("darn", [("clothes color", 3)], seed=6, size=40)
+    again = draw_catalogue(layout, labels, seed=5, size=64)
+    assert np.array_equal(pixels(first), pixels(again))
+    assert (first.regions, first.jpeg_quality) == (again.regions, again.jpeg_quality)
+    assert difference(first, draw_catalogue(layout, labels, seed=6, size=64)).mean() > 10
+
+
+def test_a_label_that_is_drawn_anyway_changes_nothing():
+    """An unlabelled attribute's random value is one of its values; asking for it gives the same picture."""
+    drawn = pixels(draw_catalogue("darn", [("clothes length", 3)], seed=3, size=48))
+    for attribute in ("clothes button", "sleeve length"):
+        with_label = [
+            draw_catalogue("darn", [("clothes length", 3), (attribute, value)], seed=3, size=48)
+            for value in range(len(DARN[attribute]))
+        ]
+        assert sum(np.array_equal(drawn, pixels(other)) for other in with_label) == 1
+
+
+@pytest.mark.parametrize(("layout", "attribute"), EVERY_ATTRIBUTE)
+def test_any_two_values_differ_in_the_region(layout, attribute):
+    values = some_values(layout, attribute, 7)
+    pages = [draw_catalogue(layout, [(attribute, value)], seed=2, size=112) for value in values]
+    for number, one in enumerate(pages):
+        for other in pages[:number]:
+            changed = difference(one, other)[inside(one, attribute) | inside(other, attribute)]
+            assert changed.mean() > 0.4
+            assert (changed > 25).sum() > 12
+
+
+@pytest.mark.parametrize(("layout", "attribute"), LOCAL)
+def test_a_value_changes_little_outside_its_region(layout, attribute):
+    for seed in range(3):
+        one, *others = (draw_catalogue(layout, [(attribute, value)], seed=seed, size=96) for value in (0, 4, 7))
+        for other in others:
+            outside = ~(inside(one, attribute) | inside(other, attribute))
+            assert (difference(one, other)[outside] > 8).mean() < 0.01
+            assert one.jpeg_quality == other.jpeg_quality
+
+
+@pytest.mark.parametrize(("layout", "attribute"), EVERY_ATTRIBUTE)
+@pytest.mark.parametrize("number", [2, 4])
+def test_every_one_of_several_values_shows(layout, attribute, number):
+    """Exchanging any one of an attribute's values changes a part of the picture that the others leave alone."""
+    values, spare = list(range(number)), len(NAMES[layout][attribute]) - 1
+    page = draw_catalogue(layout, [(attribute, value) for value in values], seed=1, size=96)
+    footprints = []
+    for place in range(number):
+        swapped = [spare if number == place else value for number, value in enumerate(values)]
+        other = draw_catalogue(layout, [(attribute, value) for value in swapped], seed=1, size=96)
+        footprints.append(difference(page, other) > 20)
+    for place, footprint in enumerate(footprints):
+        rest = np.logical_or.reduce([other for number, other in enumerate(footprints) if number != place])
+        assert (footprint & ~rest).sum() > 8
+
+
+def test_eight_values_are_the_most():
+    labels = [("clothes color", value) for value in range(9)]
+    assert draw_catalogue("darn", labels[:8] * 2, seed=0, size=64).regions["clothes color"].x1 > 0.8
+    with pytest.raises(ValueError, match="at most 8 values of clothes color"):
+        draw_catalogue("darn", labels, seed=0, size=64)
+
+
+def test_a_region_surrounds_all_figures():
+    alone, pair = (draw_catalogue("darn", [("collar shape", v) for v in range(n)], seed=2, size=64) for n in (1, 2))
+    one, both = alone.regions["collar shape"], pair.regions["collar shape"]
+    assert both.x0 < 0.25 < 0.75 < both.x1
+    assert one.x1 - one.x0 < 0.6
+
+
+def test_no_label_is_a_picture_without_regions():
+    assert draw_catalogue("darn", [], seed=0, size=32).regions == {}
+
+
+@pytest.mark.parametrize(
+    ("layout", "labels", "seed", "size", "message"),
+    [
+        ("fashion", [], 0, 64, "unknown layout 'fashion'; choose one of deepfashion, darn"),
+        ("darn", [("hat", 0)], 0, 64, "unknown attribute 'hat' of darn; choose one of clothes category"),
+        ("darn", [("texture-related", 0)], 0, 64, "unknown attribute 'texture-related' of darn"),
+        ("darn", [("clothes length", 7)], 0, 64, "clothes length has the values 0 to 6, not 7"),
+        ("deepfashion", [("style-related", -1)], 0, 64, "style-related has the values 0 to 229, not -1"),
+        ("darn", [], -1, 64, "the seed must not be negative"),
+        ("darn", [], 0, 15, "at least 16 pixels"),
+    ],
+)
+def test_a_wrong_request_says_what_is_wrong(layout, labels, seed, size, message):
+    with pytest.raises(ValueError, match=message):
+        draw_catalogue(layout, labels, seed=seed, size=size)
+
+
+def test_a_contact_sheet_has_a_row_per_value_up_to_a_number():
+    assert catalogue_sheet("darn", "clothes length", size=20, columns=2).height == 7 * 20
+    assert catalogue_sheet("deepfashion", "part-related", rows=5, size=20, columns=2).height == 5 * 20
+    with pytest.raises(ValueError, match="unknown attribute"):
+        catalogue_sheet("darn", "hat")
+    with pytest.raises(ValueError, match="unknown layout"):
+        catalogue_sheet("hats", "hat")
+
+
+# --- can it be learned ---------------------------------------------------------------
+
+
+def spectrum(patch: np.ndarray) -> np.ndarray:
+    """Low frequencies' strength: what a pattern is, wherever it is."""
+    grey = patch.mean(axis=2)
+    strength = np.abs(np.fft.fft2(grey - grey.mean()))
+    return np.concatenate([strength[:14, :14], strength[-14:, :14]]).ravel()
+
+
+def edges(patch: np.ndarray) -> np.ndarray:
+    """Where the outlines are."""
+    return np.hypot(*np.gradient(patch.mean(axis=2))).ravel()
+
+
+def tint(patch: np.ndarray) -> np.ndarray:
+    """Colours against grey, in large squares."""
+    squares = patch.reshape(6, 8, 6, 8, 3).mean(axis=(1, 3))
+    return (squares - squares.mean(axis=2, keepdims=True)).ravel()
+
+
+@pytest.mark.parametrize(
+    ("layout", "attribute", "describe"),
+    [
+        ("deepfashion", "texture-related", spectrum),
+        ("deepfashion", "fabric-related", spectrum),
+        ("deepfashion", "shape-related", edges),
+        ("deepfashion", "part-related", edges),
+        ("deepfashion", "style-related", tint),
+        ("darn", "clothes button", edges),
+        ("darn", "clothes color", tint),
+        ("darn", "clothes length", edges),
+        ("darn", "clothes pattern", spectrum),
+        ("darn", "clothes shape", edges),
+        ("darn", "collar shape", edges),
+    ],
+)
+def test_nearest_mean_tells_the_values_apart(layout, attribute, describe):
+    """A plain description of the region, averaged per value, finds twice as many of six values as chance does."""
+    size, train, test, values = 64, 16, 8, range(6)
+
+    def described(value: int, seed: int) -> np.ndarray:
+        drawing = draw_catalogue(layout, [(attribute, value)], seed=1000 * value + seed, size=size)
+        box = tuple(part * size for part in drawing.regions[attribute])
+        feature = describe(np.asarray(drawing.image.resize((48, 48), box=box), dtype=float))
+        return feature / np.linalg.norm(feature)
+
+    means = np.stack([np.mean([described(v, s) for s in range(train)], axis=0) for v in values])
+    guesses = [(v, np.argmax(means @ described(v, s))) for v in values for s in range(train, train + test)]
+    accuracy = np.mean([truth == guess for truth, guess in guesses])
+    assert accuracy > 2 / len(values)
