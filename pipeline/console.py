@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakSet
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
@@ -61,7 +62,7 @@ def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number and name != "meaning" else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     _console.print(table)
 
 

@@ -18,12 +18,14 @@ if TYPE_CHECKING:  # these two bring Ray and MLflow, which a preparation does wi
 
 
 def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
-    """Counts per split, chance and ceiling on test, rejects per reason, rare values; returns them as figures."""
+    """Counts per split, chance and ceiling on test (or valid), rejects per reason, rare values; returns them as figures."""
     contents, info = summary.contents, summary.contents.info
     rows = [[s, *(f"{counts[s]:,}" for counts in (info.images, info.queries, info.candidates))] for s in SPLITS]
     show_table(f"{info.name} in {out}", ["split", "images", "queries", "candidates"], rows)
-    if "test" in summary.expected:
-        _show_expected(summary.expected["test"])
+    for split in ("test", "valid"):
+        if split in summary.expected:
+            _show_expected(summary.expected[split])
+            break
     say(contents.accounting)
     for rejected in contents.rejected:
         say(f"  {rejected.count:,} {rejected.reason}: {rejected.meaning}")

@@ -178,7 +178,7 @@ def test_ctrl_c_keeps_what_is_packed(photographs: Path, tmp_path: Path, undistur
     assert running.process.returncode == 130
     assert last.startswith("agman: interrupted: what is packed so far is kept in "), last
     assert len(running.records()) >= 3
-    assert prepare("fashionai", photographs, out, **OPTIONS).info.digest == undisturbed  # type: ignore[arg-type]
+    assert prepare("fashionai", photographs, out, **OPTIONS).digest == undisturbed  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
+from data_prep.tables import SPLITS
 from pipeline.console import printable
 from pipeline.prep_report.contents import Contents, PerSplit, ValueCounts
 from pipeline.report.figures import Chart, Theme, chart
@@ -60,8 +61,8 @@ def _bars(title: str, names: Sequence[str], counts: PerSplit, what: str) -> Char
 
     def draw(axes: Axes, theme: Theme) -> None:
         start = np.zeros(len(names))
-        for (_, count), colour in zip(counts.items(), theme.series, strict=False):
-            axes.barh(rows, count, left=start, color=colour, height=0.68)
+        for split, count in counts.items():
+            axes.barh(rows, count, left=start, color=_colour(theme, split), height=0.68)
             start += count
         axes.set_yticks(rows, [_short(name) for name in names])
         for label in axes.get_yticklabels():
@@ -84,6 +85,11 @@ def _bars(title: str, names: Sequence[str], counts: PerSplit, what: str) -> Char
     return _drawn(title, alt, draw, MARGIN + ROW * len(names))
 
 
+def _colour(theme: Theme, split: str) -> str:
+    """A split has the same colour in every chart, and in the page's legend."""
+    return theme.series[SPLITS.index(split)]
+
+
 def _ranks(counts: ValueCounts) -> Distribution:
     """Every value's images over its rank in the first split, which is train if there are any."""
     first, *others = counts.images
@@ -93,12 +99,14 @@ def _ranks(counts: ValueCounts) -> Distribution:
     def draw(axes: Axes, theme: Theme) -> None:
         falling = counts.images[first][order]
         axes.fill_between(
-            ranks, falling, LOWEST, where=falling > 0, step="mid", color=theme.series[0], alpha=0.22, lw=0
+            ranks, falling, LOWEST, where=falling > 0, step="mid", color=_colour(theme, first), alpha=0.22, lw=0
         )
-        axes.step(ranks, np.maximum(falling, LOWEST), where="mid", color=theme.series[0], linewidth=1.6)
-        for split, colour, size in zip(others, theme.series[1:], DOTS, strict=False):
+        axes.step(ranks, np.maximum(falling, LOWEST), where="mid", color=_colour(theme, first), linewidth=1.6)
+        for split, size in zip(others, DOTS, strict=False):
             count = counts.images[split][order]
-            axes.plot(ranks[count > 0], count[count > 0], "o", color=colour, markersize=size, markeredgewidth=0)
+            axes.plot(
+                ranks[count > 0], count[count > 0], "o", color=_colour(theme, split), markersize=size, markeredgewidth=0
+            )
         axes.set_yscale("log")
         axes.set(xlabel=f"rank of the value by its {first} images", ylabel="images", xlim=(0, len(order) + 1))
         axes.set_ylim(LOWEST, 2 * max(int(count.max()) for count in counts.images.values()))
