@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # these two bring Ray and MLflow, which a preparation does wi
 
 
 def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
-    """Counts per split, chance and ceiling on test (or valid), rejects per reason, rare values; returns them as figures."""
+    """Counts per split, chance and ceiling (on test if it is there), rejects, rare values; returns them as figures."""
     contents, info = summary.contents, summary.contents.info
     rows = [[s, *(f"{counts[s]:,}" for counts in (info.images, info.queries, info.candidates))] for s in SPLITS]
     show_table(f"{info.name} in {out}", ["split", "images", "queries", "candidates"], rows)

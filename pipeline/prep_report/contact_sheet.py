@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from data_prep.dataset import Dataset
-from data_prep.tables import Attribute
+from data_prep.tables import SPLITS, Attribute
 from pipeline.report.figures import jpeg
 
 SHOWN = 6
@@ -43,10 +43,11 @@ class Strip:
     tiles: list[Tile]
 
 
-def contact_sheet(dataset: Dataset, split: str = "train") -> list[Strip]:
-    """Pictures with different values of each attribute; of ready-made triplets, whole triplets."""
-    if not dataset.info.images[split]:
-        return []
+def contact_sheet(dataset: Dataset) -> list[Strip]:
+    """Pictures (of training, if there are any) with different values of each attribute; of ready-made triplets, whole
+    triplets.
+    """
+    split = next(split for split in SPLITS if dataset.info.images[split])
     labels = dataset.labels[dataset.labels["split"] == split]
     triplets = pd.DataFrame(dataset.triplets(split).columns())
     pictures: dict[int, bytes] = {}
