@@ -54,7 +54,7 @@ def ours(root: Path) -> list[tuple[str, int]]:
     """The marks alone, as the plain readers give them."""
     from data_prep.deepfashion_matrix import read_marks
 
-    marks = read_marks(root / "Anno_coarse/list_attr_img.txt", "list_attr_img.txt", COLUMNS)
+    marks = read_marks(root / "Anno_coarse/list_attr_img.txt", root, COLUMNS)
     return [(marks.paths[i], int(c)) for i, c in zip(marks.image, marks.column, strict=True)]
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from data_prep.errors import InputError
 from data_prep.tables import Attribute
 
 REASONS = {
@@ -33,13 +30,14 @@ REASONS = {
     "missing_image": "there is no such file",
     "unreadable_image": "the file cannot be decoded as a picture",
     "image_too_large": "the file has more bytes, or the picture more pixels, than allowed",
+    "several_images": "more than one file bears the name of the row's image",
     "bad_box": "the box to cut out is empty, or outside the picture",
 }
 CHOSEN = ("not_in_split",)
 """Reasons that only say that the split's makers chose other rows; they are no damage."""
 
-LONGEST_LINE = 100_000
-"""Characters. No annotation line but list_attr_img's (read elsewhere) has a hundredth of it."""
+SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}
+"""What the official files call the splits."""
 SHOWN = 200  # characters of a bad line that its reject repeats
 
 
@@ -131,6 +129,20 @@ class Annotation:
 WHAT_DIFFERS = {"in_two_splits": "split", "labels_disagree": "value", "in_both_roles": "role"}
 
 
+def counted(rows: pd.DataFrame, rejects: list[Reject], filled: Mapping[str, int]) -> int:
+    """The rows that came in, checked against the lines that were read: each is in `rows` or in `rejects`.
+
+    `filled` is the number of lines that are not blank, counted by source while reading.
+    """
+    told = {source: set(of_source["line"]) for source, of_source in rows.groupby("source")}
+    for reject in rejects:
+        told.setdefault(reject.source, set()).add(reject.line)
+    for source, lines in filled.items():
+        if len(told.get(source, ())) != lines:
+            raise AssertionError(f"{source}: {lines} lines read, but {len(told.get(source, ()))} accounted for")
+    return len(rows) + len(rejects)
+
+
 def settled(annotation: Annotation) -> Annotation:
     """Decide between rows about the same image: the first one read is believed.
 
@@ -163,11 +175,12 @@ def settled(annotation: Annotation) -> Annotation:
     first = _first_of(*label, rows["value"].to_numpy(np.int64), among=keep)
     kept = keep & (first == np.arange(len(rows)))
     role[first[keep & (role != "")]] = role[keep & (role != "")]
-    annotation.repeats += int((keep & ~kept).sum())
-    annotation.rows = rows.assign(role=role).astype(TYPES)[kept].reset_index(drop=True)
-    annotation.rejects = rejects
-    annotation.check()
-    return annotation
+    return replace(
+        annotation,
+        rows=rows.assign(role=role).astype(TYPES)[kept].reset_index(drop=True),
+        rejects=rejects,
+        repeats=annotation.repeats + int((keep & ~kept).sum()),
+    )
 
 
 def _first_of(*keys: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
@@ -227,36 +240,6 @@ def rejected(rows: pd.DataFrame, reason: str, words: str) -> list[Reject]:
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
     """Rejects per reason, most frequent first."""
     return dict(Counter(reject.reason for reject in rejects).most_common())
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, whatever its line ends (LF, CRLF, lone CR) and with or without a last one.
-
-    Bytes that are not UTF-8 become U+FFFD, so that a damaged line is rejected by name and not fatal.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    return re.sub(r"\r*\n|\r", "\n", text).removesuffix("\n").split("\n") if text else []
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(1-based number, text) of every line that is not blank."""
-    for number, line in enumerate(read_lines(path), start=1):
-        if line.strip():
-            yield number, line
-
-
-def integers(line: str) -> list[int] | None:
-    """The integers, between blanks, that a line consists of; None if it has anything else in it."""
-    # int() would also take digits of other scripts and underscores between digits.
-    if len(line) > LONGEST_LINE or "_" in line or not line.isascii():
-        return None
-    try:
-        return [int(number) for number in line.split()]
-    except ValueError:
-        return None
 
 
 def bad_line(source: str, number: int, line: str) -> Reject:

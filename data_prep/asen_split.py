@@ -14,7 +14,8 @@ A global value is the row of list_attr_cloth.txt; the local one is its rank amon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,20 +23,21 @@ import numpy as np
 import pandas as pd
 
 from data_prep.annotation import (
+    SHOWN,
     Annotation,
     Reject,
     Row,
     bad_line,
     contained,
+    counted,
     frame_of,
-    integers,
-    numbered_lines,
-    read_lines,
     rejected,
     settled,
 )
 from data_prep.errors import InputError
+from data_prep.request import Request
 from data_prep.tables import SPLITS, Attribute
+from data_prep.text_files import LONGEST_PATH, integers, is_file, numbered_lines, read_lines
 
 ROLES = ("query", "candidate")
 QUERY_EVERY = 5
@@ -49,22 +51,29 @@ class GlobalValue(NamedTuple):
     value: int
 
 
-def find_split_files(folder: Path, dataset: str) -> Path | None:
-    """The folder that holds the split files: `folder` itself or its subfolder named after the dataset."""
+def has_split_files(folder: Path) -> bool:
+    """Whether the folder itself holds file names of any split."""
+    return any(is_file(folder / f"filenames_{split}.txt") for split in SPLITS)
+
+
+def find_split_files(request: Request, dataset: str) -> Path | None:
+    """The folder with the split files: --split-files, its subfolder named after the dataset, or the root itself.
+
+    Raises InputError if --split-files has none, or if they lie in the root's subfolder: paths start where they lie.
+    """
+    if request.split_files:
+        return named_split_files(request.split_files, dataset)
+    if has_split_files(request.root / dataset) and not has_split_files(request.root):
+        raise InputError(f"{request.root}: the split files are in {dataset}/; give --root {request.root / dataset}")
+    return request.root if has_split_files(request.root) else None
+
+
+def named_split_files(folder: Path, dataset: str) -> Path:
+    """`folder` or its subfolder named after the dataset. Raises InputError if neither has split files."""
     for candidate in (folder, folder / dataset):
-        if any((candidate / f"filenames_{split}.txt").is_file() for split in SPLITS):
+        if has_split_files(candidate):
             return candidate
-    return None
-
-
-def required_split_files(folder: Path | None, dataset: str) -> Path | None:
-    """As find_split_files; a folder that was asked for by name must have them. Raises InputError."""
-    if folder is None:
-        return None
-    found = find_split_files(folder, dataset)
-    if not found:
-        raise InputError(f"{folder}: no filenames_train.txt, filenames_valid.txt or filenames_test.txt")
-    return found
+    raise InputError(f"{folder}: no filenames_train.txt, filenames_valid.txt or filenames_test.txt")
 
 
 def read_split_files(
@@ -110,16 +119,18 @@ class _Part(NamedTuple):
 
 def _read_split(folder: Path, split: str) -> _Part:
     names_file = folder / f"filenames_{split}.txt"
-    names = read_lines(names_file)
+    names = read_lines(names_file, folder)
     while names and not names[-1].strip():
         names.pop()
     rows: list[Row] = []
     whole: list[bool] = []
     rejects: list[Reject] = []
     labelled: set[int] = set()
+    filled: Counter[str] = Counter()
     for file, role in _label_files(folder, split):
         all_labels = split != "train" and not role
-        for number, line in numbered_lines(file):
+        for number, line in numbered_lines(file, folder):
+            filled[file.name] += 1
             read = _read_line(line, names, file.name, number)
             if isinstance(read, Reject):
                 rejects.append(read)
@@ -128,11 +139,12 @@ def _read_split(folder: Path, split: str) -> _Part:
             labelled.add(index)
             rows += [Row(names[index], a - all_labels, v, split, role, file.name, number) for a, v in pairs]
             whole += [all_labels] * len(pairs)
-    unlabelled = [Reject(names_file.name, i + 1, "no_label", n) for i, n in enumerate(names) if i not in labelled]
+    unlabelled = [
+        Reject(names_file.name, i + 1, "no_label", name[:SHOWN]) for i, name in enumerate(names) if i not in labelled
+    ]
     # Not yet in the columns' types: the numbers may be any.
     labels = pd.DataFrame(rows, columns=list(Row._fields)).assign(whole=np.array(whole, bool))
-    rejects += unlabelled
-    return _Part(labels, rejects, len(rows) + len(rejects))
+    return _Part(labels, rejects + unlabelled, counted(labels, rejects, filled) + len(unlabelled))
 
 
 def _label_files(folder: Path, split: str) -> Iterator[tuple[Path, str]]:
@@ -161,6 +173,8 @@ def _read_line(line: str, names: list[str], source: str, number: int) -> tuple[i
     index = numbers[0]
     if not 0 <= index < len(names):
         return Reject(source, number, "index_out_of_range", f"{str(index)[:40]} of {len(names)} file names")
+    if len(names[index]) > LONGEST_PATH:
+        return Reject(source, number, "bad_line", f"its file name has {len(names[index]):,} characters")
     return index, list(zip(numbers[1::2], numbers[2::2], strict=True))
 
 
@@ -192,11 +206,11 @@ def ranked(attribute_of_row: list[int]) -> list[GlobalValue]:
 
 
 def _local(labels: pd.DataFrame, meaning: list[GlobalValue]) -> pd.DataFrame:
-    """Global values replaced by local ones; −1 where the row's attribute has no such value."""
+    """Global values replaced by local ones; negative where the row's attribute has no such value."""
     rank_of = {(pair.attribute, row): pair.value for row, pair in enumerate(meaning)}
     whole = labels["whole"].to_numpy()
     pairs = zip(labels["attribute"][whole], labels["value"][whole], strict=True)
-    values = labels["value"].to_numpy(object)
+    values = labels["value"].to_numpy(object, copy=True)
     values[whole] = [rank_of.get(pair, -1) for pair in pairs]
     return labels.assign(value=values)
 
@@ -227,44 +241,6 @@ def _roles_among_labels(labels: pd.DataFrame) -> tuple[pd.DataFrame, list[Reject
     unlike = (asked & ~contained(labels, listed, label)).to_numpy(bool)
     rejects = rejected(labels[unlike], "labels_disagree", "{path}: not in label_{split}.txt")
     return labels[~unlike].reset_index(drop=True), rejects
-
-
-def write_split_files(folder: Path, rows: pd.DataFrame, global_values: list[GlobalValue] | None = None) -> None:
-    """Write rows (every one with a split) as ASEN's files; images keep the order of their first row.
-
-    With `global_values`, validation and test also get their label files, tabs and all, as DeepFashion's have them.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        of_split = rows[rows["split"] == split]
-        if of_split.empty:
-            continue
-        index, names = pd.factorize(of_split["path"])
-        _write_lines(folder / f"filenames_{split}.txt", names)
-        of_split = of_split.assign(index=index)
-        if split == "train":
-            _write_lines(folder / "label_train.txt", _label_lines(of_split, " "))
-            continue
-        for role in ROLES:
-            _write_lines(folder / f"{role}_{split}.txt", _label_lines(of_split[of_split["role"] == role], " "))
-        if global_values:
-            row_of = {pair: row for row, pair in enumerate(global_values)}
-            pairs = zip(of_split["attribute"], of_split["value"], strict=True)
-            whole = of_split.assign(value=[row_of[GlobalValue(*pair)] for pair in pairs])
-            lines = _label_lines(whole.assign(attribute=whole["attribute"] + 1), "\t")
-            _write_lines(folder / f"label_{split}.txt", [f"{line}\t\t\r" for line in lines])
-
-
-def _label_lines(rows: pd.DataFrame, blank: str) -> list[str]:
-    """One line for each image: its index, then attribute and value of each of its labels."""
-    lines: dict[int, list[str]] = {}
-    for index, attribute, value in zip(rows["index"], rows["attribute"], rows["value"], strict=True):
-        lines.setdefault(index, [str(index)]).extend([str(attribute), str(value)])
-    return [blank.join(words) for words in lines.values()]
-
-
-def _write_lines(path: Path, lines: Iterable[object]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
 
 
 def assign_splits(rows: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -6,7 +6,7 @@ The values' names are not published with the split; they go by their numbers.
 from __future__ import annotations
 
 from data_prep.annotation import Annotation
-from data_prep.asen_split import find_split_files, read_split_files, required_split_files
+from data_prep.asen_split import find_split_files, read_split_files
 from data_prep.errors import InputError
 from data_prep.request import Request
 from data_prep.tables import Attribute
@@ -28,7 +28,7 @@ SCHEMA = tuple(Attribute(name=name, values=tuple(map(str, range(size)))) for nam
 
 def read(request: Request) -> Annotation:
     """Read the split files, given or in the root."""
-    splits = required_split_files(request.split_files, NAME) or find_split_files(request.root, NAME)
+    splits = find_split_files(request, NAME)
     if not splits:
         raise InputError(
             f"{request.root}: not DARN's layout (no filenames_*.txt in it; give --split-files if they lie elsewhere)"

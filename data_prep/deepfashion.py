@@ -12,7 +12,7 @@ are found wherever they lie below the root.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,14 +21,12 @@ import numpy as np
 import pandas as pd
 
 from data_prep.annotation import (
-    LONGEST_LINE,
+    SPLIT_OF,
     TYPES,
     Annotation,
     Reject,
     bad_line,
-    integers,
-    numbered_lines,
-    read_lines,
+    counted,
     reconcile,
     rejected,
     settled,
@@ -40,14 +38,15 @@ from data_prep.asen_split import (
     find_split_files,
     ranked,
     read_split_files,
-    required_split_files,
 )
 from data_prep.deepfashion_matrix import read_marks
 from data_prep.errors import InputError
 from data_prep.request import Request
 from data_prep.tables import Attribute
+from data_prep.text_files import HEADER, annotation_file, check_header, integers, is_dir, numbered_lines, read_lines
 
 NAME = "DeepFashion"
+COARSE, FINE_FOLDER = "Anno_coarse", "Anno_fine"
 TYPE_NAMES = ("texture-related", "fabric-related", "shape-related", "part-related", "style-related")
 TYPE_SIZES = (156, 218, 180, 216, 230)
 UNNAMED = tuple(
@@ -64,8 +63,8 @@ FINE = {
     "fit": ("tight", "loose", "conventional"),
 }
 """Anno_fine's 26 columns, in their order."""
-SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}
-HEADER = 2  # lines of a list_*.txt: the number of rows, the columns' names
+LARGEST_EDGE = 100_000
+"""Pixels; a larger number in a bounding box is no edge of a picture."""
 
 
 class Raw(NamedTuple):
@@ -78,51 +77,75 @@ class Raw(NamedTuple):
 def read(request: Request) -> Annotation:
     """Read the annotation below the root; every row has a split afterwards.
 
-    With split files the labels and the split are theirs, and raw labels, where there are any, are checked against
-    them. Without, the split is list_eval_partition's (or Anno_fine's), with queries and candidates made from the
-    seed in ASEN's proportions.
+    With split files the labels and the split are theirs, and raw coarse labels, where there are any, are checked
+    against them. Without, the split is list_eval_partition's (or Anno_fine's), with queries and candidates made from
+    the seed in ASEN's proportions; without a partition it is made too.
     """
-    root = request.root
-    splits = required_split_files(request.split_files, NAME) or find_split_files(root, NAME)
-    if splits and (request.annotation == "fine" or request.categories):
+    splits = find_split_files(request, NAME)
+    annotation = _read_split(splits, request) if splits else _read_unsplit(request)
+    return _placed(_boxed(annotation, request) if request.crop_boxes else annotation, request.root)
+
+
+def _read_split(splits: Path, request: Request) -> Annotation:
+    if request.annotation == "fine" or request.categories:
         raise InputError("--annotation fine and --categories go with the raw annotation, not with ASEN's split files")
-    raw = _read_raw(request)
-    if not splits:
-        if not raw:
-            raise InputError(
-                f"{root}: not DeepFashion's layout (no list_attr_img.txt and no Anno_fine/train.txt below it, "
-                "no filenames_*.txt; give --split-files if they lie elsewhere)"
-            )
-        made = assign_roles if raw.has_splits else assign_splits
-        annotation = raw.annotation
-        annotation.rows = made(annotation.rows, request.seed)
-        return annotation
-    cloth = _find(root, "list_attr_cloth.txt", "Anno_coarse")
-    schema, meaning = read_schema(cloth) if cloth else (UNNAMED, None)
+    cloth = _find(request.root, "list_attr_cloth.txt", COARSE)
+    schema, meaning = read_schema(cloth, request.root) if cloth else (UNNAMED, None)
     split = read_split_files(splits, schema, several_values=True, global_values=meaning)
-    if raw:
-        unsplit = raw.annotation
-        unsplit.rows = unsplit.rows.assign(split="")
-        return reconcile(split, unsplit)
-    return replace(split, boxes=_boxes(request))
+    coarse = _find(request.root, "list_attr_img.txt", COARSE)
+    if not coarse:
+        return split
+    raw = _read_coarse(coarse, request).annotation
+    return reconcile(split, replace(raw, rows=raw.rows.assign(split="")))
 
 
-def _read_raw(request: Request) -> Raw | None:
-    coarse = _find(request.root, "list_attr_img.txt", "Anno_coarse")
-    fine = _find(request.root, "train_attr.txt", "Anno_fine")
-    if request.annotation == "coarse" and not coarse:
-        raise InputError(f"{request.root}: no list_attr_img.txt below it")
-    if request.annotation == "fine" and not fine:
-        raise InputError(f"{request.root}: no Anno_fine/train_attr.txt below it")
+def _read_unsplit(request: Request) -> Annotation:
+    coarse = _find(request.root, "list_attr_img.txt", COARSE)
+    fine = _find(request.root, "train_attr.txt", FINE_FOLDER)
+    for asked, found, name in (("coarse", coarse, "list_attr_img.txt"), ("fine", fine, "Anno_fine/train_attr.txt")):
+        if request.annotation == asked and not found:
+            raise InputError(f"{request.root}: no {name} below it")
     if coarse and request.annotation != "fine":
-        return _read_coarse(coarse, request)
-    return _read_fine(fine.parent, request) if fine else None
+        raw = _read_coarse(coarse, request)
+    elif fine:
+        raw = _read_fine(fine.parent, request)
+    else:
+        raise InputError(
+            f"{request.root}: not DeepFashion's layout (no list_attr_img.txt and no Anno_fine/train_attr.txt below it, "
+            "no filenames_*.txt in it; give --split-files if they lie elsewhere)"
+        )
+    made = assign_roles if raw.has_splits else assign_splits
+    return replace(raw.annotation, rows=made(raw.annotation.rows, request.seed))
+
+
+def _placed(annotation: Annotation, root: Path) -> Annotation:
+    """Paths below the root. The archives unpack to Img/img, the annotation says img."""
+    if is_dir(root / "img") or not is_dir(root / "Img" / "img"):
+        return annotation
+    boxes = annotation.boxes
+    return replace(
+        annotation,
+        rows=annotation.rows.assign(path="Img/" + annotation.rows["path"]),
+        boxes=None if boxes is None else boxes.assign(path="Img/" + boxes["path"]),
+    )
+
+
+def _boxed(annotation: Annotation, request: Request) -> Annotation:
+    """With the bounding boxes; rows of an image without one are rejected."""
+    boxes = _read_boxes(request.root) if annotation.boxes is None else annotation.boxes
+    without = ~annotation.rows["path"].isin(boxes["path"])
+    return replace(
+        annotation,
+        rows=annotation.rows[~without].reset_index(drop=True),
+        rejects=annotation.rejects + rejected(annotation.rows[without], "bad_box", "{path}: has no bounding box"),
+        boxes=boxes,
+    )
 
 
 def _find(root: Path, name: str, folder: str) -> Path | None:
     """The file below `root`; of several, the one in `folder`."""
     found = sorted(root.rglob(name), key=lambda file: (file.parent.name != folder, file.as_posix()))
-    other = "Anno_fine" if folder == "Anno_coarse" else "Anno_coarse"
+    other = FINE_FOLDER if folder == COARSE else COARSE
     return next((file for file in found if file.parent.name != other), None)
 
 
@@ -133,42 +156,39 @@ def _needed(root: Path, name: str, folder: str) -> Path:
     return file
 
 
-def read_schema(file: Path) -> tuple[tuple[Attribute, ...], list[GlobalValue]]:
+def read_schema(file: Path, root: Path) -> tuple[tuple[Attribute, ...], list[GlobalValue]]:
     """list_attr_cloth.txt: the attributes with their values' names, and what each of its rows is.
 
     Raises InputError for a line that is not a name and a type: every later row's meaning would be in doubt.
     """
     names: list[list[str]] = [[] for _ in TYPE_NAMES]
     types = []
-    for number, line in _list_rows(file):
-        name, _, kind = line.strip().rpartition(" ")
-        if kind not in ("1", "2", "3", "4", "5") or not name.strip():
-            raise InputError(
-                f"{file} line {number}: expected a name and a type from 1 to 5, it is {line.strip()[:80]!r}"
-            )
+    for number, line in _list_rows(file, root):
+        *name, kind = line.rsplit(maxsplit=1)
+        if kind not in ("1", "2", "3", "4", "5") or not name:
+            raise InputError(f"{file} line {number}: expected a name and a type from 1 to 5: {line.strip()[:80]!r}")
         types.append(int(kind) - 1)
-        names[int(kind) - 1].append(name.strip())
+        names[int(kind) - 1].append(name[0].strip())
     schema = zip(TYPE_NAMES, names, strict=True)
     return tuple(Attribute(name=name, values=tuple(values)) for name, values in schema), ranked(types)
 
 
-def _list_rows(file: Path) -> list[tuple[int, str]]:
+def _list_rows(file: Path, root: Path) -> list[tuple[int, str]]:
     """The rows of a list_*.txt with their line numbers. Raises InputError if they are not as many as it says."""
-    lines = list(numbered_lines(file))
-    if len(lines) < HEADER or not lines[0][1].strip().isdigit():
+    lines = list(numbered_lines(file, root))
+    if len(lines) < HEADER:
         raise InputError(f"{file}: line 1 should be the number of rows, line 2 the columns' names")
-    said, rows = int(lines[0][1][:30]), lines[HEADER:]
-    if said != len(rows):
-        raise InputError(f"{file}: line 1 says {said:,} rows, the file has {len(rows):,}; is it complete?")
+    rows = lines[HEADER:]
+    check_header(file, lines[0][1], len(rows))
     return rows
 
 
 def _read_coarse(file: Path, request: Request) -> Raw:
     root = request.root
-    schema, meaning = read_schema(_needed(root, "list_attr_cloth.txt", "Anno_coarse"))
+    schema, meaning = read_schema(_needed(root, "list_attr_cloth.txt", COARSE), root)
     source = file.relative_to(root).as_posix()
-    advance = request.progress(f"{source} read, bytes", file.stat().st_size)
-    marks = read_marks(file, source, len(meaning), advance)
+    advance = request.progress(f"{source} read, bytes", annotation_file(file, root).stat().st_size)
+    marks = read_marks(file, root, len(meaning), advance)
     paths = pd.Series(marks.paths, dtype="str")
     of_column = np.array(meaning, np.int64).reshape(-1, 2)
     rows = pd.DataFrame(
@@ -183,15 +203,16 @@ def _read_coarse(file: Path, request: Request) -> Raw:
     rejects = marks.rejects + [
         Reject(source, int(marks.lines[i]), "no_value", f"{marks.paths[i]}: no attribute is 1") for i in unmarked
     ]
+    filled = {source: len(marks.lines) + len(marks.rejects)}
     if request.categories:
         categories, listed, refused = _read_categories(root, set(marks.paths))
         schema += (categories,)
         rows = pd.concat([rows, listed.assign(attribute=len(schema) - 1)], ignore_index=True)
         rejects += refused
-    rows_in = len(rows) + len(rejects)
+    rows_in = counted(rows, rejects, filled)
     partition = _find(root, "list_eval_partition.txt", "Eval")
     if partition:
-        rows, refused = _with_partition(rows, partition)
+        rows, refused = _with_partition(rows, partition, root)
         rejects += refused
     else:
         rows = rows.assign(split="")
@@ -201,61 +222,70 @@ def _read_coarse(file: Path, request: Request) -> Raw:
         rejects,
         rows_in=rows_in,
         several_values=True,
-        boxes=_boxes(request),
     )
     return Raw(settled(annotation), has_splits=partition is not None)
 
 
-def _with_partition(rows: pd.DataFrame, file: Path) -> tuple[pd.DataFrame, list[Reject]]:
+def _with_partition(rows: pd.DataFrame, file: Path, root: Path) -> tuple[pd.DataFrame, list[Reject]]:
     """Rows with their image's split; those of images without one are rejected."""
     split_of: dict[str, str] = {}
-    for number, line in _list_rows(file):
-        path, _, name = line.strip().rpartition(" ")
-        if name not in SPLIT_OF or split_of.setdefault(path.strip(), SPLIT_OF[name]) != SPLIT_OF[name]:
+    for number, line in _list_rows(file, root):
+        *path, name = line.rsplit(maxsplit=1)
+        if name not in SPLIT_OF or not path:
             raise InputError(f"{file} line {number}: expected a path and train, val or test: {line.strip()[:80]!r}")
+        if split_of.setdefault(path[0].strip(), SPLIT_OF[name]) != SPLIT_OF[name]:
+            raise InputError(f"{file} line {number}: {path[0].strip()[:80]!r} is in another split further up")
     rows = rows.assign(split=rows["path"].map(split_of))
     without = rows["split"].isna()
-    rejects = rejected(rows[without], "no_partition", "{path}: no split given")
-    return rows[~without], rejects
+    return rows[~without], rejected(rows[without], "no_partition", "{path}: no split given")
 
 
 def _read_categories(root: Path, paths: set[str]) -> tuple[Attribute, pd.DataFrame, list[Reject]]:
-    """The clothing category of every image of `paths` as one more attribute."""
-    names = []
-    for _, line in _list_rows(_needed(root, "list_category_cloth.txt", "Anno_coarse")):
-        names.append(line.split()[0])
-    file = _needed(root, "list_category_img.txt", "Anno_coarse")
+    """The clothing category of every image of `paths` as one more attribute; an image has one."""
+    cloth = _needed(root, "list_category_cloth.txt", COARSE)
+    names = [line.split()[0] for _, line in _list_rows(cloth, root)]
+    file = _needed(root, "list_category_img.txt", COARSE)
     source = file.relative_to(root).as_posix()
-    rows, rejects = [], []
-    for number, line in _list_rows(file):
-        path, _, said = line.strip().rpartition(" ")
+    rows: list[tuple[str, int, int]] = []
+    rejects: list[Reject] = []
+    first: dict[str, int] = {}
+    filled = 0
+    for number, line in _list_rows(file, root):
+        filled += 1
+        *path, said = line.rsplit(maxsplit=1)
         category = integers(said)
-        if not category:
+        if not category or not path:
             rejects.append(bad_line(source, number, line))
         elif not 1 <= category[0] <= len(names):
-            detail = f"{path.strip()}: category {said[:40]} of {len(names)}"
+            detail = f"{path[0].strip()}: category {said[:40]} of {len(names)}"
             rejects.append(Reject(source, number, "value_out_of_range", detail))
-        elif path.strip() in paths:
-            rows.append((path.strip(), category[0] - 1, number))
+        elif (image := path[0].strip()) not in paths:
+            rejects.append(Reject(source, number, "no_label", f"{image}: not in list_attr_img.txt"))
+        elif first.setdefault(image, category[0]) != category[0]:
+            detail = f"{image}: category {category[0]}, but {first[image]} further up"
+            rejects.append(Reject(source, number, "labels_disagree", detail))
         else:
-            rejects.append(Reject(source, number, "no_label", f"{path.strip()}: not in list_attr_img.txt"))
+            rows.append((image, category[0] - 1, number))
     frame = pd.DataFrame(rows, columns=["path", "value", "line"]).assign(source=source, role="")
+    counted(frame, rejects, {source: filled})
     return Attribute(name="category", values=tuple(names)), frame, rejects
 
 
-def _boxes(request: Request) -> pd.DataFrame | None:
-    """list_bbox.txt, if pictures are to be cropped. A line that cannot be read leaves its picture without a box."""
-    if not request.crop_boxes:
-        return None
-    file = _needed(request.root, "list_bbox.txt", "Anno_coarse")
+def _read_boxes(root: Path) -> pd.DataFrame:
+    """list_bbox.txt: path, x0, y0, x1, y1 in pixels. Raises InputError for a line that is not that."""
+    file = _needed(root, "list_bbox.txt", COARSE)
     rows = []
-    for number, line in _list_rows(file):
+    for number, line in _list_rows(file, root):
         path, *numbers = line.rsplit(maxsplit=4)
-        corners = integers(" ".join(numbers))
-        if corners is None or len(corners) != 4:
-            raise InputError(f"{file} line {number}: expected a path and x1 y1 x2 y2, it is {line.strip()[:80]!r}")
-        rows.append((path.strip(), *map(float, corners)))
+        rows.append((path.strip(), *_corners(" ".join(numbers), file, number)))
     return _box_frame(rows)
+
+
+def _corners(text: str, file: Path, number: int) -> list[float]:
+    corners = integers(text)
+    if corners is None or len(corners) != 4 or max(map(abs, corners)) > LARGEST_EDGE:
+        raise InputError(f"{file} line {number}: expected the corners x1 y1 x2 y2, it is {text[:80]!r}")
+    return [float(corner) for corner in corners]
 
 
 def _box_frame(rows: list[tuple]) -> pd.DataFrame:
@@ -269,14 +299,17 @@ def _read_fine(folder: Path, request: Request) -> Raw:
     rows: list[tuple] = []
     rejects: list[Reject] = []
     boxes: list[tuple] = []
+    filled: Counter[str] = Counter()
     if request.categories:
         raise InputError("--categories goes with --annotation coarse")
     for part, split in SPLIT_OF.items():
         paths = _aligned(folder / f"{part}.txt", None)
         if request.crop_boxes:
-            corners = _numbers(_aligned(folder / f"{part}_bbox.txt", len(paths)), folder / f"{part}_bbox.txt", 4)
-            boxes += [(path, *map(float, box)) for path, box in zip(paths, corners, strict=True)]
+            file = folder / f"{part}_bbox.txt"
+            lines = zip(paths, _aligned(file, len(paths)), strict=True)
+            boxes += [(path, *_corners(line, file, n)) for n, (path, line) in enumerate(lines, start=1)]
         source = f"{folder.name}/{part}_attr.txt"
+        filled[source] = len(paths)
         for number, line in enumerate(_aligned(folder / f"{part}_attr.txt", len(paths)), start=1):
             path, marks = paths[number - 1], integers(line)
             if marks is None or len(marks) != len(of_column) or set(marks) - {0, 1}:
@@ -291,7 +324,7 @@ def _read_fine(folder: Path, request: Request) -> Raw:
         schema,
         frame,
         rejects,
-        rows_in=len(frame) + len(rejects),
+        rows_in=counted(frame, rejects, filled),
         several_values=True,
         boxes=_box_frame(boxes) if request.crop_boxes else None,
     )
@@ -300,51 +333,9 @@ def _read_fine(folder: Path, request: Request) -> Raw:
 
 def _aligned(file: Path, rows: int | None) -> list[str]:
     """The lines of a headerless file. Raises InputError if they are not as many as `rows`: none could be trusted."""
-    lines = [line.strip() for line in read_lines(file)]
+    lines = [line.strip() for line in read_lines(file, file.parent)]
     while lines and not lines[-1]:
         lines.pop()
     if rows is not None and len(lines) != rows:
         raise InputError(f"{file}: {len(lines):,} lines, but {rows:,} images; is it complete?")
     return lines
-
-
-def _numbers(lines: list[str], file: Path, count: int) -> list[list[int]]:
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        read = integers(line) if len(line) <= LONGEST_LINE else None
-        if read is None or len(read) != count:
-            raise InputError(f"{file} line {number}: expected {count} integers, it is {line[:80]!r}")
-        rows.append(read)
-    return rows
-
-
-def write_raw(root: Path, rows: pd.DataFrame, schema: Sequence[Attribute], meaning: list[GlobalValue]) -> None:
-    """Write labels as the raw coarse annotation, and their splits as list_eval_partition.txt."""
-    names = [schema[pair.attribute].values[pair.value] for pair in meaning]
-    kinds = [f"{name:40} {pair.attribute + 1}" for name, pair in zip(names, meaning, strict=True)]
-    _write_list(root / "Anno_coarse/list_attr_cloth.txt", "attribute_name  attribute_type", kinds)
-    row_of = {pair: row for row, pair in enumerate(meaning)}
-    images, paths = pd.factorize(rows["path"])
-    pairs = zip(rows["attribute"], rows["value"], strict=True)
-    marks = np.full((len(paths), len(meaning)), "-1", dtype="<U2")
-    marks[images, [row_of[GlobalValue(*pair)] for pair in pairs]] = " 1"
-    lines = [f"{path:70} {' '.join(of_image)}" for path, of_image in zip(paths, marks, strict=True)]
-    _write_list(root / "Anno_coarse/list_attr_img.txt", "image_name  attribute_labels", lines)
-    short = {split: name for name, split in SPLIT_OF.items()}
-    split_of = rows.drop_duplicates("path").set_index("path")["split"]
-    partition = [f"{path:70} {short[split]}" for path, split in split_of.items()]
-    _write_list(root / "Eval/list_eval_partition.txt", "image_name  evaluation_status", partition)
-
-
-def write_boxes(root: Path, drawn: Sequence[tuple[str, str, tuple[float, ...]]], size: int) -> None:
-    """Write list_bbox.txt from (path, attribute, region): around all regions of a picture of `size` pixels."""
-    regions = pd.DataFrame([(path, *region) for path, _, region in drawn], columns=["path", "x0", "y0", "x1", "y1"])
-    edges = regions.groupby("path", sort=False).agg({"x0": "min", "y0": "min", "x1": "max", "y1": "max"})
-    pixels = (edges * size).round().astype(int)
-    lines = [f"{path:70} {' '.join(f'{edge:03d}' for edge in box)}" for path, *box in pixels.itertuples()]
-    _write_list(root / "Anno_coarse/list_bbox.txt", "image_name  x_1  y_1  x_2  y_2", lines)
-
-
-def _write_list(file: Path, columns: str, lines: Sequence[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join([str(len(lines)), columns, *lines, ""]), encoding="utf-8")

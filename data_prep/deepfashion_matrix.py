@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.annotation import SHOWN, Reject
-from data_prep.errors import InputError
+from data_prep.text_files import HEADER, LONGEST_PATH, annotation_file, check_header
 
 BLOCK = 8_000_000  # bytes
 LONGEST = 1_000_000
 """Bytes of one line; a real one has about 4,000."""
-HEADER = 2  # lines: the number of rows, the columns' names
 MINUS, ZERO, ONE = (ord(letter) for letter in "-01")
 TAB, SPACE = ord("\t"), ord(" ")
 
@@ -37,8 +36,12 @@ class Marks:
     rejects: list[Reject]
 
 
-def read_marks(file: Path, source: str, n_columns: int, advance: Callable[[int], None] = lambda read: None) -> Marks:
-    """Read the whole file; `advance` is told of every block's bytes. Raises InputError for a file that is not one."""
+def read_marks(file: Path, root: Path, n_columns: int, advance: Callable[[int], None] = lambda read: None) -> Marks:
+    """Read the whole file; `advance` is told of every block's bytes.
+
+    Raises InputError for a file that has another number of rows than it says, or is not inside `root`.
+    """
+    source = annotation_file(file, root).relative_to(root).as_posix()
     marks = Marks([], np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int16), [])
     images, columns, numbers = [], [], []
     line = HEADER + 1
@@ -52,22 +55,13 @@ def read_marks(file: Path, source: str, n_columns: int, advance: Callable[[int],
         line += block.count(b"\n")
     if images:
         marks.image, marks.column, marks.lines = (np.concatenate(parts) for parts in (images, columns, numbers))
-    _check_count(file, line - HEADER - 1)
+    with file.open("rb") as stream:
+        check_header(file, stream.readline(100).decode(errors="replace"), len(marks.paths) + len(marks.rejects))
     return marks
 
 
-def _check_count(file: Path, rows: int) -> None:
-    """The first line says how many rows follow: an interrupted download shows."""
-    with file.open("rb") as stream:
-        first = stream.readline(100).strip()
-    if not first.isdigit():
-        raise InputError(f"{file}: line 1 should be the number of rows, it is {first[:40]!r}")
-    if int(first) != rows:
-        raise InputError(f"{file}: line 1 says {int(first):,} rows, the file has {rows:,}; is it complete?")
-
-
 def _blocks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
-    """Blocks of whole lines after the header. A line beyond all measure is cut to its first LONGEST bytes."""
+    """Blocks of whole lines after the header. Of a line beyond all measure only the beginning is given, spoilt."""
     with file.open("rb") as stream:
         for _ in range(HEADER):
             stream.readline(LONGEST)
@@ -84,7 +78,7 @@ def _blocks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
             if end:
                 yield whole + end
             if len(rest) > LONGEST:
-                rest, cutting = rest[:LONGEST], True
+                rest, cutting = b"too long: " + rest[:SHOWN], True
         if rest:
             yield rest + b"\n"
 
@@ -125,7 +119,7 @@ def _parse(block: bytes, first_line: int, source: str, n_columns: int) -> Marks:
     fits = good[line] & (column >= 0)
     number = np.cumsum(good) - 1
     return Marks(
-        paths=[_path(block, begin[i]) for i in np.flatnonzero(good)],
+        paths=_paths(block, np.flatnonzero(start)[before[good]]),
         lines=np.flatnonzero(good) + first_line,
         image=number[line[fits]].astype(np.int32),
         column=column[fits].astype(np.int16),
@@ -136,9 +130,10 @@ def _parse(block: bytes, first_line: int, source: str, n_columns: int) -> Marks:
     )
 
 
-def _path(block: bytes, begin: int) -> str:
-    # A path is much shorter than this; one that is not will be found missing.
-    return block[begin : begin + 1_000].split(None, 1)[0].decode("utf-8", errors="replace")
+def _paths(block: bytes, begin: np.ndarray) -> list[str]:
+    """The words that begin there. A path is much shorter than this; one that is not will be found missing."""
+    words = (block[i : i + LONGEST_PATH].split(None, 1)[0] for i in begin.tolist())
+    return [word.decode("utf-8", errors="replace") for word in words]
 
 
 def _shown(block: bytes, begin: int, end: int) -> str:

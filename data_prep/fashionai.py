@@ -7,27 +7,19 @@ The string has one letter for each value: exactly one `y`, whose place is the va
 
 from __future__ import annotations
 
-import csv
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from data_prep.annotation import (
-    LONGEST_LINE,
-    Annotation,
-    Reject,
-    Row,
-    bad_line,
-    frame_of,
-    numbered_lines,
-    reconcile,
-    settled,
-)
-from data_prep.asen_split import assign_splits, find_split_files, read_split_files, required_split_files
+from data_prep.annotation import Annotation, Reject, Row, bad_line, counted, frame_of, reconcile, settled
+from data_prep.asen_split import assign_splits, find_split_files, read_split_files
 from data_prep.errors import InputError
 from data_prep.fashionai_vocabulary import ATTRIBUTES
 from data_prep.request import Request
 from data_prep.tables import Attribute
+from data_prep.text_files import LONGEST_LINE, LONGEST_PATH, is_dir, is_file, numbered_lines
 
 NAME = "FashionAI"
 SCHEMA = tuple(Attribute(name=name, values=values) for name, values in ATTRIBUTES.items())
@@ -42,8 +34,8 @@ def read(request: Request) -> Annotation:
     Without, one is made in ASEN's proportions from the seed.
     """
     root = request.root
+    splits = find_split_files(request, NAME)
     raw = read_raw(root)
-    splits = required_split_files(request.split_files, NAME) or find_split_files(root, NAME)
     if splits:
         split = read_split_files(splits, SCHEMA)
         _align(split.rows, raw.rows, root)
@@ -56,27 +48,34 @@ def read(request: Request) -> Annotation:
             f"{root}: not FashionAI's layout (no {LABEL_FILE} in or below it, no filenames_*.txt; "
             "give --split-files if they lie elsewhere)"
         )
-    raw.rows = assign_splits(raw.rows, request.seed)
-    return raw
+    return replace(raw, rows=assign_splits(raw.rows, request.seed))
 
 
 def read_raw(root: Path) -> Annotation:
     """Read every `Annotations/label.csv` in or below `root`."""
     rows: list[Row] = []
     rejects: list[Reject] = []
+    filled: Counter[str] = Counter()
     for file in sorted(root.rglob(LABEL_FILE)):
         folder = file.parent.parent.relative_to(root).as_posix()
         prefix = "" if folder == "." else f"{folder}/"
         source = file.relative_to(root).as_posix()
-        for number, line in numbered_lines(file):
+        for number, line in numbered_lines(file, root):
+            filled[source] += 1
             read = _read_line(line, prefix, source, number)
             (rows if isinstance(read, Row) else rejects).append(read)  # type: ignore[arg-type]
-    return settled(Annotation(SCHEMA, frame_of(rows), rejects, rows_in=len(rows) + len(rejects)))
+    labels = frame_of(rows)
+    return settled(Annotation(SCHEMA, labels, rejects, rows_in=counted(labels, rejects, filled)))
 
 
 def _read_line(line: str, prefix: str, source: str, number: int) -> Row | Reject:
     parts = line.split(",", 3)
-    if len(line) > LONGEST_LINE or len(parts) != 3 or not parts[0] or set(parts[2]) - set("ynm"):
+    if (
+        len(line) > LONGEST_LINE
+        or len(parts) != 3
+        or not 0 < len(parts[0]) <= LONGEST_PATH
+        or set(parts[2]) - set("ynm")
+    ):
         return bad_line(source, number, line)
     path, key, marks = parts
     if key not in _INDEX:
@@ -102,11 +101,11 @@ def _align(split: pd.DataFrame, raw: pd.DataFrame, root: Path) -> None:
     places = places[~places["tail"].duplicated(keep=False)]
     raw_path_of = dict(zip(places["tail"], places["path"], strict=True))
     top = split["path"].str.partition("/")[0]
-    is_there = {name: (root / name).is_dir() for name in top.unique()}
+    is_there = {name: is_dir(root / name) for name in top.unique()}
     same: dict[str, str] = {}
     for path, tail, folder in zip(split["path"], _tail(split["path"]), top, strict=True):
         other = raw_path_of.get(tail, path)
-        old, new = (path, other) if not is_there[folder] and (root / other).is_file() else (other, path)
+        old, new = (path, other) if not is_there[folder] and is_file(root / other) else (other, path)
         same[old] = new
     for rows in (split, raw):
         rows["path"] = pd.Series([same.get(path, path) for path in rows["path"]], index=rows.index, dtype="str")
@@ -114,18 +113,3 @@ def _align(split: pd.DataFrame, raw: pd.DataFrame, root: Path) -> None:
 
 def _tail(paths: pd.Series) -> pd.Series:
     return paths.str.rsplit("/", n=2).str[-2:].str.join("/")
-
-
-def write_raw(root: Path, rows: pd.DataFrame) -> None:
-    """Write rows as raw `label.csv` files, one for each folder that holds an `Images/` of theirs."""
-    lines: dict[Path, list[tuple[str, str, str]]] = {}
-    for path, number, value in zip(rows["path"], rows["attribute"], rows["value"], strict=True):
-        folder, _, image = path.rpartition("Images/")
-        attribute = SCHEMA[number]
-        marks = "".join("y" if value == other else "n" for other in range(len(attribute.values)))
-        lines.setdefault(root / folder, []).append((f"Images/{image}", f"{attribute.name}_labels", marks))
-    for directory, of_folder in lines.items():
-        file = directory / LABEL_FILE
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", newline="", encoding="utf-8") as out:
-            csv.writer(out, lineterminator="\n").writerows(of_folder)

@@ -11,11 +11,12 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import darn, deepfashion, fashionai, tables, zappos50k
 from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
-from data_prep.errors import InputError, TooManyRejects
+from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.packing import Packing, pack
 from data_prep.progress import Progress, silent
 from data_prep.request import Request
@@ -42,6 +43,7 @@ DRAWN_TRIPLETS, DRAWN_EPOCHS = 100_000, 10
 
 EVALUATION_SHARE = 5
 """Validation and test get one fifth of the training triplets, as UT-Zap50K's lists do (200k : 40k)."""
+NO_TRIPLETS = "no training triplet can be drawn: no attribute has two values, one with two images"
 
 
 def prepare(
@@ -87,11 +89,15 @@ def prepare(
         _check_rejects(read, root, max_rejects)
         images = read.images()
         images.insert(0, "image_id", np.arange(len(images)))
+        # What can be known to fail is found before the long part.
+        regions = _read_regions(root, read)
+        _check_anchors(_numbered(read.rows, images))
         packing = pack(images, root, aside, image_size, seed, progress)
         packed = _without_refused(read, images, packing)
         _check_rejects(packed, root, max_rejects)
-        _write_labels(aside, packed, images.merge(packing.sizes, on="image_id"))
-        _write_regions(aside, root, images, packed)
+        images = images.merge(packing.sizes, on="image_id")
+        _write_labels(aside, packed, images)
+        _write_regions(aside, regions, images)
         drawn = _write_triplets(aside, packed, images, triplets, epochs, seed)
         info = DatasetInfo(
             schema_version=tables.SCHEMA_VERSION,
@@ -100,18 +106,20 @@ def prepare(
             attributes=packed.attributes,
             image_size=image_size,
             seed=seed,
-            images=_per_split(images[images["image_id"].isin(packing.sizes["image_id"])]),
+            images=_per_split(images),
             queries=_per_split(packed.rows[packed.rows["role"] == "query"]),
             candidates=_per_split(packed.rows[packed.rows["role"] == "candidate"]),
             triplets=drawn.per_epoch,
             triplet_epochs=drawn.epochs,
             rows_in=packed.rows_in,
             repeats=packed.repeats,
+            given_triplets=0 if packed.triplets is None else len(packed.triplets),
             rejects=count_reasons(packed.rejects),
             digest=digest_of(aside, packing.sha256),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
         )
+        _check_written(aside, info)
         (aside / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
     return info
 
@@ -183,16 +191,40 @@ def _numbered(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
 
 
-def _write_regions(aside: Storage, root: Path, images: pd.DataFrame, annotation: Annotation) -> None:
-    """Carry over where drawn images say each attribute is; photographs have no such file."""
-    if not (root / DRAWN_REGIONS_FILE).is_file():
-        return
-    regions = pq.read_table(root / DRAWN_REGIONS_FILE).to_pandas()
+def _read_regions(root: Path, annotation: Annotation) -> pd.DataFrame | None:
+    """Where drawn images say each attribute is; photographs have no such file. Raises InputError for a damaged one."""
+    file = root / DRAWN_REGIONS_FILE
+    if not file.is_file():
+        return None
     index = {attribute.name: i for i, attribute in enumerate(annotation.attributes)}
-    regions["attribute"] = regions["attribute"].map(index)
-    regions = regions.merge(images[["path", "image_id"]], on="path")
-    regions = regions.sort_values(["image_id", "attribute"])
-    write_table(aside / REGIONS_FILE, {n: regions[n] for n in tables.REGIONS.names}, tables.REGIONS)
+    try:
+        regions = pq.read_table(file, columns=["path", "attribute", "x0", "y0", "x1", "y1"]).to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{file}: is damaged; draw the dataset again, or delete this file") from error
+    return regions[regions["attribute"].isin(list(index))].assign(attribute=lambda rows: rows["attribute"].map(index))
+
+
+def _write_regions(aside: Storage, regions: pd.DataFrame | None, images: pd.DataFrame) -> None:
+    if regions is not None:
+        of_images = regions.merge(images[["path", "image_id"]], on="path").sort_values(["image_id", "attribute"])
+        write_table(aside / REGIONS_FILE, {n: of_images[n] for n in tables.REGIONS.names}, tables.REGIONS)
+
+
+def _check_anchors(rows: pd.DataFrame) -> None:
+    """Training labels must give triplets. Raises InputError if they cannot."""
+    labels = rows[rows["split"] == "train"]
+    if len(labels) and not len(TripletSampler(labels).attributes):
+        raise InputError(NO_TRIPLETS)
+
+
+def _check_written(aside: Storage, info: DatasetInfo) -> None:
+    """What the tables' files hold is what came in."""
+    written = info.repeats + info.given_triplets
+    for name in ("labels.parquet", "rejects.parquet"):
+        with (aside / name).open() as file:
+            written += pq.read_metadata(file).num_rows
+    if written != info.rows_in:
+        raise AssertionError(f"{info.rows_in} rows in, but {written} written")
 
 
 @dataclass(frozen=True)
@@ -219,13 +251,13 @@ def _draw(aside: Storage, annotation: Annotation, images: pd.DataFrame, n: int, 
         if labels.empty:
             continue
         sampler = TripletSampler(labels)
-        if split == "train" and not len(sampler.attributes):
-            raise InputError("no training triplet can be drawn: no attribute has two values, one with two images")
         train = split == "train"
+        if train and not len(sampler.attributes):  # too many pictures were refused since _check_anchors
+            raise Resumable(NO_TRIPLETS)
         for epoch in range(epochs if train else 1):
             drawn = sampler.sample(n if train else max(1, n // EVALUATION_SHARE), [seed, number, epoch])
             write_table(_triplet_file(aside, split, epoch), drawn.columns(), tables.TRIPLETS)
-    return _Written(n, epochs)
+    return _Written(n, epochs) if (rows["split"] == "train").any() else _Written(0, 0)
 
 
 def _deal_out(
@@ -234,7 +266,7 @@ def _deal_out(
     """The dataset's own triplets, shuffled: `n` (or all) for each training epoch, going round where they run out."""
     number = images.set_index("path")["image_id"]
     rng = np.random.default_rng(seed)
-    per_epoch = n or 0
+    per_epoch = 0
     for split in SPLITS:
         of_split = given[given["split"] == split]
         if of_split.empty:
@@ -249,7 +281,7 @@ def _deal_out(
             turn = order[np.arange(epoch * count, (epoch + 1) * count) % len(order)]
             part = {name: column[turn] for name, column in columns.items()}
             write_table(_triplet_file(aside, split, epoch), part, tables.TRIPLETS)
-    return _Written(per_epoch, epochs)
+    return _Written(per_epoch, epochs if per_epoch else 0)
 
 
 def _triplet_file(aside: Storage, split: str, epoch: int) -> Storage:

@@ -18,13 +18,20 @@ import pandas as pd
 
 from data_prep import darn, deepfashion, fashionai, zappos50k
 from data_prep.annotation import Row, frame_of
-from data_prep.asen_split import assign_splits, find_split_files, ranked, read_split_files, write_split_files
+from data_prep.asen_split import assign_splits, has_split_files, named_split_files, ranked, read_split_files
 from data_prep.catalogue_vocabulary import DEEPFASHION
 from data_prep.errors import InputError
 from data_prep.fashionai_vocabulary import ATTRIBUTES
 from data_prep.garments import Drawing, Region, draw, draw_catalogue
 from data_prep.shoes import SHOE_VALUES, draw_shoe
 from data_prep.tables import Attribute
+from data_prep.writers import (
+    write_boxes,
+    write_deepfashion,
+    write_fashionai,
+    write_split_files,
+    write_zappos50k,
+)
 
 MOST_VALUES = 8
 """Of one attribute, that a drawing can show."""
@@ -68,7 +75,7 @@ def layout_of(name: str) -> SampleLayout:
             _make_deepfashion,
             partial(_copy_split, deepfashion.NAME, deepfashion.UNNAMED, True),
             partial(_draw_catalogue, "deepfashion"),
-            deepfashion.write_boxes,
+            write_boxes,
         ),
         "zappos50k": SampleLayout(_make_zappos50k, _copy_zappos50k, _draw_shoe),
         "darn": SampleLayout(
@@ -111,9 +118,7 @@ def _copy_split(
     name: str, attributes: Sequence[Attribute], several_values: bool, existing: Path, aside: Path
 ) -> list[Sketch]:
     """ASEN's split files of the dataset `name`."""
-    splits = find_split_files(existing, name)
-    if not splits:
-        raise InputError(f"{existing}: no filenames_train.txt, filenames_valid.txt or filenames_test.txt")
+    splits = named_split_files(existing, name)
     annotation = read_split_files(splits, tuple(attributes), several_values=several_values)
     sketches = _sketches(annotation.rows, attributes)
     _copy_files(splits.glob("*.txt"), splits, aside)
@@ -137,20 +142,21 @@ def _make_fashionai(images: int, seed: int, aside: Path) -> list[Sketch]:
         rows.append(Row(path, attribute, value, "", "", "", number + 1))
     order = np.random.default_rng(seed).permutation(len(rows))  # values must not follow file order
     table = assign_splits(frame_of(rows[i] for i in order), seed)
-    fashionai.write_raw(aside, table)
+    write_fashionai(aside, table)
     write_split_files(aside, table)
     return _sketches(table, fashionai.SCHEMA)
 
 
 def _copy_fashionai(existing: Path, aside: Path) -> list[Sketch]:
-    if find_split_files(existing, fashionai.NAME):
+    raw = fashionai.read_raw(existing).rows
+    if any(has_split_files(folder) for folder in (existing, existing / fashionai.NAME)):
         sketches = _copy_split(fashionai.NAME, fashionai.SCHEMA, False, existing, aside)
-        fashionai.write_raw(aside, read_split_files(aside, fashionai.SCHEMA).rows)
-        return sketches
-    rows = fashionai.read_raw(existing).rows
-    if rows.empty:
+        if raw.empty:
+            write_fashionai(aside, read_split_files(aside, fashionai.SCHEMA).rows)
+    elif raw.empty:
         raise InputError(f"{existing}: neither split files nor a {fashionai.LABEL_FILE} with readable rows")
-    sketches = _sketches(rows, fashionai.SCHEMA)
+    else:
+        sketches = _sketches(raw, fashionai.SCHEMA)
     _copy_files(existing.rglob(fashionai.LABEL_FILE), existing, aside)
     return sketches
 
@@ -196,7 +202,7 @@ def _make_deepfashion(images: int, seed: int, aside: Path) -> list[Sketch]:
         for line, (image, attribute, value) in enumerate(labels, start=1)
     )
     rows = assign_splits(rows, seed)
-    deepfashion.write_raw(aside, rows, schema, meaning)
+    write_deepfashion(aside, rows, schema, meaning)
     write_split_files(aside, rows, meaning)
     return _sketches(rows, schema)
 
@@ -240,7 +246,7 @@ def _make_zappos50k(images: int, seed: int, aside: Path) -> list[Sketch]:
         path = f"{zappos50k.IMAGE_FOLDERS[0]}/{category}/Drawn/{brand}/{7_000_000 + number}.{number % 1000}.jpg"
         rows += [Row(path, attribute, value, "", "", "", number + 1) for attribute, value in enumerate(values)]
     table = assign_splits(frame_of(rows), seed)
-    zappos50k.write_raw(aside, table, SHOE_ATTRIBUTES, seed)
+    write_zappos50k(aside, table, SHOE_ATTRIBUTES, seed)
     return _sketches(table, SHOE_ATTRIBUTES)
 
 

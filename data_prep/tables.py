@@ -90,6 +90,8 @@ class DatasetInfo(BaseModel):
     """Annotation rows read; each became a label (or a given triplet), a repeat or a row of `rejects.parquet`."""
     repeats: int = 0
     """Rows that only say again what another one says."""
+    given_triplets: int = 0
+    """Triplets that the dataset gives ready-made."""
     rejects: dict[str, int]
     """Rejected rows per reason."""
     digest: str

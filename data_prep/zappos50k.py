@@ -13,24 +13,24 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from data_prep.annotation import (
-    LONGEST_LINE,
     SHOWN,
+    SPLIT_OF,
     TRIPLET_COLUMNS,
     Annotation,
     Reject,
     Row,
     bad_line,
+    counted,
     frame_of,
-    integers,
-    numbered_lines,
-    read_lines,
     rejected,
     settled,
 )
@@ -38,11 +38,10 @@ from data_prep.asen_split import assign_splits
 from data_prep.errors import InputError
 from data_prep.request import Request
 from data_prep.tables import SPLITS, Attribute
-from data_prep.triplets import TripletSampler
+from data_prep.text_files import LONGEST_LINE, LONGEST_PATH, integers, is_file, numbered_lines, read_lines
 
 CONDITIONS = {"class": "Category", "closure": "Closure", "gender": "Gender", "heel": "HeelHeight"}
 """The four conditions (our attributes), and the column of meta-data.csv that each is."""
-LIST_OF = {"train": "train", "valid": "val", "test": "test"}
 IMAGE_FOLDERS = ("ut-zap50k-images", "ut-zap50k-images-square")
 SEPARATOR = ";"
 """Between the values of a cell that has several."""
@@ -63,8 +62,7 @@ def read(request: Request) -> Annotation:
             "below it; give --split-files if the lists lie elsewhere)"
         )
     annotation = read_table(table, request.root)
-    annotation.rows = assign_splits(annotation.rows, request.seed)
-    return annotation
+    return replace(annotation, rows=assign_splits(annotation.rows, request.seed))
 
 
 def lists_below(folder: Path) -> Path | None:
@@ -75,20 +73,23 @@ def lists_below(folder: Path) -> Path | None:
 
 def read_lists(folder: Path, root: Path) -> Annotation:
     """All triplets of all lists. An image belongs to the first split that uses it; a triplet across splits is bad."""
-    names = [name.strip() for name in read_lines(folder / "filenames.json")]
-    paths = _paths(names, root)
+    paths = _paths([name.strip() for name in read_lines(folder / "filenames.json", folder)], root)
+    # A file that is listed twice is one image.
+    image_of, images = pd.factorize(pd.Series(paths, dtype="str"))
     columns: dict[str, list] = {name: [] for name in TRIPLET_COLUMNS}
     rejects: list[Reject] = []
     attributes = tuple(Attribute(name=name, values=()) for name in CONDITIONS)
+    filled: Counter[str] = Counter()
     found = False
-    for split, part in LIST_OF.items():
+    for part, split in SPLIT_OF.items():
         for attribute, condition in enumerate(CONDITIONS):
             file = folder / "tripletlists" / f"{condition}_tripletlist_{part}.txt"
             if not file.is_file():
                 continue
             found = True
-            for number, line in numbered_lines(file):
-                read = _read_triplet(line, paths, file.name, number)
+            for number, line in numbered_lines(file, folder):
+                filled[file.name] += 1
+                read = _read_triplet(line, paths, image_of, file.name, number)
                 if isinstance(read, Reject):
                     rejects.append(read)
                     continue
@@ -98,27 +99,32 @@ def read_lists(folder: Path, root: Path) -> Annotation:
     if not found:
         raise InputError(f"{folder / 'tripletlists'}: none of its files is a CONDITION_tripletlist_SPLIT.txt")
     triplets = pd.DataFrame(columns).astype({"attribute": "int16", "line": "int64"})
-    rows_in = len(triplets) + len(rejects)
-    triplets, refused = _within_splits(triplets, paths)
+    rows_in = counted(triplets, rejects, filled)
+    triplets, refused = _within_splits(triplets, images.to_numpy(object))
     for name in TRIPLET_COLUMNS[:3]:
-        triplets[name] = pd.Series(np.array(paths, object)[triplets[name].to_numpy(int)], dtype="str")
+        triplets[name] = images.take(triplets[name].to_numpy(int))
+    triplets = triplets.astype(dict.fromkeys(TRIPLET_COLUMNS[:3], "str"))
     return Annotation(attributes, rejects=rejects + refused, rows_in=rows_in, triplets=triplets)
 
 
-def _read_triplet(line: str, names: list[str], source: str, number: int) -> tuple[int, int, int] | Reject:
+def _read_triplet(
+    line: str, paths: list[str], image_of: np.ndarray, source: str, number: int
+) -> tuple[int, int, int] | Reject:
     """Anchor, positive and negative: the lists put the far one, the negative, before the close one."""
     numbers = integers(line)
     if numbers is None or len(numbers) != 3:
         return bad_line(source, number, line)
-    if not all(0 <= index < len(names) for index in numbers):
-        return Reject(source, number, "index_out_of_range", f"{line.strip()[:80]}: {len(names)} file names")
-    if len(set(numbers)) < 3:
+    if not all(0 <= index < len(paths) for index in numbers):
+        return Reject(source, number, "index_out_of_range", f"{line.strip()[:80]}: {len(paths)} file names")
+    if max(len(paths[index]) for index in numbers) > LONGEST_PATH:
+        return Reject(source, number, "bad_line", f"{line.strip()}: a file name has too many characters")
+    anchor, far, close = image_of[numbers].tolist()
+    if len({anchor, far, close}) < 3:
         return Reject(source, number, "same_image_twice", line.strip())
-    anchor, far, close = numbers
     return anchor, close, far
 
 
-def _within_splits(triplets: pd.DataFrame, paths: list[str]) -> tuple[pd.DataFrame, list[Reject]]:
+def _within_splits(triplets: pd.DataFrame, paths: np.ndarray) -> tuple[pd.DataFrame, list[Reject]]:
     """Reject triplets with an image that an earlier split has: it would be learned from and tested on."""
     rank = triplets["split"].map({split: i for i, split in enumerate(SPLITS)}).to_numpy(int)
     owner = np.full(len(paths), len(SPLITS))
@@ -140,10 +146,12 @@ def _paths(names: list[str], root: Path) -> list[str]:
     """
     prefix = next((f"{folder}/" for folder in IMAGE_FOLDERS if (root / folder).is_dir()), "")
     paths = [name if name.startswith(prefix) else prefix + name for name in names]
-    if all((root / path).is_file() for path in paths[:100]):
+    there = [is_file(root / path) for path in paths]
+    if all(there):
         return paths
     actual = {_undotted(path): path for path in _pictures(root)}
-    return [actual.get(_undotted(path), path) for path in paths]
+    found = zip(paths, there, strict=True)
+    return [path if is_there else actual.get(_undotted(path), path) for path, is_there in found]
 
 
 def _undotted(path: str) -> str:
@@ -169,10 +177,15 @@ def read_table(file: Path, root: Path) -> Annotation:
     in which meta-data-bin.csv and some copies write `-` for `.`.
     """
     source = file.relative_to(root).as_posix()
-    path_of = {_cid(Path(path).stem): path for path in _pictures(root)}
+    paths_of: dict[str, list[str]] = {}
+    for path in _pictures(root):
+        paths_of.setdefault(_cid(Path(path).stem), []).append(path)
+    first: dict[str, set[tuple[int, str]]] = {}
+    filled = 0
     cells: list[tuple[str, int, str, int]] = []
     rejects: list[Reject] = []
-    for number, record in _records(file):
+    for number, record in _records(file, root):
+        filled += 1
         if isinstance(record, str):
             rejects.append(bad_line(source, number, record))
             continue
@@ -182,31 +195,42 @@ def read_table(file: Path, root: Path) -> Annotation:
             for value in dict.fromkeys(record[column].split(SEPARATOR))
             if value.strip()
         ]
-        path = path_of.get(_cid(record["CID"]))
-        if path is None:
-            rejects += [Reject(source, number, "missing_image", f"{record['CID'][:SHOWN]}.jpg")] * max(1, len(labels))
+        cid, paths = record["CID"][:SHOWN], paths_of.get(_cid(record["CID"]), [])
+        known = first.setdefault(_cid(record["CID"]), set(labels))
+        if not paths:
+            rejects += [Reject(source, number, "missing_image", f"{cid}.jpg")] * max(1, len(labels))
+        elif len(paths) > 1:
+            detail = f"{cid}: {paths[0]} and {paths[1]}"
+            rejects += [Reject(source, number, "several_images", detail)] * max(1, len(labels))
         elif not labels:
-            rejects.append(
-                Reject(source, number, "no_value", f"{record['CID']}: {', '.join(CONDITIONS.values())} empty")
-            )
+            rejects.append(Reject(source, number, "no_value", f"{cid}: no cell of the four is filled"))
         else:
-            cells += [(path, attribute, value, number) for attribute, value in labels]
+            cells += [
+                (paths[0], attribute, value, number) for attribute, value in labels if (attribute, value) in known
+            ]
+            rejects += [
+                Reject(source, number, "labels_disagree", f"{cid}: {value!r}, but not so in an earlier line")
+                for attribute, value in labels
+                if (attribute, value) not in known
+            ]
     values = [sorted({value for _, a, value, _ in cells if a == attribute}) for attribute in range(len(CONDITIONS))]
+    number_of = [{value: number for number, value in enumerate(of_attribute)} for of_attribute in values]
     rows = frame_of(
-        Row(path, attribute, values[attribute].index(value), "", "", source, number)
+        Row(path, attribute, number_of[attribute][value], "", "", source, number)
         for path, attribute, value, number in cells
     )
     schema = tuple(Attribute(name=name, values=tuple(v)) for name, v in zip(CONDITIONS, values, strict=True))
-    return settled(Annotation(schema, rows, rejects, rows_in=len(rows) + len(rejects), several_values=True))
+    rows_in = counted(rows, rejects, {source: filled})
+    return settled(Annotation(schema, rows, rejects, rows_in=rows_in, several_values=True))
 
 
 def _cid(text: str) -> str:
     return text.strip().replace(".", "-")
 
 
-def _records(file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
+def _records(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     """(line, cells by column name) of every line, or the line itself where it has not as many cells as the header."""
-    lines = read_lines(file)
+    lines = read_lines(file, root)
     header = _cells(lines[0]) if lines else None
     missing = {"CID", *CONDITIONS.values()} - set(header or [])
     if not header or missing:
@@ -226,40 +250,3 @@ def _cells(line: str) -> list[str] | None:
         return next(csv.reader([line], strict=True), None)
     except csv.Error:
         return None
-
-
-COLUMNS = ("CID", "Category", "SubCategory", "HeelHeight", "Insole", "Closure", "Gender", "Material", "ToeStyle")
-LIST_LENGTH = {"train": 4, "valid": 1, "test": 1}
-"""Triplets per image of the split in each condition's list."""
-
-
-def write_raw(root: Path, rows: pd.DataFrame, schema: Sequence[Attribute], seed: int) -> None:
-    """Write labels as meta-data.csv, and triplets drawn from them (within their splits) as CSN's lists."""
-    _write_table(root / "ut-zap50k-data/meta-data.csv", rows, schema)
-    images, paths = pd.factorize(rows["path"])
-    prefix = f"{IMAGE_FOLDERS[0]}/"
-    (root / "filenames.json").write_text("".join(f"{path.removeprefix(prefix)}\n" for path in paths), encoding="utf-8")
-    lists = root / "tripletlists"
-    lists.mkdir()
-    numbered = rows.assign(image_id=images)
-    for number, (split, part) in enumerate(LIST_OF.items()):
-        for attribute, condition in enumerate(CONDITIONS):
-            labels = numbered[(numbered["split"] == split) & (numbered["attribute"] == attribute)]
-            wanted = LIST_LENGTH[split] * labels["image_id"].nunique()
-            drawn = TripletSampler(labels).sample(wanted, [seed, number, attribute])
-            lines = zip(drawn.anchor, drawn.negative, drawn.positive, strict=True)
-            text = "".join(f"{anchor} {far} {close}\n" for anchor, far, close in lines)
-            (lists / f"{condition}_tripletlist_{part}.txt").write_text(text)
-
-
-def _write_table(file: Path, rows: pd.DataFrame, schema: Sequence[Attribute]) -> None:
-    records: dict[str, dict[str, str]] = {}
-    columns = list(CONDITIONS.values())
-    for path, attribute, value in zip(rows["path"], rows["attribute"], rows["value"], strict=True):
-        record = records.setdefault(path, {"CID": _cid(Path(path).stem), "SubCategory": path.split("/")[-3]})
-        record[columns[attribute]] = schema[attribute].values[value]
-    file.parent.mkdir(parents=True)
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(records.values())

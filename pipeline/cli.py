@@ -84,12 +84,12 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
 @click.option("--name", metavar="NAME", help="Names the experiment and the registered model; default: the layout.")
 @click.option(
     "--triplets",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 100_000_000),
     help="Triplets per training epoch.  [default: 100000; all, where the dataset gives them]",
 )
 @click.option(
     "--epochs",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10_000),
     help="Epochs of triplets; longer trainings go round them.  [default: 10; 1, where the dataset gives them]",
 )
 @click.option(
@@ -286,7 +286,8 @@ def _exit_code(command: Callable[[], Any]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    if console := sys.modules.get("pipeline.console"):  # a command that came that far
-        console.close_bars()
-    print(f"agman: {message}", file=sys.stderr)
+    from pipeline.console import close_bars, printable
+
+    close_bars()
+    print(f"agman: {printable(message, longest=2_000)}", file=sys.stderr)
     return code

@@ -17,12 +17,13 @@ import pytest
 from PIL import Image
 
 from data_prep.annotation import Row, frame_of
-from data_prep.asen_split import assign_splits, write_split_files
+from data_prep.asen_split import assign_splits
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.fashionai_vocabulary import ATTRIBUTES
 from data_prep.prepare import prepare
 from data_prep.samples import sample
+from data_prep.writers import write_split_files
 
 if TYPE_CHECKING:  # only the pages' tests need a browser
     from playwright.sync_api import Browser

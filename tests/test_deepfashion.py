@@ -163,7 +163,7 @@ def test_marks_are_those_of_a_plain_reader(
     before = deepfashion_matrix.BLOCK
     deepfashion_matrix.BLOCK = block
     try:
-        marks = deepfashion_matrix.read_marks(file, "x", 3)
+        marks = deepfashion_matrix.read_marks(file, file.parent, 3)
     finally:
         deepfashion_matrix.BLOCK = before
     read = {

@@ -22,6 +22,7 @@ from data_prep.prepare import prepare
 from data_prep.request import Request
 from data_prep.samples import sample
 from data_prep.tables import Attribute
+from data_prep.writers import COLUMNS, write_deepfashion, write_fashionai
 
 Folder = Callable[[], Path]
 word = st.text("abcdefgh ÄéЖ_-", min_size=1, max_size=10).filter(lambda name: name.strip() == name)
@@ -56,7 +57,7 @@ def test_label_csv(new_folder: Folder, labels: dict[str, tuple[int, int]], maybe
         Row(f"train1/Images/x/{name}.jpg", attribute, value, "", "", "", 0)
         for name, (attribute, value) in labels.items()
     )
-    fashionai.write_raw(root, rows)
+    write_fashionai(root, rows)
     for file in root.rglob("label.csv"):
         text = file.read_text().replace("\n", end)
         file.write_bytes((text.replace("ny", "my") if maybe else text).encode())
@@ -90,7 +91,7 @@ def test_meta_data_csv(
     expected = set()
     with (root / "meta-data.csv").open("w", newline="") as out:
         writer = csv.writer(out, lineterminator=end)
-        writer.writerow(zappos50k.COLUMNS)
+        writer.writerow(COLUMNS)
         for number, values in enumerate(cells):
             path = f"Shoes/X/B/{number}.{number}.jpg"
             (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ def test_meta_data_csv(
 @given(lines=junk)
 def test_junk_in_meta_data_csv(new_folder: Folder, lines: list[bytes]) -> None:
     root = new_folder()
-    (root / "meta-data.csv").write_bytes(b"\n".join([",".join(zappos50k.COLUMNS).encode(), *lines]))
+    (root / "meta-data.csv").write_bytes(b"\n".join([",".join(COLUMNS).encode(), *lines]))
     assert told(zappos50k.read_table(root / "meta-data.csv", root)) == {number + 1 for number in filled(lines)}
 
 
@@ -157,7 +158,7 @@ def test_raw_coarse_files(new_folder: Folder, images: dict[str, list[int]], kind
         for name, columns in images.items()
         for column in columns
     )
-    deepfashion.write_raw(root, rows, schema, meaning)
+    write_deepfashion(root, rows, schema, meaning)
     read = deepfashion.read(Request(root))
     assert list(read.attributes) == schema
     assert read.rejects == []

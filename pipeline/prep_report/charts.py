@@ -42,10 +42,10 @@ class Distribution:
 def distributions(contents: Contents) -> list[Distribution]:
     """A chart for every attribute; one for all conditions where the dataset gave its triplets and has no labels."""
     shown = [_ranks(counts) if len(counts.values) > BARS else _named(counts) for counts in contents.values]
-    if contents.given_triplets:
+    if contents.info.given_triplets:
         names = contents.info.attribute_names
         drawn = _bars("triplets by condition", names, contents.triplets, "triplets")
-        shown.append(Distribution(drawn, [], [], f"{contents.given_triplets:,} triplets were given."))
+        shown.append(Distribution(drawn, [], [], f"{contents.info.given_triplets:,} triplets were given."))
     return shown
 
 

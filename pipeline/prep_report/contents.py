@@ -78,18 +78,13 @@ class Contents:
     rejected: list[Rejected]
 
     @cached_property
-    def given_triplets(self) -> int:
-        """Triplets that the dataset's own lists gave: what is left of the rows that came in."""
-        return self.info.rows_in - sum(self.labels.values()) - self.info.repeats - self.rejects
-
-    @cached_property
     def rejects(self) -> int:
         return sum(self.info.rejects.values())
 
     @property
     def accounting(self) -> str:
         """The equation that holds for every dataset: nothing that came in is lost."""
-        labels, given = sum(self.labels.values()), self.given_triplets
+        labels, given = sum(self.labels.values()), self.info.given_triplets
         parts = [f"{labels:,} labels"] * (labels > 0 or not given)
         parts += [f"{given:,} triplets"] * (given > 0)
         parts += [f"{self.info.repeats:,} repeats of those labels"] * (self.info.repeats > 0)

@@ -1,0 +1,94 @@
+"""Reading annotation files: text whose line ends, encoding and size nobody has checked."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.errors import InputError
+
+LONGEST_LINE = 10_000
+"""Characters. Real lines (but list_attr_img's, which is read elsewhere) have a few hundred."""
+LONGEST_PATH = 1_000
+LARGEST_FILE = 1_000_000_000
+"""Bytes of a file that is read in one piece; real ones have a few million."""
+
+
+def annotation_file(path: Path, root: Path) -> Path:
+    """`path`, if it is a regular file inside `root`. Raises InputError for a link out of it, a pipe or a device.
+
+    A pipe would wait for ever and a device never end; a link could show any file of this machine in a message.
+    """
+    try:
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise InputError(f"{path}: is a link that leaves {root}; put the file itself there")
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not regular:
+        raise InputError(f"{path}: is not a regular file")
+    return path
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_dir(path: Path) -> bool:
+    """As is_file, of a folder."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_lines(path: Path, root: Path) -> list[str]:
+    """The lines of a text file, whatever its line ends (LF, CRLF, lone CR) and with or without a last one.
+
+    Bytes that are not UTF-8 become U+FFFD, so that a damaged line is rejected by name and not fatal. Raises
+    InputError for a file that cannot be read or is not inside `root`.
+    """
+    try:
+        if annotation_file(path, root).stat().st_size > LARGEST_FILE:
+            raise InputError(f"{path}: has more than {LARGEST_FILE:,} bytes; it is no annotation file")
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    *ended, last = text.split("\n")
+    lines = [line for piece in ended for line in piece.rstrip("\r").split("\r")]
+    return lines + (last.removesuffix("\r").split("\r") if last else [])
+
+
+def numbered_lines(path: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """(1-based number, text) of every line that is not blank."""
+    for number, line in enumerate(read_lines(path, root), start=1):
+        if line.strip():
+            yield number, line
+
+
+def integers(line: str) -> list[int] | None:
+    """The integers, between blanks, that a line consists of; None if it has anything else in it."""
+    # int() would also take digits of other scripts and underscores between digits.
+    if len(line) > LONGEST_LINE or "_" in line or not line.isascii():
+        return None
+    try:
+        return [int(number) for number in line.split()]
+    except ValueError:
+        return None
+
+
+HEADER = 2  # lines of DeepFashion's list_*.txt: the number of rows, the columns' names
+
+
+def check_header(file: Path, first: str, rows: int) -> None:
+    """The first line says how many rows follow: an interrupted download shows. Raises InputError."""
+    said = integers(first)
+    if said is None or len(said) != 1:
+        raise InputError(f"{file}: line 1 should be the number of rows, it is {first.strip()[:40]!r}")
+    if said[0] != rows:
+        raise InputError(f"{file}: line 1 says {said[0]:,} rows, the file has {rows:,}; is it complete?")
