@@ -11,9 +11,11 @@ from conftest import records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep import darn
 from data_prep.annotation import Row, count_reasons, frame_of
 from data_prep.asen_split import GlobalValue, assign_roles, assign_splits, ranked, read_split_files
 from data_prep.errors import InputError
+from data_prep.request import Request
 from data_prep.tables import Attribute
 from data_prep.writers import write_split_files
 
@@ -77,6 +79,34 @@ def test_a_stray_global_value_is_rejected_and_spoils_nothing_else(tmp_path: Path
     assert count_reasons(annotation.rejects) == {"value_out_of_range": 2, "unknown_attribute": 1}
     assert {reject.line for reject in annotation.rejects} == {5}
     assert len(annotation.rows) == 6
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "-99999999999999999999", "5", "-1"])
+@pytest.mark.parametrize("file", ["label_valid", "query_valid", "candidate_valid"])
+def test_huge_and_negative_numbers_in_every_file(tmp_path: Path, file: str, number: str) -> None:
+    for line in (f"1 1 {number}", f"1 {number} 1", f"{number} 1 1"):
+        files = DEEPFASHION_TRAPS | {file: DEEPFASHION_TRAPS[file].rstrip() + f"\n{line}\n"}
+        annotation = read_split_files(write(tmp_path, **files), SCHEMA, several_values=True, global_values=GLOBAL)
+        (reject,) = annotation.rejects
+        assert reject.source == f"{file}.txt"
+        assert reject.reason in ("value_out_of_range", "unknown_attribute", "index_out_of_range")
+        assert len(annotation.rows) == 6
+
+
+def test_a_file_name_beyond_all_measure_costs_nothing(tmp_path: Path) -> None:
+    labels = "0 0 1\n" * 300 + "1 0 1\n"
+    folder = write(tmp_path, filenames_train="x" * 5_000_000 + "\nb\n", label_train=labels)
+    annotation = read_split_files(folder, SCHEMA)
+    assert annotation.rows["path"].tolist() == ["b"]
+    assert count_reasons(annotation.rejects) == {"bad_line": 300, "no_label": 1}
+    assert sum(len(reject.detail) for reject in annotation.rejects) < 50_000
+
+
+def test_split_files_in_a_subfolder_are_not_guessed_at(tmp_path: Path) -> None:
+    write(tmp_path / "DARN", filenames_train="a\n", label_train="0 0 1\n")
+    with pytest.raises(InputError, match=r"the split files are in DARN/; give --root .*/DARN"):
+        darn.read(Request(tmp_path))
+    assert len(darn.read(Request(tmp_path, split_files=tmp_path)).rows) == 1
 
 
 def test_a_query_that_its_images_labels_do_not_have_is_rejected(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,91 @@ def test_a_bad_coarse_line_is_rejected_with_its_place(coarse: Path, line: str, r
     ]
 
 
+def test_a_line_of_many_megabytes_is_one_bad_line(coarse: Path) -> None:
+    """Cut, whatever its beginning says: even a good beginning."""
+    good_beginning = "img/x.jpg 1 -1 1 -1 0" + " " * 9_000_000 + "junk"
+    many_blanks = " " * 2_000 + "img/y.jpg 1 -1 -1 -1 0"
+    text = IMAGES.replace("4\n", "6\n", 1) + good_beginning + "\n" + many_blanks + "\n"
+    write(coarse, "Anno_coarse/list_attr_img.txt", text)
+    annotation = deepfashion.read(Request(coarse))
+    assert sorted((reject.line, reject.reason) for reject in annotation.rejects) == [
+        (5, "no_value"),
+        (7, "bad_line"),
+        (8, "no_partition"),
+    ]
+    assert all(len(reject.detail) < 300 for reject in annotation.rejects)
+
+
+def test_blank_lines_are_no_rows(coarse: Path) -> None:
+    expected = labels(deepfashion.read(Request(coarse)))
+    write(coarse, "Anno_coarse/list_attr_img.txt", IMAGES + "\n \n")
+    assert labels(deepfashion.read(Request(coarse))) == expected
+    lines = IMAGES.split("\n")
+    write(coarse, "Anno_coarse/list_attr_img.txt", "\n".join([*lines[:3], "", *lines[4:]]))
+    with pytest.raises(InputError, match="says 4 rows, the file has 3"):
+        deepfashion.read(Request(coarse))
+
+
+def test_tabs_are_blanks_in_every_list(coarse: Path) -> None:
+    expected = labels(deepfashion.read(Request(coarse)))
+    for name, text in (("Anno_coarse/list_attr_cloth.txt", CLOTH), ("Eval/list_eval_partition.txt", PARTITION)):
+        head, body = text.split("\n", 2)[:2], text.split("\n", 2)[2]
+        write(coarse, name, "\n".join([*head, re.sub(r" +(\S+)$", r"\t\1\t", body, flags=re.MULTILINE)]))
+    assert labels(deepfashion.read(Request(coarse))) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("Anno_coarse/list_attr_cloth.txt", "name 6"),
+        ("Anno_coarse/list_attr_cloth.txt", "3"),
+        ("Eval/list_eval_partition.txt", "img/a.jpg validation"),
+        ("Eval/list_eval_partition.txt", "test"),
+        ("Eval/list_eval_partition.txt", "img/Dress_A/img_00000001.jpg test"),
+        ("Anno_coarse/list_bbox.txt", "img/a.jpg 1 2 3"),
+        ("Anno_coarse/list_bbox.txt", "img/a.jpg 1 2 3 x"),
+        ("Anno_coarse/list_bbox.txt", f"img/a.jpg 1 2 3 {'9' * 400}"),
+        ("Anno_coarse/list_bbox.txt", "\0\1 \2"),
+    ],
+)
+def test_a_line_that_puts_others_in_doubt_stops_the_job(coarse: Path, file: str, line: str) -> None:
+    write(coarse, "Anno_coarse/list_bbox.txt", "1\nx\nimg/b.jpg 1 2 3 4\n")
+    text = (coarse / file).read_text()
+    count = int(text.split("\n")[0])
+    write(coarse, file, text.replace(f"{count}\n", f"{count + 1}\n", 1) + line + "\n")
+    with pytest.raises(InputError, match=rf"{Path(file).name} line {count + 3}: ") as error:
+        deepfashion.read(Request(coarse, crop_boxes=True))
+    assert "\n" not in str(error.value)
+    write(coarse, file, text.replace(f"{count}\n", "²\n", 1))
+    with pytest.raises(InputError, match="line 1 should be the number of rows"):
+        deepfashion.read(Request(coarse, crop_boxes=True))
+
+
+def test_an_image_without_a_box_is_rejected_where_boxes_are_asked_for(coarse: Path) -> None:
+    write(coarse, "Anno_coarse/list_bbox.txt", "1\nx\nimg/Dress_A/img_00000002.jpg 1 2 3 4\n")
+    annotation = deepfashion.read(Request(coarse, crop_boxes=True))
+    annotation.check()
+    assert set(annotation.rows["path"]) == {"img/Dress_A/img_00000002.jpg"}
+    assert count_reasons(annotation.rejects) == {"bad_box": 6, "no_value": 1}
+
+
+def test_pictures_are_found_where_the_archive_puts_them(coarse: Path) -> None:
+    (coarse / "Img/img").mkdir(parents=True)
+    write(coarse, "Anno_coarse/list_bbox.txt", "1\nx\nimg/Dress_A/img_00000002.jpg 1 2 3 4\n")
+    annotation = deepfashion.read(Request(coarse, crop_boxes=True))
+    assert annotation.images()["path"].tolist() == ["Img/img/Dress_A/img_00000002.jpg"]
+    assert annotation.images()["x1"].tolist() == [3.0]
+
+
+def test_an_asen_split_beside_fine_annotation_alone_is_not_compared_with_it(tmp_path: Path) -> None:
+    write_fine(tmp_path)
+    write(tmp_path, "filenames_train.txt", "img/a.jpg\nimg/b.jpg\n")
+    write(tmp_path, "label_train.txt", "0 0 3\n1 4 2\n")
+    annotation = deepfashion.read(Request(tmp_path))
+    assert labels(annotation) == [("a.jpg", 0, 3, "train"), ("b.jpg", 4, 2, "train")]
+    assert annotation.rejects == []
+
+
 def test_a_truncated_list_is_told_at_once(coarse: Path) -> None:
     write(coarse, "Anno_coarse/list_attr_img.txt", IMAGES.replace("4\n", "289222\n", 1))
     with pytest.raises(InputError, match=r"list_attr_img\.txt: line 1 says 289,222 rows, the file has 4; is it compl"):
@@ -182,7 +268,8 @@ def test_categories_are_one_more_attribute(coarse: Path) -> None:
         "2\ncategory_name  category_type\nAnorak   1\nSkirt  2\n",
     )
     listed = ["img/Dress_A/img_00000001.jpg  2", "img/Dress_A/img_00000002.jpg  1", "img/Top/img_00000002.jpg  3"]
-    text = "\n".join(["4", "image_name  category_label", *listed, "img/Top/img_00000001.jpg  2", ""])
+    twice = ["img/Top/img_00000001.jpg\t2", "img/Top/img_00000001.jpg 2", "img/Top/img_00000001.jpg 1"]
+    text = "\n".join(["7", "image_name  category_label", *listed, *twice, "img/other.jpg 1", ""])
     write(coarse, "Anno_coarse/list_category_img.txt", text)
     annotation = deepfashion.read(Request(coarse, categories=True))
     assert annotation.attributes[5].values == ("Anorak", "Skirt")
@@ -191,7 +278,13 @@ def test_categories_are_one_more_attribute(coarse: Path) -> None:
         ("Dress_A/img_00000002.jpg", 5, 0, "test"),
         ("Top/img_00000001.jpg", 5, 1, "valid"),
     ]
-    assert count_reasons(annotation.rejects) == {"no_value": 1, "value_out_of_range": 1}
+    assert count_reasons(annotation.rejects) == {
+        "no_value": 1,
+        "value_out_of_range": 1,
+        "no_label": 1,
+        "labels_disagree": 1,
+    }
+    assert annotation.repeats == 1
 
 
 FINE = {

@@ -95,6 +95,7 @@ def write(made: Made, where: str | Path, row_group_size: int = 4) -> Dataset:
         triplet_epochs=1,
         rows_in=len(made.labels) + made.given + made.repeats + len(made.rejects),
         repeats=made.repeats,
+        given_triplets=made.given,
         rejects=dict(Counter(reject[2] for reject in made.rejects).most_common()),
         digest="ab" * 32,
         versions={"python": "3.99"},

@@ -401,3 +401,45 @@ def test_rows_that_the_split_did_not_choose_are_no_damage(drawn: Path, tmp_path:
     info = prepare_small(root, tmp_path / "out").info
     assert set(info.rejects) == {"not_in_split"}
     assert info.rows_in == 540 + info.images["test"] == 2 * info.images["test"] + info.rejects["not_in_split"]
+
+
+def test_what_can_be_known_to_fail_is_told_before_the_long_part(tmp_path: Path) -> None:
+    """No triplets, or a damaged file of regions: nothing is packed for it."""
+    root = make_photographs(tmp_path / "raw", n=20)
+    titles: list[str] = []
+
+    def progress(title: str, total: int) -> Callable[[int], None]:
+        titles.append(title)
+        return lambda done: None
+
+    (root / "drawn_regions.parquet").write_bytes(b"no table")
+    with pytest.raises(InputError, match=r"drawn_regions\.parquet: is damaged"):
+        prepare_small(root, tmp_path / "out", progress=progress)
+    (root / "drawn_regions.parquet").unlink()
+    label_file = root / "train1" / "Annotations" / "label.csv"
+    label_file.write_text("".join(line.rsplit(",", 1)[0] + ",ynnnn\n" for line in label_file.read_text().splitlines()))
+    with pytest.raises(InputError, match="no training triplet can be drawn"):
+        prepare_small(root, tmp_path / "out", progress=progress)
+    assert titles == []
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_regions_are_those_of_the_images_that_are_there(drawn: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(drawn, root)
+    for picture in sorted(root.rglob("*.jpg"))[:5]:
+        picture.unlink()
+    dataset = prepare_small(root, tmp_path / "out")
+    assert dataset.regions is not None
+    assert set(dataset.regions["image_id"]) == set(dataset.images["image_id"])
+    assert len(dataset.images) == 535
+
+
+def test_a_dataset_without_training_images_says_that_it_has_no_training_triplets(drawn: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(drawn, root)
+    for file in root.glob("*_train.txt"):
+        file.unlink()
+    info = prepare_small(root, tmp_path / "out").info
+    assert (info.triplets, info.triplet_epochs) == (0, 0)
+    assert len(Dataset(tmp_path / "out").triplets("test")) == 4

@@ -83,6 +83,35 @@ def test_names_are_found_below_the_images_folder_whatever_became_of_a_last_full_
     ]
 
 
+def test_the_one_brand_among_many_that_lost_its_full_stop_is_found(tmp_path: Path) -> None:
+    listed = [f"Shoes/A/B/{i}.jpg" for i in range(150)] + ["Shoes/A/Brand./999.jpg"]
+    write_pictures(tmp_path, *listed[:-1], "Shoes/A/Brand/999.jpg")
+    root = write_lists(tmp_path, listed, class_train="0 1 150\n")
+    assert "ut-zap50k-images/Shoes/A/Brand/999.jpg" in set(zappos50k.read(Request(root)).images()["path"])
+
+
+def test_a_file_that_is_listed_twice_is_one_image(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.jpg", "c.jpg", "a.jpg", "e.jpg", "f.jpg", "x" * 300, "y" * 100_000]
+    root = write_lists(tmp_path, names, class_train="0 1 2\n0 3 1\n6 1 2\n7 1 2\n", class_test="3 4 5\n")
+    annotation = zappos50k.read(Request(root))
+    assert annotation.triplets is not None
+    assert annotation.triplets["anchor"].tolist() == ["a.jpg", "x" * 300]
+    assert [reject.reason for reject in annotation.rejects] == ["same_image_twice", "bad_line", "in_two_splits"]
+
+
+def test_lines_that_contradict_each_other_are_rejected(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "Shoes/X/A/1.1.jpg", "Shoes/X/A/2.2.jpg", "Boots/X/A/2.2.jpg")
+    text = HEADER + "1-1,Shoes,,,,,Men,,\n1.1,Shoes,,,,,Women,,\n2-2,Boots,,,,,,,\n"
+    (tmp_path / "meta-data.csv").write_text(text)
+    annotation = zappos50k.read_table(tmp_path / "meta-data.csv", tmp_path)
+    named = [
+        (row.attribute, annotation.attributes[row.attribute].values[row.value]) for row in records(annotation.rows)
+    ]
+    assert named == [(0, "Shoes"), (2, "Men")]
+    assert [(r.line, r.reason) for r in annotation.rejects] == [(3, "labels_disagree"), (4, "several_images")]
+    assert (annotation.rows_in, annotation.repeats) == (5, 1)
+
+
 def test_labels_from_the_table(tmp_path: Path) -> None:
     """CIDs in either spelling, several values in a cell, empty cells, commas in quotes."""
     write_pictures(tmp_path, "Shoes/X/Co./100.1.jpg", "Boots/Y/B/200.2.jpg", "Boots/Y/B/300.3.jpg")

@@ -75,8 +75,8 @@ def _tiles(counted: Contents, expected: dict[str, Expectations]) -> dict[str, st
     tiles = {"images": f"{sum(info.images.values()):,}", "attributes": f"{len(info.attributes):,}"}
     if labels := sum(counted.labels.values()):
         tiles["labels"] = f"{labels:,}"
-    if counted.given_triplets:
-        tiles["triplets given"] = f"{counted.given_triplets:,}"
+    if info.given_triplets:
+        tiles["triplets given"] = f"{info.given_triplets:,}"
     tiles["rejects"] = f"{counted.rejects:,}"
     for split, of_split in expected.items():
         tiles[f"chance MAP, {split}"] = f"{100 * of_split.over_all.chance:.2f}"
