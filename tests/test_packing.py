@@ -19,8 +19,9 @@ from PIL import Image, ImageDraw
 
 from data_prep import packing, pictures
 from data_prep.annotation import REASONS
+from data_prep.encoding import Packed, Refused, pack_image
 from data_prep.errors import InputError
-from data_prep.packing import Packed, Refused, pack, pack_image
+from data_prep.packing import pack
 from data_prep.storage import Storage
 
 GREY = 128
@@ -122,6 +123,7 @@ def test_a_device_below_the_root_is_not_opened() -> None:
 @pytest.mark.parametrize(
     ("name", "image"),
     [
+        ("grey8.png", Image.new("L", (40, 50), GREY)),
         ("grey16.png", Image.fromarray(np.full((40, 50), GREY * 257, np.uint16))),
         ("grey16.tif", Image.fromarray(np.full((40, 50), GREY * 257, np.uint16))),
         ("grey32.tif", Image.fromarray(np.full((40, 50), GREY * 257, np.int32))),
@@ -186,6 +188,20 @@ def test_boxes_are_cut_from_the_upright_picture(tmp_path: Path, form: str) -> No
         refused = pack_image(root, name, SIZE, box)
         assert isinstance(refused, Refused)
         assert refused.reason == "bad_box"
+
+
+def test_a_picture_of_too_many_pixels_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1_000)
+    Image.new("RGB", (40, 30)).save(tmp_path / "big.jpg")
+    refused = pack_image(tmp_path.resolve(), "big.jpg", SIZE)
+    assert refused == Refused("image_too_large", "big.jpg: 40x30")
+
+
+def test_a_jpeg_that_already_fits_keeps_its_bytes(tmp_path: Path) -> None:
+    Image.new("RGB", (SIZE, SIZE), "green").save(tmp_path / "fits.jpg", quality=70)
+    packed = pack_image(tmp_path.resolve(), "fits.jpg", SIZE)
+    assert isinstance(packed, Packed)
+    assert packed.jpeg == (tmp_path / "fits.jpg").read_bytes()
 
 
 def make_images(root: Path, count: int) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from conftest import NECKS, SIZE, make_photographs, prepare_small, told
 from PIL import Image
 
-from data_prep import packing, pictures, tables
+from data_prep import tables
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.samples import sample
@@ -109,39 +108,6 @@ def test_bad_pictures_become_rejects_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert dataset.info.rows_in == 101 == len(dataset.labels) + 6
     lines = pq.read_table(dataset.path / "rejects.parquet").column("line").to_pylist()
     assert sorted(lines) == [1, 2, 3, 4, 5, 101]
-
-
-def test_odd_pictures_are_packed_upright_in_rgb_at_one_size(tmp_path: Path) -> None:
-    left_red = Image.new("RGB", (80, 60), "blue")
-    left_red.paste("red", (0, 0, 40, 60))
-    exif = Image.Exif()
-    exif[pictures.EXIF_ORIENTATION] = 6  # turn right by a quarter to see it upright: red comes to the top
-    left_red.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    left_red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    left_red.convert("L").save(tmp_path / "grey.png")
-    left_red.save(tmp_path / "huge.jpg", quality=95)
-    for name, size in {"turned.jpg": (32, 43), "cmyk.jpg": (43, 32), "grey.png": (43, 32)}.items():
-        packed = packing.pack_image(tmp_path.resolve(), name, SIZE)
-        assert isinstance(packed, packing.Packed), packed
-        image = Image.open(io.BytesIO(packed.jpeg))
-        assert (image.mode, image.format, image.size) == ("RGB", "JPEG", size)
-        if name == "turned.jpg":
-            red, _, blue = image.getpixel((16, 5))  # type: ignore[misc]
-            assert red > 200 > blue
-
-
-def test_a_picture_of_too_many_pixels_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 1_000)
-    Image.new("RGB", (40, 30)).save(tmp_path / "big.jpg")
-    refused = packing.pack_image(tmp_path.resolve(), "big.jpg", SIZE)
-    assert refused == packing.Refused("image_too_large", "big.jpg: 40x30")
-
-
-def test_a_jpeg_that_already_fits_keeps_its_bytes(tmp_path: Path) -> None:
-    Image.new("RGB", (SIZE, SIZE), "green").save(tmp_path / "fits.jpg", quality=70)
-    packed = packing.pack_image(tmp_path.resolve(), "fits.jpg", SIZE)
-    assert isinstance(packed, packing.Packed)
-    assert packed.jpeg == (tmp_path / "fits.jpg").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -317,17 +283,6 @@ def test_all_labels_of_an_image_stay_in_one_split(tmp_path: Path) -> None:
     assert (dataset.labels.groupby("image_id")["split"].nunique() == 1).all()
     drawn = dataset.triplets("train")
     ImageStore(dataset, "train", SIZE).read(np.concatenate([drawn.anchor, drawn.positive, drawn.negative]))
-
-
-def test_pictures_that_would_exhaust_memory_or_break_the_reader_are_refused(tmp_path: Path) -> None:
-    Image.new("L", (3, 300_000)).save(tmp_path / "thin.png")
-    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    reasons = {
-        name: packing.pack_image(tmp_path.resolve(), name, SIZE).reason  # type: ignore[union-attr]
-        for name in ("thin.png", "loop.jpg", "nul\0.jpg", "", "x" * 5000)
-    }
-    assert reasons["thin.png"] == "image_too_large"
-    assert set(reasons.values()) <= {"image_too_large", "unreadable_image", "missing_image"}
 
 
 def test_sampling_again_draws_the_same_files(tmp_path: Path) -> None:
