@@ -31,7 +31,7 @@ from data_prep.progress import Progress, silent
 from data_prep.storage import BEING_WRITTEN, Storage, is_full
 from data_prep.tables import DESCRIPTION, PACKED, REPORT, TABLES
 
-VERSION = 1
+VERSION = 2
 """To be raised by a change to what the packed bytes are."""
 ROW_GROUP = 1_000
 SHARD = 2_000
