@@ -142,9 +142,14 @@ def discard(storage: Storage, keep: Collection[str] = ()) -> None:
     """Delete a dataset's files, finished or not, but those to `keep`; nothing that preparing does not make."""
     # The description first: without it nobody takes what is left for a dataset.
     for name in sorted(storage.files(), key=lambda name: name != DESCRIPTION):
-        ours = name in (DESCRIPTION, REPORT, *TABLES) or name.split("/")[0] in ("packed", "triplets", STATE)
-        if (ours or name.endswith(BEING_WRITTEN)) and name not in keep:
+        if is_made_here(name) and name not in keep:
             (storage / name).delete()
+
+
+def is_made_here(name: str) -> bool:
+    """Whether a file of this name below a dataset's folder is one that preparing makes."""
+    ours = name in (DESCRIPTION, REPORT, *TABLES) or name.split("/")[0] in ("packed", "triplets", STATE)
+    return ours or name.endswith(BEING_WRITTEN)
 
 
 def _fingerprint(images: pd.DataFrame, root: Path, image_size: int, seed: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from data_prep import tables
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.samples import sample
-from data_prep.whole import whole_dataset
+from data_prep.whole import hidden_folder, replaced_folder, whole_dataset, whole_folder
 
 
 def rejects_of(dataset: Dataset) -> dict[str, str]:
@@ -259,10 +260,111 @@ def test_a_failed_overwrite_keeps_the_old_dataset(tmp_path: Path, monkeypatch: p
 def test_a_kill_between_the_last_two_renames_loses_nothing(tmp_path: Path) -> None:
     root = make_photographs(tmp_path / "raw", n=20)
     before = prepare_small(root, tmp_path / "out").info
-    (tmp_path / "out").rename(tmp_path / ".out.old")
+    (tmp_path / "out").rename(replaced_folder(tmp_path / "out"))
     with pytest.raises(InputError, match="--overwrite"):
         prepare_small(root, tmp_path / "out")
     assert Dataset(tmp_path / "out").info == before
+
+
+def test_a_kill_after_the_last_rename_or_before_it_is_tidied_up(dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(dataset.path, out)
+    shutil.copytree(dataset.path, hidden_folder(out))  # whole, but for the rename
+    shutil.copytree(dataset.path, replaced_folder(out))
+    (replaced_folder(out) / "dataset.json").unlink()  # half deleted
+    root = make_photographs(tmp_path / "raw", n=20)
+    prepare_small(root, out, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def content_of(folder: Path) -> dict[str, bytes | str | None]:
+    """Every path below a folder, with its bytes or where it points."""
+    return {
+        str(path): str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("there", ["nothing", "a dataset"])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        ".out.old/thesis.tex",
+        ".out.old/dataset.json",
+        ".out.partial/thesis.tex",
+        ".out.partial/dataset.json",
+        ".out.partial/thesis.writing",
+        ".out.partial",
+        ".out.agman-replaced/thesis.tex",
+        ".out.agman-replaced",
+        ".out.lock/thesis.tex",
+        ".out.lock/",
+        ".out.lock",
+        ".out.partial -> elsewhere",
+        ".out.agman-replaced -> elsewhere",
+        ".out.lock -> elsewhere/thesis.tex",
+    ],
+)
+def test_what_others_put_beside_the_dataset_is_left_alone(
+    dataset: Dataset, tmp_path: Path, there: str, foreign: str
+) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    home = tmp_path / "home"
+    (home / "elsewhere").mkdir(parents=True)
+    (home / "elsewhere" / "thesis.tex").write_text("")
+    if there == "a dataset":
+        shutil.copytree(dataset.path, home / "out")
+    name, _, target = foreign.partition(" -> ")
+    (home / name).parent.mkdir(exist_ok=True)
+    if target:
+        (home / name).symlink_to(home / target)
+    elif name.endswith("/"):
+        (home / name).mkdir()
+    else:
+        (home / name).write_text("{}")
+    before = content_of(home)
+    if ".old" in name:  # nothing of ours has this name
+        prepare_small(root, home / "out", overwrite=True)
+        assert (home / name).read_text() == "{}"
+        return
+    with pytest.raises(InputError, match=r"/\.out\.\S+: is in the way, and .* this command; move it") as refused:
+        prepare_small(root, home / "out", overwrite=True)
+    assert "\n" not in str(refused.value)
+    assert content_of(home) == before
+
+
+def test_drawing_leaves_others_hidden_folders_alone(tmp_path: Path) -> None:
+    for name in (f".out.partial-{os.getpid()}", f".out.old-{os.getpid()}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years of work")
+    before = content_of(tmp_path)
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out", marker="x", overwrite=False) as aside:
+        (aside / "x").write_text("")
+        raise ZeroDivisionError
+    assert content_of(tmp_path) == before
+    for overwrite in (False, True):
+        with whole_folder(tmp_path / "out", marker="x", overwrite=overwrite) as aside:
+            (aside / "x").write_text("")
+    assert content_of(tmp_path) == before | {str(tmp_path / "out"): None, str(tmp_path / "out" / "x"): b""}
+
+
+def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "out", marker="x", overwrite=False) as aside:
+        (aside / "x").write_text("years of work")
+    before = content_of(tmp_path)
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "out", marker="x", overwrite=True) as aside:
+        aside.rmdir()
+    assert content_of(tmp_path) == before
+
+
+def test_a_name_too_long_for_the_hidden_folders_is_one_clear_line(tmp_path: Path) -> None:
+    for length in (201, 245, 300):
+        with (
+            pytest.raises(InputError, match="the name is longer than 200 bytes"),
+            whole_dataset(tmp_path / ("x" * length)),
+        ):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("out", ["file/x", "/proc/nowhere"])
