@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -18,6 +19,7 @@ JPEG_QUALITY = 92
 LONGEST_SIDE = 65_535  # JPEG's limit
 KEPT_PER_PIXEL, KEPT_BESIDES = 3, 4096
 """Bytes for each pixel, and beside them, that a JPEG may have to be kept as it is: not more than the bare pixels."""
+MAX_PATH = 4096  # Linux's limit
 LONGEST_PATH, LONGEST_DETAIL = 200, 300
 """Characters of a reject's detail: the annotation may name a path of megabytes, and the details of a shard are kept in
 memory together."""
@@ -48,6 +50,8 @@ def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...
     other notes on where and with what it was taken: no packed picture does. Raises nothing for a bad file, and says
     the same of the same file wherever `root` is.
     """
+    if len(relative) > MAX_PATH:  # to resolve millions of folders would take for ever
+        return _refused("unreadable_image", relative, os.strerror(errno.ENAMETOOLONG))
     path = root / relative
     try:
         if not path.resolve().is_relative_to(root):
