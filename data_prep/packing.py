@@ -9,43 +9,32 @@ goes on with the shards that have none.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, features
+from PIL import features
 
+from data_prep.encoding import JPEG_QUALITY, LONGEST_SIDE, Packed, Refused, pack_image
 from data_prep.errors import InputError, StorageError
-from data_prep.pictures import (
-    EXIF_ORIENTATION,
-    MAX_BYTES,
-    MAX_PIXELS,
-    TooLarge,
-    open_picture,
-    read_file,
-    upright_rgb,
-    upright_size,
-)
+from data_prep.pictures import MAX_BYTES, MAX_PIXELS
 from data_prep.progress import Progress, silent
 from data_prep.storage import BEING_WRITTEN, Storage, is_full
 from data_prep.tables import DESCRIPTION, PACKED, REPORT, TABLES
 
-VERSION = 1
+VERSION = 2
 """To be raised by a change to what the packed bytes are."""
 ROW_GROUP = 1_000
 SHARD = 2_000
-JPEG_QUALITY = 92
-LONGEST_SIDE = 65_535  # JPEG's limit
 TRIES = 4
 """Of a shard whose worker dies. Ray Data itself would go on for ever with a picture that crashes the decoder."""
 
@@ -65,23 +54,6 @@ class Packing:
     """image_id, reason (a key of annotation.REASONS), detail; ordered by image_id."""
     sha256: dict[str, str]
     """Shard's name -> hash of its bytes."""
-
-
-class Packed(NamedTuple):
-    """A picture ready for a shard: its JPEG bytes and size in pixels, and the size it came in."""
-
-    jpeg: bytes
-    width: int
-    height: int
-    source_width: int
-    source_height: int
-
-
-class Refused(NamedTuple):
-    """Why a file did not become a picture (`reason` is a key of annotation.REASONS)."""
-
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -170,9 +142,14 @@ def discard(storage: Storage, keep: Collection[str] = ()) -> None:
     """Delete a dataset's files, finished or not, but those to `keep`; nothing that preparing does not make."""
     # The description first: without it nobody takes what is left for a dataset.
     for name in sorted(storage.files(), key=lambda name: name != DESCRIPTION):
-        ours = name in (DESCRIPTION, REPORT, *TABLES) or name.split("/")[0] in ("packed", "triplets", STATE)
-        if (ours or name.endswith(BEING_WRITTEN)) and name not in keep:
+        if is_made_here(name) and name not in keep:
             (storage / name).delete()
+
+
+def is_made_here(name: str) -> bool:
+    """Whether a file of this name below a dataset's folder is one that preparing makes."""
+    ours = name in (DESCRIPTION, REPORT, *TABLES) or name.split("/")[0] in ("packed", "triplets", STATE)
+    return ours or name.endswith(BEING_WRITTEN)
 
 
 def _fingerprint(images: pd.DataFrame, root: Path, image_size: int, seed: int) -> str:
@@ -342,72 +319,6 @@ def _table(packed: list[tuple[int, Packed]]) -> pa.Table:
         },
         schema=PACKED,
     )
-
-
-def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...] | None = None) -> Packed | Refused:
-    """Decode `root/relative`, turn it upright (EXIF), make it RGB, cut out `box`, resize it.
-
-    `root` is a resolved path; the short side becomes `image_size` pixels. A JPEG that already is all that keeps
-    its bytes: a second encoding would only lose detail.
-    """
-    path = root / relative
-    try:
-        if not path.resolve().is_relative_to(root):
-            return Refused("path_outside_root", relative)
-        data = read_file(path)
-        with open_picture(data) as image:
-            width, height = upright_size(image)
-            area = _clipped(box, width, height)
-            if area is None:
-                return Refused("bad_box", f"{relative}: {box} in a picture of {width}x{height}")
-            if not _fits(area[2] - area[0], area[3] - area[1], image_size):
-                return Refused("image_too_large", f"{relative}: {width}x{height}")
-            jpeg, size = _encode(image, data, image_size, area)
-    except TooLarge as error:
-        return Refused("image_too_large", f"{relative}: {error}")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return Refused("missing_image", relative)
-    except Exception as error:  # a damaged file can raise nearly anything inside a decoder
-        return Refused("unreadable_image", f"{relative}: {error}"[:300])
-    return Packed(jpeg, *size, width, height)
-
-
-Area = tuple[float, float, float, float]
-
-
-def _clipped(box: tuple[float, ...] | None, width: int, height: int) -> Area | None:
-    """The part of `box` inside the picture; None if that is not a pixel wide and high."""
-    if box is None:
-        return 0.0, 0.0, float(width), float(height)
-    x0, y0, x1, y1 = (float(edge) for edge in np.clip(box, 0, [width, height, width, height]))
-    return (x0, y0, x1, y1) if x1 - x0 >= 1 and y1 - y0 >= 1 else None  # NaN is never >= 1
-
-
-def _fits(width: float, height: float, image_size: int) -> bool:
-    """What the picture is resized to has neither too many pixels nor a side that JPEG cannot have."""
-    scale = max(1.0, image_size / min(width, height))
-    return width * height * scale**2 <= MAX_PIXELS and max(width, height) * scale <= LONGEST_SIDE
-
-
-def _encode(image: Image.Image, data: bytes, image_size: int, area: Area) -> tuple[bytes, tuple[int, int]]:
-    width, height = upright_size(image)
-    whole = area == (0, 0, width, height)
-    upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
-    if whole and upright and image.format == "JPEG" and image.mode == "RGB" and min(image.size) == image_size:
-        image.load()  # decodes to the end, so that a truncated file shows
-        return data, image.size
-    across, down = area[2] - area[0], area[3] - area[1]
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 scale at a fraction of the cost; keep twice the target.
-    enough = 2 * image_size / min(across, down)
-    image.draft("RGB", (round(image.width * enough), round(image.height * enough)))
-    picture = upright_rgb(image)
-    ratios = picture.width / width, picture.height / height
-    box = area[0] * ratios[0], area[1] * ratios[1], area[2] * ratios[0], area[3] * ratios[1]
-    scale = image_size / min(across, down)
-    size = (max(image_size, round(across * scale)), max(image_size, round(down * scale)))
-    out = io.BytesIO()
-    picture.resize(size, Image.Resampling.LANCZOS, box=box).save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue(), size
 
 
 def _collect(records: list[ShardRecord], names: list[str]) -> Packing:

@@ -10,16 +10,29 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from data_prep.errors import InputError, StorageError
 
-SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+NAME = r"[A-Za-z][A-Za-z0-9+.-]*"
+URI = re.compile(rf"(?:{NAME}::)*{NAME}://")
+CHAIN = re.compile(rf"::(?={NAME}://)")
+"""Between the parts of fsspec's chained URIs: `simplecache::s3://bucket/folder`."""
+LINK = re.compile(
+    rf"(?P<start>(?:{NAME}::)*{NAME}://|)"
+    # A key with an unquoted slash is a mistake that is often made, and not to be shown either.
+    r"(?:(?P<user>[^/?]*|[^/?@:]+:(?!\d+/)[^?@]*)@)?"
+    r"(?P<path>[^?]*)(?:\?(?P<query>.*))?",
+    re.DOTALL,
+)
+HARMLESS = ("region", "scheme", "endpoint_override", "allow_bucket_creation", "allow_bucket_deletion")
+"""Options of a URI's query that errors may show."""
+LOCAL = re.compile(r"(file|local)://", re.IGNORECASE)
 LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")  # what pathlib makes of a URI
 BEING_WRITTEN = ".writing"
 """How names of local files end that are not whole yet."""
@@ -41,12 +54,15 @@ class Storage:
             self._base, self._below = where._base, where._below
         elif isinstance(where, Path) and LOST_SLASH.match(str(where)):
             raise InputError(f"{where}: give a URI as a string; as a Path it loses a slash")
-        elif not SCHEME.match(str(where)):
+        elif "://" not in str(where):
             self._base = Path(where).absolute()
-        elif str(where).startswith(("file://", "local://")):
-            self._base = Path(unquote(urlsplit(str(where)).path))
-        elif not SCHEME.sub("", str(where)).strip("/"):
-            raise InputError(f"{where}: names no place; give a bucket and a folder")
+        elif not URI.match(str(where)):
+            shown = re.sub(r"://.*@", "://", str(where).partition("?")[0], flags=re.DOTALL)
+            raise InputError(f"{shown}: neither a path nor a URI; a URI is SCHEME://PLACE")
+        elif LOCAL.match(str(where)):
+            self._base = _local_path(str(where))
+        elif not URI.sub("", _shown(str(where)), count=1).strip("/"):
+            raise InputError(f"{_shown(str(where))}: names no place; give a bucket and a folder")
         else:
             self._base = str(where)
 
@@ -58,8 +74,7 @@ class Storage:
     def __str__(self) -> str:
         if self.local:
             return str(self.local)
-        parts = urlsplit(str(self._base))
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        shown = _shown(str(self._base))
         return f"{shown.rstrip('/')}/{self._below}" if self._below else shown
 
     def __repr__(self) -> str:
@@ -181,26 +196,58 @@ class Storage:
 
     def _without_secrets(self, error: Exception) -> str:
         text = " ".join((str(error) or type(error).__name__).split())
-        parts = urlsplit(str(self._base))
-        hidden = [parts.netloc.rpartition("@")[0], parts.query, parts.username, parts.password]
-        hidden += [
-            value for name, value in parse_qsl(parts.query) if re.search("key|secret|token|sig|pass", name, re.I)
-        ]
-        for secret in hidden:
-            if secret:
-                text = text.replace(secret, "***")
+        # The longest first: what one hides must not be cut by another.
+        for secret in sorted(_secrets(str(self._base)), key=len, reverse=True):
+            # Short ones only as whole words: a user called "me" is no reason to hide a part of "some".
+            spelled = re.escape(secret) if len(secret) > 3 else rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])"
+            text = re.sub(spelled, "***", text, flags=re.IGNORECASE)
         return text[:300]
+
+
+def _links(uri: str) -> list[re.Match[str]]:
+    """A URI's parts; a chained one has several."""
+    return [match for link in CHAIN.split(uri) if (match := LINK.fullmatch(link))]
+
+
+def _shown(uri: str) -> str:
+    """Without credentials and query."""
+    return "::".join(f"{link['start']}{link['path']}" for link in _links(uri))
+
+
+def _secrets(uri: str) -> set[str]:
+    """User, password and the options' values, as they are written and in the spellings that an error may have."""
+    raw: set[str] = set()
+    for link in _links(uri):
+        user, query = link["user"] or "", link["query"] or ""
+        raw |= {user, *user.split(":", 1), query}
+        options = (option.partition("=") for option in re.split("[&;]", query))
+        raw |= {value for name, _, value in options if name.lower() not in HARMLESS}
+    plain = raw | {unquote(secret) for secret in raw} | {unquote_plus(secret) for secret in raw}
+    quoted = {spell(secret) for secret in plain for spell in (quote, quote_plus, partial(quote, safe=""))}
+    return (plain | quoted) - {""}
+
+
+def _local_path(uri: str) -> Path:
+    """A `file://` URI's path. It has no query and no fragment: `?` and `#` are characters as any other."""
+    scheme, _, place = uri.partition("://")
+    host, slash, path = place.partition("/")
+    if host not in ("", "localhost"):
+        raise InputError(f"{uri}: {scheme}:// URIs have three slashes: {scheme}:///{place}")
+    if not slash:
+        raise InputError(f"{uri}: names no place; give a folder")
+    return Path(f"/{unquote(path)}")
 
 
 @lru_cache(maxsize=16)  # a file system keeps connections
 def _open(base: str | Path) -> tuple[pafs.FileSystem, str]:
     if isinstance(base, Path):
         return pafs.LocalFileSystem(), str(base)
-    try:
-        return pafs.FileSystem.from_uri(base)
-    except pa.ArrowInvalid as error:
-        if "Unrecognized filesystem type" not in str(error):
-            raise
+    if not CHAIN.search(base):
+        try:
+            return pafs.FileSystem.from_uri(base)
+        except pa.ArrowInvalid as error:
+            if "Unrecognized filesystem type" not in str(error):
+                raise
     import fsspec  # only where pyarrow has no file system of its own
 
     filesystem, path = fsspec.core.url_to_fs(base)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_prep.errors import InputError, Resumable, StorageError
-from data_prep.packing import STATE, begun, discard, unfinished
-from data_prep.storage import Storage, is_full
-from data_prep.tables import DESCRIPTION
+from pydantic import ValidationError
 
+from data_prep.errors import InputError, Resumable, StorageError
+from data_prep.packing import STATE, begun, discard, is_made_here, unfinished
+from data_prep.storage import BEING_WRITTEN, Storage, is_full
+from data_prep.tables import DESCRIPTION, DatasetInfo
+
+FULL = "no space left on device; free some or give another folder"
+LONGEST_NAME = 200
+"""Bytes. File systems take 255, and the hidden folders' names are longer than OUT's."""
+NO_LOCK = "is in the way, and is no lock of this command; move it, or give another OUT"
 KEPT = "what is packed so far is kept in {}, and the same command continues from it"
 
 
@@ -28,15 +37,17 @@ def whole_folder(out: Path, *, marker: str, overwrite: bool, inputs: tuple[Path 
     out = out.resolve()
     _check(out, marker, overwrite, inputs)
     new_parents = _new_parents(out)
-    aside = out.parent / f".{out.name}.partial-{os.getpid()}"
+    # Names of their own: what is at another name is somebody else's.
+    token = secrets.token_hex(4)
+    aside, old = (out.parent / f".{out.name}.{what}-{token}" for what in ("partial", "old"))
+    _make(aside, out, new_parents)
     try:
-        _make(aside, out)
         yield aside
-        _put_in_place(aside, out, out.parent / f".{out.name}.old-{os.getpid()}")
+        _put_in_place(aside, out, old)
     except BaseException as error:
         _remove(aside, new_parents)
         if isinstance(error, OSError) and is_full(error):
-            raise InputError(f"{out}: no space left on device; free some or give another folder") from error
+            raise InputError(f"{out}: {FULL}") from error
         raise
 
 
@@ -47,7 +58,8 @@ def whole_dataset(
     """Give a place to write a dataset in, which becomes `out` when the block ends without an error.
 
     A local dataset is written in a hidden folder beside `out`, so that an older one stays valid until the new one
-    stands; a remote one in place, where the description, which the block writes last, makes it a dataset.
+    stands; a remote one in place, where the description, which the block writes last, makes it a dataset. What is
+    at the hidden folders' names and was not made by preparing is refused, and stays as it is.
     Packed images outlive all that can be continued from: a kill, Ctrl-C, a full disk, a storage that stops
     answering, too many rejects (Resumable). After any other error nothing is left that was not there before. Raises
     InputError as whole_folder does, and if another process is preparing the same local `out`.
@@ -66,21 +78,28 @@ def hidden_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.partial"
 
 
+def replaced_folder(out: Path) -> Path:
+    """Where an older local dataset is for the moment between two renames, and while it is being deleted."""
+    return out.parent / f".{out.name}.agman-replaced"
+
+
 @contextmanager
 def _beside(out: Path, overwrite: bool, inputs: tuple[Path | None, ...]) -> Iterator[Storage]:
     new_parents = _new_parents(out)
-    aside, old, lock = hidden_folder(out), *(out.parent / f".{out.name}.{what}" for what in ("old", "lock"))
+    aside, old, lock = hidden_folder(out), replaced_folder(out), out.parent / f".{out.name}.lock"
     _check(out, DESCRIPTION, overwrite, inputs)
     with _locked(lock, out, new_parents):
+        _refuse_foreign(aside, old)
         # A kill between the two renames of _put_in_place.
-        if old.is_dir() and not out.exists():
+        if (old / DESCRIPTION).exists() and not out.exists():
             old.rename(out)
         shutil.rmtree(old, ignore_errors=True)
         _check(out, DESCRIPTION, overwrite, inputs)  # again: only now is nobody else at it
         work = Storage(aside)
         continued = unfinished(work)
+        if not aside.exists():
+            _make(aside, out, new_parents)
         try:
-            _make(aside, out)
             yield work
             (work / STATE).delete()
             _put_in_place(aside, out, old)
@@ -90,6 +109,34 @@ def _beside(out: Path, overwrite: bool, inputs: tuple[Path | None, ...]) -> Iter
                 _remove(aside, new_parents)
             _tell(error, out, work if kept else None)
             raise
+
+
+def _refuse_foreign(aside: Path, old: Path) -> None:
+    """Raises InputError if one of the hidden folders is there and was not made by preparing."""
+    for folder, is_ours in ((aside, _is_unfinished), (old, _is_replaced)):
+        if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and is_ours(folder))):
+            raise InputError(f"{folder}: is in the way, and was not made by this command; move it, or give another OUT")
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Stopped before the first file was whole, while packing, or after all when only the rename was missing."""
+    work = Storage(folder)
+    of_state = (name.startswith(f"{STATE}/") and name.endswith(BEING_WRITTEN) for name in work.files())
+    return begun(work) or all(of_state) or _has_description(folder)
+
+
+def _has_description(folder: Path) -> bool:
+    # Many programs have a dataset.json.
+    try:
+        DatasetInfo.model_validate_json((folder / DESCRIPTION).read_bytes())
+    except (OSError, ValidationError):
+        return False
+    return True
+
+
+def _is_replaced(folder: Path) -> bool:
+    """A dataset, of whatever version, or what is left of one whose deletion was stopped."""
+    return (folder / DESCRIPTION).is_file() or all(map(is_made_here, Storage(folder).files()))
 
 
 @contextmanager
@@ -122,7 +169,7 @@ def _tell(error: BaseException, out: Path | Storage, kept: Storage | None) -> No
     """Raise in the place of `error` one that says where packed images are kept and how to go on, if that is so."""
     message = str(error)
     if isinstance(error, OSError) and is_full(error):
-        message = f"{out}: no space left on device; free some or give another folder"
+        message = f"{out}: {FULL}"
     elif kept and isinstance(error, KeyboardInterrupt):
         raise KeyboardInterrupt(KEPT.format(kept)) from error
     elif not (kept and isinstance(error, Resumable)):
@@ -136,10 +183,16 @@ def _locked(lock: Path, out: Path, new_parents: list[Path]) -> Iterator[None]:
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except OSError as error:
-            _remove(lock, new_parents)
+            _remove_empty(new_parents)
+            if error.errno in (errno.EISDIR, errno.ELOOP):  # a folder, or a link
+                raise InputError(f"{lock}: {NO_LOCK}") from error
             raise InputError(f"{out}: cannot be written ({error.strerror})") from error
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_size:
+            os.close(handle)
+            raise InputError(f"{lock}: {NO_LOCK}")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -159,6 +212,8 @@ def _locked(lock: Path, out: Path, new_parents: list[Path]) -> Iterator[None]:
 
 
 def _check(out: Path, marker: str, overwrite: bool, inputs: tuple[Path | None, ...]) -> None:
+    if len(os.fsencode(out.name)) > LONGEST_NAME:
+        raise InputError(f"{out}: the name is longer than {LONGEST_NAME} bytes; give a shorter one")
     for path in (Path.cwd(), *(folder.resolve() for folder in inputs if folder)):
         if path.is_relative_to(out):
             raise InputError(f"{out}: contains {path}, which is in use; give a folder of its own")
@@ -175,20 +230,27 @@ def _new_parents(out: Path) -> list[Path]:
     return [folder for folder in out.parents if not folder.exists()]
 
 
-def _make(aside: Path, out: Path) -> None:
+def _make(aside: Path, out: Path, new_parents: list[Path]) -> None:
     try:
-        aside.mkdir(parents=True, exist_ok=True)
+        aside.mkdir(parents=True)
     except OSError as error:
+        _remove_empty(new_parents)
         if is_full(error):
-            raise
+            raise InputError(f"{out}: {FULL}") from error
         raise InputError(f"{out}: cannot be written ({error.strerror})") from error
 
 
 def _put_in_place(aside: Path, out: Path, old: Path) -> None:
     """Rename; an older folder goes away only when the new one stands."""
-    if out.is_dir():
+    replaces = out.is_dir()
+    if replaces:
         out.rename(old)
-    aside.rename(out)
+    try:
+        aside.rename(out)
+    except BaseException:
+        if replaces:
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

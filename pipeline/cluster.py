@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from data_prep.cluster import ray_session
 from data_prep.errors import InputError
-
-__all__ = ["cpus_for", "gpus_for", "ray_session"]
 
 
 def cpus_for(workers: int, option: str = "--workers") -> int:

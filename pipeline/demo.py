@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.samples import sample
 from pipeline import evaluation, registry, tracking, tuning
-from pipeline.cluster import ray_session
 from pipeline.config import TrainConfig
 from pipeline.console import progress_bar, say
 from pipeline.prep_report.page import write_prep_report

@@ -13,10 +13,11 @@ import ray
 import ray.train
 import ray.train.torch
 
+from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline import tracking
-from pipeline.cluster import cpus_for, gpus_for, ray_session
+from pipeline.cluster import cpus_for, gpus_for
 from pipeline.config import TrainConfig
 from pipeline.console import say
 from pipeline.errors import JobFailed

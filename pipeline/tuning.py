@@ -24,11 +24,12 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 import tune_spaces
+from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline import tracking
-from pipeline.cluster import cpus_for, ray_session
+from pipeline.cluster import cpus_for
 from pipeline.config import TrainConfig, make_config
 from pipeline.console import bar_of, show_table
 from pipeline.errors import JobFailed

@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import SIZE, make_photographs
+from conftest import SIZE, make_photographs, prepare_small
 from PIL import Image, ImageDraw
 
 from data_prep import packing, pictures
 from data_prep.annotation import REASONS
+from data_prep.encoding import Packed, Refused, pack_image
 from data_prep.errors import InputError
-from data_prep.packing import Packed, Refused, pack, pack_image
+from data_prep.packing import pack
 from data_prep.storage import Storage
 
 GREY = 128
@@ -122,6 +123,7 @@ def test_a_device_below_the_root_is_not_opened() -> None:
 @pytest.mark.parametrize(
     ("name", "image"),
     [
+        ("grey8.png", Image.new("L", (40, 50), GREY)),
         ("grey16.png", Image.fromarray(np.full((40, 50), GREY * 257, np.uint16))),
         ("grey16.tif", Image.fromarray(np.full((40, 50), GREY * 257, np.uint16))),
         ("grey32.tif", Image.fromarray(np.full((40, 50), GREY * 257, np.int32))),
@@ -186,6 +188,107 @@ def test_boxes_are_cut_from_the_upright_picture(tmp_path: Path, form: str) -> No
         refused = pack_image(root, name, SIZE, box)
         assert isinstance(refused, Refused)
         assert refused.reason == "bad_box"
+
+
+def test_a_picture_of_too_many_pixels_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1_000)
+    Image.new("RGB", (40, 30)).save(tmp_path / "big.jpg")
+    refused = pack_image(tmp_path.resolve(), "big.jpg", SIZE)
+    assert refused == Refused("image_too_large", "big.jpg: 40x30")
+
+
+def test_a_jpeg_that_already_fits_keeps_its_bytes(tmp_path: Path) -> None:
+    Image.new("RGB", (SIZE, SIZE), "green").save(tmp_path / "fits.jpg", quality=70)
+    packed = pack_image(tmp_path.resolve(), "fits.jpg", SIZE)
+    assert isinstance(packed, Packed)
+    assert packed.jpeg == (tmp_path / "fits.jpg").read_bytes()
+
+
+def exif_of(position: bool = False, turned: int = 1) -> Image.Exif:
+    exif = Image.Exif()
+    exif[pictures.EXIF_ORIENTATION] = turned
+    exif[0x010F] = "a camera"
+    if position:
+        exif.get_ifd(0x8825)[1] = "N"
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        ({}, b"\0" * 60_000_000),
+        ({}, b"\0" * (3 * SIZE * SIZE + 4096)),
+        ({"exif": exif_of()}, b""),
+        ({"exif": exif_of(position=True)}, b""),
+        ({"xmp": b"<x:xmpmeta>where it was taken</x:xmpmeta>"}, b""),
+    ],
+)
+def test_a_fitting_jpeg_with_more_in_it_than_its_picture_is_encoded_anew(
+    tmp_path: Path, options: dict[str, object], added: bytes
+) -> None:
+    with (tmp_path / "fits.jpg").open("wb") as file:
+        Image.new("RGB", (SIZE, SIZE), "green").save(file, "JPEG", quality=70, **options)  # type: ignore[arg-type]
+        file.write(added)
+    packed = pack_image(tmp_path.resolve(), "fits.jpg", SIZE)
+    assert isinstance(packed, Packed)
+    assert len(packed.jpeg) < 2_000
+    image = decoded(packed)
+    assert not image.getexif()
+    assert not {"exif", "xmp", "comment"} & image.info.keys()
+    assert colour(packed, 0.5, 0.5)[1] == pytest.approx(128, abs=4)
+
+
+def test_packed_pictures_carry_no_comment_or_camera(tmp_path: Path) -> None:
+    noted = Image.new("RGB", (90, 80), "green")
+    noted.save(tmp_path / "noted.jpg", comment="taken at home" * 1000, exif=exif_of(position=True))
+    noted.save(tmp_path / "noted.webp", exif=exif_of(position=True))
+    for name in ("noted.jpg", "noted.webp"):
+        assert decoded(pack_image(tmp_path.resolve(), name, SIZE)).info.keys() <= {
+            "jfif", "jfif_version", "jfif_unit", "jfif_density"
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("x" * 300, "unreadable_image"),
+        ("x" * 300 + "/y.jpg", "unreadable_image"),
+        ("a/" * 2_500_000, "unreadable_image"),
+        ("x" * 5_000_000, "unreadable_image"),
+        ("../" + "x" * 5_000_000, "unreadable_image"),
+        ("../" + "x" * 300, "path_outside_root"),
+        ("../outside" + "/x" * 1_000, "path_outside_root"),
+        ("missing" + "/x" * 1_000, "missing_image"),
+        ("nul\0" + "x" * 1_000, "unreadable_image"),
+    ],
+)
+def test_a_path_of_any_length_is_a_reject_with_a_short_detail(tmp_path: Path, path: str, reason: str) -> None:
+    refused = pack_image(tmp_path.resolve(), path, SIZE)
+    assert isinstance(refused, Refused)
+    assert refused.reason == reason
+    assert len(refused.detail) <= 300
+    assert refused.detail.startswith(path[:200])
+    assert str(tmp_path) not in refused.detail
+
+
+def test_bad_pictures_do_not_change_the_digest_from_one_time_to_the_next(tmp_path: Path) -> None:
+    """Not in another folder either: details hold no memory addresses and no place."""
+    digests = []
+    for again in ("a", "b"):
+        root = make_photographs(tmp_path / again / "raw", n=40)
+        folder = root / "train1" / "Images" / "neck_design_labels"
+        names = [name for name in make_odd_pictures(folder) if len(name) < 20 and name.endswith(("g", "p"))]
+        names = [name for name in names if "\0" not in name and "outside" not in name and name != "link.jpg"]
+        assert {"text.jpg", "cut.jpg", "empty.jpg", "dangling.jpg", "endless.jpg", "loop.jpg"} <= set(names)
+        with (root / "train1" / "Annotations" / "label.csv").open("a") as file:
+            for name in [*names, "missing.jpg", "x" * 300 + ".jpg"]:
+                file.write(f"Images/neck_design_labels/{name},neck_design_labels,ynnnn\n")
+        dataset = prepare_small(root, tmp_path / again / "out", max_rejects=1)
+        assert sum(dataset.info.rejects.values()) == len(names) + 2
+        details = pq.read_table(tmp_path / again / "out" / "rejects.parquet")["detail"].to_pylist()
+        assert not [detail for detail in details if "0x" in detail or str(tmp_path) in detail]
+        digests.append(dataset.info.digest)
+    assert digests[0] == digests[1]
 
 
 def make_images(root: Path, count: int) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,11 @@ import torch
 from conftest import NECKS, SIZE, make_photographs, prepare_small, told
 from PIL import Image
 
-from data_prep import packing, pictures, tables
+from data_prep import tables
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.samples import sample
-from data_prep.whole import whole_dataset
+from data_prep.whole import hidden_folder, replaced_folder, whole_dataset, whole_folder
 
 
 def rejects_of(dataset: Dataset) -> dict[str, str]:
@@ -109,39 +109,6 @@ def test_bad_pictures_become_rejects_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert dataset.info.rows_in == 101 == len(dataset.labels) + 6
     lines = pq.read_table(dataset.path / "rejects.parquet").column("line").to_pylist()
     assert sorted(lines) == [1, 2, 3, 4, 5, 101]
-
-
-def test_odd_pictures_are_packed_upright_in_rgb_at_one_size(tmp_path: Path) -> None:
-    left_red = Image.new("RGB", (80, 60), "blue")
-    left_red.paste("red", (0, 0, 40, 60))
-    exif = Image.Exif()
-    exif[pictures.EXIF_ORIENTATION] = 6  # turn right by a quarter to see it upright: red comes to the top
-    left_red.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    left_red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    left_red.convert("L").save(tmp_path / "grey.png")
-    left_red.save(tmp_path / "huge.jpg", quality=95)
-    for name, size in {"turned.jpg": (32, 43), "cmyk.jpg": (43, 32), "grey.png": (43, 32)}.items():
-        packed = packing.pack_image(tmp_path.resolve(), name, SIZE)
-        assert isinstance(packed, packing.Packed), packed
-        image = Image.open(io.BytesIO(packed.jpeg))
-        assert (image.mode, image.format, image.size) == ("RGB", "JPEG", size)
-        if name == "turned.jpg":
-            red, _, blue = image.getpixel((16, 5))  # type: ignore[misc]
-            assert red > 200 > blue
-
-
-def test_a_picture_of_too_many_pixels_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 1_000)
-    Image.new("RGB", (40, 30)).save(tmp_path / "big.jpg")
-    refused = packing.pack_image(tmp_path.resolve(), "big.jpg", SIZE)
-    assert refused == packing.Refused("image_too_large", "big.jpg: 40x30")
-
-
-def test_a_jpeg_that_already_fits_keeps_its_bytes(tmp_path: Path) -> None:
-    Image.new("RGB", (SIZE, SIZE), "green").save(tmp_path / "fits.jpg", quality=70)
-    packed = packing.pack_image(tmp_path.resolve(), "fits.jpg", SIZE)
-    assert isinstance(packed, packing.Packed)
-    assert packed.jpeg == (tmp_path / "fits.jpg").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -293,10 +260,111 @@ def test_a_failed_overwrite_keeps_the_old_dataset(tmp_path: Path, monkeypatch: p
 def test_a_kill_between_the_last_two_renames_loses_nothing(tmp_path: Path) -> None:
     root = make_photographs(tmp_path / "raw", n=20)
     before = prepare_small(root, tmp_path / "out").info
-    (tmp_path / "out").rename(tmp_path / ".out.old")
+    (tmp_path / "out").rename(replaced_folder(tmp_path / "out"))
     with pytest.raises(InputError, match="--overwrite"):
         prepare_small(root, tmp_path / "out")
     assert Dataset(tmp_path / "out").info == before
+
+
+def test_a_kill_after_the_last_rename_or_before_it_is_tidied_up(dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(dataset.path, out)
+    shutil.copytree(dataset.path, hidden_folder(out))  # whole, but for the rename
+    shutil.copytree(dataset.path, replaced_folder(out))
+    (replaced_folder(out) / "dataset.json").unlink()  # half deleted
+    root = make_photographs(tmp_path / "raw", n=20)
+    prepare_small(root, out, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def content_of(folder: Path) -> dict[str, bytes | str | None]:
+    """Every path below a folder, with its bytes or where it points."""
+    return {
+        str(path): str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("there", ["nothing", "a dataset"])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        ".out.old/thesis.tex",
+        ".out.old/dataset.json",
+        ".out.partial/thesis.tex",
+        ".out.partial/dataset.json",
+        ".out.partial/thesis.writing",
+        ".out.partial",
+        ".out.agman-replaced/thesis.tex",
+        ".out.agman-replaced",
+        ".out.lock/thesis.tex",
+        ".out.lock/",
+        ".out.lock",
+        ".out.partial -> elsewhere",
+        ".out.agman-replaced -> elsewhere",
+        ".out.lock -> elsewhere/thesis.tex",
+    ],
+)
+def test_what_others_put_beside_the_dataset_is_left_alone(
+    dataset: Dataset, tmp_path: Path, there: str, foreign: str
+) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    home = tmp_path / "home"
+    (home / "elsewhere").mkdir(parents=True)
+    (home / "elsewhere" / "thesis.tex").write_text("")
+    if there == "a dataset":
+        shutil.copytree(dataset.path, home / "out")
+    name, _, target = foreign.partition(" -> ")
+    (home / name).parent.mkdir(exist_ok=True)
+    if target:
+        (home / name).symlink_to(home / target)
+    elif name.endswith("/"):
+        (home / name).mkdir()
+    else:
+        (home / name).write_text("{}")
+    before = content_of(home)
+    if ".old" in name:  # nothing of ours has this name
+        prepare_small(root, home / "out", overwrite=True)
+        assert (home / name).read_text() == "{}"
+        return
+    with pytest.raises(InputError, match=r"/\.out\.\S+: is in the way, and .* this command; move it") as refused:
+        prepare_small(root, home / "out", overwrite=True)
+    assert "\n" not in str(refused.value)
+    assert content_of(home) == before
+
+
+def test_drawing_leaves_others_hidden_folders_alone(tmp_path: Path) -> None:
+    for name in (f".out.partial-{os.getpid()}", f".out.old-{os.getpid()}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years of work")
+    before = content_of(tmp_path)
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out", marker="x", overwrite=False) as aside:
+        (aside / "x").write_text("")
+        raise ZeroDivisionError
+    assert content_of(tmp_path) == before
+    for overwrite in (False, True):
+        with whole_folder(tmp_path / "out", marker="x", overwrite=overwrite) as aside:
+            (aside / "x").write_text("")
+    assert content_of(tmp_path) == before | {str(tmp_path / "out"): None, str(tmp_path / "out" / "x"): b""}
+
+
+def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "out", marker="x", overwrite=False) as aside:
+        (aside / "x").write_text("years of work")
+    before = content_of(tmp_path)
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "out", marker="x", overwrite=True) as aside:
+        aside.rmdir()
+    assert content_of(tmp_path) == before
+
+
+def test_a_name_too_long_for_the_hidden_folders_is_one_clear_line(tmp_path: Path) -> None:
+    for length in (201, 245, 300):
+        with (
+            pytest.raises(InputError, match="the name is longer than 200 bytes"),
+            whole_dataset(tmp_path / ("x" * length)),
+        ):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("out", ["file/x", "/proc/nowhere"])
@@ -317,17 +385,6 @@ def test_all_labels_of_an_image_stay_in_one_split(tmp_path: Path) -> None:
     assert (dataset.labels.groupby("image_id")["split"].nunique() == 1).all()
     drawn = dataset.triplets("train")
     ImageStore(dataset, "train", SIZE).read(np.concatenate([drawn.anchor, drawn.positive, drawn.negative]))
-
-
-def test_pictures_that_would_exhaust_memory_or_break_the_reader_are_refused(tmp_path: Path) -> None:
-    Image.new("L", (3, 300_000)).save(tmp_path / "thin.png")
-    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    reasons = {
-        name: packing.pack_image(tmp_path.resolve(), name, SIZE).reason  # type: ignore[union-attr]
-        for name in ("thin.png", "loop.jpg", "nul\0.jpg", "", "x" * 5000)
-    }
-    assert reasons["thin.png"] == "image_too_large"
-    assert set(reasons.values()) <= {"image_too_large", "unreadable_image", "missing_image"}
 
 
 def test_sampling_again_draws_the_same_files(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from s3_server import Bucket, served
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError, StorageError
 from data_prep.storage import Storage
+from pipeline.cli import PLACE
 
 
 @pytest.fixture
@@ -164,3 +165,83 @@ def test_storage_shows_no_credentials(tmp_path: Path) -> None:
     assert Storage(tmp_path).files() == {"a/b.bin": 4}
     Storage(tmp_path / "a").delete()
     assert not here.exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("file:///tmp/a#b", "/tmp/a#b"),
+        ("file:///tmp/a?b", "/tmp/a?b"),
+        ("file:///tmp/a%20b%23c?d#e", "/tmp/a b#c?d#e"),
+        ("file://localhost/tmp/a", "/tmp/a"),
+        ("FILE:///tmp/a", "/tmp/a"),
+        ("local:///tmp/a", "/tmp/a"),
+    ],
+)
+def test_local_uris_keep_the_whole_path(uri: str, path: str) -> None:
+    assert Storage(uri).local == Path(path)
+
+
+@pytest.mark.parametrize("make", [Storage, Dataset])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file://tmp/x", r"^file://tmp/x: file:// URIs have three slashes: file:///tmp/x$"),
+        ("local://tmp/x", r"local:// URIs have three slashes: local:///tmp/x"),
+        ("file://", "names no place"),
+        ("s3://?region=x", "^s3://: names no place"),
+        ("://bucket/x", "neither a path nor a URI"),
+        ("1s3://bucket/x", "neither a path nor a URI"),
+        (" s3://me:sesame@bucket/x?secret_key=sesame", "neither a path nor a URI"),
+        ("some folder/s3://me:ses/sesame@bucket/x", "neither a path nor a URI"),
+        ("simplecache:s3://bucket/x", "neither a path nor a URI"),
+    ],
+)
+def test_what_looks_like_a_uri_is_never_taken_for_a_folder(
+    make: Callable[[str], object], text: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        make(text)
+    assert "sesame" not in str(refused.value)
+    assert PLACE.convert(text, None, None) == text, "the command hands it on as it is"
+
+
+def test_chained_uris_are_fsspecs(photographs: Path) -> None:
+    uri = "simplecache::memory://chained"
+    assert PLACE.convert(uri, None, None) == uri
+    place = Storage("memory://chained") / "a"
+    place.write_bytes(b"1234")
+    chained = Storage(uri) / "a"
+    assert chained.local is None
+    assert (chained.read_bytes(), str(chained)) == (b"1234", "simplecache::memory://chained/a")
+    with chained.open() as file:
+        assert file.read() == b"1234"
+    assert pickle.loads(pickle.dumps(Storage(uri))).files() == {"a": 4}
+    place.delete()
+    assert (
+        str(Storage("zip://inner::simplecache::s3://me:pw@b/x.zip?token=t")) == "zip://inner::simplecache::s3://b/x.zip"
+    )
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://me:p%40ss@b/x?secret_key=a%2Fb",
+        "simplecache::s3://me:p%40ss@b/x?secret_key=a%2fb&region=eu",
+        "s3://me:p@ss@b/x?token=a%2Fb",
+        "s3://b/x?whatever=a%2Fb&sas=p%40ss",
+        "s3://me:p@ss@b/x?sas=a/b",
+    ],
+)
+def test_errors_show_secrets_in_no_spelling(uri: str) -> None:
+    said = f"some region eu: no {uri}, ('p@ss' or p%40ss or p%40SS, a/b a%2Fb a%2fb)"
+    shown = Storage(uri)._without_secrets(OSError(said))
+    assert shown.startswith("some region eu: no ")
+    for secret in ("p@ss", "p%40ss", "a/b", "a%2fb"):
+        assert secret not in shown.lower()
+    assert not {"@", "?"} & set(str(Storage(uri)))
+
+
+def test_an_unquoted_slash_in_a_key_is_not_shown() -> None:
+    assert str(Storage("s3://me:ses/ame@bucket/x@y")) == "s3://bucket/x@y"
+    assert str(Storage("hdfs://host:8020/x@y")) == "hdfs://host:8020/x@y"
