@@ -26,7 +26,7 @@ REASONS = {
     "no_label": "the split's file name has no label",
     "no_partition": "the image is in no part of list_eval_partition.txt",
     "same_image_twice": "two of the triplet's three images are the same",
-    "path_outside_root": "the path leaves the dataset's folder",
+    "path_outside_root": "the path (a link or ..) leaves the dataset's folder",
     "missing_image": "there is no such file",
     "unreadable_image": "the file cannot be decoded as a picture",
     "image_too_large": "the file has more bytes, or the picture more pixels, than allowed",

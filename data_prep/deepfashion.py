@@ -88,7 +88,10 @@ def read(request: Request) -> Annotation:
 
 def _read_split(splits: Path, request: Request) -> Annotation:
     if request.annotation == "fine" or request.categories:
-        raise InputError("--annotation fine and --categories go with the raw annotation, not with ASEN's split files")
+        raise InputError(
+            "--annotation fine and --categories go with the raw annotation alone; move ASEN's split files "
+            f"(filenames_*.txt and so on) out of {splits}"
+        )
     cloth = _find(request.root, "list_attr_cloth.txt", COARSE)
     schema, meaning = read_schema(cloth, request.root) if cloth else (UNNAMED, None)
     split = read_split_files(splits, schema, several_values=True, global_values=meaning)

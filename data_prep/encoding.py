@@ -55,7 +55,9 @@ def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...
     path = root / relative
     try:
         if not path.resolve().is_relative_to(root):
-            return _refused("path_outside_root", relative)
+            return _refused(
+                "path_outside_root", relative, "a link or .. leads out of the folder; put the pictures in it"
+            )
         data = read_file(path)
         with open_picture(data) as image:
             width, height = upright_size(image)

@@ -141,8 +141,9 @@ def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> No
         f"{first.source} line {first.line} ({first.detail})"
     )
     if not left:
-        raise InputError(f"{summary}; nothing is left")
-    raise TooManyRejects(f"{summary}; mend them, or allow more than --max-rejects {max_rejects:g}")
+        raise InputError(f"{summary}; nothing is left: is this the right layout, and are the pictures below the root?")
+    doubt = "; is this the right layout?" if len(rejects) > annotation.rows_in / 2 else ""
+    raise TooManyRejects(f"{summary}{doubt}; mend them, or allow more than --max-rejects {max_rejects:g}")
 
 
 def _per_split(rows: pd.DataFrame) -> dict[str, int]:

@@ -66,14 +66,22 @@ def read(request: Request) -> Annotation:
 
 
 def lists_below(folder: Path) -> Path | None:
-    """The folder that holds filenames.json and tripletlists/."""
-    found = (file.parent for file in sorted(folder.rglob("filenames.json")))
-    return next((parent for parent in found if (parent / "tripletlists").is_dir()), None)
+    """The folder that holds filenames.json and tripletlists/. Raises InputError if it holds the lists alone."""
+    for lists in sorted(folder.rglob("tripletlists")):
+        if not (lists.parent / "filenames.json").exists():
+            raise InputError(f"{lists.parent}: tripletlists/ is there but filenames.json is missing")
+        return lists.parent
+    return None
 
 
 def read_lists(folder: Path, root: Path) -> Annotation:
     """All triplets of all lists. An image belongs to the first split that uses it; a triplet across splits is bad."""
-    paths = _paths([name.strip() for name in read_lines(folder / "filenames.json", folder)], root)
+    names = [name.strip() for name in read_lines(folder / "filenames.json", folder)]
+    if names and names[0].startswith("["):
+        raise InputError(
+            f"{folder / 'filenames.json'}: is JSON; CSN's file of this name is plain text, one path a line"
+        )
+    paths = _paths(names, root)
     # A file that is listed twice is one image.
     image_of, images = pd.factorize(pd.Series(paths, dtype="str"))
     columns: dict[str, list] = {name: [] for name in TRIPLET_COLUMNS}

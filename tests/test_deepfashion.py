@@ -401,7 +401,7 @@ def test_existing_split_files_are_drawn_as_they_are(garments: Path, tmp_path: Pa
 
 
 def test_what_cannot_be_asked_together_is_refused(garments: Path, coarse: Path) -> None:
-    with pytest.raises(InputError, match="go with the raw annotation"):
+    with pytest.raises(InputError, match=r"move ASEN's split files .* out of "):
         deepfashion.read(Request(garments, categories=True))
     with pytest.raises(InputError, match="no Anno_fine/train_attr"):
         deepfashion.read(Request(coarse, annotation="fine"))

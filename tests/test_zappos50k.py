@@ -149,6 +149,16 @@ def test_labels_from_the_table(tmp_path: Path) -> None:
     ]
 
 
+def test_lists_without_their_names_are_not_passed_over_for_the_table(tmp_path: Path) -> None:
+    (tmp_path / "tripletlists").mkdir()
+    (tmp_path / "meta-data.csv").write_text(HEADER)
+    with pytest.raises(InputError, match=r"tripletlists/ is there but filenames\.json is missing"):
+        zappos50k.read(Request(tmp_path))
+    (tmp_path / "filenames.json").write_text('["a.jpg", "b.jpg"]')
+    with pytest.raises(InputError, match="is JSON; CSN's file of this name is plain text"):
+        zappos50k.read(Request(tmp_path))
+
+
 def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "meta-data.csv").write_text("CID,Category,Gender\n")
     with pytest.raises(InputError, match=r"meta-data\.csv: line 1 lacks the columns Closure, HeelHeight"):
