@@ -182,3 +182,40 @@ def test_darn_from_its_drawn_files(tmp_path: Path) -> None:
     lines = (elsewhere / "label_train.txt").read_text().split("\n")
     assert (dataset.labels["split"] == "train").sum() == sum(len(line.split()) // 2 for line in lines)
     assert dataset.info.queries["test"] + dataset.info.candidates["test"] == dataset.info.images["test"] == 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.dictionaries(
+        word, st.tuples(st.integers(1, 4), st.tuples(*[st.integers(-50, 2_000)] * 4)), min_size=1, max_size=12
+    ),
+    blank=st.sampled_from([" ", "   ", "\t", " \t "]),
+    end=line_end,
+    last=st.booleans(),
+)
+def test_categories_and_boxes(
+    new_folder: Folder, images: dict[str, tuple[int, tuple[int, int, int, int]]], blank: str, end: str, last: bool
+) -> None:
+    """list_category_cloth, list_category_img and list_bbox, with any blanks and line ends."""
+    root = new_folder()
+    of_path = {f"img/{name.replace(' ', '_')}.jpg": said for name, said in images.items()}
+    rows = frame_of(Row(path, 0, 0, "train", "", "", 0) for path in of_path)
+    meaning = deepfashion.ranked([0])
+    write_deepfashion(root, rows, [Attribute(name=deepfashion.TYPE_NAMES[0], values=("dotted",))], meaning)
+
+    def write_list(name: str, lines: list[str]) -> None:
+        text = end.join([str(len(lines)), "a column", *lines]) + end * last
+        (root / "Anno_coarse" / name).write_bytes(text.encode())
+
+    write_list("list_category_cloth.txt", [f"Kind{number}{blank}1" for number in range(4)])
+    write_list("list_category_img.txt", [f"{path}{blank}{category}" for path, (category, _) in of_path.items()])
+    write_list("list_bbox.txt", [blank.join([path, *map(str, box)]) for path, (_, box) in of_path.items()])
+    read = deepfashion.read(Request(root, categories=True, crop_boxes=True))
+    assert read.rejects == []
+    category = len(read.attributes) - 1
+    named = {row.path: row.value + 1 for row in records(read.rows) if row.attribute == category}
+    assert named == {path: said[0] for path, said in of_path.items()}
+    boxes = read.images().set_index("path")[["x0", "y0", "x1", "y1"]]
+    assert {path: tuple(map(int, box)) for path, *box in boxes.itertuples()} == {
+        path: said[1] for path, said in of_path.items()
+    }
