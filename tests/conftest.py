@@ -94,6 +94,14 @@ def dataset(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(out)
 
 
+def write_files(folder: Path, **files: str | bytes) -> Path:
+    """Text files of these names (.txt) and contents, byte for byte."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.txt").write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder
+
+
 def records(rows: pd.DataFrame) -> list[Row]:
     """The rows of an annotation one by one."""
     return [Row(*values) for values in zip(*(rows[name].tolist() for name in Row._fields), strict=True)]

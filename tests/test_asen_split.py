@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import records
+from conftest import records, write_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,13 +22,6 @@ from data_prep.writers import write_split_files
 SCHEMA = tuple(Attribute(name=name, values=tuple(map(str, range(n)))) for name, n in (("texture", 3), ("part", 2)))
 # Rows of list_attr_cloth.txt: texture, part, texture, texture, part.
 GLOBAL = ranked([0, 1, 0, 0, 1])
-
-
-def write(folder: Path, **files: str | bytes) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / f"{name}.txt").write_bytes(text.encode() if isinstance(text, str) else text)
-    return folder
 
 
 def label(path: str, attribute: int, value: int, split: str = "", role: str = "") -> Row:
@@ -51,7 +44,7 @@ DEEPFASHION_TRAPS = {
 def test_every_trap_of_deepfashions_files(tmp_path: Path, meaning: list[GlobalValue] | None) -> None:
     """Tabs, trailing tabs, CRLF, a lone CR, 1-based attributes, global values, a name that stands twice."""
     annotation = read_split_files(
-        write(tmp_path, **DEEPFASHION_TRAPS), SCHEMA, several_values=True, global_values=meaning
+        write_files(tmp_path, **DEEPFASHION_TRAPS), SCHEMA, several_values=True, global_values=meaning
     )
     assert [row[:5] for row in records(annotation.rows)] == [
         ("a.jpg", 0, 2, "valid", "query"),
@@ -69,13 +62,13 @@ def test_every_trap_of_deepfashions_files(tmp_path: Path, meaning: list[GlobalVa
 def test_global_values_that_cannot_be_worked_out_are_asked_for(tmp_path: Path) -> None:
     files = DEEPFASHION_TRAPS | {"label_valid": "0\t1\t3\t2\t1\n1\t1\t0\t1\t2\n2\t1\t3\n3\t1\t0\n"}
     with pytest.raises(InputError, match=r"only 4 of 5 occur; put Anno_coarse/list_attr_cloth\.txt"):
-        read_split_files(write(tmp_path, **files), SCHEMA, several_values=True)
+        read_split_files(write_files(tmp_path, **files), SCHEMA, several_values=True)
     assert read_split_files(tmp_path, SCHEMA, several_values=True, global_values=GLOBAL).rows_in == 10
 
 
 def test_a_stray_global_value_is_rejected_and_spoils_nothing_else(tmp_path: Path) -> None:
     files = DEEPFASHION_TRAPS | {"label_valid": DEEPFASHION_TRAPS["label_valid"] + "\n1\t2\t0\t9\t1\t1\t77\n"}
-    annotation = read_split_files(write(tmp_path, **files), SCHEMA, several_values=True)
+    annotation = read_split_files(write_files(tmp_path, **files), SCHEMA, several_values=True)
     assert count_reasons(annotation.rejects) == {"value_out_of_range": 2, "unknown_attribute": 1}
     assert {reject.line for reject in annotation.rejects} == {5}
     assert len(annotation.rows) == 6
@@ -86,7 +79,7 @@ def test_a_stray_global_value_is_rejected_and_spoils_nothing_else(tmp_path: Path
 def test_huge_and_negative_numbers_in_every_file(tmp_path: Path, file: str, number: str) -> None:
     for line in (f"1 1 {number}", f"1 {number} 1", f"{number} 1 1"):
         files = DEEPFASHION_TRAPS | {file: DEEPFASHION_TRAPS[file].rstrip() + f"\n{line}\n"}
-        annotation = read_split_files(write(tmp_path, **files), SCHEMA, several_values=True, global_values=GLOBAL)
+        annotation = read_split_files(write_files(tmp_path, **files), SCHEMA, several_values=True, global_values=GLOBAL)
         (reject,) = annotation.rejects
         assert reject.source == f"{file}.txt"
         assert reject.reason in ("value_out_of_range", "unknown_attribute", "index_out_of_range")
@@ -95,7 +88,7 @@ def test_huge_and_negative_numbers_in_every_file(tmp_path: Path, file: str, numb
 
 def test_a_file_name_beyond_all_measure_costs_nothing(tmp_path: Path) -> None:
     labels = "0 0 1\n" * 300 + "1 0 1\n"
-    folder = write(tmp_path, filenames_train="x" * 5_000_000 + "\nb\n", label_train=labels)
+    folder = write_files(tmp_path, filenames_train="x" * 5_000_000 + "\nb\n", label_train=labels)
     annotation = read_split_files(folder, SCHEMA)
     assert annotation.rows["path"].tolist() == ["b"]
     assert count_reasons(annotation.rejects) == {"bad_line": 300, "no_label": 1}
@@ -103,7 +96,7 @@ def test_a_file_name_beyond_all_measure_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_split_files_in_a_subfolder_are_not_guessed_at(tmp_path: Path) -> None:
-    write(tmp_path / "DARN", filenames_train="a\n", label_train="0 0 1\n")
+    write_files(tmp_path / "DARN", filenames_train="a\n", label_train="0 0 1\n")
     with pytest.raises(InputError, match=r"the split files are in DARN/; give --root .*/DARN"):
         darn.read(Request(tmp_path))
     assert len(darn.read(Request(tmp_path, split_files=tmp_path)).rows) == 1
@@ -111,13 +104,15 @@ def test_split_files_in_a_subfolder_are_not_guessed_at(tmp_path: Path) -> None:
 
 def test_a_query_that_its_images_labels_do_not_have_is_rejected(tmp_path: Path) -> None:
     files = DEEPFASHION_TRAPS | {"query_valid": "0 0 1\n"}
-    annotation = read_split_files(write(tmp_path, **files), SCHEMA, several_values=True, global_values=GLOBAL)
+    annotation = read_split_files(write_files(tmp_path, **files), SCHEMA, several_values=True, global_values=GLOBAL)
     (reject,) = annotation.rejects
     assert (reject.source, reject.line, reject.reason) == ("query_valid.txt", 1, "labels_disagree")
 
 
 def test_a_query_cannot_be_its_own_candidate(tmp_path: Path) -> None:
-    folder = write(tmp_path, filenames_test="a\nb\n", query_test="0 0 1\n", candidate_test="1 0 1\n0 0 1\n0 1 0\n")
+    folder = write_files(
+        tmp_path, filenames_test="a\nb\n", query_test="0 0 1\n", candidate_test="1 0 1\n0 0 1\n0 1 0\n"
+    )
     annotation = read_split_files(folder, SCHEMA)
     assert count_reasons(annotation.rejects) == {"in_both_roles": 1}
     assert [row[:5] for row in records(annotation.rows)] == [
@@ -147,7 +142,7 @@ def test_a_query_cannot_be_its_own_candidate(tmp_path: Path) -> None:
 )
 def test_junk_numbers_and_lines_become_one_reject_each(tmp_path: Path, line: str | bytes) -> None:
     line = line.encode() if isinstance(line, str) else line
-    folder = write(tmp_path, filenames_train="a\nb\n", label_train=b"0 0 1\n" + line + b"\n1 1 1\n")
+    folder = write_files(tmp_path, filenames_train="a\nb\n", label_train=b"0 0 1\n" + line + b"\n1 1 1\n")
     annotation = read_split_files(folder, SCHEMA)
     assert [row[:3] for row in records(annotation.rows)] == [("a", 0, 1), ("b", 1, 1)]
     (reject,) = annotation.rejects
@@ -196,7 +191,7 @@ def test_any_split_files_read_back_as_they_were_written(
 def test_whatever_stands_in_a_label_file_every_line_is_accounted_for(
     junk: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = write(tmp_path_factory.mktemp("junk"), filenames_train="a\nb\nc", label_train=b"\n".join(junk))
+    folder = write_files(tmp_path_factory.mktemp("junk"), filenames_train="a\nb\nc", label_train=b"\n".join(junk))
     annotation = read_split_files(folder, SCHEMA)
     annotation.check()
     # Independent of the reader's own count: every line that is not blank, and every name without a label, is there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import records
+from conftest import records, write_files
 
 from data_prep import fashionai
 from data_prep.annotation import Annotation, count_reasons
@@ -75,15 +75,8 @@ def test_a_row_that_stands_twice_is_counted_once(tmp_path: Path) -> None:
     assert (annotation.rows_in, len(annotation.rows), annotation.repeats, annotation.rejects) == (2, 1, 1, [])
 
 
-def write_split(folder: Path, **files: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / f"{name}.txt").write_bytes(text.encode())
-    return folder
-
-
 def test_split_files_with_every_kind_of_line_end(tmp_path: Path) -> None:
-    folder = write_split(
+    folder = write_files(
         tmp_path,
         filenames_train="a.jpg\r\nb.jpg\rc.jpg\r\r\n",  # CRLF, a lone CR, a doubled one
         label_train="0 4 2\r\n1 5 0\r\n2 4 1 5 3",  # two attributes in a line; no last newline
@@ -105,7 +98,7 @@ def test_split_files_with_every_kind_of_line_end(tmp_path: Path) -> None:
 
 def test_bad_split_lines_are_rejected_and_counted(tmp_path: Path) -> None:
     labels = "0 4 2\n1 4\n9 4 0\n-1 4 0\n1 8 0\n1 4 5\nx y z\n2 4 0\n"
-    folder = write_split(tmp_path, filenames_train="a\nb\nc\nnever\n", label_train=labels)
+    folder = write_files(tmp_path, filenames_train="a\nb\nc\nnever\n", label_train=labels)
     annotation = read_split_files(folder, SCHEMA)
     assert annotation.rows["path"].tolist() == ["a", "c"]
     assert count_reasons(annotation.rejects) == {
@@ -119,7 +112,7 @@ def test_bad_split_lines_are_rejected_and_counted(tmp_path: Path) -> None:
 
 
 def test_an_image_in_two_splits_stays_in_its_first(tmp_path: Path) -> None:
-    write_split(
+    write_files(
         tmp_path,
         filenames_train="a.jpg\nb.jpg\n",
         label_train="0 4 2\n1 4 1\n",
@@ -133,7 +126,7 @@ def test_an_image_in_two_splits_stays_in_its_first(tmp_path: Path) -> None:
 
 
 def test_a_split_without_its_labels_is_refused(tmp_path: Path) -> None:
-    write_split(tmp_path, filenames_valid="a\n", query_valid="0 0 0\n")
+    write_files(tmp_path, filenames_valid="a\n", query_valid="0 0 0\n")
     with pytest.raises(InputError, match=r"candidate_valid\.txt is missing"):
         read_split_files(tmp_path, SCHEMA)
 
@@ -145,7 +138,7 @@ def test_raw_and_split_are_checked_against_each_other(tmp_path: Path) -> None:
         "Images/other.jpg,collar_design_labels,nynnn\n"
         "Images/extra.jpg,lapel_design_labels,nnynn\n",
     )
-    write_split(
+    write_files(
         tmp_path,
         filenames_train="train1/Images/same.jpg\ntrain1/Images/other.jpg\n",
         label_train="0 4 1\n1 4 3\n",
@@ -162,7 +155,7 @@ def test_a_release_whose_folders_are_named_otherwise_is_the_same_pictures(tmp_pa
     picture = tmp_path / "valid/Images/collar_design_labels/a.jpg"
     picture.parent.mkdir(parents=True)
     picture.touch()
-    write_split(
+    write_files(
         tmp_path,
         filenames_train="fashionAI_attributes_train1/Images/collar_design_labels/a.jpg\n",
         label_train="0 4 1\n",
