@@ -12,9 +12,13 @@ Read `model.py` (the whole), `attention.py` (equations 1-6), `losses.py` (7-9), 
 `metrics.py`.
 """
 
+from agman.asenet import ASENet
+from agman.asenet_v2 import ASENetV2
+from agman.attnfashion import AttnFashion
 from agman.base import Output, RetrievalModel
 from agman.batchnorm import GlobalBatchNorm2d, convert_batchnorm
 from agman.checkpoint import CheckpointError, load_model, save_model
+from agman.csn import CSN, csn_loss
 from agman.engine import (
     Batch,
     NonFiniteLoss,
@@ -26,15 +30,22 @@ from agman.engine import (
     prepare,
     train_step,
 )
+from agman.isln import ISLN
 from agman.losses import LossWeights, ValueProxies, attribute_type_bce, cosine, triplet_ranking
 from agman.metrics import Retrieval, chance_average_precision, retrieval, summarise, triplet_accuracy
 from agman.model import AGMAN
 from agman.objective import Losses, TripletObjective
-from agman.registry import MODELS, build
+from agman.published import load_published
+from agman.registry import MODELS, build, options_of
 
 __all__ = [
     "AGMAN",
+    "CSN",
+    "ISLN",
     "MODELS",
+    "ASENet",
+    "ASENetV2",
+    "AttnFashion",
     "Batch",
     "CheckpointError",
     "GlobalBatchNorm2d",
@@ -54,9 +65,12 @@ __all__ = [
     "chance_average_precision",
     "convert_batchnorm",
     "cosine",
+    "csn_loss",
     "embed_pairs",
     "load_model",
+    "load_published",
     "normalise",
+    "options_of",
     "prepare",
     "retrieval",
     "save_model",

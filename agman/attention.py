@@ -22,6 +22,11 @@ from torch import Tensor, nn
 from agman.numerics import at_least_float32
 
 
+def sum_over_positions(weight_bas: Tensor, x_bchw: Tensor) -> Tensor:
+    """Σ_positions weight·x, B×A×C: one A×S by S×C product for each image."""
+    return weight_bas.to(x_bchw.dtype) @ x_bchw.flatten(2).transpose(1, 2)
+
+
 class AttributeSpatialAttention(nn.Module):
     """ASA, equations 1-3: where in the image the attribute is.
 
@@ -104,8 +109,7 @@ class MultiLevelAttention(nn.Module):
         """B×A×D: every image's feature under each of its A attributes."""
         weight_bas = self.asa.w1 * self.map(x_bdhw, attributes_ba)
         attended_bas = weight_bas * self.sa(*self._pooled_channels(x_bdhw, weight_bas))
-        x_bad = attended_bas.to(x_bdhw.dtype) @ x_bdhw.flatten(2).transpose(1, 2)
-        return self.aca(x_bad, self.embedding.weight, attributes_ba)
+        return self.aca(sum_over_positions(attended_bas, x_bdhw), self.embedding.weight, attributes_ba)
 
     def map(self, x_bdhw: Tensor, attributes_ba: Tensor) -> Tensor:
         """The ASA map, B×A×S."""

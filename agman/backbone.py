@@ -1,18 +1,22 @@
-"""The multi-level ResNet: low-level, mid-level and fused feature maps (paper, section 3.2).
+"""Backbones: a torchvision network as five stages, and the multi-level feature maps made of them.
 
 Shape suffixes: B images, C channels, H, W the map's height and width (image size / 16, rounded up).
 """
 
+import difflib
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
 from agman.state import first_difference, read_tensors
 
-BACKBONES = ("resnet18", "resnet34", "resnet50")
+PROBE = 64  # pixels a side of the blank image that shows where a network's strides change
+HEADS = ("aux1", "avgpool", "classifier", "fc")  # where torchvision's convolutional networks turn a map into classes
 
 
 class Levels(NamedTuple):
@@ -20,37 +24,55 @@ class Levels(NamedTuple):
     fused_bchw: Tensor
 
 
-class MultiLevelResNet(nn.Module):
-    """torchvision's ResNet, with its layer2 fused into its layer3.
+class Backbone(nn.Module):
+    """torchvision's network `name` without its head, cut into the stages of a ResNet.
+
+    `stem` and `layer1` end at 1/4 of the image's size, `layer2` at 1/8, `layer3` at 1/16, `layer4` at 1/32.
+    A ResNet has them by these names; any other convolutional network of torchvision (ConvNeXt, EfficientNet,
+    RegNet, MobileNet, DenseNet, VGG ...) is cut where its maps shrink, with `layer1` left empty. `layer4`
+    exists only with `top=True`.
+
+    `weights`: a torchvision weights name, a file of this network's state dict, or None (random).
+
+    Raises ValueError for an unknown name or weights, or a network without maps at 1/8 and 1/16.
+    """
+
+    def __init__(self, name: str = "resnet50", weights: str | PathLike[str] | None = None, top: bool = False):
+        super().__init__()
+        network = _torchvision_network(name, weights)
+        is_resnet = isinstance(network, torchvision.models.ResNet)
+        stages = _resnet_stages(network) if is_resnet else _stages_by_stride(name, network)
+        self.stem, self.layer1, self.layer2, self.layer3 = stages[:4]
+        self.layer4 = stages[4] if top else None
+        self.low_channels, self.channels, self.top_channels = _channels(stages)
+
+    def forward(self, images_b3hw: Tensor) -> Tensor:
+        """layer3's map, B×channels×H×W."""
+        return self.layer3(self.layer2(self.layer1(self.stem(images_b3hw))))
+
+
+class MultiLevelBackbone(Backbone):
+    """A backbone with its layer2 fused into its layer3 (paper, section 3.2).
 
         low = conv1x1(maxpool(layer2)),   mid = layer3,   fused = low + mid
 
     The paper says "add the output of block 2 and block 3", which differ in size and width; the pooling and
     the convolution (with bias, no batch norm, no ReLU) that make them fit are those of the published code.
-    `layer4` serves branch 1 alone, so it exists only with `top=True`.
-
-    `weights`: a torchvision weights name, a file of a torchvision ResNet's state dict, or None (random).
+    `layer4` serves branch 1 alone.
     """
 
     def __init__(self, name: str = "resnet50", weights: str | PathLike[str] | None = None, top: bool = True):
-        super().__init__()
-        resnet = _torchvision_resnet(name, weights)
-        expansion = resnet.fc.in_features // 512
-        self.top_channels = 512 * expansion
-        self.channels = 256 * expansion  # of mid, of low and of fused
+        super().__init__(name, weights, top)
+        self.low = nn.Sequential(
+            nn.MaxPool2d(3, stride=2, padding=1), nn.Conv2d(self.low_channels, self.channels, kernel_size=1)
+        )
 
-        self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
-        self.layer1 = resnet.layer1
-        self.layer2 = resnet.layer2
-        self.low = nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), nn.Conv2d(128 * expansion, self.channels, 1))
-        self.layer3 = resnet.layer3
-        self.layer4 = resnet.layer4 if top else None
-
-    def forward(self, images_b3hw: Tensor) -> Levels:
+    def forward(self, images_b3hw: Tensor) -> Levels:  # type: ignore[override]
         layer2 = self.layer2(self.layer1(self.stem(images_b3hw)))
-        # Pooling and layer3's first convolution, both 3 wide, stride 2, padding 1, agree on every image size.
         mid = self.layer3(layer2)
-        return Levels(mid, self.low(layer2) + mid)
+        # Pooling and a ResNet's layer3 agree on every image size; a network that rounds down needs the cut.
+        low = self.low(layer2)[..., : mid.shape[2], : mid.shape[3]]
+        return Levels(mid, low + mid)
 
     def top(self, fused_bchw: Tensor) -> Tensor:
         """Branch 1's feature: layer4 and a global average, B×top_channels."""
@@ -58,9 +80,54 @@ class MultiLevelResNet(nn.Module):
         return self.layer4(fused_bchw).mean((2, 3))
 
 
-def _torchvision_resnet(name: str, weights: str | PathLike[str] | None) -> torchvision.models.ResNet:
-    if name not in BACKBONES:
-        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+def _resnet_stages(network: torchvision.models.ResNet) -> list[nn.Module]:
+    stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+    return [stem, network.layer1, network.layer2, network.layer3, network.layer4]
+
+
+def _stages_by_stride(name: str, network: nn.Module) -> list[nn.Module]:
+    """The network's blocks, grouped by the size of what they put out: stem, (empty), layer2, layer3, layer4."""
+    of_stride: dict[int, list[nn.Module]] = {4: [], 8: [], 16: [], 32: []}
+    x = torch.zeros(1, 3, PROBE, PROBE)
+    with torch.no_grad():
+        for block in _blocks(network.eval()):
+            try:
+                x = block(x)
+                stride = PROBE // x.shape[2] if x.shape[2] == x.shape[3] else 0
+                of_stride[max(stride, 4)].append(block)
+            except (AssertionError, IndexError, KeyError, RuntimeError) as error:
+                raise ValueError(f"backbone {name!r} is not a chain of blocks with maps B×C×H×W") from error
+    if not all(of_stride.values()):
+        raise ValueError(f"backbone {name!r} has no feature maps at 1/8, 1/16 and 1/32 of the image's size")
+    stem, layer2, layer3, layer4 = (nn.Sequential(*blocks) for blocks in of_stride.values())
+    return [stem, nn.Sequential(), layer2, layer3, layer4]
+
+
+def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The blocks before the head, in order, with the network's containers opened."""
+    for name, child in network.named_children():
+        if name in HEADS:
+            return
+        yield from child if isinstance(child, nn.Sequential) else [child]
+
+
+def _channels(stages: list[nn.Module]) -> list[int]:
+    """Channels after layer2, layer3 and layer4."""
+    channels = []
+    x = torch.zeros(1, 3, PROBE, PROBE)
+    with torch.no_grad():
+        for stage in stages:
+            x = stage.eval()(x)  # batch norm's running statistics stay as they are
+            channels.append(x.shape[1])
+            stage.train()
+    return channels[2:]
+
+
+def _torchvision_network(name: str, weights: str | PathLike[str] | None) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+        raise ValueError(f"unknown backbone {name!r}; the nearest of torchvision's: {', '.join(near)}")
     if weights is None:
         return torchvision.models.get_model(name, weights=None)
 
@@ -74,17 +141,18 @@ def _torchvision_resnet(name: str, weights: str | PathLike[str] | None) -> torch
     path = Path(weights)
     if not path.is_file():
         raise ValueError(f"weights {str(weights)!r}: neither a file nor a name that {name} has ({', '.join(named)})")
-    resnet = torchvision.models.get_model(name, weights=None)
-    _load_all_but_fc(resnet, path)
-    return resnet
+    network = torchvision.models.get_model(name, weights=None)
+    _load_all_but_head(network, name, path)
+    return network
 
 
-def _load_all_but_fc(resnet: torchvision.models.ResNet, path: Path) -> None:
-    expected = {key: tensor for key, tensor in resnet.state_dict().items() if not key.startswith("fc.")}
+def _load_all_but_head(network: nn.Module, name: str, path: Path) -> None:
+    heads = tuple(f"{head}." for head in HEADS)
+    expected = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(heads)}
     # Files from before 2018 lack batch norm's step counters, which nothing reads at a fixed momentum.
     counters = {key: tensor for key, tensor in expected.items() if key.endswith("num_batches_tracked")}
-    found = counters | {key: tensor for key, tensor in read_tensors(path).items() if not key.startswith("fc.")}
+    found = counters | {key: tensor for key, tensor in read_tensors(path).items() if not key.startswith(heads)}
     difference = first_difference(expected, found)
     if difference:
-        raise ValueError(f"{path} does not hold this ResNet: {difference}")
-    resnet.load_state_dict(found, strict=False)
+        raise ValueError(f"{path} does not hold this {name}: {difference}")
+    network.load_state_dict(found, strict=False)

@@ -1,6 +1,7 @@
 """What every model of the registry is to its users: the objective, the engine, checkpoints, serving.
 
-Shape suffixes: B images, N attributes known, K (image, attribute) pairs, D embedding width, H, W image size.
+Shape suffixes: B images, A attributes asked of each, N attributes known, K (image, attribute) pairs,
+D embedding width, C channels, H, W height and width of the images or of the feature map, S = H·W its positions.
 """
 
 from typing import Any, NamedTuple
@@ -14,32 +15,58 @@ SMALLEST_IMAGE = 32  # pixels a side; a ResNet divides by 32
 class Output(NamedTuple):
     embedding: Tensor
     """B×D, unit length."""
-    logits: Tensor | None
-    """B×N, branch 1's guess at the attribute type; None without branch 1."""
+    logits: Tensor | None = None
+    """B×N, the guess at the attribute type; None for models without a classification branch."""
 
 
 class RetrievalModel(nn.Module):
     """An embedding of unit length for every (image, attribute) pair.
 
     Images are B×3×H×W, normalised floats, of any size from 32 pixels; attributes are int64 or int32 numbers
-    from 0. Wrong shapes or types raise ValueError. Numbers out of range do so on the CPU only: looking at
-    them on a device would make the program wait for it.
+    from 0. Wrong shapes or types raise ValueError. NaN pixels and numbers out of range do so on the CPU only:
+    looking at them on a device would make the program wait for it.
+
+    A model implements `features`, `embed` and `maps`; what its users call is here.
     """
 
-    config: dict[str, Any]
-    """What `agman.build(**config)` makes this model's like from. Initial weights are no part of it."""
-    n_attributes: int
-    embedding_dim: int
-    classify: bool
-    """With branch 1, so that forward gives logits."""
+    classify: bool = False
+    """Whether forward gives logits."""
+
+    def __init__(self, n_attributes: int, embedding_dim: int, **config: Any):
+        """`config`: the rest of what `agman.build(**model.config)` makes another like this one from.
+
+        Initial weights are no part of it. ValueError for sizes below 1.
+        """
+        super().__init__()
+        for size, number in (("n_attributes", n_attributes), ("embedding_dim", embedding_dim)):
+            if number < 1:
+                raise ValueError(f"{size} must be at least 1, not {number}")
+        self.n_attributes = n_attributes
+        self.embedding_dim = embedding_dim
+        self.config: dict[str, Any] = {"n_attributes": n_attributes, "embedding_dim": embedding_dim, **config}
+
+    def features(self, images: Tensor) -> Tensor:
+        """The feature map x, B×C×H×W, that every attribute looks at: the one pass through the backbone."""
+        raise NotImplementedError
+
+    def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
+        """B×A×D, unit length: every feature map under each of its A attributes."""
+        raise NotImplementedError
+
+    def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
+        """B×A×S, every row summing to 1: how much each position counts for each attribute."""
+        raise NotImplementedError
 
     def forward(self, images: Tensor, attributes: Tensor) -> Output:
         """B images, each under its own one of B attributes."""
-        raise NotImplementedError
+        self.check(images, attributes)
+        return Output(self.embed(self.features(images), attributes[:, None])[:, 0])
 
     def embed_all(self, images: Tensor) -> Tensor:
         """B×N×D: every image under every attribute, from one pass through the backbone."""
-        raise NotImplementedError
+        check_images(images)
+        every_bn = torch.arange(self.n_attributes, device=images.device).expand(len(images), -1)
+        return self.embed(self.features(images), every_bn)
 
     def embed_pairs(self, images: Tensor, image_index: Tensor, attributes: Tensor) -> Tensor:
         """K×D: for pair k, image `image_index[k]` of the B images under `attributes[k]`.
@@ -53,7 +80,9 @@ class RetrievalModel(nn.Module):
 
     def attention(self, images: Tensor, attributes: Tensor) -> Tensor:
         """B×h×w: where in each of B images the model looks for its attribute; every map sums to 1."""
-        raise NotImplementedError
+        self.check(images, attributes)
+        x_bchw = self.features(images)
+        return self.maps(x_bchw, attributes[:, None])[:, 0].unflatten(-1, x_bchw.shape[2:])
 
     def check(self, images: Tensor, attributes: Tensor) -> None:
         """ValueError unless these are images and an attribute for each."""
@@ -67,6 +96,11 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images must be {wanted}, not {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"images must be normalised floats, not {images.dtype}")
+    if not _can_look_at(images) or torch.isfinite(images.sum()):  # one pass, no mask: a sum keeps any NaN
+        return
+    broken = torch.nonzero(~torch.isfinite(images).flatten(1).all(1)).flatten().tolist()
+    if broken:  # otherwise only the sum overflowed
+        raise ValueError(f"images hold NaN or infinite pixels, first in image {broken[0]} of {len(images)}")
 
 
 def check_indices(name: str, index: Tensor, shape: tuple[int, ...], below: int) -> None:
@@ -74,8 +108,13 @@ def check_indices(name: str, index: Tensor, shape: tuple[int, ...], below: int) 
         raise ValueError(f"{name} must have shape {shape}, not {tuple(index.shape)}")
     if index.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be int64 or int32, not {index.dtype}")
-    if index.device.type != "cpu" or torch.compiler.is_compiling() or not len(index):
-        return  # looking at the numbers would wait for the device, or break the graph
+    if not _can_look_at(index) or not len(index):
+        return
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= below:
         raise ValueError(f"{name} must lie in 0..{below - 1}, found {low if low < 0 else high}")
+
+
+def _can_look_at(tensor: Tensor) -> bool:
+    """Not on a device, for which the program would wait, nor while a graph is traced, which it would break."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""Masked embedding (paper, section 3.4): which dimensions of the embedding speak of an attribute.
+"""Masks over an embedding: which of its dimensions speak of an attribute.
 
 Shape suffixes: B images, A attributes of each, N attributes known, D embedding width.
 """
@@ -8,25 +8,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ELSEWHERE = 0.1
+STARTS = ("own_block", "random", "fixed")
 
 
 class MaskedEmbedding(nn.Module):
-    """x * m_a with m = ReLU(β), β learned and N×D.
+    """x * m_a with m = ReLU(β), β of shape N×D (AG-MAN's section 3.4; first in CSN, Veit et al., CVPR 2017).
 
-    β starts at 1 on the attribute's own block of D//N dimensions and at 0.1 elsewhere (the D mod N last
-    dimensions are nobody's own). The paper's introduction calls the mask fixed; its section 3.4 and the code
-    learn it.
+    start:
+        "own_block"  learned, from 1 on the attribute's own block of D//N dimensions and 0.1 elsewhere (the
+                     D mod N last dimensions are nobody's own). AG-MAN's: its introduction calls the mask
+                     fixed; its section 3.4 and the code learn it.
+        "random"     learned, from N(0.9, 0.7): CSN's learned masks.
+        "fixed"      1 on the attribute's own block, 0 elsewhere, never learned: CSN's disjoint masks.
     """
 
-    def __init__(self, n_attributes: int, width: int):
+    def __init__(self, n_attributes: int, width: int, start: str = "own_block"):
         super().__init__()
-        block = width // n_attributes
-        if block == 0:
+        if start not in STARTS:
+            raise ValueError(f"masks start as one of {', '.join(STARTS)}, not {start!r}")
+        if width < n_attributes:
             raise ValueError(f"embedding_dim {width} is less than n_attributes {n_attributes}: no dimension for each")
-        beta = torch.full((n_attributes, width), ELSEWHERE)
-        for attribute in range(n_attributes):
-            beta[attribute, attribute * block : (attribute + 1) * block] = 1.0
-        self.beta = nn.Parameter(beta)
+        if start == "random":
+            beta = torch.empty(n_attributes, width).normal_(0.9, 0.7)
+        else:
+            beta = own_blocks(n_attributes, width, elsewhere=ELSEWHERE if start == "own_block" else 0.0)
+        self.beta = nn.Parameter(beta, requires_grad=start != "fixed")
 
     def forward(self, x_bad: Tensor, attributes_ba: Tensor) -> Tensor:
         return x_bad * F.relu(self.beta)[attributes_ba]
+
+
+def own_blocks(n_attributes: int, width: int, elsewhere: float) -> Tensor:
+    """N×D: 1 on each attribute's own block of D//N dimensions, `elsewhere` on the others."""
+    block = width // n_attributes
+    beta = torch.full((n_attributes, width), elsewhere)
+    for attribute in range(n_attributes):
+        beta[attribute, attribute * block : (attribute + 1) * block] = 1.0
+    return beta

@@ -1,9 +1,10 @@
 """State dicts: read a file of tensors, and say where two state dicts differ.
 
-Nothing here unpickles code: `.safetensors` files hold tensors alone, `.pth` files are read with
+Nothing here unpickles code: `.safetensors` files hold tensors alone, all others are read with
 `weights_only=True`.
 """
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,24 +12,36 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar")
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors`, `.pth` or `.pt` file, on the CPU; ValueError for any other content."""
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise ValueError(f"{path}: expected a .safetensors, .pth or .pt file")
+    """The tensors of a file, on the CPU: a plain state dict, or a checkpoint with one as its `state_dict`.
+
+    ValueError for any other content or suffix, and for a file that would run code on being read.
+    """
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"{path}: expected a file with one of the endings {', '.join(SUFFIXES)}")
+    content: object
     try:
         if path.suffix == ".safetensors":
-            tensors = load_file(path)
+            content = load_file(path)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: holds more than tensors and numbers, or is damaged; code is never unpickled"
+        ) from error
     except Exception as error:  # on bytes that are no file of tensors the readers raise nearly anything
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a readable file of tensors ({first_line})") from error
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: expected a plain state dict (names to tensors)")
-    return dict(tensors)
+    return dict(content)
 
 
 def first_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:

@@ -139,7 +139,7 @@ def test_wrong_backbone_files_name_the_first_difference(tmp_path):
     torch.save({k: v for k, v in state.items() if k != "conv1.weight"}, path)
     with pytest.raises(ValueError, match=r"conv1\.weight: expected shape \(64, 3, 7, 7\), found nothing"):
         agman.build(n_attributes=3, backbone="resnet18", weights=path)
-    with pytest.raises(ValueError, match="does not hold this ResNet"):
+    with pytest.raises(ValueError, match="does not hold this resnet34"):
         torch.save(state, path)
         agman.build(n_attributes=3, backbone="resnet34", weights=path)
 
@@ -147,7 +147,7 @@ def test_wrong_backbone_files_name_the_first_difference(tmp_path):
 def test_pickles_are_not_run(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save({"model": torch.nn.Linear(2, 3)}, path)
-    with pytest.raises(ValueError, match="not a readable file of tensors"):
+    with pytest.raises(ValueError, match="code is never unpickled"):
         agman.build(n_attributes=3, backbone="resnet18", weights=path)
     torch.save({"epoch": 3}, path)
     with pytest.raises(ValueError, match="plain state dict"):

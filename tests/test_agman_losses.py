@@ -67,6 +67,9 @@ class Lookup(agman.RetrievalModel):
 
     classify = True
 
+    def __init__(self):
+        super().__init__(n_attributes=5, embedding_dim=2)
+
     def forward(self, images, attributes):
         return agman.Output(images[:, 0, 0, :2], torch.zeros(len(images), 5))
 

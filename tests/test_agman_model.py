@@ -224,7 +224,7 @@ def test_wrong_pairs_say_what_is_wrong(model, images):
     ("arguments", "message"),
     [
         ({"name": "agmn"}, "unknown model 'agmn'; did you mean 'agman'"),
-        ({"backbone": "resnet20"}, "unknown backbone 'resnet20'; known: resnet18"),
+        ({"backbone": "resnet20"}, "unknown backbone 'resnet20'; the nearest of torchvision"),
         ({"embedding_dim": 2}, "embedding_dim 2 is less than n_attributes 3"),
         ({"n_attributes": 0}, "n_attributes must be at least 1"),
         ({"sa_kernel": 4}, "sa_kernel must be odd"),

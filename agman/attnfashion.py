@@ -1,0 +1,78 @@
+"""AttnFashion (Wan, Yan, Yan & Zhang, J. Exp. Theor. Artif. Intell. 2022): an interpretation.
+
+There is no public code, and the article's equations were not at hand. What is interpreted:
+
+- its title: "Learning attribute-guided fashion similarity with spatial and channel attention";
+- AG-MAN's section 2.2: "Wan et al. proposed two attribute-aware attention modules as well", which "utilize a
+  specific attribute as the extra input in addition to a given image".
+
+Hence: attribute-guided spatial attention, then attribute-guided channel attention. Ours, not theirs, are the
+forms of the two: scaled dot products of a query (the attribute) with keys (the positions), and a squeeze and
+excitation (Hu et al., CVPR 2018) whose squeezed vector the attribute multiplies. Results obtained with this
+model say little about the published one.
+
+Shape suffixes: B images, A attributes of each, N attributes known, D embedding width, C channels,
+J width of the joint space, S positions.
+"""
+
+import math
+from os import PathLike
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agman.attention import sum_over_positions
+from agman.backbone import Backbone
+from agman.base import RetrievalModel
+from agman.numerics import at_least_float32, unit
+
+JOINT = 512
+
+
+class AttnFashion(RetrievalModel):
+    """Spatial, then channel attention over layer3's map x, both guided by the attribute's embedding e_a.
+
+        map       = softmax_positions((W_q e_a)·BN(W_k x) / √512)
+        x_s       = Σ_positions map·x
+        gate      = σ(W_2 ReLU(W_1 x_s * W_a e_a))
+        embedding = unit(W (gate * x_s))
+
+    Args: as of `AGMAN`; the width of 1024 is ASENet's.
+    """
+
+    def __init__(
+        self,
+        n_attributes: int,
+        embedding_dim: int = 1024,
+        backbone: str = "resnet50",
+        weights: str | PathLike[str] | None = None,
+    ):
+        super().__init__(n_attributes, embedding_dim, name="attnfashion", backbone=backbone)
+        self.backbone = Backbone(backbone, weights)
+        channels = self.backbone.channels
+        self.embedding = nn.Embedding(n_attributes, JOINT)
+        self.query = nn.Linear(JOINT, JOINT)
+        self.key = nn.Conv2d(channels, JOINT, 1)
+        self.norm = nn.BatchNorm2d(JOINT)
+        self.squeeze = nn.Linear(channels, JOINT)
+        self.guide = nn.Linear(JOINT, JOINT)
+        self.excite = nn.Linear(JOINT, channels)
+        self.project = nn.Linear(channels, embedding_dim)
+
+    def features(self, images: Tensor) -> Tensor:
+        """layer3's map, B×C×H×W."""
+        return self.backbone(images)
+
+    def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
+        """Spatial attention, B×A×S."""
+        key_bjs = self.norm(self.key(x_bchw)).flatten(2)
+        query_baj = self.query(self.embedding.weight)[attributes_ba].to(key_bjs.dtype)
+        return at_least_float32(query_baj @ key_bjs / math.sqrt(JOINT)).softmax(-1)
+
+    def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
+        """B×A×D, unit length."""
+        x_bac = sum_over_positions(self.maps(x_bchw, attributes_ba), x_bchw)
+        guide_baj = self.guide(self.embedding.weight)[attributes_ba]
+        gate_bac = torch.sigmoid(self.excite(F.relu(self.squeeze(x_bac) * guide_baj)))
+        return unit(self.project(gate_bac * x_bac))
