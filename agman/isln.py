@@ -8,8 +8,8 @@ There is no public code, and the article's equations were not at hand. What is i
 - AG-MAN's section 2.2: "employed an iterative learning manner to the channel attention module for a more accurate
   attribute positioning".
 
-Hence: channel attention guided by the attribute, repeated, the attended feature of one step guiding the next, and
-the positions found anew with each guide. Ours, not theirs, are the number of steps, and the fusion that is richer
+Hence: channel attention guided by the attribute, repeated, the attended feature of one round guiding the next, and
+the positions found anew with each guide. Ours, not theirs, are the number of rounds, and the fusion that is richer
 than a concatenation: feature and guide are both added and multiplied. Results obtained with this model say little
 about the published one.
 
@@ -33,20 +33,20 @@ JOINT = 512
 
 
 class ISLN(RetrievalModel):
-    """`steps` rounds over layer3's map x, the first guided by the attribute's embedding, g_1 = e_a.
+    """`rounds` times over layer3's map x, the first guided by the attribute's embedding, g_1 = e_a.
 
         map_t     = softmax_positions((W_q g_t)·tanh(BN(W_k x)) / √512)
         x_t       = Σ_positions map_t·x
         f_t       = ReLU([W_f x_t + W_g g_t,  W_f x_t * W_g g_t])
         v_t       = σ(W_2 f_t) * x_t
         g_{t+1}   = LayerNorm(g_t + W_v v_t)
-        embedding = unit(W v_steps)
+        embedding = unit(W v_rounds)
 
-    The layers are the same in every step.
+    The layers are the same in every round.
 
     Args:
         n_attributes, embedding_dim, backbone, weights: as of `AGMAN`; the width of 1024 is ASENet's.
-        steps: rounds, at least 1.
+        rounds: at least 1.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class ISLN(RetrievalModel):
         embedding_dim: int = 1024,
         backbone: str = "resnet50",
         weights: str | PathLike[str] | None = None,
-        steps: int = 3,
+        rounds: int = 3,
     ):
-        super().__init__(n_attributes, embedding_dim, name="isln", backbone=backbone, steps=steps)
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, not {steps}")
-        self.steps = steps
+        super().__init__(n_attributes, embedding_dim, name="isln", backbone=backbone, rounds=rounds)
+        if rounds < 1:
+            raise ValueError(f"rounds must be at least 1, not {rounds}")
+        self.rounds = rounds
         self.backbone = Backbone(backbone, weights)
         channels = self.backbone.channels
         self.embedding = nn.Embedding(n_attributes, JOINT)
@@ -70,9 +70,9 @@ class ISLN(RetrievalModel):
         self.feature = nn.Linear(channels, JOINT)
         self.guide = nn.Linear(JOINT, JOINT)
         self.gate = nn.Linear(2 * JOINT, channels)
-        # With one step nothing guides a next one, and layers without a gradient would break DDP.
-        self.next = nn.Linear(channels, JOINT) if steps > 1 else None
-        self.next_norm = nn.LayerNorm(JOINT) if steps > 1 else None
+        # After a single round nothing guides a next one, and layers without a gradient would break DDP.
+        self.next = nn.Linear(channels, JOINT) if rounds > 1 else None
+        self.next_norm = nn.LayerNorm(JOINT) if rounds > 1 else None
         self.project = nn.Linear(channels, embedding_dim)
 
     def features(self, images: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class ISLN(RetrievalModel):
         return self.backbone(images)
 
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """The last step's map, B×A×S."""
+        """The last round's map, B×A×S."""
         return self._iterate(x_bchw, attributes_ba)[0]
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
@@ -88,17 +88,17 @@ class ISLN(RetrievalModel):
         return unit(self.project(self._iterate(x_bchw, attributes_ba)[1]))
 
     def _iterate(self, x_bchw: Tensor, attributes_ba: Tensor) -> tuple[Tensor, Tensor]:
-        """The last step's map B×A×S and attended feature v, B×A×C."""
+        """The last round's map B×A×S and attended feature v, B×A×C."""
         key_bjs = torch.tanh(self.norm(self.key(x_bchw))).flatten(2)
         guide_baj = self.embedding.weight[attributes_ba]
-        map_bas, v_bac = self._step(x_bchw, key_bjs, guide_baj)
-        for _ in range(self.steps - 1):
+        map_bas, v_bac = self._round(x_bchw, key_bjs, guide_baj)
+        for _ in range(self.rounds - 1):
             assert self.next is not None and self.next_norm is not None
             guide_baj = self.next_norm(guide_baj + self.next(v_bac))
-            map_bas, v_bac = self._step(x_bchw, key_bjs, guide_baj)
+            map_bas, v_bac = self._round(x_bchw, key_bjs, guide_baj)
         return map_bas, v_bac
 
-    def _step(self, x_bchw: Tensor, key_bjs: Tensor, guide_baj: Tensor) -> tuple[Tensor, Tensor]:
+    def _round(self, x_bchw: Tensor, key_bjs: Tensor, guide_baj: Tensor) -> tuple[Tensor, Tensor]:
         query_baj = self.query(guide_baj).to(key_bjs.dtype)
         map_bas = at_least_float32(query_baj @ key_bjs / math.sqrt(JOINT)).softmax(-1)
         x_bac = sum_over_positions(map_bas, x_bchw)

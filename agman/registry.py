@@ -40,17 +40,17 @@ def build(
     known = options_of(name)
     for option in options:
         if option not in known:
-            raise ValueError(f"model {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+            raise ValueError(f"model {name!r} has no option {option!r}; it has: {', '.join(known)}")
     if embedding_dim is not None:
         options["embedding_dim"] = embedding_dim
     return MODELS[name](n_attributes=n_attributes, backbone=backbone, weights=weights, **options)
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """The options that only some models have, with model `name`'s defaults. ValueError for an unknown name."""
+    """What model `name` takes beside attributes and backbone, with its defaults. ValueError for an unknown name."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)
         raise ValueError(f"unknown model {name!r}; did you mean {near[0]!r}? known: {', '.join(MODELS)}")
-    shared = ("n_attributes", "embedding_dim", "backbone", "weights")
+    shared = ("n_attributes", "backbone", "weights")
     parameters = inspect.signature(MODELS[name]).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.name not in shared}

@@ -166,10 +166,12 @@ def train(
     if data is None:
         raise click.UsageError("Missing option '--data'.")
     dataset = Dataset(data)
-    show_settings(config)
+    from pipeline.loop import resolved
     from pipeline.registry import register
     from pipeline.training import train as run_training
 
+    config = resolved(config)
+    show_settings(config)
     name = f"{dataset.info.name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     trained = run_training(dataset, config, workers=workers, storage=storage, name=name)
     registered = register(trained.checkpoint, dataset.info.name, trained.run)
@@ -184,7 +186,7 @@ def train(
 )
 @json_option
 def evaluate(model: str, data: str | Path, split: str, as_json: bool) -> None:
-    """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID or a checkpoint folder) on a split."""
+    """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder or a published .pth.tar) on a split."""
     from data_prep.dataset import Dataset
     from pipeline.console import emit, progress_bar
     from pipeline.evaluation import evaluate as run_evaluation

@@ -21,17 +21,21 @@ class TrainConfig(BaseModel):
     )
 
     model: str = "agman"
-    """Which model of agman.build."""
-    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
-    """The convolutional network that gives the multi-level features."""
+    """Which model of agman.build: agman, csn, asenet, asenet_v2, attnfashion or isln."""
+    backbone: str = "resnet50"
+    """The convolutional network under the model: a ResNet as in the papers, or another of torchvision's."""
     weights: str | None = None
     """Start of the backbone: a torchvision weights name (IMAGENET1K_V1), a local file, or none."""
-    embedding_dim: int = Field(default=512, ge=1)
-    """Width of the embedding; at least the number of attributes."""
-    sa_kernel: Literal[1, 7] = 7
-    """Kernel of the spatial attention: 7 in the published code, 1 in the paper's equation 4."""
-    classify: bool = True
-    """Branch 1, the attribute classification. The paper turns it off for Zappos50k."""
+    embedding_dim: int | None = Field(default=None, ge=1)
+    """Width of the embedding; at least the number of attributes. None: the model's published width (agman: 512)."""
+    classify: bool | None = None
+    """agman: branch 1, the attribute classification; none: with it. The paper turns it off for Zappos50k."""
+    sa_kernel: int | None = Field(default=None, ge=1)
+    """agman: kernel of the spatial attention; none: 7, the published code's. The paper's equation 4 has 1."""
+    mask: Literal["learned", "fixed"] | None = None
+    """csn: masks over the embedding; none: learned."""
+    rounds: int | None = Field(default=None, ge=1)
+    """isln: how often the attention is repeated; none: 3."""
     image_size: int | None = Field(default=None, ge=32)
     """Side of the input square in pixels; none: as prepared."""
     batch_size: int = Field(default=16, ge=2)
@@ -63,7 +67,17 @@ class TrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     """Of the weights' start and the augmentation."""
 
-    @field_validator("weights", "image_size", "max_triplets", mode="before")
+    @field_validator(
+        "weights",
+        "embedding_dim",
+        "classify",
+        "sa_kernel",
+        "mask",
+        "rounds",
+        "image_size",
+        "max_triplets",
+        mode="before",
+    )
     @classmethod
     def _none(cls, value: Any) -> Any:
         """`weights=none` on a command line means no weights."""

@@ -23,10 +23,13 @@ import agman
 from agman.checkpoint import WEIGHTS
 from data_prep.batches import BatchPlan, batches_per_epoch, plan_epoch
 from data_prep.dataset import Dataset, ImageStore, ValueOf
+from data_prep.errors import InputError
 from data_prep.triplets import Triplets
 from pipeline.config import TrainConfig
 
 STATE_FILE = "state.pt"
+MODEL_OPTIONS = ("embedding_dim", "classify", "sa_kernel", "mask", "rounds")
+"""Settings whose None stands for the model's own default."""
 LOSSES = ("loss", "loss_triplet", "loss_class", "loss_proxy")
 
 
@@ -65,7 +68,7 @@ class Training:
         proxies = None
         if config.proxy_weight:
             value_counts = [len(attribute.values) for attribute in dataset.info.attributes]
-            proxies = agman.ValueProxies(value_counts, config.embedding_dim)
+            proxies = agman.ValueProxies(value_counts, self.model.embedding_dim)
         self.objective = agman.TripletObjective(self.model, config.margin, weights, proxies, config.proxy_weight)
         # The memory order that convolutions are fastest in, on CPUs and GPUs alike; the numbers are the same.
         self.objective.to(share.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -185,16 +188,28 @@ def steps_per_epoch(dataset: Dataset, config: TrainConfig, workers: int) -> int:
     return batches_per_epoch(triplets, config.batch_size, workers)
 
 
+def resolved(config: TrainConfig) -> TrainConfig:
+    """`config` with the model's own defaults where it says none. Raises InputError for an unknown model."""
+    try:
+        defaults = agman.options_of(config.model)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    absent = [option for option in MODEL_OPTIONS if option in defaults and getattr(config, option) is None]
+    return config.model_copy(update={option: defaults[option] for option in absent})
+
+
 def build_model(config: TrainConfig, dataset: Dataset) -> agman.RetrievalModel:
-    """The model that `config` names, for the dataset's attributes. Raises ValueError for sizes that cannot be."""
+    """The model that `config` names, for the dataset's attributes.
+
+    Raises ValueError for sizes that cannot be, or a setting that this model does not have.
+    """
+    options = {option: getattr(config, option) for option in MODEL_OPTIONS}
     return agman.build(
         config.model,
         n_attributes=len(dataset.info.attributes),
-        embedding_dim=config.embedding_dim,
         backbone=config.backbone,
         weights=config.weights,
-        classify=config.classify,
-        sa_kernel=config.sa_kernel,
+        **{option: value for option, value in options.items() if value is not None},
     )
 
 

@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -24,6 +25,8 @@ from agman.checkpoint import DESCRIPTION, WEIGHTS
 from data_prep.errors import InputError
 from pipeline import tracking
 
+PUBLISHED = ".pth.tar"
+"""What the published code's checkpoints end in."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "attribute")]),
@@ -100,11 +103,10 @@ def find_model(model: str) -> Path:
     if model.startswith(("models:/", "runs:/")):
         return _downloaded(model)
     folder = Path(model)
-    if folder.name.endswith((".pth", ".pth.tar")):
-        raise InputError(f"{model}: published .pth.tar files cannot be read yet; give a folder or a registry URI")
     if not (folder / DESCRIPTION).is_file():
         raise InputError(
-            f"{model}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID or a checkpoint folder"
+            f"{model}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder "
+            f"or a published {PUBLISHED}"
         )
     return folder
 
@@ -127,9 +129,28 @@ def _downloaded(uri: str) -> Path:
     return found[0].parent
 
 
-def load(model: str, attributes: list[str]) -> tuple[agman.RetrievalModel, dict]:
+def load(model: str, attributes: list[str]) -> tuple[agman.RetrievalModel, dict[str, Any]]:
     """A model in evaluation mode and its description. Raises InputError, also for other attributes."""
     try:
+        if model.endswith(PUBLISHED):
+            return _load_published(Path(model), attributes)
         return agman.load_model(find_model(model), attributes=attributes)
     except agman.CheckpointError as error:
         raise InputError(str(error)) from error
+
+
+def _load_published(path: Path, attributes: list[str]) -> tuple[agman.RetrievalModel, dict[str, Any]]:
+    """A published checkpoint, which names no attributes: they are taken to be the dataset's, in its order."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    network = agman.load_published(path)
+    if network.n_attributes != len(attributes):
+        raise InputError(f"{path}: for {network.n_attributes} attributes, but the dataset has {len(attributes)}")
+    original_csn = network.config["backbone"] == "resnet18"
+    return network, {
+        "attributes": attributes,
+        "image_size": 112 if original_csn else 224,
+        "dataset_digest": None,
+        "run_id": None,
+        "training": {},
+    }

@@ -12,7 +12,7 @@ from pipeline.config import TrainConfig, load_config
 
 def test_the_defaults_are_the_papers_recipe() -> None:
     config = TrainConfig()
-    assert (config.backbone, config.embedding_dim, config.margin) == ("resnet50", 512, 0.2)
+    assert (config.model, config.backbone, config.margin) == ("agman", "resnet50", 0.2)
     assert (config.batch_size, config.epochs, config.lr) == (16, 50, 1e-4)
     assert (config.lr_decay, config.lr_decay_epochs) == (0.9, 3)
 
@@ -31,7 +31,8 @@ def test_a_weights_file_is_found_from_any_folder(tmp_path: Path, monkeypatch: py
 def test_settings_go_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("margin: 0.4\nepochs: 7\nweights: null\n")
-    config = load_config(file, ["epochs=3", "classify=false", "image_size=none"])
+    config = load_config(file, ["epochs=3", "classify=false", "image_size=none", "sa_kernel=1"])
+    assert config.sa_kernel == 1
     assert (config.margin, config.epochs, config.classify, config.image_size) == (0.4, 3, False, None)
 
 

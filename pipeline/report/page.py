@@ -130,7 +130,7 @@ def _facts(dataset: Dataset, network: agman.RetrievalModel, description: dict[st
         "image size": f"{description['image_size']} px (packed: {info.image_size} px)",
         "triplets": f"{info.triplets:,} in an epoch; epochs prepared: {info.triplet_epochs}",
         "dataset digest": info.digest,
-        "trained on digest": description["dataset_digest"],
+        "trained on digest": description["dataset_digest"] or "unknown",
         "MLflow run": description["run_id"] or "none",
         "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
         "software": f"agman-pipeline {version('agman-pipeline')}, PyTorch {torch.__version__}, "
@@ -142,10 +142,11 @@ def _commands(model: str, dataset: Dataset, out: Path, split: str, training: dic
     """From the dataset's official files (in DIR) to this page."""
     info, data = dataset.info, shlex.quote(str(dataset.path))
     settings = [f"{key}={value}" for key, value in training.items() if value is not None]
+    trained = [f"agman train --data {data} {shlex.join(settings)}"] if training else []
     return [
         f"agman prep {info.layout} --root DIR --out {data} --name {info.name} --image-size {info.image_size} "
         f"--triplets {info.triplets} --epochs {info.triplet_epochs} --seed {info.seed}",
-        f"agman train --data {data} {shlex.join(settings)}",
+        *trained,
         f"agman evaluate {shlex.quote(model)} --data {data} --split {split}",
         f"agman report {shlex.quote(model)} --data {data} --out {shlex.quote(str(out))}",
     ]
