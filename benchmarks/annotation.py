@@ -1,4 +1,4 @@
-"""DeepFashion's list_attr_img.txt at full size, against plain readers: `python -m benchmarks.annotation`.
+"""DeepFashion's list_attr_img.txt at full size, against plain readers: `agman bench annotation`.
 
 289,222 lines of a path and 1,000 values are written in the file's format; each reader runs in a process of its own,
 and its peak memory is that process's.
@@ -133,8 +133,5 @@ def main() -> None:
     write_table("annotation", ["reader", "s", "peak, MiB", "marks or labels"], rows, notes)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        run(sys.argv[1], Path(sys.argv[2]))
-    else:
-        main()
+if __name__ == "__main__":  # a reader in a process of its own
+    run(sys.argv[1], Path(sys.argv[2]))

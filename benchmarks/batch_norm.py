@@ -1,4 +1,4 @@
-"""What synchronised batch norm costs on the CPU: `python -m benchmarks.batch_norm`.
+"""What synchronised batch norm costs on the CPU: `agman bench batch_norm`.
 
 Steps of the demo's training (ResNet-18, 64 px, 32 triplets, bf16) in 1 and 2 processes with one thread
 each, without Ray, with each worker's own statistics and with those of the global batch.
@@ -63,7 +63,3 @@ def main() -> None:
         rows.append([str(workers), mode, f"{1000 * seconds:.0f}", f"{TRIPLETS / seconds:.0f}"])
     header = ["workers, one thread each", "batch norm", "ms a step", "triplets/s"]
     write_table("batch_norm", header, rows, "The global batch is the same in every row.")
-
-
-if __name__ == "__main__":
-    main()

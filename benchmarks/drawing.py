@@ -1,4 +1,4 @@
-"""How fast samples are drawn, on one core, JPEG encoding included: `python -m benchmarks.drawing`."""
+"""How fast samples are drawn, on one core, JPEG encoding included: `agman bench drawing`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,3 @@ def main() -> None:
     header = ["images/s on one core", *(f"{size} px" for size in sizes)]
     busy = f"The machine's load average at the end was {os.getloadavg()[0]:.1f}."
     write_table("drawing", header, rows, f"Wanted: at least 50 images/s at 224 px. {busy}")
-
-
-if __name__ == "__main__":
-    main()

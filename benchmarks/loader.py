@@ -1,4 +1,4 @@
-"""Reading training images: packed shards against 512 px JPEG files decoded one by one. `python -m benchmarks.loader`.
+"""Reading training images: packed shards against 512 px JPEG files decoded one by one. `agman bench loader`.
 
 Both sides give uint8 squares of 224 px, on the same number of cores, in the same shuffled batches of 48. The files
 are what a dataset looks like before `agman prep`; the packed ones what it looks like after.
@@ -102,7 +102,3 @@ def main() -> None:
     header += ["files, images/CPU s", "packed, images/CPU s", "ratio"]
     notes = f"{len(files)} drawn garments, to {SIZE} px, batches of {BATCH}, all in the page cache. Wanted: at least 3."
     write_table("loader", header, rows, notes)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Packing's memory and speed for 2,000 and 20,000 images: `python -m benchmarks.packing`.
+"""Packing's memory and speed for 2,000 and 20,000 images: `agman bench packing`.
 
 Memory is the peak of the proportional set sizes (shared pages counted once) of the driver, Ray and its workers,
 object store included.
@@ -108,7 +108,3 @@ def main() -> None:
         f"workers together, object store included. Ratio of the peaks: {ratio:.2f}; wanted: at most 1.5."
     )
     write_table("packing", ["images", "peak memory, MiB", "seconds", "images/s"], rows, notes)
-
-
-if __name__ == "__main__":
-    main()

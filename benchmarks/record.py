@@ -12,7 +12,7 @@ import torch
 
 
 def write_table(name: str, header: list[str], rows: list[list[str]], notes: str) -> Path:
-    """Write `benchmarks/results/NAME-DATE.md` and print it."""
+    """Write `benchmarks/results/NAME-DATE.md` in the working folder and print it."""
     day = datetime.now(UTC).strftime("%Y-%m-%d")
     lines = [
         f"# {name}, {day}",
@@ -27,8 +27,8 @@ def write_table(name: str, header: list[str], rows: list[list[str]], notes: str)
         notes,
         "",
     ]
-    file = Path(__file__).parent / "results" / f"{name}-{day}.md"
-    file.parent.mkdir(exist_ok=True)
+    file = Path("benchmarks/results") / f"{name}-{day}.md"
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
     return file

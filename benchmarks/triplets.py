@@ -1,4 +1,4 @@
-"""Triplet sampling against the published rejection sampling: `python -m benchmarks.triplets`.
+"""Triplet sampling against the published rejection sampling: `agman bench triplets`.
 
 DeepFashion-like labels: 80,000 images, 5 attributes with 156 to 230 values of a long tail, some images with two values.
 """
@@ -119,7 +119,3 @@ def main() -> None:
         f"core. Ours: median of {REPEATS} runs. Wanted: at most 0.1 s, and 200 × rejection sampling."
     )
     write_table("triplets", ["sampler", "s", "speed"], rows, notes)
-
-
-if __name__ == "__main__":
-    main()

@@ -34,6 +34,9 @@ class Place(click.ParamType):
 
 PLACE = Place()
 LAYOUT = click.Choice(["fashionai", "deepfashion", "zappos50k", "darn"])
+BENCHMARK = click.Choice(
+    ["annotation", "batch_norm", "drawing", "loader", "model", "packing", "precision", "retrieval", "triplets"]
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON line on stdout.")
 seed_option = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all that is drawn."
@@ -258,6 +261,15 @@ def demo(out: Path, images: int, seed: int, overwrite: bool, as_json: bool) -> N
     from pipeline.demo import run_demo
 
     emit(run_demo(out, images=images, seed=seed, overwrite=overwrite), as_json)
+
+
+@cli.command()
+@click.argument("name", type=BENCHMARK)
+def bench(name: str) -> None:
+    """Measure NAME side by side with the plain way; writes a dated table to benchmarks/results."""
+    import importlib
+
+    importlib.import_module(f"benchmarks.{name}").main()
 
 
 def main() -> None:
