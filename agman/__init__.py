@@ -8,7 +8,7 @@
 >>> embedding.shape, everything.shape
 (torch.Size([2, 64]), torch.Size([2, 8, 64]))
 
-Read `model.py` (the whole), `attention.py` (equations 1-6), `losses.py` (7-9), `engine.py` (a step),
+Read `model.py` (the whole), `attention.py` (equations 1-6), `losses/` (7-9), `engine.py` (a step),
 `metrics.py`.
 """
 
@@ -26,7 +26,18 @@ from agman.engine import (
     prepare,
     train_step,
 )
-from agman.losses import LossWeights, ValueProxies, attribute_type_bce, cosine, triplet_ranking
+from agman.losses import (
+    LossWeights,
+    Pairs,
+    ValueProxies,
+    attribute_type_bce,
+    cosine,
+    cosines,
+    info_nce,
+    mine,
+    pairs_of_anchors,
+    triplet_ranking,
+)
 from agman.metrics import Retrieval, chance_average_precision, retrieval, summarise, triplet_accuracy
 from agman.model import AGMAN
 from agman.objective import Losses, TripletObjective
@@ -42,6 +53,7 @@ __all__ = [
     "Losses",
     "NonFiniteLoss",
     "Output",
+    "Pairs",
     "Retrieval",
     "RetrievalModel",
     "StepResult",
@@ -54,9 +66,13 @@ __all__ = [
     "chance_average_precision",
     "convert_batchnorm",
     "cosine",
+    "cosines",
     "embed_pairs",
+    "info_nce",
     "load_model",
+    "mine",
     "normalise",
+    "pairs_of_anchors",
     "prepare",
     "retrieval",
     "save_model",

@@ -249,10 +249,11 @@ def test_without_lists_triplets_come_from_the_labels(shoes: Path, tmp_path: Path
     assert dataset.info.rows_in == len(dataset.labels) == 600
     assert dataset.info.images == {"train": 120, "valid": 15, "test": 15}
     assert dataset.info.queries["test"] == 3
-    value = dataset.value_of()
     drawn = dataset.triplets("train")
-    assert (value(drawn.anchor, drawn.attribute) == value(drawn.positive, drawn.attribute)).all()
-    assert (value(drawn.anchor, drawn.attribute) != value(drawn.negative, drawn.attribute)).all()
+    values = dataset.values_of()(np.stack((drawn.anchor, drawn.positive, drawn.negative)), drawn.attribute)
+    assert values.shape == (3, 500, 1)
+    anchor, positive, negative = values[..., 0]
+    assert (anchor == positive).all() and (anchor != negative).all()
     regions = dataset.regions
     assert regions is not None
     assert set(regions["attribute"]) == {0, 1, 2, 3}
