@@ -8,7 +8,7 @@
 >>> embedding.shape, everything.shape
 (torch.Size([2, 64]), torch.Size([2, 8, 64]))
 
-Read `model.py` (the whole), `attention.py` (equations 1-6), `losses.py` (7-9), `engine.py` (a step),
+Read `model.py` (the whole), `attention.py` (equations 1-6), `losses/` (7-9), `engine.py` (a step),
 `metrics.py`.
 """
 
@@ -31,7 +31,18 @@ from agman.engine import (
     train_step,
 )
 from agman.isln import ISLN
-from agman.losses import LossWeights, ValueProxies, attribute_type_bce, cosine, triplet_ranking
+from agman.losses import (
+    LossWeights,
+    Pairs,
+    ValueProxies,
+    attribute_type_bce,
+    cosine,
+    cosines,
+    info_nce,
+    mine,
+    pairs_of_anchors,
+    triplet_ranking,
+)
 from agman.metrics import Retrieval, chance_average_precision, retrieval, summarise, triplet_accuracy
 from agman.model import AGMAN
 from agman.objective import Losses, TripletObjective
@@ -53,6 +64,7 @@ __all__ = [
     "Losses",
     "NonFiniteLoss",
     "Output",
+    "Pairs",
     "Retrieval",
     "RetrievalModel",
     "StepResult",
@@ -65,12 +77,16 @@ __all__ = [
     "chance_average_precision",
     "convert_batchnorm",
     "cosine",
+    "cosines",
     "csn_loss",
     "embed_pairs",
+    "info_nce",
     "load_model",
     "load_published",
+    "mine",
     "normalise",
     "options_of",
+    "pairs_of_anchors",
     "prepare",
     "retrieval",
     "save_model",

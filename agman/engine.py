@@ -1,6 +1,7 @@
 """The training loop's core: one batch, one step, one pass of evaluation. No cluster, no tracking.
 
-Shape suffixes: U distinct images of a batch, B triplets, I = 3B images of the triplets, K pairs, S pixels.
+Shape suffixes: U distinct images of a batch, B triplets, I = 3B images of the triplets, V values of an image,
+K pairs, S pixels.
 """
 
 from collections.abc import Iterable
@@ -39,7 +40,10 @@ class Batch:
     global_size: int
     """Triplets in the global batch, over all processes."""
     values: Tensor | None = None
-    """3×B, int64: the images' values under their triplet's attribute; only proxies need them."""
+    """3×B×V, int64: the images' values under their triplet's attribute, ascending, at least one, then -1.
+
+    Only proxies, mining and InfoNCE need them.
+    """
 
     def __post_init__(self) -> None:
         triplets = len(self.attributes)
@@ -50,6 +54,10 @@ class Batch:
         if self.index.shape != (3, triplets) or self.flip.shape != (3, triplets):
             found = f"{tuple(self.index.shape)} and {tuple(self.flip.shape)}"
             raise ValueError(f"{triplets} attributes need index and flip of shape {(3, triplets)}, not {found}")
+        if self.values is not None and (self.values.ndim != 3 or self.values.shape[:2] != (3, triplets)):
+            raise ValueError(
+                f"{triplets} triplets need values of shape (3, {triplets}, V), not {tuple(self.values.shape)}"
+            )
         if self.global_size < triplets:
             raise ValueError(f"global_size {self.global_size} is less than this process's {triplets} triplets")
 
@@ -61,6 +69,7 @@ class StepResult(NamedTuple):
     loss_triplet: Tensor
     loss_class: Tensor
     loss_proxy: Tensor
+    loss_info_nce: Tensor
     correct: Tensor
     triplets: int
 
@@ -110,9 +119,12 @@ def train_step(
     """
     images, attributes = prepare(batch, device, channels_last, next(objective.parameters()).dtype)
     optimizer.zero_grad(set_to_none=True)
-    values = None if batch.values is None else batch.values.flatten().to(device, non_blocking=True)
+    values = photos = None
+    if batch.values is not None:
+        values = batch.values.flatten(0, 1).to(device, non_blocking=True)
+        photos = batch.index.flatten().to(device, non_blocking=True)
     with _autocast(device, precision):
-        losses = objective(images, attributes, values)
+        losses = objective(images, attributes, values, photos)
 
     # DDP averages gradients over processes; weighing each by its share makes that the mean over the global
     # batch, however unequal the shares.
@@ -122,8 +134,8 @@ def train_step(
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(objective.parameters(), clip_norm)
     optimizer.step()
-    loss, loss_triplet, loss_class, loss_proxy, correct = (value.detach() for value in losses)
-    return StepResult(loss, loss_triplet, loss_class, loss_proxy, correct, len(attributes))
+    detached = {name: value.detach() for name, value in losses._asdict().items()}
+    return StepResult(**detached, triplets=len(attributes))
 
 
 def _raise_unless_finite(objective: nn.Module, losses: Losses) -> None:

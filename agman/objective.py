@@ -1,11 +1,24 @@
-"""What a training step minimises: model, losses and loss weights as one module, so that DDP sees them all."""
+"""What a training step minimises: model, losses and loss weights as one module, so that DDP sees them all.
+
+Shape suffixes: B triplets, I = 3B images (anchors, positives, negatives), D embedding width, V values of an image.
+"""
 
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from agman.base import RetrievalModel
-from agman.losses import LossWeights, ValueProxies, attribute_type_bce, cosine, triplet_ranking
+from agman.losses import (
+    MININGS,
+    LossWeights,
+    ValueProxies,
+    attribute_type_bce,
+    cosine,
+    info_nce,
+    mine,
+    pairs_of_anchors,
+    triplet_ranking,
+)
 
 
 class Losses(NamedTuple):
@@ -13,20 +26,27 @@ class Losses(NamedTuple):
 
     loss: Tensor
     loss_triplet: Tensor
+    """Of the mined triplets, where they are mined."""
     loss_class: Tensor
     """0 without branch 1."""
     loss_proxy: Tensor
     """0 without proxies."""
+    loss_info_nce: Tensor
+    """0 where its weight is."""
     correct: Tensor
-    """Number of triplets with cos(I, I⁺) > cos(I, I⁻); a tie is wrong."""
+    """Number of given triplets (not mined ones) with cos(I, I⁺) > cos(I, I⁻); a tie is wrong."""
 
 
 class TripletObjective(nn.Module):
     """Equations 7-9 for a batch of triplets in one pass, so that batch norm sees all 3B images together.
 
     (The published code runs anchors, negatives and positives through the model one after the other.)
-    Every parameter that requires a gradient gets one at every step. `proxies`, where given, add their loss
-    times `proxy_weight`.
+    Every parameter that requires a gradient gets one at every step.
+
+    Not in the paper, and off by default: `proxies` add their loss times `proxy_weight`; InfoNCE is added times
+    `info_nce_weight`; `mining` puts other images of the batch in the places of the triplets' positives and negatives
+    in the triplet loss. The last two look at one process's share of the global batch. Raises ValueError for an
+    unknown mining, a negative weight or a temperature that is not above 0.
     """
 
     def __init__(
@@ -36,8 +56,18 @@ class TripletObjective(nn.Module):
         loss_weights: LossWeights | None = None,
         proxies: ValueProxies | None = None,
         proxy_weight: float = 1.0,
+        mining: str = "none",
+        info_nce_weight: float = 0.0,
+        info_nce_temperature: float = 0.1,
     ):
         super().__init__()
+        if mining not in MININGS:
+            raise ValueError(f"mining must be one of {', '.join(MININGS)}, not {mining!r}")
+        if info_nce_weight < 0 or info_nce_temperature <= 0:
+            raise ValueError(
+                f"InfoNCE's weight must not be negative and its temperature above 0: "
+                f"weight {info_nce_weight}, temperature {info_nce_temperature}"
+            )
         self.model = model
         self.margin = margin
         self.loss_weights = loss_weights or LossWeights()
@@ -45,33 +75,49 @@ class TripletObjective(nn.Module):
             self.loss_weights.requires_grad_(False)  # one loss: learned weights stay out of it
         self.proxies = proxies
         self.proxy_weight = proxy_weight
+        self.mining = mining
+        self.info_nce_weight = info_nce_weight
+        self.info_nce_temperature = info_nce_temperature
 
-    def forward(self, images: Tensor, attributes: Tensor, values: Tensor | None = None) -> Losses:
-        """images 3B×3×H×W: B anchors, then their positives, then their negatives; attributes B; values 3B.
+    def forward(
+        self, images: Tensor, attributes: Tensor, values: Tensor | None = None, photos: Tensor | None = None
+    ) -> Losses:
+        """images 3B×3×H×W: B anchors, then their positives, then their negatives; attributes B.
 
-        The values are those under the triplet's attribute, and only proxies need them.
+        values 3B×V: the images' values under their triplet's attribute, ascending, -1 where there are fewer than V.
+        photos 3B: the same number for the same photograph. Proxies need the values; mining and InfoNCE need both.
         """
         if len(images) != 3 * len(attributes):
             raise ValueError(f"{len(attributes)} triplets need {3 * len(attributes)} images, not {len(images)}")
         attributes_i = attributes.repeat(3)
-        embedding_id, logits_in = self.model(images, attributes_i)
-        anchor_bd, positive_bd, negative_bd = embedding_id.chunk(3)
+        output = self.model(images, attributes_i)
+        anchor_bd, positive_bd, negative_bd = output.embedding.chunk(3)
         similarity_positive_b = cosine(anchor_bd, positive_bd)
         similarity_negative_b = cosine(anchor_bd, negative_bd)
+        correct = (similarity_positive_b > similarity_negative_b).sum()
+
+        loss_proxy = loss_info_nce = zero = similarity_positive_b.new_zeros(())
+        if self.proxies is not None:
+            loss_proxy = self.proxies(output.embedding, attributes_i, _known(values)[:, 0])
+        if self.mining != "none" or self.info_nce_weight:
+            pairs = pairs_of_anchors(attributes_i, _known(values), _known(photos))
+            if self.mining != "none":
+                positive_b, negative_b = mine(self.mining, output.embedding, pairs, self.margin)
+                similarity_positive_b = cosine(anchor_bd, output.embedding[positive_b])
+                similarity_negative_b = cosine(anchor_bd, output.embedding[negative_b])
+            if self.info_nce_weight:
+                loss_info_nce = info_nce(output.embedding, pairs.negative_bi, self.info_nce_temperature)
 
         loss_triplet = triplet_ranking(similarity_positive_b, similarity_negative_b, self.margin)
-        loss_class = None if logits_in is None else attribute_type_bce(logits_in, attributes_i)
+        loss_class = None if output.logits is None else attribute_type_bce(output.logits, attributes_i)
         loss = self.loss_weights(loss_triplet, loss_class)
-        loss_proxy = loss_triplet.new_zeros(())
-        if self.proxies is not None:
-            if values is None:
-                raise ValueError("proxies need the values of the images")
-            loss_proxy = self.proxies(embedding_id, attributes_i, values)
-            loss = loss + self.proxy_weight * loss_proxy
+        loss = loss + self.proxy_weight * loss_proxy + self.info_nce_weight * loss_info_nce
         return Losses(
-            loss=loss,
-            loss_triplet=loss_triplet,
-            loss_class=loss_triplet.new_zeros(()) if loss_class is None else loss_class,
-            loss_proxy=loss_proxy,
-            correct=(similarity_positive_b > similarity_negative_b).sum(),
+            loss, loss_triplet, zero if loss_class is None else loss_class, loss_proxy, loss_info_nce, correct
         )
+
+
+def _known(numbers: Tensor | None) -> Tensor:
+    if numbers is None:
+        raise ValueError("proxies need the values of the images; mining and InfoNCE need them and the photographs")
+    return numbers

@@ -131,9 +131,9 @@ class Dataset:
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{self.path / name}: missing or damaged; run `agman prep` again") from error
 
-    def value_of(self) -> ValueOf:
+    def values_of(self) -> ValuesOf:
         """Look up the values of (image, attribute) pairs."""
-        return ValueOf(self.labels, len(self.info.attributes))
+        return ValuesOf(self.labels, len(self.info.attributes))
 
     def retrieval(self, split: str) -> pd.DataFrame:
         """Queries and candidates of `split`: role, image_id, attribute, value."""
@@ -160,8 +160,8 @@ class Dataset:
                     yield shard.read_row_group(group, columns=["image_id", "jpeg"])
 
 
-class ValueOf:
-    """Values of (image id, attribute) pairs by array; of several values of one pair, the lowest."""
+class ValuesOf:
+    """All values of (image id, attribute) pairs by array: an image may have several values of an attribute."""
 
     def __init__(self, labels: pd.DataFrame, n_attributes: int):
         self.n_attributes = n_attributes
@@ -170,12 +170,18 @@ class ValueOf:
         self._values = ordered["value"].to_numpy(np.int64)
 
     def __call__(self, image_ids: np.ndarray, attributes: np.ndarray) -> np.ndarray:
-        """int64, of the broadcast shape of the two. Every pair must be labelled."""
+        """int64, …×V: the broadcast shape of the two, then each pair's values, ascending, and -1 in what is left.
+
+        V is the most that any of these pairs has. Raises KeyError for a pair without a value.
+        """
         keys = self._key(image_ids, attributes)
-        places = np.searchsorted(self._keys, keys)
-        if (self._keys[places.clip(max=len(self._keys) - 1)] != keys).any():
+        first = np.searchsorted(self._keys, keys)
+        count = np.searchsorted(self._keys, keys, side="right") - first
+        if not count.all():
             raise KeyError("an image has no label for the attribute of its triplet")
-        return self._values[places]
+        column = np.arange(count.max(initial=1))
+        places = np.minimum(first[..., None] + column, len(self._values) - 1)
+        return np.where(column < count[..., None], self._values[places], -1)
 
     def _key(self, image_ids: np.ndarray, attributes: np.ndarray) -> np.ndarray:
         return image_ids * self.n_attributes + attributes

@@ -46,14 +46,20 @@ class TrainConfig(BaseModel):
     """Triplets used of each epoch; none: all that were prepared."""
     margin: float = Field(default=0.2, ge=0, le=2)
     """Margin of the triplet loss, in cosine."""
-    loss_weighting: Literal["fixed", "learned"] = "fixed"
-    """How the two losses add up: fixed weights, or learned ones (Kendall et al. 2018)."""
+    loss_weighting: Literal["fixed", "learned", "published"] = "fixed"
+    """How the two losses add up: fixed weights, learned ones (Kendall et al. 2018), or the published code's (0.5e)."""
     triplet_weight: float = Field(default=1.0, ge=0)
     """Weight of the triplet loss when fixed."""
     class_weight: float = Field(default=1.0, ge=0)
     """Weight of the classification loss when fixed."""
     proxy_weight: float = Field(default=0.0, ge=0)
     """Weight of a softmax loss over learned proxies of the values; not in the paper. Helps from random weights."""
+    mining: Literal["none", "semi_hard", "hard"] = "none"
+    """Other positives and negatives for the triplets, from each worker's share of the batch; not in the paper."""
+    info_nce_weight: float = Field(default=0.0, ge=0)
+    """Weight of InfoNCE over the negatives in each worker's share of the batch; not in the paper."""
+    info_nce_temperature: float = Field(default=0.1, gt=0)
+    """What InfoNCE divides cosines by."""
     lr: float = Field(default=1e-4, gt=0)
     """Adam's learning rate."""
     lr_decay: float = Field(default=0.9, gt=0, le=1)
@@ -66,6 +72,16 @@ class TrainConfig(BaseModel):
     """bf16: autocast, with weights and losses in fp32. fp64: to check that workers compute what one would."""
     seed: int = Field(default=0, ge=0)
     """Of the weights' start and the augmentation."""
+
+    @property
+    def needing_values(self) -> list[str]:
+        """The settings, as KEY=VALUE, for which the images' values must be known, not the triplets alone."""
+        asked = {
+            f"proxy_weight={self.proxy_weight:g}": self.proxy_weight > 0,
+            f"mining={self.mining}": self.mining != "none",
+            f"info_nce_weight={self.info_nce_weight:g}": self.info_nce_weight > 0,
+        }
+        return [setting for setting, wanted in asked.items() if wanted]
 
     @field_validator(
         "weights",

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import agman
 from agman.checkpoint import WEIGHTS
 from data_prep.batches import BatchPlan, batches_per_epoch, plan_epoch
-from data_prep.dataset import Dataset, ImageStore, ValueOf
+from data_prep.dataset import Dataset, ImageStore, ValuesOf
 from data_prep.errors import InputError
 from data_prep.triplets import Triplets
 from pipeline.config import TrainConfig
@@ -30,7 +30,7 @@ from pipeline.config import TrainConfig
 STATE_FILE = "state.pt"
 MODEL_OPTIONS = ("embedding_dim", "classify", "sa_kernel", "mask", "rounds")
 """Settings whose None stands for the model's own default."""
-LOSSES = ("loss", "loss_triplet", "loss_class", "loss_proxy")
+LOSSES = ("loss", "loss_triplet", "loss_class", "loss_proxy", "loss_info_nce")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,16 @@ class Training:
         if config.proxy_weight:
             value_counts = [len(attribute.values) for attribute in dataset.info.attributes]
             proxies = agman.ValueProxies(value_counts, self.model.embedding_dim)
-        self.objective = agman.TripletObjective(self.model, config.margin, weights, proxies, config.proxy_weight)
+        self.objective = agman.TripletObjective(
+            self.model,
+            config.margin,
+            weights,
+            proxies,
+            config.proxy_weight,
+            mining=config.mining,
+            info_nce_weight=config.info_nce_weight,
+            info_nce_temperature=config.info_nce_temperature,
+        )
         # The memory order that convolutions are fastest in, on CPUs and GPUs alike; the numbers are the same.
         self.objective.to(share.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.precision == "fp64":
@@ -117,7 +126,7 @@ class Training:
         share, config = self.share, self.config
         wrapped = DistributedDataParallel(self.objective) if share.workers > 1 else self.objective
         images = ImageStore(self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=share.threads)
-        values = self.dataset.value_of() if config.proxy_weight else None
+        values = self.dataset.values_of() if config.needing_values else None
         validation = Validation(self.dataset, "valid", self.image_size, share) if self._validates else None
         while self.epoch < config.epochs:
             self.objective.train()
@@ -213,7 +222,7 @@ def build_model(config: TrainConfig, dataset: Dataset) -> agman.RetrievalModel:
     )
 
 
-def _ahead(plans: Iterator[BatchPlan], images: ImageStore, values: ValueOf | None) -> Iterator[agman.Batch]:
+def _ahead(plans: Iterator[BatchPlan], images: ImageStore, values: ValuesOf | None) -> Iterator[agman.Batch]:
     """Batches with their images decoded, one batch ahead of the step that needs it."""
 
     def load(plan: BatchPlan) -> agman.Batch:

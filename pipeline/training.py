@@ -46,8 +46,8 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
     info = dataset.info
     if not info.images["train"]:
         raise InputError(f"{dataset.path}: the dataset has no training images")
-    if config.proxy_weight and not all(attribute.values for attribute in info.attributes):
-        raise InputError(f"proxy_weight={config.proxy_weight:g}: {dataset.path} has triplets but no values to learn")
+    if config.needing_values and not all(attribute.values for attribute in info.attributes):
+        raise InputError(f"{' '.join(config.needing_values)}: {dataset.path} has triplets but no values to learn")
     if config.image_size and config.image_size > info.image_size:
         raise InputError(
             f"image_size={config.image_size}, but {dataset.path} holds images of {info.image_size} px; "

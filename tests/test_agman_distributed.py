@@ -146,7 +146,7 @@ def test_two_processes_train_the_weights_of_one(shares):
     for name, tensor in alone.items():
         torch.testing.assert_close(first[name], tensor, rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
         assert torch.equal(first[name], second[name]), name
-    assert alone["loss_weights.s_class"].item() != 0
+    assert alone["loss_weights.t_class"].item() != 0
 
 
 # One process's NaN

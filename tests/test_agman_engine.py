@@ -91,7 +91,7 @@ def test_optimizer_holds_what_is_learned_and_the_schedule_falls_every_three_epoc
     optimizer = agman.build_optimizer(objective, lr=1e-4)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in objective.parameters() if p.requires_grad}
-    assert id(objective.loss_weights.s_class) in held
+    assert id(objective.loss_weights.t_class) in held
 
     scheduler = agman.build_scheduler(optimizer)
     rates = []
@@ -138,6 +138,7 @@ def test_unknown_precision_is_refused():
         ({"images": torch.zeros(5, 3, 32, 32)}, "U×3×S×S uint8"),
         ({"flip": torch.zeros(2, 3, dtype=torch.bool)}, "index and flip of shape"),
         ({"global_size": 1}, "global_size 1 is less"),
+        ({"values": torch.zeros(3, 2, dtype=torch.int64)}, "values of shape"),
     ],
 )
 def test_impossible_batches_are_refused(change, message):

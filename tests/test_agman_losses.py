@@ -30,38 +30,6 @@ def test_attribute_type_bce_by_hand():
     assert agman.attribute_type_bce(logits, torch.tensor([2])).item() == pytest.approx(expected)
 
 
-def test_fixed_weights():
-    weights = agman.LossWeights("fixed", w_triplet=2.0, w_class=0.5)
-    assert weights(torch.tensor(0.3), torch.tensor(0.8)).item() == pytest.approx(2 * 0.3 + 0.5 * 0.8)
-    assert weights(torch.tensor(0.3), None).item() == pytest.approx(0.6)
-    assert list(weights.parameters()) == []
-
-
-def test_learned_weights_start_as_a_plain_sum_and_settle_at_the_logarithm():
-    weights = agman.LossWeights("learned")
-    loss = weights(torch.tensor(0.3), torch.tensor(0.8))
-    assert loss.item() == pytest.approx(1.1)
-    loss.backward()
-    # d/ds (exp(-s)·L + s) = 1 - exp(-s)·L, which is 1 - L at 0, and 0 at s = ln L
-    assert weights.s_triplet.grad.item() == pytest.approx(0.7)
-    assert weights.s_class.grad.item() == pytest.approx(0.2)
-    with torch.no_grad():
-        weights.s_class.fill_(math.log(0.8))
-    weights.zero_grad()
-    weights(torch.tensor(0.3), torch.tensor(0.8)).backward()
-    assert weights.s_class.grad.item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_learned_weights_leave_a_single_loss_alone():
-    assert agman.LossWeights("learned")(torch.tensor(0.3), None).item() == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize("arguments", [{"mode": "learnt"}, {"w_class": -1.0}])
-def test_impossible_weights_are_refused(arguments):
-    with pytest.raises(ValueError, match="loss weights must"):
-        agman.LossWeights(**arguments)
-
-
 class Lookup(agman.RetrievalModel):
     """A model whose embedding of an image is its first two pixels."""
 
@@ -115,7 +83,7 @@ def test_proxies_join_the_objective_and_learn() -> None:
     proxies = agman.ValueProxies([3, 2], 5)
     objective = agman.TripletObjective(model, proxies=proxies, proxy_weight=0.7)
     images, attributes = torch.randn(6, 3, 32, 32), torch.tensor([0, 1])
-    values = torch.tensor([2, 0, 2, 0, 1, 1])
+    values = torch.tensor([2, 0, 2, 0, 1, 1])[:, None]
     losses = objective(images, attributes, values)
     assert float(losses.loss) == pytest.approx(float(losses.loss_triplet + 0.7 * losses.loss_proxy), rel=1e-6)
     losses.loss.backward()

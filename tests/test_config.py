@@ -17,6 +17,13 @@ def test_the_defaults_are_the_papers_recipe() -> None:
     assert (config.lr_decay, config.lr_decay_epochs) == (0.9, 3)
 
 
+def test_the_paper_needs_no_values_and_what_does_is_named() -> None:
+    assert TrainConfig().needing_values == []
+    asked = load_config(None, ["mining=hard", "info_nce_weight=0.5", "proxy_weight=2"])
+    assert asked.needing_values == ["proxy_weight=2", "mining=hard", "info_nce_weight=0.5"]
+    assert (asked.info_nce_temperature, load_config(None, ["mining=none"]).mining) == (0.1, "none")
+
+
 def test_every_setting_says_what_it_means() -> None:
     assert all(field.description for field in TrainConfig.model_fields.values())
 
@@ -46,6 +53,10 @@ def test_settings_go_over_the_file(tmp_path: Path) -> None:
         ("epochs=0", "epochs=0: input should be greater than or equal to 1"),
         ("precision=fp8", "precision=fp8: input should be 'fp32', 'bf16' or 'fp64'"),
         ("margin=nan", "margin=nan"),
+        ("mining=easy", "mining=easy: input should be 'none', 'semi_hard' or 'hard'"),
+        ("info_nce_weight=-1", "info_nce_weight=-1: input should be greater than or equal to 0"),
+        ("info_nce_temperature=0", "info_nce_temperature=0: input should be greater than 0"),
+        ("loss_weighting=learnt", "loss_weighting=learnt: input should be 'fixed', 'learned' or 'published'"),
         ("lr=inf", "lr=inf"),
     ],
 )

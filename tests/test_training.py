@@ -74,6 +74,29 @@ def test_a_resumed_training_ends_with_the_weights_of_an_undisturbed_one(
     assert largest_difference(whole.objective.state_dict(), resumed.objective.state_dict()) == 0
 
 
+def test_learned_loss_weights_come_back_from_a_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"loss_weighting": "learned", "epochs": 1, "max_triplets": 12})
+    trained = Training(config, dataset, Share())
+    run_alone(trained, tmp_path)
+    loaded = Training(config, dataset, Share())
+    assert loaded.objective.loss_weights.t_triplet.item() == 0
+    loaded.load(tmp_path / "1")
+    for name in ("t_triplet", "t_class"):
+        learned = getattr(trained.objective.loss_weights, name).item()
+        assert learned != 0
+        assert getattr(loaded.objective.loss_weights, name).item() == learned
+        assert getattr(loaded.objective.loss_weights, name) in set(loaded.optimizer.state)
+
+
+@pytest.mark.parametrize("mining", ["semi_hard", "hard"])
+def test_mining_and_info_nce_train(dataset: Dataset, mining: str) -> None:
+    config = CONFIG.model_copy(update={"mining": mining, "info_nce_weight": 0.5, "loss_weighting": "published"})
+    metrics = run_alone(Training(config.model_copy(update={"epochs": 1}), dataset, Share()))[0].metrics
+    assert metrics["train/loss_info_nce"] > 0
+    published = 1.3591409 * (metrics["train/loss_triplet"] + metrics["train/loss_class"]) + 2
+    assert metrics["train/loss"] == pytest.approx(published + 0.5 * metrics["train/loss_info_nce"], rel=1e-5)
+
+
 def test_training_lowers_the_loss(dataset: Dataset) -> None:
     config = CONFIG.model_copy(update={"epochs": 6, "lr": 1e-3})
     ends = run_alone(Training(config, dataset, Share(threads=2)))

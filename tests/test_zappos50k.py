@@ -18,6 +18,8 @@ from data_prep.errors import InputError
 from data_prep.prepare import prepare
 from data_prep.request import Request
 from data_prep.samples import sample
+from pipeline.config import load_config
+from pipeline.training import check
 
 HEADER = "CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle\n"
 
@@ -249,13 +251,28 @@ def test_without_lists_triplets_come_from_the_labels(shoes: Path, tmp_path: Path
     assert dataset.info.rows_in == len(dataset.labels) == 600
     assert dataset.info.images == {"train": 120, "valid": 15, "test": 15}
     assert dataset.info.queries["test"] == 3
-    value = dataset.value_of()
     drawn = dataset.triplets("train")
-    assert (value(drawn.anchor, drawn.attribute) == value(drawn.positive, drawn.attribute)).all()
-    assert (value(drawn.anchor, drawn.attribute) != value(drawn.negative, drawn.attribute)).all()
+    values = dataset.values_of()(np.stack((drawn.anchor, drawn.positive, drawn.negative)), drawn.attribute)
+    assert values.shape == (3, 500, 1)
+    anchor, positive, negative = values[..., 0]
+    assert (anchor == positive).all() and (anchor != negative).all()
     regions = dataset.regions
     assert regions is not None
     assert set(regions["attribute"]) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("setting", ["proxy_weight=1", "mining=semi_hard", "mining=hard", "info_nce_weight=0.5"])
+def test_lists_of_triplets_cannot_train_what_needs_values(prepared_lists: Dataset, setting: str) -> None:
+    with pytest.raises(InputError) as error:
+        check(load_config(None, [setting]), prepared_lists, workers=1)
+    assert str(error.value) == f"{setting}: {prepared_lists.path} has triplets but no values to learn"
+
+
+@pytest.fixture(scope="module")
+def prepared_lists(shoes: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    out = tmp_path_factory.mktemp("lists") / "data"
+    prepare("zappos50k", shoes, out, image_size=SIZE, triplets=20, epochs=1)
+    return Dataset(out)
 
 
 def test_a_picture_that_is_gone_takes_its_triplets_along(shoes: Path, tmp_path: Path) -> None:

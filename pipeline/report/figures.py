@@ -31,11 +31,11 @@ class Theme:
 
     ink: str
     grid: str
-    series: tuple[str, str, str, str]
+    series: tuple[str, str, str, str, str]
 
 
-LIGHT = Theme(ink="#565d69", grid="#e7e3dc", series=("#2b5c8a", "#b3541e", "#5f7a2c", "#7b4b94"))
-DARK = Theme(ink="#a9afba", grid="#30343c", series=("#8cb8e6", "#f0a06a", "#b3cf7a", "#c9a3e0"))
+LIGHT = Theme(ink="#565d69", grid="#e7e3dc", series=("#2b5c8a", "#b3541e", "#5f7a2c", "#7b4b94", "#9a6b00"))
+DARK = Theme(ink="#a9afba", grid="#30343c", series=("#8cb8e6", "#f0a06a", "#b3cf7a", "#c9a3e0", "#e6c25c"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def losses(histories: Mapping[str, History]) -> Chart:
 
     def draw(axes: Axes, theme: Theme) -> None:
         for (name, history), colour, dashes in zip(
-            histories.items(), theme.series, ("-", "--", ":", "-."), strict=False
+            histories.items(), theme.series, ("-", "--", ":", "-.", (0, (1, 3))), strict=False
         ):
             axes.plot(*zip(*history, strict=True), dashes, color=colour, label=_bare(name), **_marker(history))
         axes.set(xlabel="step", ylabel="mean over the epoch", xlim=(0, None), ylim=(0, None))

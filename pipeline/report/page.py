@@ -29,7 +29,7 @@ from pipeline.report.search import Search, search_section
 if TYPE_CHECKING:
     from pipeline.tuning import Sweep
 
-LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class", "train/loss_proxy")
+LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class", "train/loss_proxy", "train/loss_info_nce")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""A loss on learned proxies of the values; not in the paper.
+
+Shape suffixes: I images, D embedding width, V values of all attributes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agman.numerics import at_least_float32
+
+
+class ValueProxies(nn.Module):
+    """Normalised softmax over one learned proxy for each attribute value; not in the paper, off by default.
+
+        L_proxy = -log softmax_v(s·cos(f(I, a), p_v)) at I's own value, v over the values of a, s = 16
+
+    A triplet loss alone stays at chance for very long when the backbone starts from random weights: the
+    embeddings share one large direction, and two images tell little about the rest. Proxies average over all
+    images of a value (Movshovitz-Attias et al., ICCV 2017; this form: Zhai & Wu, BMVC 2019).
+    """
+
+    SCALE = 16.0
+    first: Tensor
+    """Row of each attribute's first proxy."""
+    attribute_of: Tensor
+    """Each proxy's attribute."""
+
+    def __init__(self, n_values: Sequence[int], embedding_dim: int):
+        """n_values: how many values each attribute has."""
+        super().__init__()
+        if not n_values or min(n_values) < 1:
+            raise ValueError(f"every attribute needs at least one value, not {list(n_values)}")
+        self.proxies = nn.Parameter(torch.randn(sum(n_values), embedding_dim))
+        self.register_buffer("first", torch.tensor([sum(n_values[:a]) for a in range(len(n_values))]))
+        self.register_buffer("attribute_of", torch.repeat_interleave(torch.tensor(n_values)))
+
+    def forward(self, embedding_id: Tensor, attributes_i: Tensor, values_i: Tensor) -> Tensor:
+        """The loss, averaged over I images; values are numbered from 0 within their attribute."""
+        logits_iv = self.SCALE * embedding_id @ F.normalize(self.proxies, dim=-1).T
+        of_others_iv = self.attribute_of != attributes_i[:, None]
+        logits_iv = at_least_float32(logits_iv).masked_fill(of_others_iv, float("-inf"))
+        return F.cross_entropy(logits_iv, self.first[attributes_i] + values_i)
