@@ -9,7 +9,7 @@ import agman
 from agman.metrics import Retrieval
 
 
-def rank(scores, relevant, ks=(1, 2, 3), chunk=256):
+def rank(scores, relevant, ks=(1, 2, 3), chunk=None):
     """Retrieval for one query whose candidates have these scores and relevances."""
     query = torch.tensor([[1.0]])
     candidates = torch.tensor(scores)[:, None]
@@ -116,7 +116,7 @@ def test_chance_of_many_queries_at_once():
 def result_of(average_precision, relevant, candidates):
     queries = torch.tensor(average_precision, dtype=torch.float64)
     at_1 = {1: queries / 2}
-    return Retrieval(queries, at_1, {1: queries / 4}, torch.tensor(relevant), candidates)
+    return Retrieval(queries, queries / 8, at_1, {1: queries / 4}, torch.tensor(relevant), candidates)
 
 
 def test_summary_by_hand():
