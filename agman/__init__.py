@@ -9,9 +9,10 @@
 (torch.Size([2, 64]), torch.Size([2, 8, 64]))
 
 Read `model.py` (the whole), `attention.py` (equations 1-6), `losses.py` (7-9), `engine.py` (a step),
-`metrics.py`.
+`metrics.py`, `attention_score.py`.
 """
 
+from agman.attention_score import attention_mass, pointing_hits
 from agman.base import Output, RetrievalModel
 from agman.batchnorm import GlobalBatchNorm2d, convert_batchnorm
 from agman.checkpoint import CheckpointError, load_model, save_model
@@ -27,7 +28,18 @@ from agman.engine import (
     train_step,
 )
 from agman.losses import LossWeights, ValueProxies, attribute_type_bce, cosine, triplet_ranking
-from agman.metrics import Retrieval, chance_average_precision, retrieval, summarise, triplet_accuracy
+from agman.metrics import (
+    Retrieval,
+    average_precision,
+    average_precision_at_r,
+    chance_average_precision,
+    precision_at,
+    recall_at,
+    retrieval,
+    similarities,
+    summarise,
+    triplet_accuracy,
+)
 from agman.model import AGMAN
 from agman.objective import Losses, TripletObjective
 from agman.registry import MODELS, build
@@ -47,7 +59,10 @@ __all__ = [
     "StepResult",
     "TripletObjective",
     "ValueProxies",
+    "attention_mass",
     "attribute_type_bce",
+    "average_precision",
+    "average_precision_at_r",
     "build",
     "build_optimizer",
     "build_scheduler",
@@ -57,9 +72,13 @@ __all__ = [
     "embed_pairs",
     "load_model",
     "normalise",
+    "pointing_hits",
+    "precision_at",
     "prepare",
+    "recall_at",
     "retrieval",
     "save_model",
+    "similarities",
     "summarise",
     "train_step",
     "triplet_accuracy",

@@ -181,7 +181,9 @@ def _on_grid(name: str, embeddings: Tensor) -> Tensor:
     length = 1.5 * torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     rankable = length[:, 0] < LONGEST  # false for NaN
     if not bool(rankable.all()):
-        raise ValueError(f"{name} must be finite; row {int((~rankable).nonzero()[0])} holds NaN, infinity or as good as")
+        raise ValueError(
+            f"{name} must be finite; row {int((~rankable).nonzero()[0])} holds NaN, infinity or as good as"
+        )
     power = length / torch.frexp(length).mantissa  # exactly 2^e
     step = torch.where(length > 0, power, torch.ones_like(power)) * 2.0**-27
     return rows.div(step).round_().mul_(step)
