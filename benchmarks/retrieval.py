@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -81,11 +82,11 @@ WAYS: dict[str, tuple[str, Callable[[Case], float]]] = {
 
 
 def measure(way: str) -> None:
-    """Run one way in this process; seconds on the clock and of the CPU, peak memory above that of its input in MiB, and MAP, as JSON."""
+    """Run one way in this process; print seconds (clock, CPU), peak memory above its input's in MiB, and MAP."""
     given = case()
     warm_up = tuple(tensor[:300] for tensor in given)
     WAYS[way][1](warm_up)  # type: ignore[arg-type]
-    before = _peak_mib()
+    before = _held_mib()
     started, worked = time.perf_counter(), time.process_time()
     found = WAYS[way][1](given)
     seconds, worked = time.perf_counter() - started, time.process_time() - worked
@@ -94,6 +95,10 @@ def measure(way: str) -> None:
 
 def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+
+
+def _held_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def main() -> None:
@@ -112,13 +117,15 @@ def main() -> None:
     slowest = found["plain_loop"]["cpu_s"]
     rows = [
         [title, *(f"{one[key]:.1f}" for key in ("s", "cpu_s")), f"{slowest / one['cpu_s']:.1f} ×"]
-        + [f"{one['MiB']:,.0f}", f"{one['map']:.8f}"]
         for (title, _), one in zip(WAYS.values(), found.values(), strict=True)
     ]
+    for row, one in zip(rows, found.values(), strict=True):
+        row += [f"{one['MiB']:,.0f}", f"{one['map']:.8f}"]
     notes = (
-        f"{QUERIES:,} queries × {CANDIDATES:,} candidates, D = {WIDTH}, {VALUES} values; one run of each in a "
-        "fresh process with one thread; s of CPU leave out waiting for other programs. Memory: the process's peak while it ranks, above its peak before. "
-        "Wanted: at most 1,024 MiB. The plain loop's similarities are float32 throughout, hence its last digits."
+        f"{QUERIES:,} queries × {CANDIDATES:,} candidates, D = {WIDTH}, {VALUES} values; one run of each in a fresh "
+        "process with one thread. Seconds of CPU leave out waiting for other programs; speed is by them. Memory: the "
+        "process's peak above what it held before it ranked; wanted: at most 1,024 MiB. The last digits of MAP differ "
+        "where the rounding decides between nearly equal similarities."
     )
     write_table("retrieval", ["way", "s", "s of CPU", "speed", "peak, MiB more", "MAP"], rows, notes)
 

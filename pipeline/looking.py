@@ -36,7 +36,7 @@ def measure_attention(
 
 def measure(maps_khw: torch.Tensor, pairs: pd.DataFrame) -> pd.DataFrame:
     """attribute, mass, hits, area of K pairs with their regions, from their K maps."""
-    boxes_k4 = torch.from_numpy(pairs[CORNERS].to_numpy(np.float64))
+    boxes_k4 = torch.tensor(pairs[CORNERS].to_numpy(np.float64))
     x0, y0, x1, y1 = boxes_k4.unbind(1)
     columns = {
         "mass": agman.attention_mass(maps_khw, boxes_k4),
@@ -49,7 +49,8 @@ def measure(maps_khw: torch.Tensor, pairs: pd.DataFrame) -> pd.DataFrame:
 def attention_figures(measured: pd.DataFrame, names: list[str]) -> dict[str, float]:
     """attention_mass, attention_hits and attention_area, over all measured pairs and /<attribute>; attention_pairs."""
     figures = {f"attention_{name}": float(measured[name].mean()) for name in FIGURES}
-    for number, of_attribute in measured.groupby("attribute"):
+    for number in measured["attribute"].unique().tolist():
+        of_attribute = measured[measured["attribute"] == number]
         figures |= {f"attention_{name}/{names[number]}": float(of_attribute[name].mean()) for name in FIGURES}
     return figures | {"attention_pairs": float(len(measured))}
 

@@ -133,4 +133,4 @@ def _view(row: pd.Series, cells: torch.Tensor, values: Sequence[str], pictures: 
 def _boxes(pairs: pd.DataFrame, maps_khw: torch.Tensor) -> list[Box]:
     """The pairs' true regions. Drawn pictures are square, so the model's crop is the whole picture."""
     corners, shares = pairs[CORNERS].to_numpy(float).tolist(), measure(maps_khw, pairs)["mass"]
-    return [Box(*box, share=share) for box, share in zip(corners, shares, strict=True)]
+    return [Box(x0, y0, x1, y1, share) for (x0, y0, x1, y1), share in zip(corners, shares, strict=True)]
