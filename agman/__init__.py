@@ -9,11 +9,13 @@
 (torch.Size([2, 64]), torch.Size([2, 8, 64]))
 
 Read `model.py` (the whole), `attention.py` (equations 1-6), `losses/` (7-9), `engine.py` (a step),
-`metrics.py`.
+`metrics.py`, `attention_score.py`. The systems it is compared with: `csn.py`, `asenet.py`, `asenet_v2.py`,
+`attnfashion.py`, `isln.py`.
 """
 
 from agman.asenet import ASENet
 from agman.asenet_v2 import ASENetV2
+from agman.attention_score import attention_mass, pointing_hits
 from agman.attnfashion import AttnFashion
 from agman.base import Output, RetrievalModel
 from agman.batchnorm import GlobalBatchNorm2d, convert_batchnorm
@@ -43,7 +45,18 @@ from agman.losses import (
     pairs_of_anchors,
     triplet_ranking,
 )
-from agman.metrics import Retrieval, chance_average_precision, retrieval, summarise, triplet_accuracy
+from agman.metrics import (
+    Retrieval,
+    average_precision,
+    average_precision_at_r,
+    chance_average_precision,
+    precision_at,
+    recall_at,
+    retrieval,
+    similarities,
+    summarise,
+    triplet_accuracy,
+)
 from agman.model import AGMAN
 from agman.objective import Losses, TripletObjective
 from agman.published import load_published
@@ -70,7 +83,10 @@ __all__ = [
     "StepResult",
     "TripletObjective",
     "ValueProxies",
+    "attention_mass",
     "attribute_type_bce",
+    "average_precision",
+    "average_precision_at_r",
     "build",
     "build_optimizer",
     "build_scheduler",
@@ -87,9 +103,13 @@ __all__ = [
     "normalise",
     "options_of",
     "pairs_of_anchors",
+    "pointing_hits",
+    "precision_at",
     "prepare",
+    "recall_at",
     "retrieval",
     "save_model",
+    "similarities",
     "summarise",
     "train_step",
     "triplet_accuracy",

@@ -1,25 +1,39 @@
 """Retrieval metrics as pure functions of embeddings and values. Shares in [0, 1]; tables show them times 100.
 
-Shape suffixes: Q queries, C candidates (of one attribute), D embedding width, q a chunk of the queries.
+Shape suffixes: Q queries, C candidates (of one attribute), D embedding width, q a chunk of the queries, H hits.
+`hits_qc` says of every query which ranks hold a relevant candidate; column 0 is rank 1.
 
-    AP   = (1/R) Σ over the ranks r of relevant candidates of (relevant ones up to r) / r
-           with R = all relevant candidates; 0 for a query that has none
-    P@k  = relevant among the first k, over k
-    R@k  = relevant among the first k, over R; 0 for a query that has none
-    MAP  = mean AP over all queries of all attributes ("query-weighted", what the papers report)
+    AP    = (1/R) Σ over the ranks r of relevant candidates of (relevant ones up to r) / r
+            with R = all relevant candidates; 0 for a query that has none
+    AP@R  = (1/R) Σ over the ranks r <= R of relevant candidates of (relevant ones up to r) / r
+    P@k   = relevant among the first k, over k
+    R@k   = relevant among the first k, over R; 0 for a query that has none
+    MAP   = mean AP over all queries of all attributes ("query-weighted", what the papers report)
+    MAP@R = the same mean of AP@R
 
-Candidates are ranked by falling similarity, equal similarities by their order. Similarities are summed in
-float64 and compared as float32: how a matrix product is cut up does not reach the ranking, and equal
-embeddings do tie.
+A k beyond the last candidate is not cut down: P@k counts the missing ranks as misses, R@k is then 1 (or 0).
+Without any candidate everything is 0.
+
+Candidates are ranked by falling similarity, equal similarities by their order. Similarities are summed without
+rounding (see `_on_grid`) and compared as float32: neither the cutting into chunks nor the device reaches the
+ranking, and equal embeddings do tie.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 DEFAULT_KS = (1, 5, 10)
+WORKING_BYTES = 64 * 2**20
+"""What `retrieval` may hold at a time beside the embeddings in float64. More is slower: fresh pages cost time."""
+BYTES_OF_A_PAIR = 48
+"""A pair of query and candidate at its peak, sorting on a device: similarity, key, and the sort's own copies."""
+
+LONGEST = 2.0**63
+"""No embedding's length comes near it; the product of two that do would be infinite in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +41,9 @@ class Retrieval:
     """What every query of one attribute found; float64 on the CPU."""
 
     average_precision: Tensor
-    """Q."""
+    """AP, Q."""
+    average_precision_at_r: Tensor
+    """AP@R, Q."""
     precision: dict[int, Tensor]
     """k to P@k, Q."""
     recall: dict[int, Tensor]
@@ -36,6 +52,11 @@ class Retrieval:
     """R, Q, int64."""
     candidates: int
 
+    @property
+    def answerable(self) -> Tensor:
+        """Q, bool: which queries have a relevant candidate. The others score 0 whatever the ranking."""
+        return self.relevant > 0
+
 
 def retrieval(
     query_embeddings: Tensor,
@@ -43,42 +64,148 @@ def retrieval(
     query_values: Tensor,
     candidate_values: Tensor,
     ks: Sequence[int] = DEFAULT_KS,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> Retrieval:
     """Rank C candidates (C×D, values C) for each of Q queries (Q×D, values Q) by dot product, and score that.
 
-    Runs where the embeddings are, and holds `chunk`×C numbers at a time. A candidate is relevant if it has
-    the query's value.
+    Runs where the embeddings are. A candidate is relevant if it has the query's value. `chunk` queries are ranked
+    at a time; without it, as many as WORKING_BYTES hold. Raises ValueError for wrong shapes, for values that are
+    not integers, for a k below 1, and for embeddings that are not finite: NaN has no place in a ranking.
     """
-    _check(query_embeddings, candidate_embeddings, query_values, candidate_values)
-    candidates_dc = candidate_embeddings.double().T
+    _check(query_embeddings, candidate_embeddings, query_values, candidate_values, ks)
+    queries_qd = _on_grid("query embeddings", query_embeddings)
+    candidates_dc = _on_grid("candidate embeddings", candidate_embeddings).T
+    chunk = chunk or max(1, WORKING_BYTES // (BYTES_OF_A_PAIR * max(len(candidate_values), 1)))
     scored = []
-    for embedding_qd, value_q in zip(query_embeddings.split(chunk), query_values.split(chunk), strict=True):
-        similarity_qc = (embedding_qd.double() @ candidates_dc).float()
-        order_qc = similarity_qc.sort(dim=1, descending=True, stable=True).indices
-        scored.append(_score((candidate_values == value_q[:, None]).gather(1, order_qc), ks))
-    average_precision, relevant, precision, recall = (
-        torch.cat(parts, dim=-1).cpu() for parts in zip(*scored, strict=True)
-    )
+    for chunk_qd, value_q in zip(queries_qd.split(chunk), query_values.split(chunk), strict=True):
+        similarity_qc = (chunk_qd @ candidates_dc).float()
+        hits_qc = _ranked(similarity_qc, candidate_values == value_q[:, None])
+        scored.append([score(hits_qc) for score in _scores(ks)])
+    average_precision, at_r, relevant, *at_k = (torch.cat(parts) for parts in zip(*scored, strict=True))
     return Retrieval(
-        average_precision=average_precision,
-        precision=dict(zip(ks, precision, strict=True)),
-        recall=dict(zip(ks, recall, strict=True)),
+        average_precision,
+        at_r,
+        precision=dict(zip(ks, at_k[: len(ks)], strict=True)),
+        recall=dict(zip(ks, at_k[len(ks) :], strict=True)),
         relevant=relevant,
         candidates=len(candidate_values),
     )
 
 
-def _score(hits_qc: Tensor, ks: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """AP q, R q, P@k len(ks)×q and R@k len(ks)×q, from which ranks are relevant."""
-    found_qc = hits_qc.cumsum(1)  # relevant ones up to each rank
-    relevant_q = hits_qc.sum(1)
-    divisor_q = relevant_q.clamp(min=1).double()
-    rank_c = torch.arange(1, hits_qc.shape[1] + 1, device=hits_qc.device)
-    average_precision_q = (hits_qc * found_qc / rank_c.double()).sum(1) / divisor_q
-    found_kq = torch.stack([hits_qc[:, :k].sum(1) for k in ks]).double()
-    precision_kq = found_kq / torch.tensor(ks, device=hits_qc.device)[:, None]
-    return average_precision_q, relevant_q, precision_kq, found_kq / divisor_q
+def _scores(ks: Sequence[int]) -> list[Callable[[Tensor], Tensor]]:
+    """What `retrieval` asks of every chunk's hits, in the order that it takes the answers apart."""
+    at_k = [partial(score, k=k) for score in (precision_at, recall_at) for k in ks]
+    return [average_precision, average_precision_at_r, _relevant, *at_k]
+
+
+def similarities(query_embeddings: Tensor, candidate_embeddings: Tensor) -> Tensor:
+    """Q×C float32: the dot products that `retrieval` ranks by. Raises ValueError for embeddings not finite."""
+    queries_qd = _on_grid("query embeddings", query_embeddings)
+    return (queries_qd @ _on_grid("candidate embeddings", candidate_embeddings).T).float()
+
+
+def average_precision(hits_qc: Tensor) -> Tensor:
+    """AP of every query, Q float64, from its hits Q×C (bool, in rank order); 0 for a query without any.
+
+    AP = (1/R) Σ over the ranks r of hits of (hits up to r)/r. Summed rank after rank.
+    """
+    query_h, _, precision_h = _precision_at_hits(hits_qc)
+    return _sum_by_query(query_h, precision_h, hits_qc) / _divisor(hits_qc)
+
+
+def average_precision_at_r(hits_qc: Tensor) -> Tensor:
+    """AP@R of every query, Q float64, from its hits Q×C (bool, in rank order); its mean is MAP@R.
+
+    AP@R = (1/R) Σ over the ranks r <= R of hits of (hits up to r)/r. 1 only if the R relevant ones come first. As
+    published, a query with R = 0 scores 0: look at `answerable` before comparing datasets. (Musgrave, Belongie &
+    Lim, "A Metric Learning Reality Check", ECCV 2020.)
+    """
+    query_h, rank_h, precision_h = _precision_at_hits(hits_qc)
+    among_first = rank_h <= _relevant(hits_qc)[query_h]
+    return _sum_by_query(query_h, precision_h * among_first, hits_qc) / _divisor(hits_qc)
+
+
+def precision_at(hits_qc: Tensor, k: int) -> Tensor:
+    """P@k of every query, Q float64: hits among the first k ranks, over k. Ranks beyond C are misses."""
+    return _found(hits_qc, k) / k
+
+
+def recall_at(hits_qc: Tensor, k: int) -> Tensor:
+    """R@k of every query, Q float64: hits among the first k ranks, over all its hits; 0 for a query without any.
+
+    The share of the relevant ones found. Metric learning papers call "Recall@k" whether there is a hit at all.
+    """
+    return _found(hits_qc, k) / _divisor(hits_qc)
+
+
+def _precision_at_hits(hits_qc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of H hits, query after query and in rank order: its query, its rank, and the precision up to it."""
+    _check_hits(hits_qc)
+    query_h, place_h = hits_qc.nonzero(as_tuple=True)
+    relevant_q = _relevant(hits_qc)
+    before_q = relevant_q.cumsum(0) - relevant_q  # hits of the queries before
+    found_h = torch.arange(1, len(query_h) + 1, device=hits_qc.device) - before_q[query_h]
+    rank_h = place_h + 1
+    return query_h, rank_h, found_h / rank_h.double()
+
+
+def _sum_by_query(query_h: Tensor, terms_h: Tensor, hits_qc: Tensor) -> Tensor:
+    return torch.bincount(query_h, terms_h, minlength=len(hits_qc))
+
+
+def _relevant(hits_qc: Tensor) -> Tensor:
+    return hits_qc.sum(1)
+
+
+def _divisor(hits_qc: Tensor) -> Tensor:
+    """R, and 1 where that is 0: there the sum is 0 as well."""
+    return _relevant(hits_qc).clamp(min=1).double()
+
+
+def _found(hits_qc: Tensor, k: int) -> Tensor:
+    _check_hits(hits_qc)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    return hits_qc[:, :k].sum(1).double()
+
+
+def _on_grid(name: str, embeddings: Tensor) -> Tensor:
+    """float64; every row rounded to whole multiples of some 2^-26 of its length, so that dot products are exact.
+
+    With 2^e the power of two above 1.5·‖x‖, the grid is 2^(e-27). A product of two rows' entries is then a whole
+    multiple of 2^(e+e'-54), and by Cauchy-Schwarz no partial sum exceeds 2^(e+e')/2.25 < 2^53 such steps: float64
+    holds every one exactly, in whatever order a matrix product adds them. The rounding itself changes a cosine by
+    less than its float32 does. The factor 1.5 keeps unit lengths, which scatter about 1, away from a power of two.
+    """
+    rows = embeddings.double()
+    length = 1.5 * torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rankable = length[:, 0] < LONGEST  # false for NaN
+    if not bool(rankable.all()):
+        raise ValueError(
+            f"{name} must be finite; row {int((~rankable).nonzero()[0])} holds NaN, infinity or as good as"
+        )
+    power = length / torch.frexp(length).mantissa  # exactly 2^e
+    step = torch.where(length > 0, power, torch.ones_like(power)) * 2.0**-27
+    return rows.div(step).round_().mul_(step)
+
+
+def _ranked(similarity_qc: Tensor, relevant_qc: Tensor) -> Tensor:
+    """hits_qc on the CPU: `relevant_qc` in the order of falling similarity, equal ones as they stand.
+
+    One sort of 64-bit keys says it all: the upper half rises as the similarity falls, then comes the place, which
+    makes keys distinct, then whether the candidate is relevant. NumPy sorts integers several times as fast as
+    either library sorts floats with their indices.
+    """
+    bits_qc = (0.0 - similarity_qc).view(torch.int32)  # 0 − x rather than −x: −0 and 0 are equal
+    rising_qc = bits_qc ^ ((bits_qc >> 31) & 0x7FFFFFFF)  # negative floats' bits count the wrong way
+    key_qc = rising_qc.long() << 32
+    key_qc |= 2 * torch.arange(similarity_qc.shape[1], device=key_qc.device)
+    key_qc |= relevant_qc
+    if key_qc.device.type == "cpu":
+        key_qc.numpy().sort(axis=1)  # in place
+    else:
+        key_qc = key_qc.sort(dim=1).values
+    return (key_qc & 1).bool().cpu()
 
 
 def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
@@ -87,9 +214,12 @@ def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
     map               mean AP over all queries
     map_macro         mean of the attributes' MAPs
     map_answerable    mean AP over the queries that have a relevant candidate
+    map_macro_answerable    mean of the attributes' MAPs over such queries, of the attributes that have any
+    map_at_r          mean AP@R over all queries
     map/<attribute>   mean AP over one attribute's queries
     p_at_<k>, r_at_<k>    mean P@k and R@k over all queries (MLflow allows no @ in a name)
     chance            the MAP to expect of a random ranking
+    ceiling           the highest MAP there can be: the share of the queries that have a relevant candidate
     queries, unanswerable    how many queries there are, and how many of them have no relevant candidate
 
     An attribute without queries is left out. ValueError if that leaves nothing.
@@ -97,23 +227,35 @@ def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
     results = {attribute: result for attribute, result in results.items() if len(result.relevant)}
     if not results:
         raise ValueError("no queries: nothing to summarise")
-    average_precision = torch.cat([result.average_precision for result in results.values()])
-    answerable = torch.cat([result.relevant for result in results.values()]) > 0
+    every = list(results.values())
+    answerable = torch.cat([result.answerable for result in every])
+    average_precision = torch.cat([result.average_precision for result in every])
     of_attribute = {name: float(result.average_precision.mean()) for name, result in results.items()}
-    chances = [chance_average_precision(result.relevant, result.candidates) for result in results.values()]
+    without_hopeless = [
+        _mean(result.average_precision[result.answerable]) for result in every if result.answerable.any()
+    ]
+    chances = [chance_average_precision(result.relevant, result.candidates) for result in every]
 
     summary = {
-        "map": float(average_precision.mean()),
+        "map": _mean(average_precision),
         "map_macro": sum(of_attribute.values()) / len(of_attribute),
-        "map_answerable": float(average_precision[answerable].mean()) if answerable.any() else 0.0,
-        "chance": float(torch.cat(chances).mean()),
+        "map_answerable": _mean(average_precision[answerable]),
+        "map_macro_answerable": sum(without_hopeless) / max(len(without_hopeless), 1),
+        "map_at_r": _mean(torch.cat([result.average_precision_at_r for result in every])),
+        "chance": _mean(torch.cat(chances)),
+        "ceiling": _mean(answerable.double()),
         "queries": float(len(answerable)),
         "unanswerable": float((~answerable).sum()),
     }
-    for k in next(iter(results.values())).precision:
-        summary[f"p_at_{k}"] = float(torch.cat([result.precision[k] for result in results.values()]).mean())
-        summary[f"r_at_{k}"] = float(torch.cat([result.recall[k] for result in results.values()]).mean())
+    for k in every[0].precision:
+        summary[f"p_at_{k}"] = _mean(torch.cat([result.precision[k] for result in every]))
+        summary[f"r_at_{k}"] = _mean(torch.cat([result.recall[k] for result in every]))
     return summary | {f"map/{name}": value for name, value in of_attribute.items()}
+
+
+def _mean(values: Tensor) -> float:
+    """0 of nothing."""
+    return float(values.mean()) if len(values) else 0.0
 
 
 def chance_average_precision(relevant: Tensor | int, candidates: int) -> Tensor:
@@ -132,15 +274,35 @@ def chance_average_precision(relevant: Tensor | int, candidates: int) -> Tensor:
 
 
 def triplet_accuracy(anchor: Tensor, positive: Tensor, negative: Tensor) -> float:
-    """Share of triplets (each B×D, unit length) with cos(I, I⁺) > cos(I, I⁻); ties are wrong."""
-    similar, different = ((anchor.double() * other.double()).sum(-1).float() for other in (positive, negative))
+    """Share of triplets (each B×D, unit length) with cos(I, I⁺) > cos(I, I⁻); ties are wrong, guessing gives 0.5.
+
+    Raises ValueError for wrong shapes, no triplets, and embeddings that are not finite.
+    """
+    if anchor.ndim != 2 or not anchor.shape == positive.shape == negative.shape or not len(anchor):
+        shapes = ", ".join(str(tuple(embeddings.shape)) for embeddings in (anchor, positive, negative))
+        raise ValueError(f"anchors, positives and negatives must be B×D with B >= 1, not {shapes}")
+    anchors = _on_grid("anchors", anchor)
+    similar = (anchors * _on_grid("positives", positive)).sum(-1).float()
+    different = (anchors * _on_grid("negatives", negative)).sum(-1).float()
     return float((similar > different).double().mean())
 
 
-def _check(queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_values: Tensor) -> None:
+def _check(
+    queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_values: Tensor, ks: Sequence[int]
+) -> None:
     if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
         shapes = f"{tuple(queries.shape)} and {tuple(candidates.shape)}"
         raise ValueError(f"embeddings must be Q×D and C×D, not {shapes}")
     if query_values.shape != queries.shape[:1] or candidate_values.shape != candidates.shape[:1]:
         shapes = f"{tuple(query_values.shape)} and {tuple(candidate_values.shape)}"
         raise ValueError(f"{len(queries)} queries and {len(candidates)} candidates, but values {shapes}")
+    for values in (query_values, candidate_values):
+        if values.is_floating_point() or values.is_complex():
+            raise ValueError(f"values must be integers, not {values.dtype}")
+    if any(k < 1 for k in ks):
+        raise ValueError(f"every k must be at least 1, not {list(ks)}")
+
+
+def _check_hits(hits_qc: Tensor) -> None:
+    if hits_qc.ndim != 2 or hits_qc.dtype != torch.bool:
+        raise ValueError(f"hits must be Q×C bool, not {tuple(hits_qc.shape)} {hits_qc.dtype}")

@@ -1,8 +1,12 @@
-"""`agman evaluate`: attribute-specific retrieval (MAP, P@k, R@k) and triplet accuracy on one split."""
+"""`agman evaluate`: attribute-specific retrieval (MAP, MAP@R, P@k, R@k) and triplet accuracy on one split.
+
+On drawn datasets, whose regions are known, also how well the attention finds them.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +21,7 @@ from data_prep.progress import Progress, silent
 from data_prep.tables import SPLITS
 from pipeline import tracking
 from pipeline.console import say, show_table
+from pipeline.looking import attention_figures, measure_attention
 from pipeline.loop import embed, rank_candidates
 
 NO_PAIRS = pd.DataFrame({"role": [], "image_id": [], "attribute": [], "value": []}).astype(
@@ -37,6 +42,8 @@ class Evaluation:
     """K×D, of the pairs in their order."""
     results: dict[str, agman.Retrieval]
     """Attribute name -> every query's scores."""
+    attention: pd.DataFrame | None = None
+    """attribute, mass, hits, area of the measured pairs; None without true regions."""
 
 
 def evaluate(
@@ -51,8 +58,9 @@ def evaluate(
     """Score `model` on the queries, candidates and triplets of `split`.
 
     AP of a query = (1/R) Σ over relevant ranks r of (relevant up to r)/r, with R all relevant candidates;
-    MAP is the mean over all queries, `map_macro` the mean of the attributes' MAPs. A dataset of ready-made triplets
-    has no queries; then the triplets alone are scored.
+    MAP is the mean over all queries, `map_macro` the mean of the attributes' MAPs; docs/metrics.md has every figure's
+    formula. A dataset of ready-made triplets has no queries; then the triplets alone are scored. Where true regions
+    are known, `attention_*` are figures of at most looking.MEASURED pairs.
     """
     if split not in SPLITS[1:]:
         raise InputError(f"--split {split}: one of valid, test")
@@ -76,8 +84,11 @@ def evaluate(
     summary = agman.summarise(results) if results else {}
     if len(triplets):
         summary["triplet_accuracy"] = agman.triplet_accuracy(*of_triplets.chunk(3))
+    attention = measure_attention(model, images, dataset, pairs)
+    if attention is not None:
+        summary |= attention_figures(attention, dataset.info.attribute_names)
     figures = {f"{split}/{name}": value for name, value in summary.items()}
-    return Evaluation(split, figures, pairs, of_pairs, results)
+    return Evaluation(split, figures, pairs, of_pairs, results, attention)
 
 
 def _pairs_of(triplets: Any) -> pd.DataFrame:
@@ -90,41 +101,63 @@ def _pairs_of(triplets: Any) -> pd.DataFrame:
 
 
 def show(evaluation: Evaluation) -> None:
-    """The figures as a table: a row for each attribute, then over all."""
+    """The figures as tables: a row for each attribute, then over all."""
     figures, split = evaluation.figures, evaluation.split
     if evaluation.results:
         _show_retrieval(evaluation)
+    if evaluation.attention is not None:
+        _show_attention(evaluation)
     if f"{split}/triplet_accuracy" in figures:
-        say(f"triplet accuracy on {split}: {figures[f'{split}/triplet_accuracy']:.4f}")
+        say(f"triplet accuracy on {split}: {figures[f'{split}/triplet_accuracy']:.4f} (guessing: 0.5)")
+
+
+RETRIEVAL_COLUMNS = {
+    "map": "MAP",
+    "map_answerable": "MAP*",
+    "chance": "chance",
+    "ceiling": "ceiling",
+    "map_at_r": "MAP@R",
+}
+"""Keys of agman.summarise, and their headings; P@k and R@k follow."""
 
 
 def _show_retrieval(evaluation: Evaluation) -> None:
-    figures, split = evaluation.figures, evaluation.split
-    rows = []
-    for name, result in evaluation.results.items():
-        chance = float(agman.chance_average_precision(result.relevant, result.candidates).mean())
-        rows.append(
-            [
-                name,
-                f"{figures[f'{split}/map/{name}']:.4f}",
-                f"{chance:.4f}",
-                str(len(result.relevant)),
-                str(result.candidates),
-            ]
-        )
-    over_all = [f"{figures[f'{split}/{key}']:.4f}" for key in ("map", "chance")]
-    queries = int(figures[f"{split}/queries"])
-    rows.append(["all (query-weighted)", *over_all, str(queries), ""])
-    rows.append(["all (macro)", f"{figures[f'{split}/map_macro']:.4f}", "", "", ""])
-    show_table(f"Retrieval on {split}", ["attribute", "MAP", "chance", "queries", "candidates"], rows)
-    ks = [key.rsplit("_", 1)[1] for key in figures if key.startswith(f"{split}/p_at_")]
-    others = [[f"P@{k}", f"{figures[f'{split}/p_at_{k}']:.4f}"] for k in ks]
-    others += [[f"R@{k}", f"{figures[f'{split}/r_at_{k}']:.4f}"] for k in ks]
-    others += [
-        ["MAP without hopeless queries", f"{figures[f'{split}/map_answerable']:.4f}"],
-        ["queries without a relevant candidate", str(int(figures[f"{split}/unanswerable"]))],
+    """Rows: attributes, their mean over queries, their mean over attributes. Columns: every metric, times 100."""
+    figures = {name.split("/", 1)[1]: value for name, value in evaluation.figures.items()}
+    ks = next(iter(evaluation.results.values())).precision
+    columns = RETRIEVAL_COLUMNS | {f"p_at_{k}": f"P@{k}" for k in ks} | {f"r_at_{k}": f"R@{k}" for k in ks}
+    alone = {name: agman.summarise({name: result}) for name, result in evaluation.results.items()}
+    macro = {key: sum(one[key] for one in alone.values()) / len(alone) for key in columns}
+    macro["map_answerable"] = figures["map_macro_answerable"]  # an attribute of hopeless queries has no part in it
+    rows = [
+        [name, *_times_100(alone[name], columns), f"{len(result.relevant):,}", f"{result.candidates:,}"]
+        for name, result in evaluation.results.items()
     ]
-    show_table("", ["", split], others)
+    rows.append(["all (query-weighted)", *_times_100(figures, columns), f"{figures['queries']:,.0f}", ""])
+    rows.append(["all (macro)", *_times_100(macro, columns), "", ""])
+    header = ["attribute", *columns.values(), "queries", "candidates"]
+    show_table(f"Retrieval on {evaluation.split}, times 100", header, rows)
+    say(
+        f"MAP*: without the {figures['unanswerable']:,.0f} queries that have no relevant candidate. They score 0; the "
+        "ceiling is the share of the others"
+    )
+
+
+def _show_attention(evaluation: Evaluation) -> None:
+    figures, split = evaluation.figures, evaluation.split
+    ends = {name: f"/{name}" for name in evaluation.results} | {"all": ""}
+    rows = [
+        [name, *(f"{100 * figures[f'{split}/attention_{key}{end}']:.2f}" for key in ("mass", "hits", "area"))]
+        for name, end in ends.items()
+        if f"{split}/attention_mass{end}" in figures
+    ]
+    pairs = f"{figures[f'{split}/attention_pairs']:,.0f}"
+    title = f"Attention in the true regions on {split}, times 100 ({pairs} pairs, evenly spaced)"
+    show_table(title, ["attribute", "mass inside", "maximum inside", "area (chance)"], rows)
+
+
+def _times_100(figures: dict[str, float], keys: Iterable[str]) -> list[str]:
+    return [f"{100 * figures[key]:.2f}" for key in keys]
 
 
 def log(evaluation: Evaluation, description: dict[str, Any], dataset: Dataset) -> None:

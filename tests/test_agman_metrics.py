@@ -9,7 +9,7 @@ import agman
 from agman.metrics import Retrieval
 
 
-def rank(scores, relevant, ks=(1, 2, 3), chunk=256):
+def rank(scores, relevant, ks=(1, 2, 3), chunk=None):
     """Retrieval for one query whose candidates have these scores and relevances."""
     query = torch.tensor([[1.0]])
     candidates = torch.tensor(scores)[:, None]
@@ -85,9 +85,18 @@ def test_equals_the_definition_query_by_query():
     assert result.average_precision.tolist() == pytest.approx(expected)
 
 
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("chunk", [1, 5, 13])
-def test_chunks_change_nothing(chunk):
-    whole, cut = agman.retrieval(*random_case()), agman.retrieval(*random_case(), chunk=chunk)
+def test_chunks_and_the_device_change_nothing(chunk, device):
+    whole = agman.retrieval(*random_case(37, 1031, 257))
+    cut = agman.retrieval(*(tensor.to(device) for tensor in random_case(37, 1031, 257)), chunk=chunk)
+    assert torch.equal(whole.average_precision_at_r, cut.average_precision_at_r)
     assert torch.equal(whole.average_precision, cut.average_precision)
     assert torch.equal(whole.relevant, cut.relevant)
     for k in whole.precision:
@@ -116,7 +125,7 @@ def test_chance_of_many_queries_at_once():
 def result_of(average_precision, relevant, candidates):
     queries = torch.tensor(average_precision, dtype=torch.float64)
     at_1 = {1: queries / 2}
-    return Retrieval(queries, at_1, {1: queries / 4}, torch.tensor(relevant), candidates)
+    return Retrieval(queries, queries / 8, at_1, {1: queries / 4}, torch.tensor(relevant), candidates)
 
 
 def test_summary_by_hand():
@@ -130,6 +139,8 @@ def test_summary_by_hand():
     assert summary["map"] == pytest.approx(1.7 / 4)  # over four queries
     assert summary["map_macro"] == pytest.approx((0.5 + 0.2) / 2)  # over two attributes
     assert summary["map_answerable"] == pytest.approx(1.7 / 3)  # one query has no relevant candidate
+    assert summary["map_macro_answerable"] == pytest.approx((0.75 + 0.2) / 2)
+    assert summary["map_at_r"] == pytest.approx(1.7 / 32) and summary["ceiling"] == 3 / 4
     assert summary["map/collar"] == pytest.approx(0.5) and summary["map/sleeve"] == pytest.approx(0.2)
     assert summary["p_at_1"] == pytest.approx(1.7 / 8) and summary["r_at_1"] == pytest.approx(1.7 / 16)
     # chance: both of two relevant 1; one of two (1 + 1/2)/2 = 3/4; none 0; one of one 1
@@ -165,3 +176,68 @@ def test_queries_without_any_candidate_count_as_zero():
     assert result.average_precision.tolist() == result.recall[5].tolist() == [0.0] * 13
     summary = agman.summarise({"empty": result})
     assert (summary["map"], summary["chance"], summary["unanswerable"]) == (0, 0, 13)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_similarities_do_not_depend_on_the_order_of_the_sum(device):
+    queries, candidates = (torch.randn(n, 509, generator=torch.Generator().manual_seed(n)) for n in (7, 31))
+    queries = queries * torch.tensor([1e-3, 1.0, 1e3, 0.0, 1e-20, 1e15, 1 / 3])[:, None]
+    order = torch.randperm(509, generator=torch.Generator().manual_seed(1))
+    plain = agman.similarities(queries, candidates)
+    other = agman.similarities(queries[:, order].to(device), candidates[:, order].to(device))
+    assert torch.equal(plain, other.cpu())
+    exact = (queries.double() @ candidates.double().T).float()
+    lengths = queries.norm(dim=1)[:, None] * candidates.norm(dim=1)
+    assert ((plain - exact).abs() <= 1e-7 * lengths).all()
+
+
+def test_minus_zero_ties_with_zero():
+    assert rank([-0.0, 0.0, -1.0], relevant=[1, 0, 0]).average_precision.item() == 1.0
+    assert rank([0.0, -0.0, -1.0], relevant=[1, 0, 0]).average_precision.item() == 1.0
+    assert rank([-1.0, -2.0, 3.0], relevant=[0, 1, 0]).average_precision.item() == pytest.approx(1 / 3)
+
+
+HITS = torch.tensor([[1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+
+
+def test_scores_of_hits_by_hand():
+    assert agman.average_precision(HITS).tolist() == pytest.approx([(1 + 2 / 3 + 3 / 5) / 3, 0, (1 / 2 + 2 / 3) / 2, 1])
+    # R = 3: ranks 1 to 3; R = 2: ranks 1 and 2
+    assert agman.average_precision_at_r(HITS).tolist() == pytest.approx([(1 + 2 / 3) / 3, 0, (1 / 2) / 2, 1])
+    assert agman.precision_at(HITS, 2).tolist() == [1 / 2, 0, 1 / 2, 1]
+    assert agman.recall_at(HITS, 2).tolist() == pytest.approx([1 / 3, 0, 1 / 2, 2 / 5])
+    assert agman.precision_at(HITS, 10).tolist() == pytest.approx([3 / 10, 0, 2 / 10, 5 / 10])
+    assert agman.recall_at(HITS, 10).tolist() == [1, 0, 1, 1]
+
+
+def test_the_working_set_is_bounded_whatever_the_number_of_candidates():
+    from agman import metrics
+
+    assert metrics.WORKING_BYTES <= 256 * 2**20
+    assert metrics.WORKING_BYTES // (metrics.BYTES_OF_A_PAIR * 22_100) >= 32, "so few at a time would be slow"
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e30])
+def test_embeddings_that_cannot_be_ranked_are_refused_by_name(bad):
+    queries, candidates, *values = random_case()
+    queries[3, 1] = bad
+    with pytest.raises(ValueError, match="query embeddings must be finite; row 3"):
+        agman.retrieval(queries, candidates, *values)
+    with pytest.raises(ValueError, match="candidate embeddings must be finite; row 3"):
+        agman.retrieval(candidates, queries, *reversed(values))
+    with pytest.raises(ValueError, match="negatives must be finite; row 3"):
+        agman.triplet_accuracy(candidates[:13], candidates[:13], queries)
+
+
+def test_other_bad_input_is_refused():
+    queries, candidates, query_values, candidate_values = random_case()
+    with pytest.raises(ValueError, match=r"values must be integers, not torch\.float32"):
+        agman.retrieval(queries, candidates, query_values.float(), candidate_values)
+    with pytest.raises(ValueError, match="every k must be"):
+        agman.retrieval(queries, candidates, query_values, candidate_values, ks=(0, 1))
+    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
+        agman.precision_at(HITS, 0)
+    with pytest.raises(ValueError, match="Q×C bool"):
+        agman.average_precision(HITS.long())
+    with pytest.raises(ValueError, match="B×D with B >= 1"):
+        agman.triplet_accuracy(queries[:0], queries[:0], queries[:0])

@@ -20,7 +20,7 @@ from data_prep.samples import sample
 from pipeline import tracking
 from pipeline.config import TrainConfig
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.report.attention import _box
+from pipeline.looking import measure
 from pipeline.report.figures import heat_over
 from pipeline.report.galleries import chosen, ranked
 from pipeline.report.page import write_report
@@ -231,13 +231,20 @@ def test_ranking_is_that_of_the_metric() -> None:
     assert float((values[order[:3]] == 1).double().mean()) == float(scored.precision[3][0])
 
 
+def test_the_attention_on_the_page_is_the_evaluations(report: Report, opened: Opened) -> None:
+    said = opened.page.text_content("#attention")
+    for name in ("mass", "hits", "area"):
+        assert f"{100 * report.figures[f'test/attention_{name}']:.1f}\xa0%" in said
+    assert f"{report.figures['test/attention_pairs']:.0f} test pairs" in said
+
+
 def test_share_of_even_attention_is_the_area() -> None:
-    row = pd.Series({"x0": 0.25, "y0": 0.0, "x1": 0.75, "y1": 0.5})
-    even = np.full((8, 8), 1 / 64)
-    assert _box(row, even).share == pytest.approx(_box(row, even).area) == pytest.approx(0.25)
-    corner = np.zeros((8, 8))
-    corner[7, 7] = 1
-    assert _box(row, corner).share == 0
+    pairs = pd.DataFrame({"attribute": [0], "x0": 0.25, "y0": 0.0, "x1": 0.75, "y1": 0.55})
+    even = measure(torch.full((1, 2, 2), 1 / 4), pairs)
+    assert even[["mass", "area"]].iloc[0].tolist() == pytest.approx([0.275] * 2)
+    corner = torch.zeros(1, 8, 8)
+    corner[0, 7, 7] = 1
+    assert measure(corner, pairs)[["mass", "hits"]].to_numpy().tolist() == [[0, 0]]
 
 
 def test_heat_leaves_the_cold_picture_visible() -> None:

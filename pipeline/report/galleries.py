@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.tables import Attribute
 from pipeline.evaluation import Evaluation
@@ -154,6 +155,5 @@ def chosen(average_precision: torch.Tensor, relevant: torch.Tensor) -> dict[str,
 
 def ranked(query: torch.Tensor, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of C candidates (C×D) for one query (D), falling, and their order: as agman.retrieval ranks."""
-    similarity = (candidates.double() @ query.double()).float()
-    ordered = similarity.sort(descending=True, stable=True)
+    ordered = agman.similarities(query[None], candidates)[0].sort(descending=True, stable=True)
     return ordered.values, ordered.indices

@@ -87,7 +87,9 @@ def write_report(
         figures={name.split("/", 1)[1]: value for name, value in evaluation.figures.items()},
         scores=score_table(evaluation, dataset.info.attribute_names),
         curves=_curves(description["run_id"]),
-        attention=attention(network, description["image_size"], dataset, evaluation.split, evaluation.pairs),
+        attention=attention(
+            network, description["image_size"], dataset, evaluation.split, evaluation.pairs, evaluation.attention
+        ),
         galleries=galleries(evaluation, dataset),
         search=search_section(sweep) if sweep else None,
         settings=description["training"],
