@@ -6,7 +6,6 @@ long tail. Each way runs in a process of its own, so that its peak memory is its
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -102,12 +101,7 @@ def _held_mib() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--way", choices=list(WAYS), help="measure one way in this process and print JSON")
-    way = parser.parse_args().way
-    if way:
-        return measure(way)
-    command = [sys.executable, "-m", "benchmarks.retrieval", "--way"]
+    command = [sys.executable, "-m", "benchmarks.retrieval"]
     one_core = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     runs = {
         name: subprocess.run([*command, name], check=True, stdout=subprocess.PIPE, text=True, env=one_core)
@@ -130,5 +124,5 @@ def main() -> None:
     write_table("retrieval", ["way", "s", "s of CPU", "speed", "peak, MiB more", "MAP"], rows, notes)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # one way in a process of its own
+    measure(sys.argv[1])
