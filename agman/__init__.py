@@ -30,6 +30,7 @@ from agman.engine import (
     prepare,
     train_step,
 )
+from agman.export import Exported, ExportError, export_onnx, export_program, save_program
 from agman.isln import ISLN
 from agman.losses import LossWeights, ValueProxies, attribute_type_bce, cosine, triplet_ranking
 from agman.metrics import Retrieval, chance_average_precision, retrieval, summarise, triplet_accuracy
@@ -48,6 +49,8 @@ __all__ = [
     "AttnFashion",
     "Batch",
     "CheckpointError",
+    "ExportError",
+    "Exported",
     "GlobalBatchNorm2d",
     "LossWeights",
     "Losses",
@@ -67,6 +70,8 @@ __all__ = [
     "cosine",
     "csn_loss",
     "embed_pairs",
+    "export_onnx",
+    "export_program",
     "load_model",
     "load_published",
     "normalise",
@@ -74,6 +79,7 @@ __all__ = [
     "prepare",
     "retrieval",
     "save_model",
+    "save_program",
     "summarise",
     "train_step",
     "triplet_accuracy",
