@@ -93,7 +93,7 @@ def export_onnx(
     metadata = _metadata(model, image_size, attributes)
     model = _evaluating(model, image_size)
     with _whole_file(path, ".onnx") as aside:
-        graph, again = (_onnx(model, batch, image_size) for batch in (TRACED, TRACED + 1))
+        graph, again = (_onnx(model, batch, image_size, aside) for batch in (TRACED, TRACED + 1))
         if graph != again:
             raise ExportError(f"{_name(model)}: the ONNX graph depends on the number of images it was made with")
         graph += _metadata_props(metadata)
@@ -114,14 +114,14 @@ class _EmbedAll(nn.Module):
         n, d = self.model.n_attributes, self.model.embedding_dim
         every_bn = torch.arange(n).expand(images.shape[0], -1)
         # The shape is that already; saying so writes N and D into ONNX's description of the output.
-        return self.model.embed(self.model.features(images), every_bn).reshape(-1, n, d)
+        return self.model.embed(self.model.features(images), every_bn).view(images.shape[0], n, d)
 
 
 def _evaluating(model: RetrievalModel, image_size: int) -> RetrievalModel:
     """A copy to export: on the CPU, float32, in evaluation mode."""
     if image_size < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {image_size}")
-    return copy.deepcopy(model).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
+    return copy.deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
 
 
 def _program(model: RetrievalModel, image_size: int) -> torch.export.ExportedProgram:
@@ -137,15 +137,15 @@ def _program(model: RetrievalModel, image_size: int) -> torch.export.ExportedPro
     return program
 
 
-def _onnx(model: RetrievalModel, batch: int, image_size: int) -> bytes:
-    buffer = io.BytesIO()
+def _onnx(model: RetrievalModel, batch: int, image_size: int, scratch: Path) -> bytes:
+    """A file's bytes, from a trace of `batch` images; the exporter writes them to `scratch`."""
     images = torch.zeros(batch, 3, image_size, image_size)
     try:
         with torch.no_grad(), _quiet_exporter(), _without_onnx_package():
             torch.onnx.export(
                 _EmbedAll(model).eval(),
                 (images,),
-                buffer,
+                str(scratch),
                 dynamo=False,  # the other exporter needs onnxscript
                 opset_version=OPSET,
                 input_names=[INPUT],
@@ -154,7 +154,7 @@ def _onnx(model: RetrievalModel, batch: int, image_size: int) -> bytes:
             )
     except RuntimeError as error:
         raise _refusal(model, "ONNX", error) from error
-    return buffer.getvalue()
+    return scratch.read_bytes()
 
 
 @contextmanager

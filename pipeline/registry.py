@@ -127,8 +127,8 @@ def _downloaded(uri: str) -> Path:
     return found[0].parent
 
 
-def load(model: str, attributes: list[str]) -> tuple[agman.RetrievalModel, dict]:
-    """A model in evaluation mode and its description. Raises InputError, also for other attributes."""
+def load(model: str, attributes: list[str] | None = None) -> tuple[agman.RetrievalModel, dict]:
+    """A model in evaluation mode and its description. Raises InputError, also for other `attributes` than given."""
     try:
         return agman.load_model(find_model(model), attributes=attributes)
     except agman.CheckpointError as error:

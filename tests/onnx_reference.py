@@ -313,7 +313,7 @@ def gather(x, indices, *, axis=0):
         raise IndexError(f"Gather beyond {size}")
     picked = x.index_select(axis, (indices % size).flatten())
     axis %= x.ndim
-    return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return picked.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 def reshape(x, shape, *, allowzero=0):
