@@ -32,6 +32,7 @@ from agman.engine import (
     prepare,
     train_step,
 )
+from agman.export import Exported, ExportError, export_onnx, export_program, save_program
 from agman.isln import ISLN
 from agman.losses import (
     LossWeights,
@@ -72,6 +73,8 @@ __all__ = [
     "AttnFashion",
     "Batch",
     "CheckpointError",
+    "ExportError",
+    "Exported",
     "GlobalBatchNorm2d",
     "LossWeights",
     "Losses",
@@ -96,6 +99,8 @@ __all__ = [
     "cosines",
     "csn_loss",
     "embed_pairs",
+    "export_onnx",
+    "export_program",
     "info_nce",
     "load_model",
     "load_published",
@@ -109,6 +114,7 @@ __all__ = [
     "recall_at",
     "retrieval",
     "save_model",
+    "save_program",
     "similarities",
     "summarise",
     "train_step",

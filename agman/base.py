@@ -65,7 +65,7 @@ class RetrievalModel(nn.Module):
     def embed_all(self, images: Tensor) -> Tensor:
         """B×N×D: every image under every attribute, from one pass through the backbone."""
         check_images(images)
-        every_bn = torch.arange(self.n_attributes, device=images.device).expand(len(images), -1)
+        every_bn = torch.arange(self.n_attributes, device=images.device).expand(images.shape[0], -1)
         return self.embed(self.features(images), every_bn)
 
     def embed_pairs(self, images: Tensor, image_index: Tensor, attributes: Tensor) -> Tensor:

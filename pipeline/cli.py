@@ -250,6 +250,22 @@ def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder to make.")
+@overwrite_option
+@json_option
+def export(model: str, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Write MODEL for other programs: safetensors, a torch.export program, and ONNX."""
+    from pipeline.console import emit
+    from pipeline.exporting import export as run_export
+    from pipeline.exporting import show
+
+    figures = run_export(model, out, overwrite=overwrite)
+    show(figures)
+    emit(figures, as_json)
+
+
+@cli.command()
 @click.option("--out", default=Path("demo"), show_default=True, type=PATH, help="Folder to make.")
 @click.option("--images", default=4_000, show_default=True, type=click.IntRange(200), help="Pictures to draw.")
 @seed_option

@@ -129,8 +129,8 @@ def _downloaded(uri: str) -> Path:
     return found[0].parent
 
 
-def load(model: str, attributes: list[str]) -> tuple[agman.RetrievalModel, dict[str, Any]]:
-    """A model in evaluation mode and its description. Raises InputError, also for other attributes."""
+def load(model: str, attributes: list[str] | None = None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
+    """A model in evaluation mode and its description. Raises InputError, also for other `attributes` than given."""
     try:
         if model.endswith(PUBLISHED):
             return _load_published(Path(model), attributes)
@@ -139,11 +139,12 @@ def load(model: str, attributes: list[str]) -> tuple[agman.RetrievalModel, dict[
         raise InputError(str(error)) from error
 
 
-def _load_published(path: Path, attributes: list[str]) -> tuple[agman.RetrievalModel, dict[str, Any]]:
-    """A published checkpoint, which names no attributes: they are taken to be the dataset's, in its order."""
+def _load_published(path: Path, attributes: list[str] | None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
+    """A published checkpoint. It names no attributes: they are taken to be the given ones, in their order."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     network = agman.load_published(path)
+    attributes = attributes or [f"attribute_{number}" for number in range(network.n_attributes)]
     if network.n_attributes != len(attributes):
         raise InputError(f"{path}: for {network.n_attributes} attributes, but the dataset has {len(attributes)}")
     original_csn = network.config["backbone"] == "resnet18"

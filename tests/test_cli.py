@@ -22,7 +22,7 @@ from pipeline.cli import cli
 Command = Callable[..., Finished]
 
 
-@pytest.mark.parametrize("command", ["sample", "prep", "train", "evaluate", "tune", "report", "demo"])
+@pytest.mark.parametrize("command", ["sample", "prep", "train", "evaluate", "tune", "report", "export", "demo"])
 def test_help_shows_every_option_with_its_meaning(agman_command: Command, command: str) -> None:
     done = agman_command(command, "--help")
     assert done.code == 0
@@ -71,6 +71,7 @@ def test_the_bare_command_shows_the_help(agman_command: Command) -> None:
         (("train",), "Missing option '--data'"),
         (("evaluate", "x", "--data", "DATA", "--split", "train"), "'train' is not one of"),
         (("evaluate", "nowhere", "--data", "DATA"), "nowhere: no model there"),
+        (("export", "nowhere", "--out", "x"), "nowhere: no model there"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line_and_leaves_nothing(
