@@ -114,7 +114,7 @@ def test_a_wrong_weight_in_the_onnx_file_is_noticed(model, tmp_path, changed):
     [
         {"classify": False, "sa_kernel": 1},
         {"name": "asenet_v2", "embedding_dim": None},
-        {"name": "isln", "steps": 1},
+        {"name": "isln", "rounds": 1},
         {"name": "csn", "backbone": "mobilenet_v3_small"},
         {"name": "agman", "backbone": "convnext_tiny", "classify": False},
     ],
