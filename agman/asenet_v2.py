@@ -48,6 +48,8 @@ class ASENetV2(RetrievalModel):
         self.backbone = trunk
         self.embedding = nn.Embedding(n_attributes, JOINT)
         self.image = nn.Conv2d(trunk.channels, JOINT, 1)
+        assert self.image.bias is not None
+        self.image.bias.requires_grad_(False)  # batch norm takes it out again; published weights have it
         self.norm = nn.BatchNorm2d(JOINT)
         self.attribute = nn.Linear(JOINT, JOINT)
         self.channel_attribute = nn.Linear(JOINT, JOINT)

@@ -53,8 +53,11 @@ class AttnFashion(RetrievalModel):
         channels = self.backbone.channels
         self.embedding = nn.Embedding(n_attributes, JOINT)
         self.query = nn.Linear(JOINT, JOINT)
-        self.key = nn.Conv2d(channels, JOINT, 1)
+        # Batch norm would take a bias of the keys out again, and the softmax takes batch norm's out: its gradient
+        # is rounding errors, which Adam would blow up into steps of full size.
+        self.key = nn.Conv2d(channels, JOINT, 1, bias=False)
         self.norm = nn.BatchNorm2d(JOINT)
+        self.norm.bias.requires_grad_(False)
         self.squeeze = nn.Linear(channels, JOINT)
         self.guide = nn.Linear(JOINT, JOINT)
         self.excite = nn.Linear(JOINT, channels)

@@ -74,8 +74,9 @@ class RetrievalModel(nn.Module):
         The backbone sees every image once. All N attributes of it are computed and the asked ones picked:
         beside the backbone that costs nothing, and no image's feature map is copied for its second attribute.
         """
-        check_indices("image_index", image_index, (len(image_index),), len(images))
-        check_indices("attributes", attributes, (len(image_index),), self.n_attributes)
+        pairs = (image_index.numel(),)
+        check_indices("image_index", image_index, pairs, len(images))
+        check_indices("attributes", attributes, pairs, self.n_attributes)
         return self.embed_all(images)[image_index, attributes]
 
     def attention(self, images: Tensor, attributes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from agman.backbone import Backbone
 from agman.base import RetrievalModel
 from agman.mask import MaskedEmbedding
-from agman.numerics import unit
+from agman.numerics import at_least_float32, unit
 
 MASKS = {"learned": "random", "fixed": "fixed"}
 
@@ -58,7 +58,7 @@ class CSN(RetrievalModel):
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """B×A×S, the same everywhere: averaging is all that happens to positions."""
         positions = x_bchw.shape[2] * x_bchw.shape[3]
-        return x_bchw.new_full((*attributes_ba.shape, positions), 1 / positions)
+        return at_least_float32(x_bchw).new_full((*attributes_ba.shape, positions), 1 / positions)
 
     def masked(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
         """The original's masked vector of each image under its attribute, and the general one; both B×D."""

@@ -65,7 +65,7 @@ class ISLN(RetrievalModel):
         channels = self.backbone.channels
         self.embedding = nn.Embedding(n_attributes, JOINT)
         self.query = nn.Linear(JOINT, JOINT)
-        self.key = nn.Conv2d(channels, JOINT, 1)
+        self.key = nn.Conv2d(channels, JOINT, 1, bias=False)  # batch norm would take a bias out again
         self.norm = nn.BatchNorm2d(JOINT)
         self.feature = nn.Linear(channels, JOINT)
         self.guide = nn.Linear(JOINT, JOINT)

@@ -139,7 +139,7 @@ def load_published(path: str | PathLike[str], *, classify: bool = True) -> Retri
         raise CheckpointError(f"{path}: no published AG-MAN, ASENet or CSN checkpoint (its first key is {first})")
     try:
         model = build(**_configuration(system, tensors, classify))
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: not a whole {system.name} checkpoint: {error}") from error
     _copy(system, tensors, model, path)
     return model.eval()
@@ -154,24 +154,31 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _configuration(system: Published, tensors: Mapping[str, Tensor], classify: bool) -> dict[str, Any]:
-    """What `build` needs. KeyError for a key that is missing."""
-    key, dimension = system.attributes
+    """What `build` needs. ValueError where the tensors do not tell."""
     config: dict[str, Any] = {
         "name": system.name,
-        "n_attributes": tensors[key].shape[dimension],
+        "n_attributes": _size(tensors, *system.attributes),
         "backbone": _resnet(system.trunk, tensors),
     }
-    if system.width in tensors:
-        config["embedding_dim"] = len(tensors[system.width])
+    if system is not ASENET_V2 or system.width in tensors:
+        config["embedding_dim"] = _size(tensors, system.width, 0)
     if system is AGMAN:
-        config |= {"classify": classify, "sa_kernel": tensors["sa.conv1.weight"].shape[-1]}
+        config |= {"classify": classify, "sa_kernel": _size(tensors, "sa.conv1.weight", 3)}
     elif system is ASENET_V2:
         config["project"] = system.width in tensors
     elif system.name == "csn":
-        masks = tensors["masks.weight"]
-        blocks = own_blocks(len(masks), masks.shape[1], elsewhere=0.0)
-        config["mask"] = "fixed" if torch.equal(masks, blocks) else "learned"
+        blocks = own_blocks(config["n_attributes"], _size(tensors, "masks.weight", 1), elsewhere=0.0)
+        config["mask"] = "fixed" if torch.equal(tensors["masks.weight"].float(), blocks) else "learned"
     return config
+
+
+def _size(tensors: Mapping[str, Tensor], key: str, dimension: int) -> int:
+    if key not in tensors:
+        raise ValueError(f"{key} is missing")
+    shape = tuple(tensors[key].shape)
+    if dimension >= len(shape):
+        raise ValueError(f"{key}: expected more than {dimension} dimensions, found shape {shape}")
+    return shape[dimension]
 
 
 def _resnet(trunk: str, tensors: Mapping[str, Tensor]) -> str:

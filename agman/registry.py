@@ -49,7 +49,7 @@ def build(
 def options_of(name: str) -> dict[str, Any]:
     """What model `name` takes beside attributes and backbone, with its defaults. ValueError for an unknown name."""
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.0)
         raise ValueError(f"unknown model {name!r}; did you mean {near[0]!r}? known: {', '.join(MODELS)}")
     shared = ("n_attributes", "backbone", "weights")
     parameters = inspect.signature(MODELS[name]).parameters.values()

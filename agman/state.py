@@ -7,11 +7,20 @@ Nothing here unpickles code: `.safetensors` files hold tensors alone, all others
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+# A metric beside the state dict is often one of numpy's numbers. These make one from bytes and run no code; the
+# functions' names are those of numpy 1 and 2.
+NUMPY_NUMBERS: list[Any] = [
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")},
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar")
 
 
@@ -27,7 +36,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NUMPY_NUMBERS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except pickle.UnpicklingError as error:
