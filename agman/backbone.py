@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from agman.state import first_difference, read_tensors
 
 PROBE = 64  # pixels a side of the blank image that shows where a network's strides change
-HEADS = ("aux1", "avgpool", "classifier", "fc")  # where torchvision's convolutional networks turn a map into classes
+HEADS = ("avgpool", "classifier", "fc")  # where torchvision's convolutional networks turn a map into classes
 
 
 class Levels(NamedTuple):

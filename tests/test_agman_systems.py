@@ -129,7 +129,7 @@ def plain_isln(model, x_bchw):
     def one(x_chw, attribute, key_jhw):
         guide_j = model.embedding.weight[attribute]
         v_c, map_hw = isln_step(model, x_chw, key_jhw, guide_j)
-        if model.steps == 3:  # by hand, not in a loop
+        if model.rounds == 3:  # by hand, not in a loop
             second_j = next_guide(model, guide_j, v_c)
             v_c, _ = isln_step(model, x_chw, key_jhw, second_j)
             third_j = next_guide(model, second_j, v_c)
@@ -180,7 +180,7 @@ def assert_equal_with_gradients(model, ours, theirs):
         ("asenet_v2", {"embedding_dim": 256, "project": True}),
         ("asenet_v2", {}),
         ("attnfashion", {}),
-        ("isln", {"steps": 1}),
+        ("isln", {"rounds": 1}),
         ("isln", {}),
     ],
 )
@@ -199,11 +199,11 @@ def test_model_equals_its_equations_forward_and_backward(images, name, options, 
     assert_equal_with_gradients(model, model(images, ATTRIBUTES).embedding, plain)
 
 
-def test_isln_steps_are_rounds():
-    assert new_model("isln").steps == 3
-    assert new_model("isln", steps=1).next is None
-    with pytest.raises(ValueError, match="steps must be at least 1"):
-        new_model("isln", steps=-1)
+def test_isln_repeats_in_rounds():
+    assert new_model("isln").rounds == 3
+    assert new_model("isln", rounds=1).next is None
+    with pytest.raises(ValueError, match="rounds must be at least 1"):
+        new_model("isln", rounds=-1)
 
 
 def test_asenet_v2_projects_where_it_must():
