@@ -46,6 +46,7 @@ from agman.losses import (
     pairs_of_anchors,
     triplet_ranking,
 )
+from agman.memory import keep_freed_memory
 from agman.metrics import (
     Retrieval,
     average_precision,
@@ -102,6 +103,7 @@ __all__ = [
     "export_onnx",
     "export_program",
     "info_nce",
+    "keep_freed_memory",
     "load_model",
     "load_published",
     "mine",

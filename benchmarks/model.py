@@ -1,12 +1,16 @@
 """AG-MAN as published against this library: a training step, and evaluation under several attributes.
 
 The published way, written out plainly here: three forwards in float32, every map built in full, and for evaluation
-one pass of the backbone, with gradients, for every (image, attribute) pair.
+one pass of the backbone, with gradients, for every (image, attribute) pair. Each way runs in a process of its own.
+`agman bench model`
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,22 +22,45 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import agman
 from benchmarks.record import write_table
+from pipeline.console import say
 
 TRIPLETS, IMAGES, SIZE = 16, 16, 224
 ATTRIBUTES, ASKED = 8, 5
 """Attributes known, and those asked of every image in evaluation."""
-REPEATS = 5
+WARM_UP, REPEATS = 4, 5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is timed, how many items it makes, and which matmul peak it could reach."""
+class Way:
+    """One way of doing the work, and what of this library it uses."""
 
     title: str
-    job: Callable[[], object]
-    items: int
-    precision: str
+    published: bool = False
+    keep_memory: bool = True
+    bf16: bool = False
+    compiled: bool = False
+
+
+PUBLISHED = Way("published, fp32", published=True, keep_memory=False)
+WAYS = {
+    "training": (
+        PUBLISHED,
+        Way("published, fp32, freed memory kept", published=True),
+        Way("one merged forward, channels_last, fp32"),
+        Way("the same in bf16", bf16=True),
+        Way("the same in bf16, torch.compile", bf16=True, compiled=True),
+    ),
+    "evaluation": (
+        PUBLISHED,
+        Way("published, fp32, freed memory kept", published=True),
+        Way("one pass for each image, channels_last, fp32"),
+        Way("the same in bf16", bf16=True),
+        Way("the same in fp32, torch.compile", compiled=True),
+        Way("the same in bf16, torch.compile", bf16=True, compiled=True),
+    ),
+}
+ITEMS = {"training": TRIPLETS, "evaluation": IMAGES * ASKED}
 
 
 def published_forward(model: agman.AGMAN, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +69,8 @@ def published_forward(model: agman.AGMAN, images: Tensor, attributes: Tensor) ->
     layer2 = trunk.layer2(trunk.layer1(trunk.stem(images)))
     low, mid = trunk.low(layer2), trunk.layer3(layer2)
     fused = low + mid
-    logits = model.classifier(trunk.top(fused)) if model.classifier else fused.new_zeros(())
+    assert model.classifier is not None
+    logits = model.classifier(trunk.top(fused))
 
     x = model.reduce(model.w * torch.cat((mid, fused), 1))
     embedded = attention.embedding(attributes)
@@ -70,88 +98,52 @@ def published_step(model: agman.AGMAN, optimizer: torch.optim.Optimizer, images:
     optimizer.step()
 
 
-def our_step(
-    objective: agman.TripletObjective, optimizer: torch.optim.Optimizer, images: Tensor, attributes: Tensor, bf16: bool
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=bf16):
-        loss = objective(images, attributes).loss
-    loss.backward()
-    optimizer.step()
-
-
-def training_work() -> list[Work]:
+def training_job(way: Way) -> Callable[[], object]:
+    """A step of TRIPLETS triplets with Adam."""
     images = torch.randn(3 * TRIPLETS, 3, SIZE, SIZE, device=DEVICE)
     attributes = torch.arange(TRIPLETS, device=DEVICE) % ATTRIBUTES
-    plain = new_model()
-    plain_optimizer = torch.optim.Adam(plain.parameters(), lr=1e-4)
-    works = [
-        Work(
-            "published: three forwards, fp32",
-            lambda: published_step(plain, plain_optimizer, images, attributes),
-            TRIPLETS,
-            "fp32",
-        )
-    ]
-    channels_last = images.contiguous(memory_format=torch.channels_last)
-    for title, bf16, compiled in (
-        ("one merged forward, fp32, channels_last", False, False),
-        ("the same in bf16", True, False),
-        ("the same in bf16 with torch.compile", True, True),
-    ):
-        objective = agman.TripletObjective(new_model()).to(memory_format=torch.channels_last)
-        optimizer = agman.build_optimizer(objective)
-        if compiled:
-            objective.model.compile()
-        works.append(Work(title, _step(objective, optimizer, channels_last, attributes, bf16), TRIPLETS, _name(bf16)))
-    return works
+    if way.published:
+        plain = new_model()
+        plain_optimizer = torch.optim.Adam(plain.parameters(), lr=1e-4)
+        return lambda: published_step(plain, plain_optimizer, images, attributes)
+
+    images = images.contiguous(memory_format=torch.channels_last)
+    objective = agman.TripletObjective(new_model()).to(memory_format=torch.channels_last)
+    optimizer = agman.build_optimizer(objective)
+    if way.compiled:
+        objective.model.compile()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=way.bf16):
+            loss = objective(images, attributes).loss
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
-def _step(
-    objective: agman.TripletObjective, optimizer: torch.optim.Optimizer, images: Tensor, attributes: Tensor, bf16: bool
-) -> Callable[[], object]:
-    return lambda: our_step(objective, optimizer, images, attributes, bf16)
-
-
-def evaluation_work() -> list[Work]:
+def evaluation_job(way: Way) -> Callable[[], object]:
+    """The embeddings of IMAGES images under ASKED attributes each."""
     images = torch.randn(IMAGES, 3, SIZE, SIZE, device=DEVICE)
-    plain = new_model().eval()
     every = [torch.full((IMAGES,), attribute, device=DEVICE) for attribute in range(ASKED)]
-    works = [
-        Work(
-            "published: one pass for each pair, fp32, with gradients",
-            lambda: [published_forward(plain, images, attributes) for attributes in every],
-            IMAGES * ASKED,
-            "fp32",
-        )
-    ]
-    index = torch.arange(IMAGES, device=DEVICE).repeat(ASKED)
-    attributes = torch.cat(every)
-    channels_last = images.contiguous(memory_format=torch.channels_last)
-    for title, bf16, compiled in (
-        ("one pass for each image, fp32, channels_last", False, False),
-        ("the same in bf16", True, False),
-        ("the same in fp32 with torch.compile", False, True),
-        ("the same in bf16 with torch.compile", True, True),
-    ):
-        model = new_model().eval().to(memory_format=torch.channels_last)
-        embed = torch.compile(model.embed_pairs) if compiled else model.embed_pairs
-        works.append(Work(title, _embed(embed, channels_last, index, attributes, bf16), IMAGES * ASKED, _name(bf16)))
-    return works
+    model = new_model().eval()
+    if way.published:
+        return lambda: [published_forward(model, images, attributes) for attributes in every]
 
+    model.requires_grad_(False).to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    index, attributes = torch.arange(IMAGES, device=DEVICE).repeat(ASKED), torch.cat(every)
+    embed = torch.compile(model.embed_pairs) if way.compiled else model.embed_pairs
 
-def _embed(
-    embed: Callable[..., Tensor], images: Tensor, index: Tensor, attributes: Tensor, bf16: bool
-) -> Callable[[], object]:
-    def job() -> Tensor:
-        with torch.inference_mode(), torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=bf16):
+    def pass_over() -> Tensor:
+        with torch.inference_mode(), torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=way.bf16):
             return embed(images, index, attributes)
 
-    return job
+    return pass_over
 
 
-def _name(bf16: bool) -> str:
-    return "bf16" if bf16 else "fp32"
+JOBS = {"training": training_job, "evaluation": evaluation_job}
 
 
 def new_model() -> agman.AGMAN:
@@ -174,20 +166,19 @@ def check() -> float:
 def peak(dtype: torch.dtype, side: int = 4096) -> float:
     """The best of several square matrix products, in FLOP/s."""
     a, b = (torch.randn(side, side, device=DEVICE, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / min(seconds(lambda: a @ b, repeats=5))
+    return 2 * side**3 / min(seconds(lambda: a @ b))
 
 
-def seconds(job: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """Durations of `repeats` runs, after one that warms up (and compiles)."""
+def seconds(job: Callable[[], object]) -> list[float]:
+    """Durations of REPEATS runs, after some that warm up (and compile)."""
     times = []
-    for number in range(repeats + 1):
+    for _ in range(WARM_UP + REPEATS):
         started = time.perf_counter()
         job()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
-        if number:
-            times.append(time.perf_counter() - started)
-    return times
+        times.append(time.perf_counter() - started)
+    return times[WARM_UP:]
 
 
 def flops(job: Callable[[], object]) -> int:
@@ -196,36 +187,52 @@ def flops(job: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def measure(work: str, number: int) -> None:
+    """Time one way in this process; print its median, quartiles and operations."""
+    way = WAYS[work][number]
+    if way.keep_memory:
+        agman.keep_freed_memory()
+    took = seconds(JOBS[work](way))
+    counted = Way(way.title, published=way.published)  # without compiling, which hides operations from the counter
+    print(json.dumps({"s": took, "flop": flops(JOBS[work](counted))}))
+
+
 def main() -> None:
     difference = check()
-    peaks = {"fp32": peak(torch.float32), "bf16": peak(torch.bfloat16)}
+    peaks = {False: peak(torch.float32), True: peak(torch.bfloat16)}
     rows = []
-    for kind, works in (("training", training_work()), ("evaluation", evaluation_work())):
-        operations = {"published": flops(works[0].job), "ours": flops(works[1].job)}
+    for work, ways in WAYS.items():
         published = 0.0
-        for number, work in enumerate(works):
-            took = statistics.median(seconds(work.job))
+        for number, way in enumerate(ways):
+            command = [sys.executable, "-m", "benchmarks.model", work, str(number)]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            took = statistics.median(found["s"])
             published = published or took
-            done = operations["ours" if number else "published"] / took
+            say(f"{work}, {way.title}: {took:.2f} s, {published / took:.2f} ×")
             rows.append(
                 [
-                    kind,
-                    work.title,
-                    f"{took:.2f}",
-                    f"{work.items / took:.1f}",
+                    work,
+                    way.title,
+                    f"{took:.2f} ({min(found['s']):.2f} to {max(found['s']):.2f})",
+                    f"{ITEMS[work] / took:.1f}",
                     f"{published / took:.2f} ×",
-                    f"{done / 1e12:.3f}",
-                    f"{100 * done / peaks[work.precision]:.0f} %",
+                    f"{found['flop'] / took / 1e12:.3f}",
+                    f"{100 * found['flop'] / took / peaks[way.bf16]:.0f} %",
                 ]
             )
     notes = (
-        f"AG-MAN on ResNet-50, {SIZE} px, {ATTRIBUTES} attributes; {torch.get_num_threads()} threads; medians of "
-        f"{REPEATS} runs after one that warms up. Training: a step of {TRIPLETS} triplets with Adam; an item is a "
-        f"triplet. Evaluation: {IMAGES} images under {ASKED} attributes each; an item is an (image, attribute) pair."
-        f"\n\nPeak, measured by products of 4,096 × 4,096 matrices: {peaks['fp32'] / 1e12:.2f} TFLOP/s in fp32, "
-        f"{peaks['bf16'] / 1e12:.2f} in bf16; FLOP counted for convolutions and matrix products. The two ways' "
-        f"embeddings differ by at most {difference:.0e} in fp32. Wanted on a CPU: training 2.5 × eager and 3.2 × "
-        "compiled, evaluation 15 ×; on a GPU: training 5 ×."
+        f"AG-MAN on ResNet-50, {SIZE} px, {ATTRIBUTES} attributes; {torch.get_num_threads()} threads; medians (and "
+        f"range) of {REPEATS} runs after {WARM_UP} that warm up, each way in a fresh process. Training: a step of "
+        f"{TRIPLETS} triplets with Adam; an item is a triplet. Evaluation: {IMAGES} images under {ASKED} attributes "
+        f"each; an item is an (image, attribute) pair.\n\n"
+        f"Peak, measured by products of 4,096 × 4,096 matrices: {peaks[False] / 1e12:.2f} TFLOP/s in fp32, "
+        f"{peaks[True] / 1e12:.2f} in bf16; FLOP counted for convolutions and matrix products. The two ways' "
+        f"embeddings differ by at most {difference:.0e} in fp32; what bf16 does to MAP is in the table `precision`. "
+        "Wanted on a CPU: training 2.5 × eager and 3.2 × compiled, evaluation 15 ×; on a GPU: training 5 ×."
     )
     header = ["work", "how", "s", "items/s", "speed", "TFLOP/s", "of the peak"]
     write_table("model" if DEVICE == "cpu" else "model-gpu", header, rows, notes)
+
+
+if __name__ == "__main__":  # one way in a process of its own
+    measure(sys.argv[1], int(sys.argv[2]))

@@ -68,6 +68,7 @@ def evaluate(
     triplets = dataset.triplets(split)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)
+    agman.keep_freed_memory()
     model = model.to(device)
     images = ImageStore(dataset, split, config["image_size"], threads=threads)
 

@@ -63,6 +63,7 @@ class Training:
         self.step = 0
         torch.manual_seed(config.seed)
         torch.set_num_threads(share.threads)
+        agman.keep_freed_memory()
         self.model = build_model(config, dataset)
         weights = agman.LossWeights(config.loss_weighting, config.triplet_weight, config.class_weight)
         proxies = None
