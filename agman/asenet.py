@@ -59,7 +59,7 @@ class ASENet(RetrievalModel):
         image_bjs = torch.tanh(self.image(x_bchw)).flatten(2)
         # A one-hot times a linear layer is one column of its weights.
         query_nj = torch.tanh(self.attribute.weight.T) * self.score.weight.flatten()
-        score_bas = query_nj[attributes_ba].to(image_bjs.dtype) @ image_bjs + self.score.bias
+        score_bas = query_nj[attributes_ba] @ image_bjs + self.score.bias
         return torch.tanh(at_least_float32(score_bas)).softmax(-1)
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class AttnFashion(RetrievalModel):
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """Spatial attention, B×A×S."""
         key_bjs = self.norm(self.key(x_bchw)).flatten(2)
-        query_baj = self.query(self.embedding.weight)[attributes_ba].to(key_bjs.dtype)
+        query_baj = self.query(self.embedding.weight)[attributes_ba]
         return at_least_float32(query_baj @ key_bjs / math.sqrt(JOINT)).softmax(-1)
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:

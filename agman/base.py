@@ -71,8 +71,8 @@ class RetrievalModel(nn.Module):
     def embed_pairs(self, images: Tensor, image_index: Tensor, attributes: Tensor) -> Tensor:
         """K×D: for pair k, image `image_index[k]` of the B images under `attributes[k]`.
 
-        The backbone sees every image once. All N attributes of it are computed and the asked ones picked:
-        beside the backbone that costs nothing, and no image's feature map is copied for its second attribute.
+        The backbone sees every image once. All N attributes of it are computed and the asked ones picked: for a
+        few dozen attributes that is little beside the backbone, and no feature map is copied.
         """
         pairs = (image_index.numel(),)
         check_indices("image_index", image_index, pairs, len(images))

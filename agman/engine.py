@@ -158,7 +158,7 @@ def embed_pairs(
 ) -> Tensor:
     """K×D float32 on the CPU: the embeddings of all pairs of all batches, in their order.
 
-    A batch is (images U×3×S×S uint8, image_index K, attributes K), see `AGMAN.embed_pairs`. Runs in
+    A batch is (images U×3×S×S uint8, image_index K, attributes K), see `RetrievalModel.embed_pairs`. Runs in
     evaluation and inference mode; the model's mode is put back afterwards.
     """
     was_training = model.training

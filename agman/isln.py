@@ -9,8 +9,8 @@ There is no public code, and the article's equations were not at hand. What is i
   attribute positioning".
 
 Hence: channel attention guided by the attribute, repeated, the attended feature of one round guiding the next, and
-the positions found anew with each guide. Ours, not theirs, are the number of rounds, and the fusion that is richer
-than a concatenation: feature and guide are both added and multiplied. Results obtained with this model say little
+the positions found anew with each guide. That feature and guide are fused by more than a concatenation is theirs;
+how (both added and multiplied), and the number of rounds, are ours. Results obtained with this model say little
 about the published one.
 
 Shape suffixes: B images, A attributes of each, N attributes known, D embedding width, C channels,
@@ -99,7 +99,7 @@ class ISLN(RetrievalModel):
         return map_bas, v_bac
 
     def _round(self, x_bchw: Tensor, key_bjs: Tensor, guide_baj: Tensor) -> tuple[Tensor, Tensor]:
-        query_baj = self.query(guide_baj).to(key_bjs.dtype)
+        query_baj = self.query(guide_baj)
         map_bas = at_least_float32(query_baj @ key_bjs / math.sqrt(JOINT)).softmax(-1)
         x_bac = sum_over_positions(map_bas, x_bchw)
         feature_baj, guided_baj = self.feature(x_bac), self.guide(guide_baj)

@@ -75,7 +75,7 @@ def retrieval(
     _check(query_embeddings, candidate_embeddings, query_values, candidate_values, ks)
     queries_qd = _on_grid("query embeddings", query_embeddings)
     candidates_dc = _on_grid("candidate embeddings", candidate_embeddings).T
-    chunk = chunk or max(1, WORKING_BYTES // (BYTES_OF_A_PAIR * max(len(candidate_values), 1)))
+    chunk = chunk if chunk is not None else max(1, WORKING_BYTES // (BYTES_OF_A_PAIR * max(len(candidate_values), 1)))
     scored = []
     for chunk_qd, value_q in zip(queries_qd.split(chunk), query_values.split(chunk), strict=True):
         similarity_qc = (chunk_qd @ candidates_dc).float()
@@ -175,7 +175,7 @@ def _on_grid(name: str, embeddings: Tensor) -> Tensor:
     With 2^e the power of two above 1.5·‖x‖, the grid is 2^(e-27). A product of two rows' entries is then a whole
     multiple of 2^(e+e'-54), and by Cauchy-Schwarz no partial sum exceeds 2^(e+e')/2.25 < 2^53 such steps: float64
     holds every one exactly, in whatever order a matrix product adds them. The rounding itself changes a cosine by
-    less than its float32 does. The factor 1.5 keeps unit lengths, which scatter about 1, away from a power of two.
+    a few 1e-9. The factor 1.5 keeps unit lengths, which scatter about 1, away from a power of two.
     """
     rows = embeddings.double()
     length = 1.5 * torch.linalg.vector_norm(rows, dim=1, keepdim=True)

@@ -98,7 +98,7 @@ class TripletObjective(nn.Module):
 
         loss_proxy = loss_info_nce = zero = similarity_positive_b.new_zeros(())
         if self.proxies is not None:
-            loss_proxy = self.proxies(output.embedding, attributes_i, _known(values)[:, 0])
+            loss_proxy = self.proxies(output.embedding, attributes_i, _known(values))
         if self.mining != "none" or self.info_nce_weight:
             pairs = pairs_of_anchors(attributes_i, _known(values), _known(photos))
             if self.mining != "none":

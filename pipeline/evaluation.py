@@ -69,7 +69,7 @@ def evaluate(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)
     agman.keep_freed_memory()
-    model = model.to(device)
+    model = model.to(device).eval()
     images = ImageStore(dataset, split, config["image_size"], threads=threads)
 
     # One pass over the images serves both tasks: the pairs of the ranking, then those of the triplets.
@@ -167,6 +167,8 @@ def log(evaluation: Evaluation, description: dict[str, Any], dataset: Dataset) -
     Not if this tracking store has no such run, or if the dataset is not the one it was trained on: the run's
     figures would then be of different data under one name.
     """
+    if description.get("run_id") is None:
+        return None  # no run of ours: a published checkpoint, for one
     if dataset.info.digest != description.get("dataset_digest"):
         return say("note: another dataset than the model's own, so the figures are not logged to its run")
     run = tracking.existing(description.get("run_id"))

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
-from data_prep.errors import InputError
 from data_prep.whole import whole_folder
 from pipeline.console import say, show_table
 from pipeline.errors import JobFailed
-from pipeline.registry import find_model, load
+from pipeline.registry import load
 
 PROGRAM, ONNX = "embed_all.pt2", "embed_all.onnx"
 FILES = (WEIGHTS, DESCRIPTION, PROGRAM, ONNX)
 
 
 def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write `model` (as `find_model` takes it) to the folder `out`, which appears whole or not at all.
+    """Write `model` (as `registry.load` takes it) to the folder `out`, which appears whole or not at all.
 
     Returns what is there: `files`, names with their bytes, and `difference`, how far PROGRAM's and ONNX's
     embeddings are from the model's (None for ONNX where no onnxruntime is installed). Raises InputError for a
     folder in the way or a model without an image size, JobFailed if it cannot be exported.
     """
-    folder = find_model(model)
-    network, description = load(str(folder))
-    if "image_size" not in description:
-        raise InputError(f"{model}: its {DESCRIPTION} has no image_size; a model of `agman train` has one")
-    with whole_folder(out, marker=PROGRAM, overwrite=overwrite, inputs=(folder,)) as aside:
+    network, description = load(model)
+    inputs = () if model.startswith(("models:/", "runs:/")) else (Path(model),)
+    with whole_folder(out, marker=PROGRAM, overwrite=overwrite, inputs=inputs) as aside:
+        checkpoint = agman.save_model(aside / "checkpoint", network, description)
         for name in (WEIGHTS, DESCRIPTION):
-            shutil.copyfile(folder / name, aside / name)
+            (checkpoint / name).rename(aside / name)
+        checkpoint.rmdir()
         request = (description["image_size"], description.get("attributes", ()))
         try:
             program = agman.save_program(network, aside / PROGRAM, *request)

@@ -106,7 +106,7 @@ def find_model(model: str) -> Path:
     if not (folder / DESCRIPTION).is_file():
         raise InputError(
             f"{model}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder "
-            f"or a published {PUBLISHED}"
+            f"or a published {PUBLISHED} file"
         )
     return folder
 
@@ -134,9 +134,12 @@ def load(model: str, attributes: list[str] | None = None) -> tuple[agman.Retriev
     try:
         if model.endswith(PUBLISHED):
             return _load_published(Path(model), attributes)
-        return agman.load_model(find_model(model), attributes=attributes)
+        network, description = agman.load_model(find_model(model), attributes=attributes)
     except agman.CheckpointError as error:
         raise InputError(str(error)) from error
+    if "image_size" not in description:
+        raise InputError(f"{model}: its {DESCRIPTION} has no image_size; a model of `agman train` has one")
+    return network, description
 
 
 def _load_published(path: Path, attributes: list[str] | None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
@@ -147,7 +150,7 @@ def _load_published(path: Path, attributes: list[str] | None) -> tuple[agman.Ret
     attributes = attributes or [f"attribute_{number}" for number in range(network.n_attributes)]
     if network.n_attributes != len(attributes):
         raise InputError(f"{path}: for {network.n_attributes} attributes, but the dataset has {len(attributes)}")
-    original_csn = network.config["backbone"] == "resnet18"
+    original_csn = (network.config["name"], network.config["backbone"]) == ("csn", "resnet18")
     return network, {
         "attributes": attributes,
         "image_size": 112 if original_csn else 224,

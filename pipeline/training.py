@@ -21,7 +21,7 @@ from pipeline.cluster import cpus_for, gpus_for
 from pipeline.config import TrainConfig
 from pipeline.console import say
 from pipeline.errors import JobFailed
-from pipeline.loop import EpochEnd, Share, Training, build_model, steps_per_epoch
+from pipeline.loop import EpochEnd, Share, Training, build_model, resolved, steps_per_epoch
 from pipeline.progress_board import Reporter, shown
 
 CHECKPOINTS_KEPT = 2  # the best two; Ray keeps the latest beside them
@@ -62,6 +62,7 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
 
 def train(dataset: Dataset, config: TrainConfig, *, workers: int, storage: Path, name: str) -> Trained:
     """Train on `workers` DDP workers; every epoch ends with a checkpoint below `storage/name`."""
+    config = resolved(config)
     check(config, dataset, workers)
     if config.weights is None:
         say("note: the backbone starts from random weights; the paper's recipe has weights=IMAGENET1K_V1")

@@ -33,7 +33,7 @@ from pipeline.cluster import cpus_for
 from pipeline.config import TrainConfig, make_config
 from pipeline.console import bar_of, show_table
 from pipeline.errors import JobFailed
-from pipeline.loop import EpochEnd, Share, Training
+from pipeline.loop import EpochEnd, Share, Training, resolved
 from pipeline.training import check
 
 METRIC = "valid/map"
@@ -117,6 +117,7 @@ def tune(
     """
     define, start = find_space(space)
     make_config(config.model_dump() | start)
+    config = resolved(config)
     check(config, dataset, workers=1)
     if not dataset.info.queries["valid"]:
         raise InputError(f"{dataset.path}: a search needs a validation split with queries, the dataset has none")

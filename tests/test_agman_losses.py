@@ -70,11 +70,36 @@ def test_value_proxies_are_a_softmax_over_the_attributes_own_values() -> None:
         # Lengths do not matter: only the directions east, north; east, north, west.
         proxies.proxies.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.5], [2.0, 0.0], [0.0, 7.0], [-1.0, 0.0]]))
     embedding = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    loss = proxies(embedding, torch.tensor([0, 1]), torch.tensor([1, 1]))
+    loss = proxies(embedding, torch.tensor([0, 1]), torch.tensor([[1], [1]]))
     # First: east, but its value is north of attribute 0: scores 16 and 0, -log(e^0 / (e^16 + e^0)) = 16.0000001.
     # Second: north is its value; scores 0, 16, 0: -log(e^16 / (e^16 + 2)) = 2e^-16.
     expected = (math.log(math.exp(16) + 1) + math.log(1 + 2 * math.exp(-16))) / 2
     assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_images_other_values_are_no_negatives_of_its_lowest() -> None:
+    torch.manual_seed(1)
+    proxies = agman.ValueProxies([2, 5], embedding_dim=3).double()
+    embedding = torch.nn.functional.normalize(torch.randn(3, 3, dtype=torch.float64), dim=1)
+    values = torch.tensor([[0, 2, 4], [1, 3, -1], [3, -1, -1]])
+    loss = proxies(embedding, torch.tensor([1, 1, 1]), values)
+    directions = torch.nn.functional.normalize(proxies.proxies[2:], dim=1)
+    total = 0.0
+    for vector, own in zip(embedding, ([0, 2, 4], [1, 3], [3]), strict=True):
+        kept = [value for value in range(5) if value == own[0] or value not in own]
+        scores = [16 * float(vector @ directions[value]) for value in kept]
+        total += math.log(sum(map(math.exp, scores))) - scores[kept.index(own[0])]
+    assert float(loss) == pytest.approx(total / 3, rel=1e-9)
+
+
+def test_proxies_keep_their_digits_under_autocast() -> None:
+    torch.manual_seed(1)
+    proxies = agman.ValueProxies([3, 4], embedding_dim=11)
+    embedding = torch.nn.functional.normalize(torch.randn(5, 11), dim=1)
+    given = (embedding, torch.tensor([0, 1, 1, 0, 1]), torch.tensor([[2], [3], [0], [1], [2]]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = proxies(*given)
+    assert float(low) == pytest.approx(float(proxies(*given)), rel=1e-6)
 
 
 def test_proxies_join_the_objective_and_learn() -> None:

@@ -53,6 +53,21 @@ def test_evaluate_and_report_take_a_published_checkpoint(
     assert "agman evaluate" in page and "agman train" not in page
 
 
+def test_export_takes_a_published_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = original_csn(tmp_path / "csn.pth.tar", n_attributes=3)
+    assert run("export", str(file), "--out", str(tmp_path / "exported")) == 0
+    model, description = agman.load_model(tmp_path / "exported")
+    images = torch.randn(2, 3, 112, 112)
+    assert torch.equal(model.embed_all(images), agman.load_published(file).embed_all(images))
+    assert description["attributes"] == ["attribute_0", "attribute_1", "attribute_2"]
+    assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == [
+        "embed_all.onnx",
+        "embed_all.pt2",
+        "model.json",
+        "model.safetensors",
+    ]
+
+
 def test_another_number_of_attributes_is_one_line(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,6 @@
 """A loss on learned proxies of the values; not in the paper.
 
-Shape suffixes: I images, D embedding width, V values of all attributes.
+Shape suffixes: I images, D embedding width, V values of all attributes, K values of one image at most.
 """
 
 from collections.abc import Sequence
@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agman.numerics import at_least_float32
+from agman.losses.triplet import cosines
 
 
 class ValueProxies(nn.Module):
     """Normalised softmax over one learned proxy for each attribute value; not in the paper, off by default.
 
         L_proxy = -log softmax_v(s·cos(f(I, a), p_v)) at I's own value, v over the values of a, s = 16
+
+    Of several values of an image the lowest is learned, and the others are left out of its softmax.
 
     A triplet loss alone stays at chance for very long when the backbone starts from random weights: the
     embeddings share one large direction, and two images tell little about the rest. Proxies average over all
@@ -37,9 +39,15 @@ class ValueProxies(nn.Module):
         self.register_buffer("first", torch.tensor([sum(n_values[:a]) for a in range(len(n_values))]))
         self.register_buffer("attribute_of", torch.repeat_interleave(torch.tensor(n_values)))
 
-    def forward(self, embedding_id: Tensor, attributes_i: Tensor, values_i: Tensor) -> Tensor:
-        """The loss, averaged over I images; values are numbered from 0 within their attribute."""
-        logits_iv = self.SCALE * embedding_id @ F.normalize(self.proxies, dim=-1).T
-        of_others_iv = self.attribute_of != attributes_i[:, None]
-        logits_iv = at_least_float32(logits_iv).masked_fill(of_others_iv, float("-inf"))
-        return F.cross_entropy(logits_iv, self.first[attributes_i] + values_i)
+    def forward(self, embedding_id: Tensor, attributes_i: Tensor, values_ik: Tensor) -> Tensor:
+        """The loss, averaged over I images.
+
+        values_ik: each image's values of its attribute, numbered from 0, ascending, padded with -1 to K.
+        """
+        logits_iv = self.SCALE * cosines(embedding_id, F.normalize(self.proxies, dim=-1))
+        row_ik = self.first[attributes_i][:, None] + values_ik
+        left_out_iv = self.attribute_of != attributes_i[:, None]
+        for row_i, value_i in zip(row_ik.T[1:], values_ik.T[1:], strict=True):  # K is 1 for most datasets
+            of_proxy_iv = torch.arange(len(self.attribute_of), device=row_i.device) == row_i[:, None]
+            left_out_iv = left_out_iv | (of_proxy_iv & (value_i >= 0)[:, None])
+        return F.cross_entropy(logits_iv.masked_fill(left_out_iv, float("-inf")), row_ik[:, 0])
