@@ -50,10 +50,6 @@ class ASENet(RetrievalModel):
         self.fc2 = nn.Linear(JOINT, channels)
         self.project = nn.Linear(channels, embedding_dim)
 
-    def features(self, images: Tensor) -> Tensor:
-        """layer3's map, B×C×H×W."""
-        return self.backbone(images)
-
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """ASA, B×A×S. The score's weights go with the attribute: v·(i * t) = (v * t)·i, i computed once."""
         image_bjs = torch.tanh(self.image(x_bchw)).flatten(2)

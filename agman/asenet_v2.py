@@ -57,10 +57,6 @@ class ASENetV2(RetrievalModel):
         self.fc2 = nn.Linear(JOINT, trunk.channels)
         self.project = nn.Linear(trunk.channels, embedding_dim) if project else nn.Identity()
 
-    def features(self, images: Tensor) -> Tensor:
-        """layer3's map, B×C×H×W."""
-        return self.backbone(images)
-
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """ASA, B×A×S."""
         image_bjs = torch.tanh(self.norm(self.image(x_bchw))).flatten(2)

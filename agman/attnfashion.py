@@ -63,10 +63,6 @@ class AttnFashion(RetrievalModel):
         self.excite = nn.Linear(JOINT, channels)
         self.project = nn.Linear(channels, embedding_dim)
 
-    def features(self, images: Tensor) -> Tensor:
-        """layer3's map, B×C×H×W."""
-        return self.backbone(images)
-
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """Spatial attention, B×A×S."""
         key_bjs = self.norm(self.key(x_bchw)).flatten(2)

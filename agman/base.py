@@ -26,9 +26,10 @@ class RetrievalModel(nn.Module):
     from 0. Wrong shapes or types raise ValueError. NaN pixels and numbers out of range do so on the CPU only:
     looking at them on a device would make the program wait for it.
 
-    A model implements `features`, `embed` and `maps`; what its users call is here.
+    A model sets `backbone` and implements `embed` and `maps`; what its users call is here.
     """
 
+    backbone: nn.Module
     classify: bool = False
     """Whether forward gives logits."""
 
@@ -46,8 +47,8 @@ class RetrievalModel(nn.Module):
         self.config: dict[str, Any] = {"n_attributes": n_attributes, "embedding_dim": embedding_dim, **config}
 
     def features(self, images: Tensor) -> Tensor:
-        """The feature map x, B×C×H×W, that every attribute looks at: the one pass through the backbone."""
-        raise NotImplementedError
+        """The map x, B×C×H×W, that every attribute looks at, from the one pass of the backbone; by default layer3's."""
+        return self.backbone(images)
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """B×A×D, unit length: every feature map under each of its A attributes."""

@@ -47,10 +47,6 @@ class CSN(RetrievalModel):
         self.backbone = Backbone(backbone, weights)
         self.project = nn.Linear(self.backbone.channels, embedding_dim)
 
-    def features(self, images: Tensor) -> Tensor:
-        """layer3's map, B×C×H×W."""
-        return self.backbone(images)
-
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """B×A×D, unit length."""
         return unit(self.mask(self._general(x_bchw)[:, None], attributes_ba))

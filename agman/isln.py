@@ -75,10 +75,6 @@ class ISLN(RetrievalModel):
         self.next_norm = nn.LayerNorm(JOINT) if rounds > 1 else None
         self.project = nn.Linear(channels, embedding_dim)
 
-    def features(self, images: Tensor) -> Tensor:
-        """layer3's map, B×C×H×W."""
-        return self.backbone(images)
-
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """The last round's map, B×A×S."""
         return self._iterate(x_bchw, attributes_ba)[0]

@@ -37,6 +37,8 @@ class AGMAN(RetrievalModel):
         sa_kernel: SA's kernel; 7 is the published code's, 1 the paper's.
     """
 
+    backbone: MultiLevelBackbone
+
     def __init__(
         self,
         n_attributes: int,

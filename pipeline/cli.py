@@ -280,9 +280,12 @@ def demo(out: Path, images: int, seed: int, overwrite: bool, as_json: bool) -> N
 
 
 @cli.command()
-@click.argument("name", type=BENCHMARK)
+@click.argument("name", type=BENCHMARK, metavar="NAME")
 def bench(name: str) -> None:
-    """Measure NAME side by side with the plain way; writes a dated table to benchmarks/results."""
+    """Measure NAME side by side with the plain way; writes a dated table to benchmarks/results.
+
+    NAME is annotation, batch_norm, drawing, loader, model, packing, precision, retrieval or triplets.
+    """
     import importlib
 
     importlib.import_module(f"benchmarks.{name}").main()
