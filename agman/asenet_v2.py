@@ -30,7 +30,7 @@ class ASENetV2(RetrievalModel):
     Args:
         n_attributes, backbone, weights: as of `AGMAN`.
         embedding_dim: D. None is the map's width (1024 for ResNet-50), which needs no last layer.
-        project: with a last linear layer C to D; early public code had one. Any other D than C needs it.
+        project: with a last linear layer C to D; early public code had one. Any other D than C switches it on.
     """
 
     def __init__(

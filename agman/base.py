@@ -93,6 +93,8 @@ class RetrievalModel(nn.Module):
 
 
 def check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a tensor, not {type(images).__name__}")
     if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_IMAGE:
         wanted = f"B×3×H×W with H, W >= {SMALLEST_IMAGE}"
         raise ValueError(f"images must be {wanted}, not {tuple(images.shape)}")
@@ -106,6 +108,8 @@ def check_images(images: Tensor) -> None:
 
 
 def check_indices(name: str, index: Tensor, shape: tuple[int, ...], below: int) -> None:
+    if not isinstance(index, Tensor):
+        raise ValueError(f"{name} must be a tensor, not {type(index).__name__}")
     if index.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, not {tuple(index.shape)}")
     if index.dtype not in (torch.int64, torch.int32):

@@ -26,10 +26,13 @@ class CheckpointError(ValueError):
 def save_model(folder: str | PathLike[str], model: RetrievalModel, config: dict[str, Any] | None = None) -> Path:
     """Write `model` and the caller's `config` (JSON values, e.g. {"attributes": [names]}) to `folder`.
 
-    Written beside its place and renamed: it appears whole or not at all, and replaces an older one.
+    Written beside its place and renamed: it appears whole or not at all, and replaces an older one. Raises
+    CheckpointError for names that are not as many as the attributes, or where something else than a model lies.
     """
     folder = Path(folder)
     config = config or {}
+    if folder.exists() and not (folder / DESCRIPTION).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: is there and holds no {DESCRIPTION}, so it is no model; it is not replaced")
     _check_attributes(folder, config, model.config["n_attributes"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -38,7 +41,8 @@ def save_model(folder: str | PathLike[str], model: RetrievalModel, config: dict[
         save_file(tensors, aside / WEIGHTS)
         description = {"schema": SCHEMA, "build": model.config, "config": config}
         (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        aside.chmod(0o755)  # mkdtemp's is for its owner alone
+        aside.chmod(0o755)  # mkdtemp's is for its owner alone, and so are safetensors' files
+        (aside / WEIGHTS).chmod(0o644)
         _move_into_place(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

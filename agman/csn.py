@@ -81,6 +81,8 @@ def csn_loss(
     with d the Euclidean distance of masked vectors, f the general ones; the two norms are taken over a batch
     of anchors, of positives and of negatives each, and averaged.
     """
+    if len(images) != 3 * len(attributes):
+        raise ValueError(f"{len(attributes)} triplets need {3 * len(attributes)} images, not {len(images)}")
     masked, general = model.masked(images, attributes.repeat(3))
     anchor_bd, positive_bd, negative_bd = masked.chunk(3)
     closer_b = F.pairwise_distance(anchor_bd, positive_bd)

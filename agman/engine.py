@@ -75,7 +75,9 @@ class StepResult(NamedTuple):
 
 
 def normalise(images: Tensor, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
-    """uint8 ...×3×S×S to ImageNet's zero mean and unit deviation, where the images are."""
+    """uint8 ...×3×S×S to ImageNet's zero mean and unit deviation, where the images are. ValueError if not uint8."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images to normalise must be uint8, not {images.dtype}: are they normalised already?")
     mean = torch.tensor(IMAGENET_MEAN, device=images.device, dtype=dtype)[:, None, None]
     std = torch.tensor(IMAGENET_STD, device=images.device, dtype=dtype)[:, None, None]
     layout = torch.channels_last if channels_last else torch.contiguous_format

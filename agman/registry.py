@@ -23,6 +23,10 @@ MODELS: dict[str, type[RetrievalModel]] = {
 }
 
 
+SHARED = ("n_attributes", "backbone", "weights")
+"""What every model is given, beside its own options."""
+
+
 def build(
     name: str = "agman",
     *,
@@ -40,7 +44,10 @@ def build(
     known = options_of(name)
     for option in options:
         if option not in known:
-            raise ValueError(f"model {name!r} has no option {option!r}; it has: {', '.join(known)}")
+            every = (*SHARED, *known)
+            near = difflib.get_close_matches(option, every, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"model {name!r} has no option {option!r}; {hint}it has: {', '.join(known)}")
     if embedding_dim is not None:
         options["embedding_dim"] = embedding_dim
     return MODELS[name](n_attributes=n_attributes, backbone=backbone, weights=weights, **options)
@@ -51,6 +58,5 @@ def options_of(name: str) -> dict[str, Any]:
     if name not in MODELS:
         near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.0)
         raise ValueError(f"unknown model {name!r}; did you mean {near[0]!r}? known: {', '.join(MODELS)}")
-    shared = ("n_attributes", "backbone", "weights")
     parameters = inspect.signature(MODELS[name]).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.name not in shared}
+    return {parameter.name: parameter.default for parameter in parameters if parameter.name not in SHARED}

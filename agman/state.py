@@ -46,7 +46,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # on bytes that are no file of tensors the readers raise nearly anything
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not a readable file of tensors ({first_line})") from error
+        raise ValueError(f"{path}: not a readable file of tensors ({first_line[:120]})") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -112,32 +112,29 @@ def show(evaluation: Evaluation) -> None:
         say(f"triplet accuracy on {split}: {figures[f'{split}/triplet_accuracy']:.4f} (guessing: 0.5)")
 
 
-RETRIEVAL_COLUMNS = {
-    "map": "MAP",
-    "map_answerable": "MAP*",
-    "chance": "chance",
-    "ceiling": "ceiling",
-    "map_at_r": "MAP@R",
-}
-"""Keys of agman.summarise, and their headings; P@k and R@k follow."""
+AVERAGE_PRECISION = {"map": "MAP", "map_answerable": "MAP*", "chance": "chance", "ceiling": "ceiling"}
+"""Keys of agman.summarise, and their headings."""
 
 
 def _show_retrieval(evaluation: Evaluation) -> None:
-    """Rows: attributes, their mean over queries, their mean over attributes. Columns: every metric, times 100."""
+    """Rows: attributes, their mean over queries, their mean over attributes. Two tables, so that 80 columns do."""
     figures = {name.split("/", 1)[1]: value for name, value in evaluation.figures.items()}
     ks = next(iter(evaluation.results.values())).precision
-    columns = RETRIEVAL_COLUMNS | {f"p_at_{k}": f"P@{k}" for k in ks} | {f"r_at_{k}": f"R@{k}" for k in ks}
+    at_k = {"map_at_r": "MAP@R"} | {f"p_at_{k}": f"P@{k}" for k in ks} | {f"r_at_{k}": f"R@{k}" for k in ks}
+    columns = AVERAGE_PRECISION | at_k
     alone = {name: agman.summarise({name: result}) for name, result in evaluation.results.items()}
     macro = {key: sum(one[key] for one in alone.values()) / len(alone) for key in columns}
     macro["map_answerable"] = figures["map_macro_answerable"]  # an attribute of hopeless queries has no part in it
-    rows = [
-        [name, *_times_100(alone[name], columns), f"{len(result.relevant):,}", f"{result.candidates:,}"]
-        for name, result in evaluation.results.items()
-    ]
-    rows.append(["all (query-weighted)", *_times_100(figures, columns), f"{figures['queries']:,.0f}", ""])
-    rows.append(["all (macro)", *_times_100(macro, columns), "", ""])
-    header = ["attribute", *columns.values(), "queries", "candidates"]
-    show_table(f"Retrieval on {evaluation.split}, times 100", header, rows)
+    counts = {name: [f"{len(one.relevant):,}", f"{one.candidates:,}"] for name, one in evaluation.results.items()}
+    counts |= {"all": [f"{figures['queries']:,.0f}", ""], "macro": ["", ""]}
+    lines = alone | {"all": figures, "macro": macro}
+    header = ["attribute", *AVERAGE_PRECISION.values(), "queries", "cands"]
+    rows = [[name, *_times_100(line, AVERAGE_PRECISION), *counts[name]] for name, line in lines.items()]
+    show_table(
+        f"Retrieval on {evaluation.split}, times 100 (all: mean over queries; macro: over attributes)", header, rows
+    )
+    rows = [[name, *_times_100(line, at_k)] for name, line in lines.items()]
+    show_table(f"The first ranks on {evaluation.split}, times 100", ["attribute", *at_k.values()], rows)
     say(
         f"MAP*: without the {figures['unanswerable']:,.0f} queries that have no relevant candidate. They score 0; the "
         "ceiling is the share of the others"

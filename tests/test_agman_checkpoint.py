@@ -161,3 +161,18 @@ def test_weights_that_cannot_be_fetched_suggest_a_file(monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_model", unreachable)
     with pytest.raises(OSError, match=r"cannot fetch resnet18's weights IMAGENET1K_V1 .*a local file"):
         agman.build(n_attributes=3, backbone="resnet18", weights="IMAGENET1K_V1")
+
+
+def test_what_is_no_model_is_not_replaced(tmp_path):
+    model = agman.build(n_attributes=2, embedding_dim=3, backbone="resnet18")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep me")
+    (tmp_path / "file").write_text("keep me too")
+    for name in ("mine", "file"):
+        with pytest.raises(agman.CheckpointError, match=f"{name}: is there and holds no model.json"):
+            agman.save_model(tmp_path / name, model)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
+    assert (tmp_path / "file").read_text() == "keep me too"
+    (tmp_path / "empty").mkdir()
+    saved = agman.save_model(tmp_path / "empty", model)
+    assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o644}

@@ -320,3 +320,16 @@ def test_options_are_the_constructors_with_its_defaults(name):
     config = new_model(name, embedding_dim=None).config
     assert all(config[option] == default for option, default in options.items() if default is not None)
     assert config["name"] == name
+
+
+def test_a_mistyped_option_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="model 'csn' has no option 'backbon'; did you mean 'backbone'"):
+        agman.build("csn", n_attributes=2, backbon="resnet18")
+
+
+def test_lists_are_answered_with_a_word():
+    model = new_model("csn")
+    with pytest.raises(ValueError, match="attributes must be a tensor, not list"):
+        model(torch.randn(2, 3, 32, 32, dtype=torch.float64), [0, 1])
+    with pytest.raises(ValueError, match="images must be a tensor, not ndarray"):
+        model(torch.randn(2, 3, 32, 32).numpy(), torch.tensor([0, 1]))

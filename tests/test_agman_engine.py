@@ -145,3 +145,8 @@ def test_impossible_batches_are_refused(change, message):
     fields = {name: getattr(new_batch(), name) for name in ("images", "index", "flip", "attributes", "global_size")}
     with pytest.raises(ValueError, match=message):
         agman.Batch(**fields | change)
+
+
+def test_what_is_normalised_already_is_refused():
+    with pytest.raises(ValueError, match=r"must be uint8, not torch.float32: are they normalised already"):
+        agman.normalise(torch.randn(2, 3, 32, 32))

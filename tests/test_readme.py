@@ -26,7 +26,7 @@ def test_the_walk_through_runs(tmp_path: Path) -> None:
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     for line in lines:
         done = subprocess.run(
-            shlex.split(line), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            shlex.split(line), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
     assert (tmp_path / "work" / "report.html").stat().st_size > 50_000
