@@ -76,18 +76,22 @@ def retrieval(
     queries_qd = _on_grid("query embeddings", query_embeddings)
     candidates_dc = _on_grid("candidate embeddings", candidate_embeddings).T
     chunk = chunk if chunk is not None else max(1, WORKING_BYTES // (BYTES_OF_A_PAIR * max(len(candidate_values), 1)))
-    scored = []
-    for chunk_qd, value_q in zip(queries_qd.split(chunk), query_values.split(chunk), strict=True):
-        similarity_qc = (chunk_qd @ candidates_dc).float()
-        hits_qc = _ranked(similarity_qc, candidate_values == value_q[:, None])
-        scored.append([score(hits_qc) for score in _scores(ks)])
-    average_precision, at_r, relevant, *at_k = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    scores = _scores(ks)
+    # Filled in place: small results kept between the chunks would split the large blocks of the allocator one by one.
+    table = torch.empty(len(scores), len(query_values), dtype=torch.float64)
+    for start in range(0, len(query_values), chunk):
+        few = slice(start, start + chunk)
+        similarity_qc = (queries_qd[few] @ candidates_dc).float()
+        hits_qc = _ranked(similarity_qc, candidate_values == query_values[few, None])
+        for row, score in zip(table, scores, strict=True):
+            row[few] = score(hits_qc)
+    average_precision, at_r, relevant, *at_k = table
     return Retrieval(
         average_precision,
         at_r,
         precision=dict(zip(ks, at_k[: len(ks)], strict=True)),
         recall=dict(zip(ks, at_k[len(ks) :], strict=True)),
-        relevant=relevant,
+        relevant=relevant.long(),
         candidates=len(candidate_values),
     )
 
