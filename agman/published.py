@@ -28,7 +28,7 @@ class Published:
     name: str
     """In agman.MODELS."""
     marker: str
-    """A key that no other system's state dict has, the outermost prefix taken off."""
+    """A key that tells the system, the outermost prefix taken off; SYSTEMS are tried in order."""
     trunk: str
     """Prefix of its ResNet."""
     attributes: tuple[str, int]
