@@ -8,9 +8,9 @@
 >>> embedding.shape, everything.shape
 (torch.Size([2, 64]), torch.Size([2, 8, 64]))
 
-Read `model.py` (the whole), `attention.py` (equations 1-6), `losses/` (7-9), `engine.py` (a step),
-`metrics.py`, `attention_score.py`. The systems it is compared with: `csn.py`, `asenet.py`, `asenet_v2.py`,
-`attnfashion.py`, `isln.py`.
+Read `model.py` (the whole), `attention.py` (equations 1-6), `losses/` (7-9), `stepping.py` and `loop.py`
+(a step, an epoch), `metrics.py`, `attention_score.py`. The systems it is compared with: `csn.py`,
+`asenet.py`, `asenet_v2.py`, `attnfashion.py`, `isln.py`.
 """
 
 from agman.asenet import ASENet
@@ -21,19 +21,10 @@ from agman.base import Output, RetrievalModel
 from agman.batchnorm import GlobalBatchNorm2d, convert_batchnorm
 from agman.checkpoint import CheckpointError, load_model, save_model
 from agman.csn import CSN, csn_loss
-from agman.engine import (
-    Batch,
-    NonFiniteLoss,
-    StepResult,
-    build_optimizer,
-    build_scheduler,
-    embed_pairs,
-    normalise,
-    prepare,
-    train_step,
-)
+from agman.engine import Batch, embed_batches, normalise, prepare
 from agman.export import Exported, ExportError, export_onnx, export_program, save_program
 from agman.isln import ISLN
+from agman.loop import Totals, ahead, embed_dataset, on_device, rank_candidates, train_epoch
 from agman.losses import (
     LossWeights,
     Pairs,
@@ -63,6 +54,7 @@ from agman.model import AGMAN
 from agman.objective import Losses, TripletObjective
 from agman.published import load_published
 from agman.registry import MODELS, build, options_of
+from agman.stepping import NonFiniteLoss, Stepper, StepResult, build_optimizer, build_scheduler
 
 __all__ = [
     "AGMAN",
@@ -85,8 +77,11 @@ __all__ = [
     "Retrieval",
     "RetrievalModel",
     "StepResult",
+    "Stepper",
+    "Totals",
     "TripletObjective",
     "ValueProxies",
+    "ahead",
     "attention_mass",
     "attribute_type_bce",
     "average_precision",
@@ -99,7 +94,8 @@ __all__ = [
     "cosine",
     "cosines",
     "csn_loss",
-    "embed_pairs",
+    "embed_batches",
+    "embed_dataset",
     "export_onnx",
     "export_program",
     "info_nce",
@@ -108,18 +104,20 @@ __all__ = [
     "load_published",
     "mine",
     "normalise",
+    "on_device",
     "options_of",
     "pairs_of_anchors",
     "pointing_hits",
     "precision_at",
     "prepare",
+    "rank_candidates",
     "recall_at",
     "retrieval",
     "save_model",
     "save_program",
     "similarities",
     "summarise",
-    "train_step",
+    "train_epoch",
     "triplet_accuracy",
     "triplet_ranking",
 ]

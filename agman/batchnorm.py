@@ -7,13 +7,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MODES = ("sync", "per_worker")
+MODES = ("per_part", "sync")
 
 
 def convert_batchnorm(module: nn.Module, mode: str) -> nn.Module:
     """Make every BatchNorm2d in `module` follow `mode`; returns the module (changed in place).
 
-    "per_worker" leaves them alone: every process normalises by its own share of the batch.
+    "per_part" leaves them alone: every part of a global batch is normalised by its own statistics.
     "sync" takes the statistics from the whole global batch, so that n processes compute what one would.
 
     Layers that are on a CUDA device become torch.nn.SyncBatchNorm, all others GlobalBatchNorm2d, which works
@@ -23,7 +23,7 @@ def convert_batchnorm(module: nn.Module, mode: str) -> nn.Module:
     """
     if mode not in MODES:
         raise ValueError(f"batch norm must be one of {', '.join(MODES)}, not {mode!r}")
-    return module if mode == "per_worker" else _synced(module)
+    return module if mode == "per_part" else _synced(module)
 
 
 def _synced(module: nn.Module) -> nn.Module:
@@ -132,3 +132,59 @@ def _global_moments(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tens
     mean = (share_p1 * mean_pc).sum(0)
     variance = (share_p1 * (variance_pc + (mean_pc - mean).square())).sum(0)
     return mean.to(mine.dtype), variance.to(mine.dtype), count.to(mine.dtype)
+
+
+class RunningStatistics:
+    """The running statistics of batch norm per part: one update a step, whichever process computes which part.
+
+    After a step they are the mean, over all parts of the global batch, of what each part alone would have made of
+    those before the step. Layers with synchronised statistics are left to themselves.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._running: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d) and not isinstance(norm, GlobalBatchNorm2d):
+                held = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+                mean, variance, count = (tensor for tensor in held if tensor is not None)
+                self._running += [mean, variance]
+                self._counts.append(count)
+        self._parts = 1
+
+    def begin(self, parts: int) -> None:
+        """Before a step on a global batch of `parts`."""
+        self._parts = parts
+        if self._idle:
+            return
+        self._before = torch.cat(self._running)
+        self._counts_before = torch.stack(self._counts)
+        self._total = torch.zeros_like(self._before, dtype=torch.float64)
+
+    def after_part(self) -> None:
+        """After a part's forward pass: its statistics are noted, and undone for the next."""
+        if self._idle:
+            return
+        self._total += torch.cat(self._running).double() / self._parts
+        self._write(self._before)
+
+    def end(self, figures: Tensor, several: bool) -> Tensor:
+        """After the last part. Adds up over the processes, and the float64 `figures` in the same message."""
+        if self._idle:
+            if several:
+                dist.all_reduce(figures)
+            return figures
+        message = torch.cat((figures, self._total))
+        if several:
+            dist.all_reduce(message)
+        self._write(message[len(figures) :])
+        for count, before in zip(self._counts, self._counts_before.tolist(), strict=True):
+            count.fill_(before + 1)
+        return message[: len(figures)]
+
+    @property
+    def _idle(self) -> bool:
+        return self._parts == 1 or not self._running
+
+    def _write(self, flat: Tensor) -> None:
+        torch._foreach_copy_(self._running, flat.split([len(buffer) for buffer in self._running]))

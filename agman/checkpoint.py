@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from agman.base import RetrievalModel
 from agman.registry import build
@@ -38,16 +39,24 @@ def save_model(folder: str | PathLike[str], model: RetrievalModel, config: dict[
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-        save_file(tensors, aside / WEIGHTS)
-        description = {"schema": SCHEMA, "build": model.config, "config": config}
-        (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        aside.chmod(0o755)  # mkdtemp's is for its owner alone, and so are safetensors' files
-        (aside / WEIGHTS).chmod(0o644)
+        write_model(aside, tensors, model.config, config)
+        aside.chmod(0o755)  # mkdtemp's is for its owner alone
         _move_into_place(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return folder
+
+
+def write_model(folder: Path, tensors: dict[str, Tensor], build: dict[str, Any], config: dict[str, Any]) -> None:
+    """Write the two files into a folder that is there: contiguous CPU tensors, `agman.build`'s arguments, `config`.
+
+    The description comes last, so that a folder with one is whole.
+    """
+    save_file(tensors, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors' files are for their owner alone
+    description = {"schema": SCHEMA, "build": build, "config": config}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def load_model(

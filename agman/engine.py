@@ -1,28 +1,21 @@
-"""The training loop's core: one batch, one step, one pass of evaluation. No cluster, no tracking.
+"""What goes into a model and what comes out: a batch of triplets on its way in, embeddings of pairs on their way out.
 
 Shape suffixes: U distinct images of a batch, B triplets, I = 3B images of the triplets, V values of an image,
 K pairs, S pixels.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import StepLR
+from torch import Tensor
 
 from agman.base import RetrievalModel
-from agman.objective import Losses
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PRECISIONS = ("fp32", "bf16")
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became infinite or NaN; the weights were not touched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +37,10 @@ class Batch:
 
     Only proxies, mining and InfoNCE need them.
     """
+    bounds: tuple[int, ...] = ()
+    """Where this process's parts begin and end among its triplets, e.g. (0, 4, 8); by default one part."""
+    global_parts: int = 1
+    """Parts of the global batch, over all processes."""
 
     def __post_init__(self) -> None:
         triplets = len(self.attributes)
@@ -60,18 +57,30 @@ class Batch:
             )
         if self.global_size < triplets:
             raise ValueError(f"global_size {self.global_size} is less than this process's {triplets} triplets")
+        bounds = self.bounds or (0, triplets)
+        if bounds[0] != 0 or bounds[-1] != triplets or any(b <= a for a, b in itertools.pairwise(bounds)):
+            raise ValueError(f"bounds {self.bounds} do not cut {triplets} triplets into parts of at least one")
+        if self.global_parts < len(bounds) - 1:
+            raise ValueError(f"global_parts {self.global_parts} is less than this process's {len(bounds) - 1} parts")
 
-
-class StepResult(NamedTuple):
-    """Losses, means over this process's triplets, and how many are correct; 0-d tensors on the device."""
-
-    loss: Tensor
-    loss_triplet: Tensor
-    loss_class: Tensor
-    loss_proxy: Tensor
-    loss_info_nce: Tensor
-    correct: Tensor
-    triplets: int
+    @property
+    def parts(self) -> list["Batch"]:
+        """Each part as a batch of its own, of the same images."""
+        if len(self.bounds) <= 2:
+            return [self]
+        cuts = [slice(*bounds) for bounds in itertools.pairwise(self.bounds)]
+        return [
+            Batch(
+                self.images,
+                self.index[:, cut],
+                self.flip[:, cut],
+                self.attributes[cut],
+                self.global_size,
+                None if self.values is None else self.values[:, cut],
+                global_parts=self.global_parts,
+            )
+            for cut in cuts
+        ]
 
 
 def normalise(images: Tensor, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
@@ -102,55 +111,7 @@ def prepare(
     return normalise(images_i, dtype, channels_last), attributes
 
 
-def train_step(
-    objective: nn.Module,
-    optimizer: Optimizer,
-    batch: Batch,
-    *,
-    device: torch.device | str,
-    precision: str = "fp32",
-    world_size: int = 1,
-    clip_norm: float | None = None,
-    channels_last: bool = False,
-) -> StepResult:
-    """One step of `optimizer` on `objective`, a TripletObjective or one wrapped by DistributedDataParallel.
-
-    precision "bf16" runs the model under autocast (embeddings, logits and losses stay float32); "fp32" leaves
-    the model's own type alone. clip_norm bounds the gradient's L2 norm. Raises NonFiniteLoss before touching
-    a weight.
-    """
-    images, attributes = prepare(batch, device, channels_last, next(objective.parameters()).dtype)
-    optimizer.zero_grad(set_to_none=True)
-    values = photos = None
-    if batch.values is not None:
-        values = batch.values.flatten(0, 1).to(device, non_blocking=True)
-        photos = batch.index.flatten().to(device, non_blocking=True)
-    with _autocast(device, precision):
-        losses = objective(images, attributes, values, photos)
-
-    # DDP averages gradients over processes; weighing each by its share makes that the mean over the global
-    # batch, however unequal the shares.
-    share = len(attributes) * world_size / batch.global_size
-    (losses.loss * share).backward()
-    _raise_unless_finite(objective, losses)
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(objective.parameters(), clip_norm)
-    optimizer.step()
-    detached = {name: value.detach() for name, value in losses._asdict().items()}
-    return StepResult(**detached, triplets=len(attributes))
-
-
-def _raise_unless_finite(objective: nn.Module, losses: Losses) -> None:
-    # The first gradient is that of the stem. Whatever is not finite in any process's loss flows down to it
-    # and DDP spreads it, so all processes raise at the same step and none waits for another.
-    stem = next(parameter.grad for parameter in objective.parameters() if parameter.grad is not None)
-    losses = Losses(*(value.detach() for value in losses))
-    if not bool(torch.isfinite(losses.loss) & torch.isfinite(stem).all()):
-        parts = ", ".join(f"{name} {float(value):.4g}" for name, value in zip(losses._fields, losses, strict=True))
-        raise NonFiniteLoss(f"the loss or its gradient is not finite on some process; here: {parts}")
-
-
-def embed_pairs(
+def embed_batches(
     model: RetrievalModel,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     *,
@@ -168,7 +129,7 @@ def embed_pairs(
     embeddings = [torch.empty(0, model.embedding_dim)]
     model.eval()
     try:
-        with torch.inference_mode(), _autocast(device, precision):
+        with torch.inference_mode(), autocast(device, precision):
             for images, image_index, attributes in batches:
                 images, image_index, attributes = (
                     tensor.to(device, non_blocking=True) for tensor in (images, image_index, attributes)
@@ -180,17 +141,8 @@ def embed_pairs(
     return torch.cat(embeddings)
 
 
-def build_optimizer(objective: nn.Module, lr: float = 1e-4) -> Adam:
-    """The paper's Adam, over every parameter that is learned, the loss weights' included."""
-    return Adam([parameter for parameter in objective.parameters() if parameter.requires_grad], lr=lr, fused=True)
-
-
-def build_scheduler(optimizer: Optimizer, gamma: float = 0.9, every_epochs: int = 3) -> StepLR:
-    """The paper's schedule, lr·gamma every few epochs; step it once after every epoch."""
-    return StepLR(optimizer, step_size=every_epochs, gamma=gamma)
-
-
-def _autocast(device: torch.device | str, precision: str) -> torch.autocast:
+def autocast(device: torch.device | str, precision: str) -> torch.autocast:
+    """torch's own for "bf16", none for "fp32". ValueError for another precision."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16")

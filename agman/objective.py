@@ -45,7 +45,7 @@ class TripletObjective(nn.Module):
 
     Not in the paper, and off by default: `proxies` add their loss times `proxy_weight`; InfoNCE is added times
     `info_nce_weight`; `mining` puts other images of the batch in the places of the triplets' positives and negatives
-    in the triplet loss. The last two look at one process's share of the global batch. Raises ValueError for an
+    in the triplet loss. The last two look at one part of the global batch. Raises ValueError for an
     unknown mining, a negative weight or a temperature that is not above 0.
     """
 

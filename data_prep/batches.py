@@ -1,7 +1,7 @@
 """Which triplets make which batch, on which worker, flipped how: decided from numbers alone.
 
-Nothing here depends on the number of workers but the cut at the end: the global batches of an epoch are
-the same on 1 or 100 workers, and each worker takes its own slice of every one of them.
+Nothing here depends on the number of workers but the cut at the end: the global batches of an epoch and the parts
+that each is computed in are the same on 1 or 100 workers, and each worker takes some of the parts of every batch.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class BatchPlan:
     """B attribute indices."""
     global_size: int
     """Triplets in the global batch."""
+    bounds: tuple[int, ...]
+    """Where this worker's parts begin and end among its triplets."""
+    global_parts: int
+    """Parts of the global batch."""
 
 
 def cut(total: int, parts: int) -> np.ndarray:
@@ -37,31 +41,53 @@ def cut(total: int, parts: int) -> np.ndarray:
     return np.linspace(0, total, parts + 1).round().astype(np.int64)
 
 
-def batches_per_epoch(triplets: int, batch_size: int, workers: int = 1) -> int:
-    """Batches that an epoch is dealt into. Raises InputError where a worker would get no triplet.
+def batches_per_epoch(triplets: int, batch_size: int, parts: int = 1) -> int:
+    """Batches that an epoch is dealt into. Raises InputError where a part would get no triplet.
 
     Batches are equal up to one triplet and hold at most `batch_size`: no small last batch, none dropped.
     """
     count = -(-triplets // batch_size)
-    if triplets // count < workers:
+    if triplets // count < parts:
         raise InputError(
-            f"batches of {triplets // count} triplets cannot feed {workers} workers; "
-            "raise batch_size or lower --workers"
+            f"batches of {triplets // count} triplets cannot be cut into {parts} parts; raise batch_size, or lower "
+            "parts or --workers"
         )
     return count
 
 
 def plan_epoch(
-    triplets: Triplets, *, batch_size: int, seed: int, epoch: int, rank: int = 0, workers: int = 1
+    triplets: Triplets,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    workers: int = 1,
+    parts: int | None = None,
+    start: int = 0,
 ) -> Iterator[BatchPlan]:
-    """Yield the share of worker `rank` in every global batch of `epoch`; every triplet is used once."""
+    """Yield the share of worker `rank` in every global batch of `epoch` from number `start`; every triplet is used once.
+
+    A batch is computed in `parts` (default: one for each worker), equal up to one triplet.
+    """
+    parts = parts or workers
     ids = np.stack([triplets.anchor, triplets.positive, triplets.negative])
-    bounds = cut(len(triplets), batches_per_epoch(len(triplets), batch_size, workers))
-    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        size = int(stop - start)
+    bounds = cut(len(triplets), batches_per_epoch(len(triplets), batch_size, parts))
+    first, last = cut(parts, workers)[rank : rank + 2].tolist()
+    for number, (begin, end) in enumerate(itertools.pairwise(bounds.tolist())):
+        if number < start:
+            continue
         # Drawn for the whole global batch and then cut, so that it is the same on any number of workers.
-        flip = np.random.default_rng([seed, epoch, number]).random((3, size)) < 0.5
-        mine = slice(*cut(size, workers)[rank : rank + 2])
-        image_ids, index = np.unique(ids[:, start:stop][:, mine], return_inverse=True)
-        attributes = triplets.attribute[start:stop][mine].astype(np.int64)
-        yield BatchPlan(image_ids, index.reshape(3, -1), flip[:, mine], attributes, size)
+        flip = np.random.default_rng([seed, epoch, number]).random((3, end - begin)) < 0.5
+        of_parts = cut(end - begin, parts)[first : last + 1]
+        mine = slice(*of_parts[[0, -1]].tolist())
+        image_ids, index = np.unique(ids[:, begin:end][:, mine], return_inverse=True)
+        yield BatchPlan(
+            image_ids=image_ids,
+            index=index.reshape(3, -1),
+            flip=flip[:, mine],
+            attributes=triplets.attribute[begin:end][mine].astype(np.int64),
+            global_size=end - begin,
+            bounds=tuple((of_parts - of_parts[0]).tolist()),
+            global_parts=parts,
+        )

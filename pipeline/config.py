@@ -14,7 +14,10 @@ from data_prep.errors import InputError
 
 
 class TrainConfig(BaseModel):
-    """One training, from the backbone to the seed. Defaults are the paper's recipe, but for `weights`."""
+    """One training, from the backbone to the seed. Defaults are the paper's recipe, but for `weights`.
+
+    None stands for a default that depends on the model, the dataset, the device or the number of workers.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
@@ -55,9 +58,9 @@ class TrainConfig(BaseModel):
     proxy_weight: float = Field(default=0.0, ge=0)
     """Weight of a softmax loss over learned proxies of the values; not in the paper. Helps from random weights."""
     mining: Literal["none", "semi_hard", "hard"] = "none"
-    """Other positives and negatives for the triplets, from each worker's share of the batch; not in the paper."""
+    """Other positives and negatives for the triplets, from their part of the batch; not in the paper."""
     info_nce_weight: float = Field(default=0.0, ge=0)
-    """Weight of InfoNCE over the negatives in each worker's share of the batch; not in the paper."""
+    """Weight of InfoNCE over the negatives in each part of the batch; not in the paper."""
     info_nce_temperature: float = Field(default=0.1, gt=0)
     """What InfoNCE divides cosines by."""
     lr: float = Field(default=1e-4, gt=0)
@@ -66,10 +69,34 @@ class TrainConfig(BaseModel):
     """Factor on the learning rate ..."""
     lr_decay_epochs: int = Field(default=3, ge=1)
     """... after every so many epochs."""
-    batch_norm: Literal["sync", "per_worker"] = "sync"
-    """Statistics of the global batch (the same result on any number of workers), or each worker's own."""
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """bf16: autocast, with weights and losses in fp32. fp64: to check that workers compute what one would."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Bound on the L2 norm of the gradient of the global batch; none: not clipped, as in the paper."""
+    parts: int | None = Field(default=None, ge=1)
+    """Equal parts that a global batch is computed in; a worker computes its own one after the other (gradient
+    accumulation). The same parts give the same weights on any number of workers. None: one for each worker."""
+    batch_norm: Literal["per_part", "sync"] = "per_part"
+    """Statistics of each part of a batch (anchors, positives and negatives together), or of the whole global batch."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop early after so many epochs without a better validation score; none: train all epochs."""
+    precision: Literal["fp32", "bf16", "fp64"] | None = None
+    """bf16: autocast, with weights and losses in fp32. fp64: to check that workers compute what one would.
+    None: bf16 where the hardware computes in it, fp32 elsewhere."""
+    channels_last: bool | None = None
+    """Memory order of the convolutions; none: true on CPUs and GPUs. The numbers are the same but for rounding."""
+    fused: bool | None = None
+    """Adam in one pass over the memory; none: true on CPUs and GPUs."""
+    compile: bool | None = None
+    """torch.compile of the model's training pass; none: false on CPUs (measured slower) and GPUs (not measured)."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of a worker; none: as many as its share of the CPUs. Other numbers round differently."""
+    prefetch: int = Field(default=2, ge=0)
+    """Batches that are decoded ahead, while a step computes."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps that a killed training repeats at most. Every epoch ends with a checkpoint besides."""
+    keep_best: int = Field(default=2, ge=1)
+    """Checkpoints of epochs that are kept, the best by validation; the latest is kept beside them."""
+    log_every: int = Field(default=50, ge=1)
+    """Steps between two points of the curves in MLflow; points are sent when a checkpoint stands."""
     seed: int = Field(default=0, ge=0)
     """Of the weights' start and the augmentation."""
 
@@ -92,6 +119,14 @@ class TrainConfig(BaseModel):
         "rounds",
         "image_size",
         "max_triplets",
+        "clip_norm",
+        "parts",
+        "patience",
+        "precision",
+        "channels_last",
+        "fused",
+        "compile",
+        "threads",
         mode="before",
     )
     @classmethod

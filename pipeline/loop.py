@@ -1,36 +1,37 @@
-"""The training loop: epochs over a prepared dataset, on this process's share. Knows nothing of Ray.
+"""A training: what it consists of, its epochs on this process's share, its state. Knows nothing of Ray.
 
 Ray Train runs it in every worker, Ray Tune in a trial's own process, a test in a plain one.
 """
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
-from torch.nn.parallel import DistributedDataParallel
 
 import agman
-from agman.checkpoint import WEIGHTS
-from data_prep.batches import BatchPlan, batches_per_epoch, plan_epoch
+from agman.checkpoint import WEIGHTS, write_model
+from data_prep.batches import BatchPlan, batches_per_epoch, cut, plan_epoch
 from data_prep.dataset import Dataset, ImageStore, ValuesOf
 from data_prep.errors import InputError
 from data_prep.triplets import Triplets
+from pipeline.checkpoints import Saver
 from pipeline.config import TrainConfig
+from pipeline.validation import Validation, score_name
 
 STATE_FILE = "state.pt"
 MODEL_OPTIONS = ("embedding_dim", "classify", "sa_kernel", "mask", "rounds")
 """Settings whose None stands for the model's own default."""
-LOSSES = ("loss", "loss_triplet", "loss_class", "loss_proxy", "loss_info_nce")
+
+Ending = Literal["finished", "stopped"]
+Point = tuple[int, dict[str, float]]
+"""Metrics at a step."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,20 @@ class Share:
 
 
 @dataclass(frozen=True)
+class StepEnd:
+    """What a step came to, the same on every worker."""
+
+    epoch: int
+    """Of this step, from 1."""
+    step: int
+    result: agman.StepResult
+    recent: dict[str, float]
+    """Means over the last steps (agman.Totals.means)."""
+    score: float | None
+    """Of the epoch before, on validation."""
+
+
+@dataclass(frozen=True)
 class EpochEnd:
     """What one epoch came to, the same on every worker."""
 
@@ -52,45 +67,168 @@ class EpochEnd:
     metrics: dict[str, float]
 
 
+class NonFiniteBatch(agman.NonFiniteLoss):
+    """A batch whose loss or gradient is infinite or NaN; `record` names its triplets."""
+
+    def __init__(self, message: str, record: dict[str, Any]):
+        super().__init__(message)
+        self.record = record
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training's state at one step, in memory; `write` makes a folder of it (see pipeline.checkpoints)."""
+
+    step: int
+    epoch: int
+    metrics: dict[str, float]
+    score: float | None
+    model: dict[str, torch.Tensor]
+    build: dict[str, Any]
+    description: dict[str, Any]
+    state: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """The model, loadable by itself, and what a resumed training needs beside it."""
+        torch.save(self.state, folder / STATE_FILE)
+        write_model(folder, self.model, self.build, self.description)
+
+
 class Training:
     """One training's state: model, optimizer, schedule, and how far it has come."""
 
     def __init__(self, config: TrainConfig, dataset: Dataset, share: Share, run_id: str | None = None):
-        self.config, self.dataset, self.share, self.run_id = config, dataset, share, run_id
+        self.config = config = resolved(config, share.device, share.workers, share.threads)
+        self.dataset, self.share, self.run_id = dataset, share, run_id
         self.image_size = config.image_size or dataset.info.image_size
         self.epoch = 0
         """Epochs done."""
         self.step = 0
+        self.step_in_epoch = 0
+        self.best: float | None = None
+        """The best validation score so far."""
+        self.epochs_since_best = 0
+        self.totals, self.recent = agman.Totals(), agman.Totals()
+        """Of this epoch, and since the last point of the curves."""
+        self.points: list[Point] = []
+        """Metrics that are not known to be logged yet; they travel with the checkpoints."""
+        self._last: tuple[dict[str, float], float | None] = ({}, None)
+        self._copies: dict[str, torch.Tensor] = {}
+        self._lock = threading.Lock()  # of `points`: they are taken away in the saver's thread
         torch.manual_seed(config.seed)
-        torch.set_num_threads(share.threads)
+        torch.set_num_threads(config.threads or 1)
         agman.keep_freed_memory()
-        self.model = build_model(config, dataset)
-        weights = agman.LossWeights(config.loss_weighting, config.triplet_weight, config.class_weight)
-        proxies = None
-        if config.proxy_weight:
-            value_counts = [len(attribute.values) for attribute in dataset.info.attributes]
-            proxies = agman.ValueProxies(value_counts, self.model.embedding_dim)
-        self.objective = agman.TripletObjective(
-            self.model,
-            config.margin,
-            weights,
-            proxies,
-            config.proxy_weight,
-            mining=config.mining,
-            info_nce_weight=config.info_nce_weight,
-            info_nce_temperature=config.info_nce_temperature,
-        )
-        # The memory order that convolutions are fastest in, on CPUs and GPUs alike; the numbers are the same.
-        self.objective.to(share.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = build_objective(config, dataset)
+        self.model = self.objective.model
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.objective.to(share.device, memory_format=layout)  # type: ignore[call-overload]
         if config.precision == "fp64":
             self.objective.double()
-        self.autocast = "bf16" if config.precision == "bf16" else "fp32"
         agman.convert_batchnorm(self.objective, config.batch_norm)
-        self.optimizer = agman.build_optimizer(self.objective, config.lr)
+        if config.compile:
+            self.model.compile()
+        self.optimizer = agman.build_optimizer(self.objective, config.lr, fused=bool(config.fused))
         self.scheduler = agman.build_scheduler(self.optimizer, config.lr_decay, config.lr_decay_epochs)
 
-    def save(self, folder: Path) -> None:
-        """Write the model (loadable by itself) and the state that a resumed training needs."""
+    @property
+    def autocast(self) -> str:
+        return "bf16" if self.config.precision == "bf16" else "fp32"
+
+    @property
+    def ended(self) -> bool:
+        """Whether no epoch is left, or early stopping has ended it."""
+        patience = self.config.patience
+        return self.epoch >= self.config.epochs or (patience is not None and self.epochs_since_best >= patience)
+
+    def run(
+        self,
+        *,
+        saver: Saver | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        step_end: Callable[[StepEnd], None] = lambda end: None,
+        epoch_end: Callable[[EpochEnd], None] = lambda end: None,
+    ) -> Ending:
+        """Train the epochs that are left; "stopped" if a worker's `stop` said so (asked before every step).
+
+        The saver (one worker's) gets a snapshot when one is due, at the end of every epoch, and before stopping.
+        Raises NonFiniteBatch, on all workers at the same step.
+        """
+        config, share = self.config, self.share
+        if self.ended:
+            return "finished"
+        stepper = agman.Stepper(
+            self.objective,
+            self.optimizer,
+            device=share.device,
+            precision=self.autocast,
+            channels_last=bool(config.channels_last),
+            clip_norm=config.clip_norm,
+        )
+        threads = config.threads or 1
+        images = ImageStore(self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=threads)
+        values = self.dataset.values_of() if config.needing_values else None
+        validation = None
+        if score_name(self.dataset):
+            place = {"rank": share.rank, "workers": share.workers}
+            validation = Validation(self.dataset, self.image_size, **place, device=share.device, threads=threads)
+
+        def after_step(result: agman.StepResult) -> None:
+            self._count_step()
+            step_end(StepEnd(self.epoch + 1, self.step, result, self.recent.means() or self._last[0], self._last[1]))
+            if saver:
+                saver.after_step(self.step, self.snapshot)
+
+        while not self.ended:
+            self.objective.train()
+            plans = self._plans(self.epoch, start=self.step_in_epoch)
+            batches = agman.ahead((_load(plan, images, values) for plan in plans), config.prefetch)
+            try:
+                whole = agman.train_epoch(
+                    stepper, batches, [self.totals, self.recent], stop=stop, after_step=after_step
+                )
+            except agman.NonFiniteLoss as error:
+                raise self._failure(error) from error
+            if not whole:
+                if saver:
+                    saver.save(self.snapshot)
+                return "stopped"
+            end = self._end_epoch(validation)
+            if saver:
+                saver.save(lambda end=end: self.snapshot(end))  # type: ignore[misc]
+            epoch_end(end)
+        return "finished"
+
+    def _count_step(self) -> None:
+        self.step += 1
+        self.step_in_epoch += 1
+        if self.recent.steps >= self.config.log_every:
+            means = {f"steps/{name}": value for name, value in self.recent.means().items()}
+            self._last = ({name.removeprefix("steps/"): value for name, value in means.items()}, self._last[1])
+            with self._lock:
+                self.points.append((self.step, means))
+            self.recent.clear()
+
+    def _end_epoch(self, validation: Validation | None) -> EpochEnd:
+        metrics = {f"train/{name}": value for name, value in self.totals.means().items()}
+        metrics["train/lr"] = float(self.scheduler.get_last_lr()[0])
+        self.totals.clear()
+        self.scheduler.step()
+        self.epoch += 1
+        self.step_in_epoch = 0
+        if validation:
+            metrics |= validation.metrics(self.model, self.autocast)
+            score = metrics[score_name(self.dataset) or ""]
+            better = self.best is None or score > self.best
+            self.best = score if better else self.best
+            self.epochs_since_best = 0 if better else self.epochs_since_best + 1
+            self._last = (self._last[0], score)
+        with self._lock:
+            self.points.append((self.step, metrics))
+        return EpochEnd(self.epoch, self.step, metrics)
+
+    def snapshot(self, end: EpochEnd | None = None) -> Snapshot:
+        """The state as it is now; `end` if this is the end of an epoch. The next snapshot takes this one's memory."""
+        metrics = end.metrics if end else {}
         description = {
             "attributes": self.dataset.info.attribute_names,
             "image_size": self.image_size,
@@ -100,79 +238,78 @@ class Training:
             "training": self.config.model_dump(),
             "run_id": self.run_id,
         }
-        agman.save_model(folder, self.model, description)
+        optimizer = self.optimizer.state_dict()
+        with self._lock:
+            points = list(self.points)
         state = {
             "epoch": self.epoch,
             "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
+            "step_in_epoch": self.step_in_epoch,
+            "best": self.best,
+            "epochs_since_best": self.epochs_since_best,
+            "totals": self.totals.as_dict(),
+            "recent": self.recent.as_dict(),
+            "points": points,
+            "optimizer": optimizer | {"state": self._copied_state(optimizer["state"])},
             "scheduler": self.scheduler.state_dict(),
-            "beside_model": self._beside_model(),
+            "beside_model": {key: tensor.detach().cpu().clone() for key, tensor in self._beside_model().items()},
             "rng": torch.get_rng_state(),
             "run_id": self.run_id,
         }
-        torch.save(state, folder / STATE_FILE)
+        model = {
+            key: self._copied(f"model.{key}", tensor, torch.contiguous_format)
+            for key, tensor in self.model.state_dict().items()
+        }
+        score = metrics.get(score_name(self.dataset) or "")
+        return Snapshot(self.step, self.epoch, metrics, score, model, dict(self.model.config), description, state)
 
     def load(self, folder: Path) -> None:
-        """Take up where `save` left off."""
+        """Take up where a snapshot was taken. Raises ValueError if it is one of another training."""
         self.model.load_state_dict(load_file(folder / WEIGHTS))
-        state = torch.load(folder / STATE_FILE, weights_only=True, map_location=self.share.device)
-        self.epoch, self.step, self.run_id = state["epoch"], state["step"], state["run_id"]
+        state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
+        for name in ("epoch", "step", "step_in_epoch", "best", "epochs_since_best", "run_id"):
+            setattr(self, name, state[name])
+        self.totals, self.recent = agman.Totals(**state["totals"]), agman.Totals(**state["recent"])
+        self.points = [(step, dict(metrics)) for step, metrics in state["points"]]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.objective.load_state_dict(state["beside_model"], strict=False)
-        torch.set_rng_state(state["rng"].cpu())
+        torch.set_rng_state(state["rng"])
+        self._last = ({}, self.best)
 
-    def run(self, epoch_end: Callable[[EpochEnd], None], step_end: Callable[[int, float], None]) -> None:
-        """Train the epochs that are left. `step_end(step, loss)` after every step, `epoch_end` after every epoch."""
-        share, config = self.share, self.config
-        wrapped = DistributedDataParallel(self.objective) if share.workers > 1 else self.objective
-        images = ImageStore(self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=share.threads)
-        values = self.dataset.values_of() if config.needing_values else None
-        validation = Validation(self.dataset, "valid", self.image_size, share) if self._validates else None
-        while self.epoch < config.epochs:
-            self.objective.train()
-            started, waited = time.perf_counter(), 0.0
-            totals: dict[str, float] = {}
-            batches = _ahead(self._plans(self.epoch), images, values)
-            while (before := time.perf_counter()) and (batch := next(batches, None)):
-                waited += time.perf_counter() - before
-                result = agman.train_step(
-                    wrapped,
-                    self.optimizer,
-                    batch,
-                    device=share.device,
-                    precision=self.autocast,
-                    world_size=share.workers,
-                    channels_last=True,
-                )
-                self.step += 1
-                _add(totals, result)
-                step_end(self.step, float(result.loss))
-            seconds = time.perf_counter() - started
-            metrics: dict[str, float] = _means(totals, share) | {
-                "train/lr": float(self.scheduler.get_last_lr()[0]),
-                "train/triplets_per_second": totals["triplets"] * share.workers / seconds,
-                "train/data_wait_share": waited / seconds,
-            }
-            self.scheduler.step()
-            self.epoch += 1
-            if validation:
-                metrics |= validation.maps(self.model, self.autocast)
-            epoch_end(EpochEnd(self.epoch, self.step, metrics))
+    def forget_points(self, until: int) -> None:
+        """The points up to step `until` are logged."""
+        with self._lock:
+            self.points = [point for point in self.points if point[0] > until]
+
+    def points_until(self, step: int) -> list[Point]:
+        with self._lock:
+            return [point for point in self.points if point[0] <= step]
+
+    def _copied_state(self, state: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """Adam's moments keep their parameter's order in memory: the fused kernels go by it."""
+        return {
+            number: {key: self._copied(f"optimizer.{number}.{key}", tensor) for key, tensor in of_parameter.items()}
+            for number, of_parameter in state.items()
+        }
+
+    def _copied(
+        self, name: str, tensor: torch.Tensor, layout: torch.memory_format = torch.preserve_format
+    ) -> torch.Tensor:
+        """On the CPU, in the memory of the copy before: fresh memory would cost more than the copying."""
+        if name not in self._copies:
+            self._copies[name] = torch.empty_like(tensor, device="cpu", memory_format=layout)
+        return self._copies[name].copy_(tensor.detach())
 
     def _beside_model(self) -> dict[str, torch.Tensor]:
         """What the objective learns that is no part of the model: loss weights and proxies."""
         return {k: v for k, v in self.objective.state_dict().items() if not k.startswith("model.")}
 
-    @property
-    def _validates(self) -> bool:
-        return self.dataset.info.queries["valid"] > 0
-
     def _triplets(self, epoch: int) -> Triplets:
         all_of_epoch = self.dataset.triplets("train", epoch)
         return Triplets(*(column[: self.config.max_triplets] for column in all_of_epoch.columns().values()))
 
-    def _plans(self, epoch: int) -> Iterator[BatchPlan]:
+    def _plans(self, epoch: int, start: int = 0) -> Iterator[BatchPlan]:
         return plan_epoch(
             self._triplets(epoch),
             batch_size=self.config.batch_size,
@@ -180,32 +317,76 @@ class Training:
             epoch=epoch,
             rank=self.share.rank,
             workers=self.share.workers,
+            parts=self._parts,
+            start=start,
         )
 
+    @property
+    def _parts(self) -> int:
+        """Synchronised batch norm needs all parts at once: one for each worker that there is now."""
+        return self.share.workers if self.config.batch_norm == "sync" else self.config.parts or self.share.workers
+
     def _images_needed(self) -> np.ndarray:
-        """The images of this worker's share of all epochs' triplets."""
-        epochs = range(min(self.config.epochs, self.dataset.info.triplet_epochs))
-        needed: set[int] = set()
-        for epoch in epochs:
-            for plan in self._plans(epoch):
-                needed.update(plan.image_ids.tolist())
-        return np.array(sorted(needed), np.int64)
+        """The images of this worker's share of the triplets of all epochs that are left."""
+        prepared = self.dataset.info.triplet_epochs
+        epochs = {epoch % prepared for epoch in range(self.epoch, self.config.epochs)}
+        of_epochs = [np.unique(np.concatenate([plan.image_ids for plan in self._plans(epoch)])) for epoch in epochs]
+        return np.unique(np.concatenate(of_epochs))
+
+    def _failure(self, error: agman.NonFiniteLoss) -> NonFiniteBatch:
+        """Names the global batch that could not be learned from."""
+        triplets = self._triplets(self.epoch)
+        bounds = cut(len(triplets), batches_per_epoch(len(triplets), self.config.batch_size))
+        rows = slice(*bounds[self.step_in_epoch : self.step_in_epoch + 2].tolist())
+        paths = self.dataset.images.set_index("image_id")["path"]
+        columns = {name: column[rows].tolist() for name, column in triplets.columns().items()}
+        named = {name: [str(paths[image]) for image in columns[name]] for name in ("anchor", "positive", "negative")}
+        record = {
+            "error": str(error),
+            "epoch": self.epoch + 1,
+            "step": self.step + 1,
+            "triplets": columns,
+            "paths": named,
+        }
+        return NonFiniteBatch(f"step {self.step + 1} (epoch {self.epoch + 1}): {error}", record)
 
 
-def steps_per_epoch(dataset: Dataset, config: TrainConfig, workers: int) -> int:
-    """Raises InputError where a worker would get no triplet of a batch."""
+def steps_per_epoch(dataset: Dataset, config: TrainConfig, parts: int) -> int:
+    """Raises InputError where a part of a batch would get no triplet."""
     triplets = min(config.max_triplets or dataset.info.triplets, dataset.info.triplets)
-    return batches_per_epoch(triplets, config.batch_size, workers)
+    return batches_per_epoch(triplets, config.batch_size, parts)
 
 
-def resolved(config: TrainConfig) -> TrainConfig:
-    """`config` with the model's own defaults where it says none. Raises InputError for an unknown model."""
+def resolved(config: TrainConfig, device: str = "cpu", workers: int = 1, threads: int = 1) -> TrainConfig:
+    """`config` with every None that stands for a default replaced by it.
+
+    The model's own; the device's, as measured (docs/training.md has the table); and what follows from the number of
+    workers and of CPU threads for each. Raises InputError for an unknown model, or settings that exclude each other.
+    """
     try:
         defaults = agman.options_of(config.model)
     except ValueError as error:
         raise InputError(str(error)) from error
-    absent = [option for option in MODEL_OPTIONS if option in defaults and getattr(config, option) is None]
-    return config.model_copy(update={option: defaults[option] for option in absent})
+    if config.batch_norm == "sync" and config.parts is not None:
+        raise InputError(
+            f"parts={config.parts} with batch_norm=sync: synchronised statistics need the whole batch at once; "
+            "leave parts out, or take batch_norm=per_part"
+        )
+    on_gpu = torch.device(device).type == "cuda"
+    defaults = {option: defaults.get(option) for option in MODEL_OPTIONS} | {
+        "precision": "bf16" if on_gpu or computes_in_bfloat16() else "fp32",
+        "channels_last": True,
+        "fused": True,
+        "compile": False,
+        "parts": None if config.batch_norm == "sync" else workers,
+        "threads": threads,
+    }
+    return config.model_copy(update={key: value for key, value in defaults.items() if getattr(config, key) is None})
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; elsewhere it is emulated, and slow."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def build_model(config: TrainConfig, dataset: Dataset) -> agman.RetrievalModel:
@@ -223,113 +404,35 @@ def build_model(config: TrainConfig, dataset: Dataset) -> agman.RetrievalModel:
     )
 
 
-def _ahead(plans: Iterator[BatchPlan], images: ImageStore, values: ValuesOf | None) -> Iterator[agman.Batch]:
-    """Batches with their images decoded, one batch ahead of the step that needs it."""
-
-    def load(plan: BatchPlan) -> agman.Batch:
-        known = None if values is None else values(plan.image_ids[plan.index], plan.attributes)
-        return agman.Batch(
-            images=images.read(plan.image_ids),
-            index=torch.from_numpy(plan.index),
-            flip=torch.from_numpy(plan.flip),
-            attributes=torch.from_numpy(plan.attributes),
-            global_size=plan.global_size,
-            values=None if known is None else torch.from_numpy(known),
-        )
-
-    with ThreadPoolExecutor(1) as pool:
-        first = next(plans, None)
-        waiting = pool.submit(load, first) if first else None
-        while waiting:
-            batch = waiting.result()
-            plan = next(plans, None)
-            waiting = pool.submit(load, plan) if plan else None
-            yield batch
+def build_objective(config: TrainConfig, dataset: Dataset) -> agman.TripletObjective:
+    """The model and all that is learned beside it. Raises ValueError as `build_model`."""
+    model = build_model(config, dataset)
+    proxies = None
+    if config.proxy_weight:
+        value_counts = [len(attribute.values) for attribute in dataset.info.attributes]
+        proxies = agman.ValueProxies(value_counts, model.embedding_dim)
+    return agman.TripletObjective(
+        model,
+        config.margin,
+        agman.LossWeights(config.loss_weighting, config.triplet_weight, config.class_weight),
+        proxies,
+        config.proxy_weight,
+        mining=config.mining,
+        info_nce_weight=config.info_nce_weight,
+        info_nce_temperature=config.info_nce_temperature,
+    )
 
 
-def _add(totals: dict[str, float], result: agman.StepResult) -> None:
-    parts = {name: float(getattr(result, name)) for name in LOSSES}
-    for name, mean in parts.items():
-        totals[name] = totals.get(name, 0.0) + mean * result.triplets
-    totals["correct"] = totals.get("correct", 0.0) + float(result.correct)
-    totals["triplets"] = totals.get("triplets", 0.0) + result.triplets
-
-
-def _means(totals: dict[str, float], share: Share) -> dict[str, float]:
-    """Means over all workers' triplets of the epoch."""
-    names = [*LOSSES, "correct", "triplets"]
-    sums = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=share.device)
-    if share.workers > 1:
-        dist.all_reduce(sums)
-    *parts, correct, triplets = sums.tolist()
-    means = {f"train/{name}": part / triplets for name, part in zip(names, parts, strict=False)}
-    return means | {"train/triplet_accuracy": correct / triplets}
-
-
-class Validation:
-    """The queries and candidates of one split, embedded by all workers and ranked on each."""
-
-    def __init__(self, dataset: Dataset, split: str, image_size: int, share: Share):
-        self.share, self.split = share, split
-        self.names = dataset.info.attribute_names
-        self.pairs = dataset.retrieval(split)
-        mine = np.array_split(np.unique(self.pairs["image_id"]), share.workers)[share.rank]
-        self.mine = self.pairs[self.pairs["image_id"].isin(mine)]
-        self.images = ImageStore(dataset, split, image_size, wanted=mine, threads=share.threads)
-
-    def maps(self, model: agman.RetrievalModel, precision: str) -> dict[str, float]:
-        """`valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, on every worker."""
-        embeddings = embed(model, self.mine, self.images, self.share.device, precision)
-        if self.share.workers > 1:
-            gathered: list[Any] = [None] * self.share.workers
-            dist.all_gather_object(gathered, (self.mine.index.to_numpy(), embeddings))
-            embeddings = torch.empty(len(self.pairs), embeddings.shape[1])
-            for rows, part in gathered:
-                embeddings[torch.from_numpy(rows)] = part
-        summary = agman.summarise(rank_candidates(self.pairs, embeddings, self.names))
-        return {f"{self.split}/{name}": value for name, value in summary.items() if name.startswith("map")}
-
-
-def embed(
-    model: agman.RetrievalModel,
-    pairs: pd.DataFrame,
-    images: ImageStore,
-    device: str,
-    precision: str,
-    batch_size: int = 64,
-    advance: Callable[[int], None] = lambda images_done: None,
-) -> torch.Tensor:
-    """Embeddings K×D of (image_id, attribute) pairs, in their order; every image passes the backbone once."""
-    ids, image_of_pair = np.unique(pairs["image_id"].to_numpy(), return_inverse=True)
-    attributes = pairs["attribute"].to_numpy(np.int64)
-    order = np.argsort(image_of_pair, kind="stable")  # pairs of one image lie side by side
-    bounds = np.searchsorted(image_of_pair[order], range(0, len(ids) + batch_size, batch_size))
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        for number, start in enumerate(range(0, len(ids), batch_size)):
-            of_batch = order[bounds[number] : bounds[number + 1]]
-            yield (
-                images.read(ids[start : start + batch_size]),
-                torch.from_numpy(image_of_pair[of_batch] - start),
-                torch.from_numpy(attributes[of_batch]),
-            )
-            advance(len(ids[start : start + batch_size]))
-
-    embedded = agman.embed_pairs(model, batches(), device=device, precision=precision, channels_last=True)
-    in_order = torch.empty_like(embedded)
-    in_order[torch.from_numpy(order)] = embedded
-    return in_order
-
-
-def rank_candidates(pairs: pd.DataFrame, embeddings: torch.Tensor, names: list[str]) -> dict[str, agman.Retrieval]:
-    """Rank every attribute's candidates for each of its queries; `embeddings` are the pairs', in their order."""
-    results = {}
-    for attribute, name in enumerate(names):
-        of_attribute = (pairs["attribute"] == attribute).to_numpy()
-        query = of_attribute & (pairs["role"] == "query").to_numpy()
-        candidate = of_attribute & (pairs["role"] == "candidate").to_numpy()
-        if not query.any():
-            continue
-        values = torch.from_numpy(pairs["value"].to_numpy(np.int64))
-        results[name] = agman.retrieval(embeddings[query], embeddings[candidate], values[query], values[candidate])
-    return results
+def _load(plan: BatchPlan, images: ImageStore, values: ValuesOf | None) -> agman.Batch:
+    """The batch with its images decoded."""
+    known = None if values is None else values(plan.image_ids[plan.index], plan.attributes)
+    return agman.Batch(
+        images=images.read(plan.image_ids),
+        index=torch.from_numpy(plan.index),
+        flip=torch.from_numpy(plan.flip),
+        attributes=torch.from_numpy(plan.attributes),
+        global_size=plan.global_size,
+        values=None if known is None else torch.from_numpy(known),
+        bounds=plan.bounds,
+        global_parts=plan.global_parts,
+    )

@@ -33,7 +33,7 @@ class RetrievalModel(PythonModel):
         attributes = torch.tensor([names.index(name) for name in model_input["attribute"]])
         images = torch.stack([self._read(data) for data in model_input["image"]])
         index = torch.arange(len(images))
-        embeddings = agman.embed_pairs(self.model, [(images, index, attributes)], device="cpu")
+        embeddings = agman.embed_batches(self.model, [(images, index, attributes)], device="cpu")
         return pd.DataFrame({"embedding": embeddings.double().numpy().tolist()})
 
     def _read(self, data: str) -> torch.Tensor:

@@ -1,0 +1,202 @@
+"""The loop around the steps: batches loaded ahead, one epoch of training, one evaluation. Plain PyTorch and numpy.
+
+Shape suffixes: K pairs (image, attribute), D embedding width.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agman.base import RetrievalModel
+from agman.engine import Batch, embed_batches
+from agman.metrics import Retrieval, retrieval
+from agman.stepping import LOSSES, Stepper, StepResult
+
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
+    """The items in their order, made up to `depth` ahead in a background thread; 0: made when they are asked for."""
+    iterator, end = iter(items), object()
+    if not depth:
+        yield from iterator
+        return
+    pool = ThreadPoolExecutor(1, thread_name_prefix="agman-ahead")
+    try:
+        waiting: deque[Any] = deque(pool.submit(next, iterator, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, iterator, end))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def on_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[Batch]:
+    """The batches on the device. On CUDA each is copied from pinned memory while the step before it computes."""
+    if torch.device(device).type != "cuda":
+        yield from batches
+        return
+    copying = torch.cuda.Stream(device)
+    waiting = None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            copied = _moved(batch, lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+        if waiting is not None:
+            yield waiting
+        torch.cuda.current_stream(device).wait_stream(copying)
+        waiting = _moved(copied, _used_here)
+    if waiting is not None:
+        yield waiting
+
+
+def _used_here(tensor: Tensor) -> Tensor:
+    """The allocator must not give the memory away while the computing stream still reads it."""
+    tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return tensor
+
+
+def _moved(batch: Batch, move: Callable[[Tensor], Tensor]) -> Batch:
+    tensors = {one.name: value for one in fields(batch) if isinstance(value := getattr(batch, one.name), Tensor)}
+    moved: dict[str, Any] = {name: move(tensor) for name, tensor in tensors.items()}
+    return replace(batch, **moved)
+
+
+@dataclass
+class Totals:
+    """What a stretch of steps came to; `as_dict` and `Totals(**…)` carry it through a checkpoint.
+
+    Times are added after a step's `after_step`, so what that one reads lacks the step's own.
+    """
+
+    sums: dict[str, float] = field(default_factory=dict)
+    """Over all triplets: each loss, and the correct ones."""
+    triplets: int = 0
+    steps: int = 0
+    timed: int = 0
+    """Triplets of the steps that this process made itself, in `seconds`."""
+    seconds: float = 0.0
+    waited: float = 0.0
+    """Seconds spent waiting for a batch."""
+    gradient_norm: float = 0.0
+    """The largest, before clipping."""
+
+    def add(self, result: StepResult, waited: float = 0.0) -> None:
+        for name in LOSSES:
+            self.sums[name] = self.sums.get(name, 0.0) + getattr(result, name) * result.triplets
+        self.sums["correct"] = self.sums.get("correct", 0.0) + result.correct
+        self.triplets += result.triplets
+        self.timed += result.triplets
+        self.steps += 1
+        self.waited += waited
+        self.gradient_norm = max(self.gradient_norm, result.gradient_norm)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.__init__()  # type: ignore[misc]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without the times: they are of one process's life."""
+        return {"sums": dict(self.sums), "triplets": self.triplets, "steps": self.steps} | {
+            "gradient_norm": self.gradient_norm
+        }
+
+    def means(self) -> dict[str, float]:
+        """Losses per triplet, triplet_accuracy, gradient_norm_max, triplets_per_second and data_wait_share."""
+        if not self.triplets:
+            return {}
+        means = {name: total / self.triplets for name, total in self.sums.items()}
+        means["triplet_accuracy"] = means.pop("correct")
+        means["gradient_norm_max"] = self.gradient_norm
+        if self.seconds:
+            means["triplets_per_second"] = self.timed / self.seconds
+            means["data_wait_share"] = self.waited / self.seconds
+        return means
+
+
+def train_epoch(
+    stepper: Stepper,
+    batches: Iterable[Batch],
+    totals: list[Totals],
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    after_step: Callable[[StepResult], None] = lambda result: None,
+) -> bool:
+    """Make a step of every batch and add it to each of `totals`; False if a process's `stop` ended it early.
+
+    `after_step` runs after every step, and its time counts. `stop` is asked before every step; once any process says
+    yes, all end after that step.
+    """
+    iterator = iter(on_device(batches, stepper.device))
+    while True:
+        began = time.perf_counter()
+        batch = next(iterator, None)
+        if batch is None:
+            return True
+        waited = time.perf_counter() - began
+        result = stepper.step(batch, stop=stop())
+        for one in totals:
+            one.add(result, waited)
+        after_step(result)
+        seconds = time.perf_counter() - began
+        for one in totals:
+            one.seconds += seconds
+        if result.votes:
+            return False
+
+
+def embed_dataset(
+    model: RetrievalModel,
+    image_ids: np.ndarray,
+    attributes: np.ndarray,
+    read: Callable[[np.ndarray], Tensor],
+    *,
+    device: torch.device | str,
+    precision: str = "fp32",
+    batch_size: int = 64,
+    advance: Callable[[int], None] = lambda images_done: None,
+) -> Tensor:
+    """Embeddings K×D (float32, on the CPU) of K pairs in their order; every distinct image passes the backbone once.
+
+    `read` gives U×3×S×S uint8 for U image ids.
+    """
+    ids, image_of_pair = np.unique(image_ids, return_inverse=True)
+    order = np.argsort(image_of_pair, kind="stable")  # pairs of one image lie side by side
+    bounds = np.searchsorted(image_of_pair[order], range(0, len(ids) + batch_size, batch_size))
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for number, start in enumerate(range(0, len(ids), batch_size)):
+            of_batch = order[bounds[number] : bounds[number + 1]]
+            yield (
+                read(ids[start : start + batch_size]),
+                torch.from_numpy(image_of_pair[of_batch] - start),
+                torch.from_numpy(attributes[of_batch].astype(np.int64)),
+            )
+            advance(len(ids[start : start + batch_size]))
+
+    embedded = embed_batches(model, batches(), device=device, precision=precision, channels_last=True)
+    in_order = torch.empty_like(embedded)
+    in_order[torch.from_numpy(order)] = embedded
+    return in_order
+
+
+def rank_candidates(
+    embeddings: Tensor, attributes: np.ndarray, values: np.ndarray, is_query: np.ndarray, names: list[str]
+) -> dict[str, Retrieval]:
+    """Rank every attribute's candidates for each of its queries. All of K pairs, in their order; `names` of attributes.
+
+    Attributes without a query are left out.
+    """
+    results = {}
+    values_k = torch.from_numpy(values.astype(np.int64))
+    for attribute, name in enumerate(names):
+        query, candidate = ((attributes == attribute) & role for role in (is_query, ~is_query))
+        if query.any():
+            results[name] = retrieval(embeddings[query], embeddings[candidate], values_k[query], values_k[candidate])
+    return results

@@ -1,0 +1,73 @@
+"""What a training is judged by after every epoch: MAP on the validation queries, or accuracy on given triplets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import agman
+from data_prep.dataset import Dataset, ImageStore
+
+SPLIT = "valid"
+
+
+def score_name(dataset: Dataset) -> str | None:
+    """The metric that picks the best checkpoint; None where the dataset has no validation split.
+
+    `valid/map` where there are queries; `valid/triplet_accuracy` where the dataset gives triplets alone.
+    """
+    if dataset.info.queries[SPLIT]:
+        return f"{SPLIT}/map"
+    return f"{SPLIT}/triplet_accuracy" if dataset.info.images[SPLIT] else None
+
+
+class Validation:
+    """Embeds one worker's share of the validation images, and scores all workers' embeddings together."""
+
+    def __init__(self, dataset: Dataset, image_size: int, *, rank: int, workers: int, device: str, threads: int):
+        self.workers, self.device = workers, device
+        self.names = dataset.info.attribute_names
+        self.pairs = dataset.retrieval(SPLIT) if dataset.info.queries[SPLIT] else None
+        if self.pairs is not None:
+            self.image_ids, self.attributes = (self.pairs[name].to_numpy() for name in ("image_id", "attribute"))
+        else:
+            triplets = dataset.triplets(SPLIT)
+            self.image_ids = np.concatenate([triplets.anchor, triplets.positive, triplets.negative])
+            self.attributes = np.tile(triplets.attribute, 3)
+        mine = np.array_split(np.unique(self.image_ids), workers)[rank]
+        self.rows = np.flatnonzero(np.isin(self.image_ids, mine))
+        self.images = ImageStore(dataset, SPLIT, image_size, wanted=mine, threads=threads)
+
+    def metrics(self, model: agman.RetrievalModel, precision: str) -> dict[str, float]:
+        """`valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, or
+        `valid/triplet_accuracy`; the same on every worker."""
+        embeddings = self._embedded(model, precision)
+        if self.pairs is None:
+            return {f"{SPLIT}/triplet_accuracy": agman.triplet_accuracy(*embeddings.chunk(3))}
+        is_query = (self.pairs["role"] == "query").to_numpy()
+        ranked = agman.rank_candidates(
+            embeddings, self.attributes, self.pairs["value"].to_numpy(), is_query, self.names
+        )
+        summary = agman.summarise(ranked)
+        return {f"{SPLIT}/{name}": value for name, value in summary.items() if name.startswith("map")}
+
+    def _embedded(self, model: agman.RetrievalModel, precision: str) -> torch.Tensor:
+        mine = agman.embed_dataset(
+            model,
+            self.image_ids[self.rows],
+            self.attributes[self.rows],
+            self.images.read,
+            device=self.device,
+            precision=precision,
+        )
+        parts: list[Any] = [(self.rows, mine)]
+        if self.workers > 1:
+            parts = [None] * self.workers
+            dist.all_gather_object(parts, (self.rows, mine))
+        embeddings = torch.empty(len(self.image_ids), mine.shape[1])
+        for rows, part in parts:
+            embeddings[torch.from_numpy(rows)] = part
+        return embeddings
