@@ -26,7 +26,7 @@ SEEDS = (0, 1, 2)
 def score(dataset: Dataset, config: TrainConfig) -> float:
     """Test MAP after training."""
     training = Training(config, dataset, Share(threads=THREADS))
-    training.run(epoch_end=lambda end: None, step_end=lambda step, loss: None)
+    training.run()
     evaluation = evaluate(training.model, {"image_size": SIZE}, dataset, threads=THREADS)
     return evaluation.figures["test/map"]
 

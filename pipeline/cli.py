@@ -6,9 +6,7 @@ Heavy imports happen inside the commands, so that `--help` and typing mistakes a
 from __future__ import annotations
 
 import errno
-import secrets
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import click
 
 from data_prep.errors import InputError
 from pipeline.errors import JobFailed
+from pipeline.presets import PRESETS
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,10 +31,25 @@ class Place(click.ParamType):
         return value if "://" in str(value) else Path(value)
 
 
+class WorkerRange(click.ParamType):
+    """A number of workers, or at least and at most how many."""
+
+    name = "n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        least, dash, most = str(value).partition("-")
+        if not least.isdecimal() or (dash and not most.isdecimal()):
+            self.fail(f"{value!r} is neither a number nor MIN-MAX", param, ctx)
+        pair = (int(least), int(most or least))
+        if not 1 <= pair[0] <= pair[1]:
+            self.fail(f"{value!r}: at least 1, and MIN not above MAX", param, ctx)
+        return pair
+
+
 PLACE = Place()
 LAYOUT = click.Choice(["fashionai", "deepfashion", "zappos50k", "darn"])
 BENCHMARK = click.Choice(
-    ["annotation", "batch_norm", "drawing", "loader", "model", "packing", "precision", "retrieval", "triplets"]
+    ["annotation", "drawing", "loader", "model", "packing", "precision", "retrieval", "train", "triplets"]
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON line on stdout.")
 seed_option = click.option(
@@ -130,55 +144,57 @@ def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any
 @click.option("--model", "model_name", metavar="NAME", help="Model to train, as model=NAME.")
 @click.option(
     "--workers",
-    default=1,
+    default="1",
     show_default=True,
-    type=click.IntRange(1),
-    help="DDP workers, one GPU each if there are GPUs.",
+    type=WorkerRange(),
+    help="DDP workers, one GPU each if there are GPUs; MIN-MAX: as many as the cluster has room for.",
 )
+@click.option("--preset", metavar="NAME", help=f"Start from a recipe: {', '.join(PRESETS)}.")
 @click.option(
     "--config",
     "config_file",
     type=PATH,
     metavar="FILE",
-    help="YAML file of settings; KEY=VALUE goes over it.",
+    help="YAML file of settings, over the preset; KEY=VALUE goes over it.",
 )
-@click.option("--storage", default=Path("runs"), show_default=True, type=PATH, help="Folder for checkpoints.")
+@click.option(
+    "--storage", default="runs", show_default=True, type=PLACE, help="Where trainings are kept: folder or URI."
+)
+@click.option("--fresh", is_flag=True, help="Begin anew, even if the same training can be continued.")
 @click.option("--show-config", is_flag=True, help="List every setting with its value and meaning, and stop.")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
 @json_option
 def train(
     data: str | Path | None,
     model_name: str | None,
-    workers: int,
+    workers: tuple[int, int],
+    preset: str | None,
     config_file: Path | None,
-    storage: Path,
+    storage: str | Path,
+    fresh: bool,
     show_config: bool,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train a model on Ray, log it to MLflow and register it."""
+    """Train a model on Ray, log it to MLflow and register it.
+
+    The same command continues a training that was stopped or killed.
+    """
     from data_prep.dataset import Dataset
     from pipeline.config import load_config
     from pipeline.console import emit
-    from pipeline.summaries import describe_settings, show_settings, show_trained
+    from pipeline.summaries import describe_settings, show_trained
 
-    config = load_config(config_file, (*settings, *([f"model={model_name}"] if model_name else [])))
+    config = load_config(config_file, (*settings, *([f"model={model_name}"] if model_name else [])), preset)
     if show_config:
-        describe_settings(config)
+        describe_settings(config, preset)
         return emit(config.model_dump(), as_json)
     if data is None:
         raise click.UsageError("Missing option '--data'.")
     dataset = Dataset(data)
-    from pipeline.loop import resolved
-    from pipeline.registry import register
     from pipeline.training import train as run_training
 
-    config = resolved(config)
-    show_settings(config)
-    name = f"{dataset.info.name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    trained = run_training(dataset, config, workers=workers, storage=storage, name=name)
-    registered = register(trained.checkpoint, dataset.info.name, trained.run)
-    emit(show_trained(trained, registered), as_json)
+    emit(show_trained(run_training(dataset, config, workers=workers, storage=storage, fresh=fresh)), as_json)
 
 
 @cli.command()
@@ -284,7 +300,7 @@ def demo(out: Path, images: int, seed: int, overwrite: bool, as_json: bool) -> N
 def bench(name: str) -> None:
     """Measure NAME side by side with the plain way; writes a dated table to benchmarks/results.
 
-    NAME is annotation, batch_norm, drawing, loader, model, packing, precision, retrieval or triplets.
+    NAME is annotation, drawing, loader, model, packing, precision, retrieval, train or triplets.
     """
     import importlib
 

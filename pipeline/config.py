@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data_prep.errors import InputError
+from pipeline.presets import find_preset, nearest
 
 
 class TrainConfig(BaseModel):
@@ -141,9 +141,11 @@ class TrainConfig(BaseModel):
         return str(Path(value).absolute()) if value and Path(value).is_file() else value
 
 
-def load_config(file: Path | None, settings: Iterable[str]) -> TrainConfig:
-    """Read a YAML file, then KEY=VALUE settings over it. Raises InputError naming the key at fault."""
+def load_config(file: Path | None, settings: Iterable[str], preset: str | None = None) -> TrainConfig:
+    """A preset, a YAML file over it, then KEY=VALUE settings. Raises InputError naming the key at fault."""
     values: dict[str, Any] = {}
+    if preset is not None:
+        values |= find_preset(preset).settings
     if file is not None:
         values |= _read_file(file)
     for setting in settings:
@@ -159,9 +161,7 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
     known = list(TrainConfig.model_fields)
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise InputError(f"unknown setting {key!r}; {hint}")
+            raise InputError(f"unknown setting {key!r}; {nearest(key, known)}")
     try:
         return TrainConfig(**values)
     except ValidationError as error:

@@ -13,27 +13,19 @@ from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.samples import sample
 from pipeline import evaluation, registry, tracking, tuning
-from pipeline.config import TrainConfig
+from pipeline.config import make_config
 from pipeline.console import progress_bar, say
 from pipeline.prep_report.page import write_prep_report
+from pipeline.presets import PRESETS
 from pipeline.report.page import write_report
-from pipeline.summaries import show_prepared, show_settings
+from pipeline.summaries import show_prepared
 from pipeline.training import train
 
 WORKERS = 2
 TRIALS = 4
 IMAGE_SIZE = 64
 TRIPLETS = 1_600
-# From random weights (there may be no network to fetch ImageNet's), hence the proxies and the larger learning rate.
-CONFIG = TrainConfig(
-    backbone="resnet18",
-    embedding_dim=64,
-    batch_size=32,
-    epochs=7,
-    lr=1e-3,
-    proxy_weight=1,
-    precision="bf16",
-)
+CONFIG = make_config(PRESETS["demo"].settings)
 SEARCH = CONFIG.model_copy(update={"epochs": 3, "max_triplets": 640})
 
 
@@ -43,7 +35,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
     `overwrite` replaces the drawn and the prepared dataset of an earlier demo in `out`.
     """
     started = time.perf_counter()
-    with _step(f"1/7 sample: draw {images:,} garments in FashionAI's layout"):
+    with _step(f"1/6 sample: draw {images:,} garments in FashionAI's layout"):
         sample(
             "fashionai",
             out / "fashionai",
@@ -54,7 +46,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
             progress=progress_bar,
         )
     with ray_session():  # one for preparing, training and searching: starting it takes seconds
-        with _step("2/7 prep: official files to Parquet tables, triplets and packed images"):
+        with _step("2/6 prep: official files to Parquet tables, triplets and packed images"):
             prepare(
                 "fashionai",
                 out / "fashionai",
@@ -70,25 +62,21 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
             dataset = Dataset(out / "data")
             show_prepared(write_prep_report(dataset), dataset.path)
         storage = out / "runs"
-        with _step(f"3/7 train: {WORKERS} DDP workers"):
-            show_settings(CONFIG)
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            trained = train(dataset, CONFIG, workers=WORKERS, storage=storage, name=f"demo-{stamp}")
-        with _step(f"4/7 tune: {TRIALS} trials of the margins space"):
+        with _step(f"3/6 train and register: {WORKERS} DDP workers"):
+            trained = train(dataset, CONFIG, workers=WORKERS, storage=storage)
+        with _step(f"4/6 tune: {TRIALS} trials of the margins space"):
             sweep = tuning.tune(
                 dataset, SEARCH, space="margins", trials=TRIALS, concurrent=2, storage=storage, seed=seed
             )
             tuning.show(sweep)
-    with _step("5/7 evaluate: queries, candidates and triplets of the test split"):
+    with _step("5/6 evaluate: queries, candidates and triplets of the test split"):
         model, description = registry.load(str(trained.checkpoint), dataset.info.attribute_names)
         scored = evaluation.evaluate(model, description, dataset, progress=progress_bar)
         evaluation.show(scored)
         evaluation.log(scored, description, dataset)
-    with _step("6/7 register"):
-        registered = registry.register(trained.checkpoint, dataset.info.name, trained.run)
-        say(f"{registered.uri} is now the {registered.alias}")
+    registered = trained.registered
     page = out / "report.html"
-    with _step("7/7 report"):
+    with _step("6/6 report"):
         write_report(registered.uri, dataset, page, sweep=sweep, evaluation=scored)
     seconds = time.perf_counter() - started
     _say_goodbye(scored, page, seconds)

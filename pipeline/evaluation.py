@@ -22,7 +22,6 @@ from data_prep.tables import SPLITS
 from pipeline import tracking
 from pipeline.console import say, show_table
 from pipeline.looking import attention_figures, measure_attention
-from pipeline.loop import embed, rank_candidates
 
 NO_PAIRS = pd.DataFrame({"role": [], "image_id": [], "attribute": [], "value": []}).astype(
     {"role": "str", "image_id": "int64", "attribute": "int16", "value": "int32"}
@@ -76,12 +75,14 @@ def evaluate(
     asked = pd.concat([pairs[["image_id", "attribute"]], _pairs_of(triplets)], ignore_index=True)
     distinct = asked.drop_duplicates(ignore_index=True)
     advance = progress("images embedded", distinct["image_id"].nunique())
-    embedded = embed(model, distinct, images, device, "fp32", advance=advance)
+    ids, attributes = (distinct[name].to_numpy() for name in ("image_id", "attribute"))
+    embedded = agman.embed_dataset(model, ids, attributes, images.read, device=device, advance=advance)
     row_of = distinct.reset_index().merge(asked, on=["image_id", "attribute"], how="right")["index"].to_numpy()
     embeddings = embedded[torch.from_numpy(row_of.copy())]
 
     of_pairs, of_triplets = embeddings[: len(pairs)], embeddings[len(pairs) :]
-    results = rank_candidates(pairs, of_pairs, dataset.info.attribute_names)
+    attributes, values, roles = (pairs[name].to_numpy() for name in ("attribute", "value", "role"))
+    results = agman.rank_candidates(of_pairs, attributes, values, roles == "query", dataset.info.attribute_names)
     summary = agman.summarise(results) if results else {}
     if len(triplets):
         summary["triplet_accuracy"] = agman.triplet_accuracy(*of_triplets.chunk(3))

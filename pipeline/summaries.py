@@ -11,9 +11,9 @@ from pipeline.config import TrainConfig
 from pipeline.console import printable, say, show_table
 from pipeline.prep_report.expectations import Expectations
 from pipeline.prep_report.page import PrepSummary
+from pipeline.presets import PRESETS
 
-if TYPE_CHECKING:  # these two bring Ray and MLflow, which a preparation does without
-    from pipeline.registry import Registered
+if TYPE_CHECKING:  # brings Ray and MLflow, which a preparation does without
     from pipeline.training import Trained
 
 
@@ -72,8 +72,10 @@ def show_settings(config: TrainConfig) -> None:
     say("settings: " + " ".join(f"{key}={_typed(value)}" for key, value in config.model_dump().items()))
 
 
-def describe_settings(config: TrainConfig) -> None:
-    """Every setting with its value and meaning."""
+def describe_settings(config: TrainConfig, preset: str | None) -> None:
+    """Every setting with its value and meaning, after what the preset says of itself."""
+    if preset:
+        say(f"preset {preset}: {PRESETS[preset].about}")
     rows = [
         [name, _typed(getattr(config, name)), (field.description or "").replace("\n", " ")]
         for name, field in TrainConfig.model_fields.items()
@@ -85,17 +87,17 @@ def _typed(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def show_trained(trained: Trained, registered: Registered) -> dict[str, Any]:
+def show_trained(trained: Trained) -> dict[str, Any]:
     """Where the model is and what it scored; returns the figures."""
     for name, value in trained.metrics.items():
         say(f"{name:28} {value:.4f}")
     say(f"checkpoint  {trained.checkpoint}")
-    say(f"registered  {registered.uri} ({registered.alias})")
+    say(f"registered  {trained.registered.uri} ({trained.registered.alias})")
     return trained.metrics | {
         "steps": trained.steps,
         "seconds": round(trained.seconds, 1),
         "run_id": trained.run.run_id,
-        "model_uri": registered.uri,
-        "alias": registered.alias,
+        "model_uri": trained.registered.uri,
+        "alias": trained.registered.alias,
         "checkpoint": str(trained.checkpoint),
     }

@@ -117,21 +117,16 @@ def tune(
     """
     define, start = find_space(space)
     make_config(config.model_dump() | start)
-    config = resolved(config)
-    check(config, dataset, workers=1)
+    check(config, dataset, parts=1)
     if not dataset.info.queries["valid"]:
         raise InputError(f"{dataset.path}: a search needs a validation split with queries, the dataset has none")
     started = time.perf_counter()
     name = f"{dataset.info.name}-{space}-{time.strftime('%Y%m%d-%H%M%S')}"
-    params = {
-        "space": space,
-        "trials": trials,
-        "search_seed": seed,
-        "scheduler": "asha",
-    } | config.model_dump()
     with ExitStack() as stack:
         stack.enter_context(ray_session())
         resources = _resources(concurrent)
+        config = resolved(config, "cuda" if "gpu" in resources else "cpu", threads=int(resources["cpu"]))
+        params = {"space": space, "trials": trials, "search_seed": seed, "scheduler": "asha"} | config.model_dump()
         parent = stack.enter_context(tracking.run(dataset.info, name, params, job="tune"))
         log = SweepLog(dataset, parent, config.epochs, trials)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -141,7 +136,6 @@ def tune(
                     _trial,
                     data=dataset.storage,
                     base=config.model_dump(),
-                    threads=int(resources["cpu"]),
                 ),
                 resources,
             ),
@@ -183,15 +177,15 @@ def _resources(concurrent: int) -> dict[str, float]:
     return {"cpu": cpus_for(concurrent, "--concurrent")} | ({"gpu": min(1, gpus / concurrent)} if gpus else {})
 
 
-def _trial(setting: dict[str, Any], data: Storage, base: dict[str, Any], threads: int) -> None:
+def _trial(setting: dict[str, Any], data: Storage, base: dict[str, Any]) -> None:
     """One training in this process; reports after every epoch."""
     device = "cuda" if ray.get_gpu_ids() else "cpu"
-    training = Training(make_config(base | setting), Dataset(data), Share(device=device, threads=threads))
+    training = Training(make_config(base | setting), Dataset(data), Share(device=device))
 
     def epoch_end(end: EpochEnd) -> None:
         ray_tune.report(end.metrics | {"epoch": end.epoch})
 
-    training.run(epoch_end, step_end=lambda step, loss: None)
+    training.run(epoch_end=epoch_end)
 
 
 class SweepLog(ray_tune.Callback):

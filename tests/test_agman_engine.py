@@ -1,5 +1,6 @@
 """One step, one evaluation: what goes in, what comes out, and that the weights move as they should."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,10 @@ def new_batch(triplets=2, distinct=5, size=32, seed=2):
         attributes=torch.randint(3, (triplets,), generator=generator),
         global_size=triplets,
     )
+
+
+def fields_of(batch):
+    return {name: getattr(batch, name) for name in ("images", "index", "flip", "attributes", "global_size")}
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -47,33 +52,39 @@ def test_prepare_gathers_flips_and_normalises(channels_last):
 def test_steps_lower_the_loss(precision):
     objective = agman.TripletObjective(new_model())
     optimizer = agman.build_optimizer(objective, lr=1e-3)
-    options = {"device": "cpu", "precision": precision, "clip_norm": 5.0, "channels_last": True}
-    results = [agman.train_step(objective, optimizer, new_batch(), **options) for _ in range(4)]
+    stepper = agman.Stepper(objective, optimizer, precision=precision, clip_norm=5.0, channels_last=True)
+    results = [stepper.step(new_batch()) for _ in range(4)]
     assert results[-1].loss < results[0].loss
-    assert results[0].loss.dtype == torch.float32 and not results[0].loss.requires_grad
     assert results[0].triplets == 2 and 0 <= results[0].correct <= 2
-    torch.testing.assert_close(results[0].loss, results[0].loss_triplet + results[0].loss_class)
+    assert results[0].loss == pytest.approx(results[0].loss_triplet + results[0].loss_class)
+    assert results[0].gradient_norm > 0 and results[0].votes == 0
 
 
 def test_clipping_bounds_the_step():
     objective = agman.TripletObjective(new_model(classify=False))
     sgd = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=1.0)
     before = [p.detach().clone() for p in objective.parameters()]
-    agman.train_step(objective, sgd, new_batch(), device="cpu", clip_norm=1e-3)
+    result = agman.Stepper(objective, sgd, clip_norm=1e-3).step(new_batch())
+    assert result.gradient_norm > 1e-3
     moved = sum((p - q).square().sum() for p, q in zip(objective.parameters(), before, strict=True)).sqrt()
     assert moved.item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_share_of_the_global_batch_counts_as_a_share():
-    gradients = []
-    for global_size in (2, 10):
-        objective = agman.TripletObjective(new_model(classify=False))
-        sgd = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.0)
-        batch = new_batch()
-        batch = agman.Batch(batch.images, batch.index, batch.flip, batch.attributes, global_size)
-        agman.train_step(objective, sgd, batch, device="cpu", world_size=3)
-        gradients.append(objective.model.reduce.bias.grad)
-    torch.testing.assert_close(gradients[0], 5 * gradients[1])  # 2·3/2 and 2·3/10
+def test_parts_count_by_their_triplets():
+    """Two unequal parts: the gradient of the mean over all triplets, each part normalised by itself."""
+    batch = agman.Batch(**fields_of(new_batch(triplets=3)) | {"bounds": (0, 1, 3), "global_parts": 2})
+    assert [len(part.attributes) for part in batch.parts] == [1, 2]
+    objective = agman.TripletObjective(new_model()).double()
+    stepper = agman.Stepper(objective, torch.optim.SGD(objective.parameters(), lr=0.0))
+    result = stepper.step(batch)
+    plain = agman.TripletObjective(new_model()).double()
+    losses = [plain(*agman.prepare(part, "cpu", dtype=torch.float64)).loss for part in batch.parts]
+    loss = losses[0] / 3 + losses[1] * 2 / 3
+    loss.backward()
+    assert result.loss == pytest.approx(loss.item(), rel=1e-12)
+    for one, other in zip(objective.parameters(), plain.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-12)
 
 
 def test_a_loss_that_is_not_finite_touches_no_weight():
@@ -82,7 +93,7 @@ def test_a_loss_that_is_not_finite_touches_no_weight():
         objective.model.reduce.bias[0] = float("nan")
     before = objective.model.backbone.stem[0].weight.detach().clone()
     with pytest.raises(agman.NonFiniteLoss, match="loss_triplet nan"):
-        agman.train_step(objective, agman.build_optimizer(objective), new_batch(), device="cpu")
+        agman.Stepper(objective, agman.build_optimizer(objective)).step(new_batch())
     assert torch.equal(objective.model.backbone.stem[0].weight, before)
 
 
@@ -103,7 +114,7 @@ def test_optimizer_holds_what_is_learned_and_the_schedule_falls_every_three_epoc
 
 
 @pytest.mark.parametrize("was_training", [True, False])
-def test_embed_pairs_gives_all_pairs_in_order_and_leaves_the_model_as_it_was(was_training):
+def test_embed_batches_gives_all_pairs_in_order_and_leaves_the_model_as_it_was(was_training):
     model = new_model().train(was_training)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     images = new_batch(distinct=4).images
@@ -111,7 +122,7 @@ def test_embed_pairs_gives_all_pairs_in_order_and_leaves_the_model_as_it_was(was
         (images[:3], torch.tensor([2, 0, 2, 1]), torch.tensor([0, 1, 2, 1])),
         (images[3:], torch.tensor([0]), torch.tensor([2])),
     ]
-    embeddings = agman.embed_pairs(model, iter(batches), device="cpu")
+    embeddings = agman.embed_batches(model, iter(batches), device="cpu")
 
     assert embeddings.shape == (5, 11) and embeddings.dtype == torch.float32
     assert model.training is was_training
@@ -122,13 +133,13 @@ def test_embed_pairs_gives_all_pairs_in_order_and_leaves_the_model_as_it_was(was
     torch.testing.assert_close(embeddings, expected)
 
 
-def test_embed_pairs_of_nothing():
-    assert agman.embed_pairs(new_model(), [], device="cpu").shape == (0, 11)
+def test_embed_batches_of_nothing():
+    assert agman.embed_batches(new_model(), [], device="cpu").shape == (0, 11)
 
 
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision must be one of fp32, bf16, not 'fp16'"):
-        agman.embed_pairs(new_model(), [], device="cpu", precision="fp16")
+        agman.embed_batches(new_model(), [], device="cpu", precision="fp16")
 
 
 @pytest.mark.parametrize(
@@ -139,14 +150,85 @@ def test_unknown_precision_is_refused():
         ({"flip": torch.zeros(2, 3, dtype=torch.bool)}, "index and flip of shape"),
         ({"global_size": 1}, "global_size 1 is less"),
         ({"values": torch.zeros(3, 2, dtype=torch.int64)}, "values of shape"),
+        ({"bounds": (0, 1)}, "do not cut 2 triplets"),
+        ({"bounds": (0, 0, 2), "global_parts": 2}, "do not cut 2 triplets"),
+        ({"bounds": (0, 1, 2)}, "global_parts 1 is less"),
     ],
 )
 def test_impossible_batches_are_refused(change, message):
-    fields = {name: getattr(new_batch(), name) for name in ("images", "index", "flip", "attributes", "global_size")}
     with pytest.raises(ValueError, match=message):
-        agman.Batch(**fields | change)
+        agman.Batch(**fields_of(new_batch()) | change)
 
 
 def test_what_is_normalised_already_is_refused():
     with pytest.raises(ValueError, match=r"must be uint8, not torch.float32: are they normalised already"):
         agman.normalise(torch.randn(2, 3, 32, 32))
+
+
+# The loop around the steps
+
+
+def test_ahead_keeps_order_makes_no_more_than_asked_and_passes_errors_on():
+    made = []
+
+    def items():
+        for number in range(5):
+            made.append(number)
+            yield number
+        raise OSError("broken")
+
+    for depth in (0, 1, 3):
+        made.clear()
+        taken = agman.ahead(items(), depth)
+        assert next(taken) == 0
+        assert [next(taken) for _ in range(4)] == [1, 2, 3, 4]
+        with pytest.raises(OSError, match="broken"):
+            next(taken)
+    made.clear()
+    endless = agman.ahead(iter(lambda: made.append(0) or 1, 2), 2)
+    assert next(endless) == 1
+    endless.close()
+    assert len(made) <= 4
+
+
+def test_an_epoch_adds_up_and_can_be_stopped():
+    objective = agman.TripletObjective(new_model())
+    stepper = agman.Stepper(objective, agman.build_optimizer(objective))
+    totals, steps = agman.Totals(), []
+    batches = [new_batch(), new_batch(triplets=3), new_batch(triplets=2, seed=5)]
+    assert agman.train_epoch(stepper, batches, [totals], after_step=steps.append)
+    assert (totals.steps, totals.triplets) == (3, 7)
+    means = totals.means()
+    assert means["loss"] == pytest.approx(sum(step.loss * step.triplets for step in steps) / 7)
+    assert means["triplet_accuracy"] == pytest.approx(sum(step.correct for step in steps) / 7)
+    assert means["gradient_norm_max"] == max(step.gradient_norm for step in steps)
+    assert 0 <= means["data_wait_share"] < 1 and means["triplets_per_second"] > 0
+    again = agman.Totals(**totals.as_dict())
+    assert again.means() == {name: means[name] for name in again.means()}
+    assert not agman.train_epoch(stepper, batches, [again], stop=lambda: True)
+    assert again.steps == 4
+
+
+def test_ranking_over_a_dataset_is_ranking_by_hand():
+    model, generator = new_model(), np.random.default_rng(4)
+    pictures = torch.randint(256, (7, 3, 32, 32), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    ids = np.array([13, 2, 5, 13, 3, 11, 2, 5, 7, 17, 3, 11])
+    where = {number: place for place, number in enumerate(np.unique(ids))}
+    attributes = np.array([0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0])
+    values = generator.integers(0, 2, 12)
+    is_query = np.arange(12) % 3 == 0
+    embeddings = agman.embed_dataset(
+        model, ids, attributes, lambda wanted: pictures[[where[i] for i in wanted]], device="cpu", batch_size=3
+    )
+    model.eval()
+    with torch.no_grad():
+        images = agman.normalise(pictures[[where[i] for i in ids]])
+        torch.testing.assert_close(embeddings, model(images, torch.from_numpy(attributes)).embedding)
+    ranked = agman.rank_candidates(embeddings, attributes, values, is_query, ["a", "b", "none"])
+    assert list(ranked) == ["a", "b"]
+    for attribute, name in enumerate(("a", "b")):
+        query, candidate = ((attributes == attribute) & role for role in (is_query, ~is_query))
+        expected = agman.retrieval(
+            embeddings[query], embeddings[candidate], torch.tensor(values[query]), torch.tensor(values[candidate])
+        )
+        assert torch.equal(ranked[name].average_precision, expected.average_precision)

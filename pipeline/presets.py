@@ -1,0 +1,97 @@
+"""Recipes by name, for `agman train --preset NAME`: the published ones with their published score, and ours.
+
+The published recipes (paper, section IV; the published code where the paper is silent) are Adam at 1e-4, times 0.9
+every 3 epochs, batches of 16 triplets, margin 0.2, images of 224 pixels, a ResNet-50 that starts from ImageNet's
+weights. 100,000 triplets are drawn for every epoch: prepare with `--epochs 50`, or training goes round fewer.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.errors import InputError
+
+PUBLISHED = {
+    "model": "agman",
+    "backbone": "resnet50",
+    "weights": "IMAGENET1K_V1",
+    "embedding_dim": 512,
+    "image_size": 224,
+    "batch_size": 16,
+    "epochs": 50,
+    "margin": 0.2,
+    "lr": 1e-4,
+    "lr_decay": 0.9,
+    "lr_decay_epochs": 3,
+    "precision": "fp32",
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings, and what they are for."""
+
+    about: str
+    """What it is, what it needs, and the score to expect."""
+    settings: dict[str, Any]
+
+
+PRESETS = {
+    "paper-fashionai": Preset(
+        "AG-MAN on FashionAI as published: test MAP 62.88 (final version of the paper). "
+        "Data: agman prep fashionai --triplets 100000 --epochs 50",
+        PUBLISHED,
+    ),
+    "paper-deepfashion": Preset(
+        "AG-MAN on DeepFashion as published: test MAP 8.98 (final version of the paper). "
+        "Data: agman prep deepfashion --triplets 100000 --epochs 50",
+        PUBLISHED,
+    ),
+    "paper-zappos50k": Preset(
+        "AG-MAN on Zappos50k as published, without the classification: triplet accuracy 93.32 % on test "
+        "(final version of the paper). Data: agman prep zappos50k with CSN's triplet lists, all 200,000 a condition",
+        PUBLISHED | {"classify": False},
+    ),
+    "demo": Preset(
+        "a small network for 64-pixel pictures that `agman demo` draws, from random weights (hence the proxies and "
+        "the larger learning rate): test MAP about 1.8 times chance after a minute or two on two cores",
+        {
+            "backbone": "resnet18",
+            "embedding_dim": 64,
+            "batch_size": 32,
+            "epochs": 7,
+            "lr": 1e-3,
+            "proxy_weight": 1.0,
+            "precision": "bf16",
+        },
+    ),
+    "fast": Preset(
+        "ours for real data: the published recipe in bf16 with larger batches and a larger learning rate, a value "
+        "proxy loss, clipping and early stopping. No score yet: it was not run on a published dataset",
+        PUBLISHED
+        | {
+            "batch_size": 64,
+            "lr": 2e-4,
+            "proxy_weight": 1.0,
+            "clip_norm": 10.0,
+            "patience": 5,
+            "precision": "bf16",
+        },
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Raises InputError for an unknown one, with the nearest name."""
+    if name not in PRESETS:
+        raise InputError(f"--preset {name}: no such preset; {nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for whoever mistyped a name."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
