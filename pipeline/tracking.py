@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -35,6 +36,8 @@ Points = list[tuple[int, dict[str, float]]]
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# At a run's end it prints the server's address on stdout, password and all; stdout is for figures.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # Its seven retries with doubling pauses would keep a user of a wrong address waiting for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
@@ -50,6 +53,16 @@ def tracking_uri() -> str:
     return uri
 
 
+def _reason(error: Exception) -> str:
+    """The first line of what it says."""
+    return _public((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def _public(text: str) -> str:
+    """Without the user names and passwords of addresses: MLflow repeats them in its errors."""
+    return re.sub(r"://[^/\s]*@", "://", text)
+
+
 def connect() -> MlflowClient:
     """A client on the tracking store, which is created if it is not there yet.
 
@@ -62,8 +75,9 @@ def connect() -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"MLFLOW_TRACKING_URI={uri}: the tracking store does not answer ({reason})") from error
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={_public(uri)}: the tracking store does not answer ({_reason(error)})"
+        ) from error
     return client
 
 
@@ -96,8 +110,7 @@ class Run:
         """Log those (metric, step) that the run does not have yet; of several values for one, the first stays.
 
         For one writer at a time: what others log meanwhile is not seen. NaN is logged as it is, for it is how a
-        training diverges; of an infinity MLflow's SQL stores make the largest float, and show it as infinity or
-        as that. Raises MlflowException; some of the points are logged then, and the same call may be repeated.
+        training diverges; of an infinity MLflow's SQL stores make the largest float. Raises MlflowException; some of the points are logged then, and the same call may be repeated.
         """
         logged = _logged.setdefault((self.uri, self.run_id), _Logged())
         client = MlflowClient(self.uri)
@@ -207,11 +220,6 @@ class PointLog:
             say(f"note: the tracking store answers again, {len(self._waiting)} steps' metrics are logged")
         self._waiting, self._failing = [], False
         return None
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what it says."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def start(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run | None = None, **tags: str) -> Run:

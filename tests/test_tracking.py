@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from test_kill import descendants
 
+from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline import run_guard, tracking
 
@@ -460,6 +461,21 @@ def test_a_server_that_is_not_there(nobody: str, capsys: pytest.CaptureFixture[s
     for _ in range(2):
         with pytest.raises(MlflowException, match="2 steps' metrics of run 00000000"):
             log.close()
+
+
+def test_no_message_tells_a_password(
+    nobody: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = nobody.replace("//", "//anna:pass@word@")
+    log = tracking.PointLog(tracking.Run(address, "0" * 32))
+    log.add([(1, {"loss": 3.0})])
+    with pytest.raises(MlflowException) as failed:
+        log.close()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(InputError) as refused:
+        tracking.connect()
+    said = [capsys.readouterr().err, str(failed.value), str(refused.value)]
+    assert all(nobody in text and "word" not in text for text in said), said
 
 
 def test_a_store_that_comes_back(client: MlflowClient, tracking_store: str, capsys: pytest.CaptureFixture[str]) -> None:
