@@ -24,7 +24,7 @@ from agman.csn import CSN, csn_loss
 from agman.engine import Batch, embed_batches, normalise, prepare
 from agman.export import Exported, ExportError, export_onnx, export_program, save_program
 from agman.isln import ISLN
-from agman.loop import Totals, ahead, embed_dataset, on_device, rank_candidates, train_epoch
+from agman.loop import Ahead, Totals, embed_dataset, on_device, rank_candidates, train_epoch
 from agman.losses import (
     LossWeights,
     Pairs,
@@ -63,6 +63,7 @@ __all__ = [
     "MODELS",
     "ASENet",
     "ASENetV2",
+    "Ahead",
     "AttnFashion",
     "Batch",
     "CheckpointError",
@@ -81,7 +82,6 @@ __all__ = [
     "Totals",
     "TripletObjective",
     "ValueProxies",
-    "ahead",
     "attention_mass",
     "attribute_type_bce",
     "average_precision",

@@ -22,20 +22,40 @@ from agman.stepping import LOSSES, Stepper, StepResult
 Item = TypeVar("Item")
 
 
-def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
-    """The items in their order, made up to `depth` ahead in a background thread; 0: made when they are asked for."""
-    iterator, end = iter(items), object()
-    if not depth:
-        yield from iterator
-        return
-    pool = ThreadPoolExecutor(1, thread_name_prefix="agman-ahead")
-    try:
-        waiting: deque[Any] = deque(pool.submit(next, iterator, end) for _ in range(depth))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(pool.submit(next, iterator, end))
-            yield item
-    finally:
-        pool.shutdown(cancel_futures=True)
+class Ahead(Iterator[Item]):
+    """The items in their order, made up to `depth` ahead in a background thread, from now on; 0: when asked for.
+
+    To be closed by whoever does not take them all.
+    """
+
+    def __init__(self, items: Iterable[Item], depth: int):
+        self._items, self._end = iter(items), object()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="agman-ahead") if depth else None
+        self._waiting: deque[Any] = deque()
+        for _ in range(depth):
+            self._order()
+
+    def __next__(self) -> Item:
+        if not self._pool:
+            return next(self._items)
+        if not self._waiting:
+            raise StopIteration
+        item = self._waiting.popleft().result()
+        if item is self._end:
+            self.close()
+            raise StopIteration
+        self._order()
+        return item
+
+    def close(self) -> None:
+        """Make no more."""
+        self._waiting.clear()
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _order(self) -> None:
+        assert self._pool
+        self._waiting.append(self._pool.submit(next, self._items, self._end))
 
 
 def on_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[Batch]:

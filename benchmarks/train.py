@@ -161,7 +161,15 @@ def main() -> None:
             [name, str(workers), norm, f"{speed:.1f} ({all_of_way})", f"{wait:.2%}"]
             + [f"{speed / base:.3f}", f"{speed / alone:.2f}"]
         )
-    header = ["way", "workers", "batch norm", "triplets/s, median (turns)", "data wait", "of plain torch", "of 1 worker"]
+    header = [
+        "way",
+        "workers",
+        "batch norm",
+        "triplets/s, median (turns)",
+        "data wait",
+        "of plain torch",
+        "of 1 worker",
+    ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     notes = (
         f"{SETTINGS['backbone']}, {SIZE} px, {SETTINGS['batch_size']} triplets in the global batch, bf16. "

@@ -178,25 +178,33 @@ class Training:
             if saver:
                 saver.after_step(self.step, self.snapshot)
 
-        while not self.ended:
-            self.objective.train()
-            plans = self._plans(self.epoch, start=self.step_in_epoch)
-            batches = agman.ahead((_load(plan, images, values) for plan in plans), config.prefetch)
-            try:
-                whole = agman.train_epoch(
-                    stepper, batches, [self.totals, self.recent], stop=stop, after_step=after_step
-                )
-            except agman.NonFiniteLoss as error:
-                raise self._failure(error) from error
-            if not whole:
+        def load(epoch: int) -> agman.Ahead[agman.Batch]:
+            plans = self._plans(epoch, start=self.step_in_epoch)
+            return agman.Ahead((_load(plan, images, values) for plan in plans), config.prefetch)
+
+        batches = load(self.epoch)
+        try:
+            while True:
+                self.objective.train()
+                totals = [self.totals, self.recent]
+                if not agman.train_epoch(stepper, batches, totals, stop=stop, after_step=after_step):
+                    if saver:
+                        saver.save(self.snapshot)
+                    return "stopped"
+                self.epoch += 1
+                self.step_in_epoch = 0
+                if self.epoch < config.epochs:
+                    batches = load(self.epoch)  # while validation runs
+                end = self._end_epoch(validation)
                 if saver:
-                    saver.save(self.snapshot)
-                return "stopped"
-            end = self._end_epoch(validation)
-            if saver:
-                saver.save(lambda end=end: self.snapshot(end))  # type: ignore[misc]
-            epoch_end(end)
-        return "finished"
+                    saver.save(lambda end=end: self.snapshot(end))  # type: ignore[misc]
+                epoch_end(end)
+                if self.ended:
+                    return "finished"
+        except agman.NonFiniteLoss as error:
+            raise self._failure(error) from error
+        finally:
+            batches.close()
 
     def _count_step(self) -> None:
         self.step += 1
@@ -213,8 +221,6 @@ class Training:
         metrics["train/lr"] = float(self.scheduler.get_last_lr()[0])
         self.totals.clear()
         self.scheduler.step()
-        self.epoch += 1
-        self.step_in_epoch = 0
         if validation:
             metrics |= validation.metrics(self.model, self.autocast)
             score = metrics[score_name(self.dataset) or ""]

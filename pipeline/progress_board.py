@@ -56,14 +56,14 @@ class ProgressBoard:
 class Reporter:
     """The worker's end: tells the board at most twice a second, without waiting for it."""
 
-    def __init__(self, board: ActorHandle):
-        self.board = board
+    def __init__(self, board: ActorHandle, last: int):
+        self.board, self.last = board, last
         self.told = 0.0
         self.answer: Any = None
         self._stop = False
 
     def tell(self, step: int, note: Callable[[], str]) -> None:
-        if time.monotonic() - self.told >= INTERVAL:
+        if time.monotonic() - self.told >= INTERVAL or step == self.last:
             self.told = time.monotonic()
             self.answer = self.board.put.remote(step, note())
 
@@ -86,22 +86,29 @@ def shown(title: str, total: int, stop: threading.Event) -> Iterator[ActorHandle
     board = ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     over = threading.Event()
     bar = bar_of(title, total, unit=" steps")
+    bar.set_postfix_str("starting the workers")
+
+    def look() -> None:
+        step, note = ray.get(board.get.remote())
+        if not step:
+            return
+        if not bar.n:
+            bar.initial = step  # continued: the steps before count neither for the rate nor for the time left
+        bar.set_postfix_str(note, refresh=False)
+        bar.update(step - bar.n)
 
     def follow() -> None:
         asked = False
         while not over.wait(INTERVAL):
             if stop.is_set() and not asked:
                 asked = bool(board.ask_to_stop.remote())
-            step, note = ray.get(board.get.remote())
-            if bar.n == 0 and step:
-                bar.initial = step  # continued: the steps before count neither for the rate nor for the time left
-            bar.set_postfix_str(note, refresh=False)
-            bar.update(step - bar.n)
+            look()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
         yield board
+        look()
     finally:
         over.set()
         thread.join()

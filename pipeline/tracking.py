@@ -195,6 +195,12 @@ class PointLog:
             if time.monotonic() >= self._pause_until:
                 self._try()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether points are left that could not be logged."""
+        with self._lock:
+            return bool(self._waiting)
+
     def close(self) -> None:
         """Try a last time. Raises MlflowException if points remain; it may be called again."""
         with self._lock:

@@ -134,7 +134,7 @@ def train(
             "data": dataset.storage,
             "config": config.model_dump(),
             "place": place,
-            "run": run,
+            "run": tracking.Run(run.uri, run.run_id),
             "steps_per_epoch": steps_per_epoch(dataset, config, config.parts or least),
         }
         outcome = _run(settings, f"training {label}", (least, most), _resources(cpus, use_gpu))
@@ -333,7 +333,7 @@ def _train_share(settings: dict[str, Any], share: Share) -> None:
     if starts > FRUITLESS_STARTS:
         message = f"{FRUITLESS_STARTS} starts from step {training.step:,} got no further ({error or 'killed'})"
         return _write_json(place / OUTCOME, {"state": FAILED, "message": message}) if first else None
-    reporter = Reporter(settings["board"])
+    reporter = Reporter(settings["board"], last=settings["steps_per_epoch"] * config.epochs)
     if not first:
         training.run()
         return None
@@ -341,17 +341,19 @@ def _train_share(settings: dict[str, Any], share: Share) -> None:
     def step_end(end: StepEnd) -> None:
         reporter.tell(end.step, lambda: _note(end, config.epochs))
 
-    with tracking.PointLog(run) as log, tracking.system_metrics(run):
+    log = tracking.PointLog(run)
 
-        def stands(checkpoint: Checkpoint) -> None:
-            log.add(training.points_until(checkpoint.step))
-            if not log.waiting:
-                training.forget_points(checkpoint.step)
+    def stands(checkpoint: Checkpoint) -> None:
+        log.add(training.points_until(checkpoint.step))
+        if not log.waiting:
+            training.forget_points(checkpoint.step)
 
-        log.add(training.points)
+    with tracking.system_metrics(run):
+        log.add(training.points)  # those that the checkpoint carries; the run takes none twice
         saver = Saver(kept, config.checkpoint_every, stands, start=training.step)
         ending = training.run(saver=saver, stop=reporter.stop, step_end=step_end)
         saver.finish()
+    log.close()
     state = FINISHED if ending == "finished" else STOPPED
     return _write_json(place / OUTCOME, {"state": state, "step": training.step, "epoch": training.epoch})
 

@@ -179,13 +179,15 @@ def test_ahead_keeps_order_makes_no_more_than_asked_and_passes_errors_on():
 
     for depth in (0, 1, 3):
         made.clear()
-        taken = agman.ahead(items(), depth)
+        taken = agman.Ahead(items(), depth)
         assert next(taken) == 0
         assert [next(taken) for _ in range(4)] == [1, 2, 3, 4]
         with pytest.raises(OSError, match="broken"):
             next(taken)
+        taken.close()
+    assert list(agman.Ahead([1, 2, 3], 2)) == list(agman.Ahead([1, 2, 3], 0)) == [1, 2, 3]
     made.clear()
-    endless = agman.ahead(iter(lambda: made.append(0) or 1, 2), 2)
+    endless = agman.Ahead(iter(lambda: made.append(0) or 1, 2), 2)
     assert next(endless) == 1
     endless.close()
     assert len(made) <= 4
