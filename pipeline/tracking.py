@@ -110,7 +110,8 @@ class Run:
         """Log those (metric, step) that the run does not have yet; of several values for one, the first stays.
 
         For one writer at a time: what others log meanwhile is not seen. NaN is logged as it is, for it is how a
-        training diverges; of an infinity MLflow's SQL stores make the largest float. Raises MlflowException; some of the points are logged then, and the same call may be repeated.
+        training diverges; of an infinity MLflow's SQL stores make the largest float. Raises MlflowException; some
+        of the points are logged then, and the same call may be repeated.
         """
         logged = _logged.setdefault((self.uri, self.run_id), _Logged())
         client = MlflowClient(self.uri)
