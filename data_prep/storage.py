@@ -110,6 +110,12 @@ class Storage:
             }
         return dict(sorted(found.items()))
 
+    def folders(self) -> list[str]:
+        """Names of the folders right below this one, in their order; empty ones too, where a place has such."""
+        with self._plainly():
+            found = self._filesystem.get_file_info(pafs.FileSelector(self._path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
     def open(self) -> pa.NativeFile:
         """A file for random access, as pyarrow's readers want it. Raises FileNotFoundError."""
         with self._plainly():
@@ -119,6 +125,11 @@ class Storage:
         """A file's content. Raises FileNotFoundError."""
         with self._plainly(), self._filesystem.open_input_file(self._path) as file:
             return file.read()
+
+    def download(self, copy: Path) -> None:
+        """Copy a file, of any size, to a local one. Raises FileNotFoundError."""
+        with self._plainly(), self._filesystem.open_input_file(self._path) as file:
+            file.download(str(copy))
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Make the file, or replace it, in one go."""
