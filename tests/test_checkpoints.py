@@ -551,7 +551,7 @@ def test_snapshots_may_share_their_buffers(place: Storage, every: int, saver_of:
         assert contents(checkpoints, checkpoint) == {f"{name}.bin": wanted for name in range(5)}
 
     saver = saver_of(checkpoints, every=every, done=log)
-    for step in range(1, 41):
+    for step in range(1, 24):
         saver.after_step(step, partial(take, step))
         assert step - saver.durable < every
         if step % 11 == 0:
@@ -559,7 +559,7 @@ def test_snapshots_may_share_their_buffers(place: Storage, every: int, saver_of:
     saver.finish()
     check_contents(checkpoints)
     assert steps(checkpoints)[-1] == done[-1] and done == sorted(done)
-    assert {11, 22, 33} < set(done)
+    assert {11, 22} < set(done)
 
 
 def test_done_is_called_in_order_when_the_checkpoint_stands(place: Storage, saver_of: Callable[..., Saver]) -> None:
