@@ -155,7 +155,8 @@ class Checkpoints:
                 copy = Path(folder, name)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    (checkpoint.place / name).download(copy)
+                    with _told_if_gone(checkpoint.place / name):
+                        (checkpoint.place / name).download(copy)
                 except FileNotFoundError as error:
                     raise gone from error
                 if copy.stat().st_size != size:
@@ -202,7 +203,8 @@ class Checkpoints:
             if name.startswith(".") or not FOLDER.fullmatch(name) or MARKER not in files:
                 continue
             try:
-                marker = Marker.model_validate_json((self.place / name / MARKER).read_bytes())
+                with _told_if_gone(self.place / name / MARKER):
+                    marker = Marker.model_validate_json((self.place / name / MARKER).read_bytes())
             except (FileNotFoundError, ValidationError):  # just removed, or torn
                 continue
             if _has_all(files, marker.files):
@@ -437,6 +439,17 @@ def _stands(checkpoint: Checkpoint) -> bool:
 
 def _has_all(found: dict[str, int], stated: dict[str, int]) -> bool:
     return all(found.get(name) == size for name, size in stated.items())
+
+
+@contextmanager
+def _told_if_gone(file: Storage) -> Iterator[None]:
+    """FileNotFoundError, whatever a file system says of a file that goes away between its opening and reading."""
+    try:
+        yield
+    except StorageError as error:
+        if file.exists():
+            raise
+        raise FileNotFoundError(str(file)) from error
 
 
 def _remove(folder: Storage) -> None:

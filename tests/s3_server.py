@@ -28,7 +28,13 @@ class Bucket:
     puts: list[str] = field(default_factory=list)
     """Keys written, in order."""
     failing: str | None = None
-    """Writing keys that match this pattern is answered with an error 500."""
+    """Writing keys that match this pattern is answered with an error."""
+    code: int = 500
+    """Of that error; pyarrow tries some seconds where it is 500, and believes a 403 at once."""
+    deletes: list[str] = field(default_factory=list)
+    """Keys deleted, in order."""
+    undeletable: str | None = None
+    """Deleting keys that match this pattern is answered with an error 403."""
     port: int = 0
 
     def uri(self, folder: str) -> str:
@@ -53,10 +59,16 @@ def served(name: str = "bucket") -> Iterator[Bucket]:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: else each answer waits 40 ms for the client's acknowledgement
     bucket: Bucket
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
+
+    def handle_expect_100(self) -> bool:
+        goes_on = super().handle_expect_100()
+        self.wfile.flush()
+        return goes_on
 
     def do_HEAD(self) -> None:
         if not self._key:
@@ -89,8 +101,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self._body()
         if "delete" in self._query:
-            for key in re.findall(r"<Key>(.*?)</Key>", body.decode()):
-                self.bucket.objects.pop(unquote(key), None)
+            keys = [unquote(key) for key in re.findall(r"<Key>(.*?)</Key>", body.decode())]
+            if self._is_undeletable(*keys):
+                return
+            for key in keys:
+                self._forget(key)
             return self._answer(200, f"{HEAD}<DeleteResult></DeleteResult>".encode())
         if self._fails():
             return
@@ -108,8 +123,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         if "uploadId" in self._query:
             self.bucket.uploads.pop(self._query["uploadId"], None)
+        elif self._is_undeletable(self._key):
+            return
         else:
-            self.bucket.objects.pop(self._key, None)
+            self._forget(self._key)
         self._answer(204)
 
     def _list(self) -> None:
@@ -151,9 +168,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def _fails(self) -> bool:
         if self.bucket.failing and re.search(self.bucket.failing, self._key):
-            self._answer(500, b"<Error><Code>InternalError</Code><Message>broken</Message></Error>")
+            name = "InternalError" if self.bucket.code == 500 else "AccessDenied"
+            self._answer(self.bucket.code, f"<Error><Code>{name}</Code><Message>broken</Message></Error>".encode())
             return True
         return False
+
+    def _is_undeletable(self, *keys: str) -> bool:
+        if self.bucket.undeletable and any(re.search(self.bucket.undeletable, key) for key in keys):
+            self._answer(403, b"<Error><Code>AccessDenied</Code><Message>kept</Message></Error>")
+            return True
+        return False
+
+    def _forget(self, key: str) -> None:
+        if self.bucket.objects.pop(key, None) is not None:
+            self.bucket.deletes.append(key)
 
     def _store(self, data: bytes) -> None:
         self.bucket.objects[self._key] = data

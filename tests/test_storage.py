@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SIZE, make_photographs, prepare_small, told
-from s3_server import Bucket, served
+from s3_server import Bucket
 
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError, StorageError
 from data_prep.storage import Storage
 from pipeline.cli import PLACE
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with served() as bucket:
-        yield bucket
 
 
 @pytest.fixture(scope="module")
