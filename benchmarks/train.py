@@ -25,6 +25,7 @@ from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.samples import sample
+from data_prep.storage import Storage
 from pipeline import tracking
 from pipeline.checkpoints import Checkpoints, Saver
 from pipeline.config import TrainConfig, make_config
@@ -92,7 +93,7 @@ def checkpoint_cost(dataset: Dataset, config: TrainConfig) -> dict[str, float]:
     seconds: dict[bool, list[float]] = {True: [], False: []}
     state = {"began": time.perf_counter(), "steps": -CHECKPOINT_EVERY // 2}  # the first half window warms up
     with tempfile.TemporaryDirectory() as folder:
-        kept = Checkpoints_at(folder)
+        kept = Checkpoints(Storage(Path(folder)))
         saver = Saver(kept, 1_000_000)
 
         def step_end(end: Any) -> None:
@@ -120,12 +121,6 @@ def checkpoint_cost(dataset: Dataset, config: TrainConfig) -> dict[str, float]:
         "share": saver.waited / len(seconds[True]) / without,
         "mib": size / 2**20,
     }
-
-
-def Checkpoints_at(folder: str) -> Checkpoints:
-    from data_prep.storage import Storage
-
-    return Checkpoints(Storage(Path(folder)))
 
 
 def main() -> None:
@@ -157,15 +152,13 @@ def main() -> None:
         base = median["plain torch", workers, norm][0]
         alone = median[name, 1, "per_part"][0]
         all_of_way = ", ".join(f"{one:.1f}" for one, _ in found[name, workers, norm])
-        rows.append(
-            [name, str(workers), norm, f"{speed:.1f} ({all_of_way})", f"{wait:.2%}"]
-            + [f"{speed / base:.3f}", f"{speed / alone:.2f}"]
-        )
+        rates = [f"{speed:.1f} ({all_of_way})", f"{wait:.2%}", f"{speed / base:.3f}", f"{speed / alone:.2f}"]
+        rows.append([name, str(workers), norm, *rates])
     header = [
         "way",
         "workers",
         "batch norm",
-        "triplets/s, median (turns)",
+        "triplets/s (turns)",
         "data wait",
         "of plain torch",
         "of 1 worker",
