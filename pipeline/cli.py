@@ -49,7 +49,7 @@ class WorkerRange(click.ParamType):
 PLACE = Place()
 LAYOUT = click.Choice(["fashionai", "deepfashion", "zappos50k", "darn"])
 BENCHMARK = click.Choice(
-    ["annotation", "drawing", "loader", "model", "packing", "precision", "retrieval", "train", "triplets"]
+    ["annotation", "drawing", "loader", "model", "options", "packing", "precision", "retrieval", "train", "triplets"]
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON line on stdout.")
 seed_option = click.option(
@@ -300,7 +300,8 @@ def demo(out: Path, images: int, seed: int, overwrite: bool, as_json: bool) -> N
 def bench(name: str) -> None:
     """Measure NAME side by side with the plain way; writes a dated table to benchmarks/results.
 
-    NAME is annotation, drawing, loader, model, packing, precision, retrieval, train or triplets.
+    NAME is annotation, drawing, loader, model, options, packing, precision, retrieval,
+    train or triplets.
     """
     import importlib
 
