@@ -24,6 +24,11 @@ def say(message: str) -> None:
     _console.print(message, markup=False)
 
 
+def say_above(message: str) -> None:
+    """One line on stderr while a bar stands there."""
+    tqdm.write(message, file=sys.stderr)
+
+
 def printable(text: str, longest: int = 300) -> str:
     """Text from somebody else's file: control characters as escapes, so that none acts on a terminal or a page."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1])

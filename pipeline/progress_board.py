@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.console import bar_of
+from pipeline.console import bar_of, say_above
 
 INTERVAL = 0.5  # seconds between two looks, and between two writes
 
@@ -31,23 +31,29 @@ class ProgressBoard:
         self.began_at = -1
         self.began = 0
         self.error = ""
+        self.news: list[str] = []
 
     def put(self, step: int, note: str) -> bool:
         """Answers whether to stop."""
         self.latest = (step, note)
         return self.stop
 
-    def get(self) -> tuple[int, str]:
-        return self.latest
+    def get(self) -> tuple[int, str, list[str]]:
+        """The latest, and what is new since the last look."""
+        news, self.news = self.news, []
+        return (*self.latest, news)
 
     def ask_to_stop(self) -> None:
         self.stop = True
 
     def begin(self, step: int) -> tuple[int, str]:
         """A group of workers starts from `step`: how many in a row did so, and the last error of theirs."""
+        if self.began:
+            self.news.append(f"workers were lost ({self.error or 'killed'}); going on from step {step:,}")
         self.began = self.began + 1 if step == self.began_at else 1
         self.began_at = step
-        return self.began, self.error
+        error, self.error = self.error, ""
+        return self.began, error
 
     def failed(self, error: str) -> None:
         self.error = error
@@ -89,7 +95,9 @@ def shown(title: str, total: int, stop: threading.Event) -> Iterator[ActorHandle
     bar.set_postfix_str("starting the workers")
 
     def look() -> None:
-        step, note = ray.get(board.get.remote())
+        step, note, news = ray.get(board.get.remote())
+        for line in news:
+            say_above(line)
         if not step:
             return
         if not bar.n:

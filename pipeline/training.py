@@ -35,7 +35,7 @@ from pipeline import registry, tracking
 from pipeline.checkpoints import Checkpoint, Checkpoints, Saver
 from pipeline.cluster import cpus_for, gpus_for
 from pipeline.config import TrainConfig
-from pipeline.console import say
+from pipeline.console import say, say_above
 from pipeline.errors import JobFailed
 from pipeline.loop import (
     NonFiniteBatch,
@@ -48,6 +48,7 @@ from pipeline.loop import (
 )
 from pipeline.progress_board import Reporter, shown
 from pipeline.summaries import show_settings
+from pipeline.validation import score_name
 
 CHECKPOINTS, OUTCOME, DESCRIPTION = "checkpoints", "outcome.json", "training.json"
 FRUITLESS_STARTS = 3
@@ -115,12 +116,13 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(ray_session())
         use_gpu, cpus = gpus_for(least), _cpus_of_each(least, most)
+        threads = config.threads
         config = resolved(config, "cuda" if use_gpu else "cpu", most, cpus)
         place = _claimed(stack, Storage(storage), name or _identity(dataset, config), fresh)
         label = str(place).rpartition("/")[2]
         begun = _read_json(place / DESCRIPTION)
         # Another number of threads rounds differently, so a training keeps the one that it began with.
-        config = config.model_copy(update={"threads": begun.get("threads", config.threads)})
+        config = config.model_copy(update={"threads": threads or begun.get("threads", config.threads)})
         show_settings(config)
         if config.weights is None:
             say("note: the backbone starts from random weights; the paper's recipe has weights=IMAGENET1K_V1")
@@ -142,6 +144,8 @@ def train(
             raise KeyboardInterrupt(f"saved at step {outcome['step']:,}; the same command continues")
         if outcome["state"] != FINISHED:
             raise JobFailed(f"training failed: {outcome['message']}; what is saved is in {place}")
+        if outcome["epoch"] < config.epochs:
+            say(f"stopped early: no better {score_name(dataset)} in {config.patience} epochs up to {outcome['epoch']}")
         best = kept.best() or kept.latest()
         assert best is not None, "a finished training has saved its last epoch"
         with kept.opened(best) as folder:
@@ -237,7 +241,7 @@ def _run(settings: dict[str, Any], title: str, workers: Workers, resources: dict
         for _ in range(FRUITLESS_STARTS):
             if not isinstance(error, RayActorError):
                 break
-            say("the controller of the workers died; starting anew from the last checkpoint")
+            say_above("the controller of the workers died; starting anew from the last checkpoint")
             error = _fit(trainer, stop)
     return _read_json(place / OUTCOME) or {"state": FAILED, "message": _cause(error)}
 
@@ -271,7 +275,7 @@ def _signals() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        say("\nstopping: saving first (once more stops at once)")
+        say_above("stopping: the state is saved first; once more stops at once")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
