@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.console import bar_of, say_above
@@ -32,6 +33,7 @@ class ProgressBoard:
         self.began = 0
         self.error = ""
         self.news: list[str] = []
+        self.group: PlacementGroup | None = None
 
     def put(self, step: int, note: str) -> bool:
         """Answers whether to stop."""
@@ -46,14 +48,19 @@ class ProgressBoard:
     def ask_to_stop(self) -> None:
         self.stop = True
 
-    def begin(self, step: int) -> tuple[int, str]:
+    def begin(self, step: int, group: PlacementGroup | None) -> tuple[int, str]:
         """A group of workers starts from `step`: how many in a row did so, and the last error of theirs."""
+        self.group = group
         if self.began:
             self.news.append(f"workers were lost ({self.error or 'killed'}); going on from step {step:,}")
         self.began = self.began + 1 if step == self.began_at else 1
         self.began_at = step
         error, self.error = self.error, ""
         return self.began, error
+
+    def held(self) -> PlacementGroup | None:
+        """What the latest group of workers holds of the cluster."""
+        return self.group
 
     def failed(self, error: str) -> None:
         self.error = error

@@ -26,6 +26,7 @@ import ray.train
 import ray.train.torch
 import torch.distributed as dist
 from ray.exceptions import RayActorError
+from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
@@ -242,6 +243,8 @@ def _run(settings: dict[str, Any], title: str, workers: Workers, resources: dict
             if not isinstance(error, RayActorError):
                 break
             say_above("the controller of the workers died; starting anew from the last checkpoint")
+            if group := ray.get(board.held.remote()):
+                remove_placement_group(group)  # Ray's own cleaner fails where two clusters share a host
             error = _fit(trainer, stop)
     return _read_json(place / OUTCOME) or {"state": FAILED, "message": _cause(error)}
 
@@ -333,7 +336,8 @@ def _train_share(settings: dict[str, Any], share: Share) -> None:
     if latest:
         with kept.opened(latest) as folder:
             training.load(folder)
-    starts, error = _agreed(share, lambda: ray.get(settings["board"].begin.remote(training.step)))
+    group = get_current_placement_group()
+    starts, error = _agreed(share, lambda: ray.get(settings["board"].begin.remote(training.step, group)))
     if starts > FRUITLESS_STARTS:
         message = f"{FRUITLESS_STARTS} starts from step {training.step:,} got no further ({error or 'killed'})"
         return _write_json(place / OUTCOME, {"state": FAILED, "message": message}) if first else None
