@@ -158,8 +158,10 @@ def main() -> None:
         alone = median[name, 1, "per_part"][0]
         all_of_way = ", ".join(f"{one:.1f}" for one, _ in found[name, workers, norm])
         rows.append(
-            [name, str(workers), norm, f"{speed:.1f} ({all_of_way})", f"{wait:.2%}"]
-            + [f"{speed / base:.3f}", f"{speed / alone:.2f}"]
+            [
+                *(name, str(workers), norm, f"{speed:.1f} ({all_of_way})", f"{wait:.2%}"),
+                *(f"{speed / base:.3f}", f"{speed / alone:.2f}"),
+            ]
         )
     header = [
         "way",
