@@ -66,9 +66,9 @@ def plan_epoch(
     parts: int | None = None,
     start: int = 0,
 ) -> Iterator[BatchPlan]:
-    """Yield the share of worker `rank` in every global batch of `epoch` from number `start`; no triplet twice.
+    """Yield the share of worker `rank` in every global batch of `epoch` from number `start`.
 
-    A batch is computed in `parts` (default: one for each worker), equal up to one triplet.
+    Every triplet is used once. A batch is computed in `parts` (default: one for each worker), equal up to one triplet.
     """
     parts = parts or workers
     ids = np.stack([triplets.anchor, triplets.positive, triplets.negative])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -50,9 +51,24 @@ def progress_bar(title: str, total: int) -> Advance:
 def bar_of(title: str, total: int, unit: str = "") -> tqdm:
     """A tqdm bar; in a log file (no terminal) it writes a line every ten seconds at most."""
     interval = 0.2 if sys.stderr.isatty() else 10
-    bar = tqdm(desc=title, total=total, unit=unit, file=sys.stderr, mininterval=interval, dynamic_ncols=True)
+    bar = tqdm(desc=title, total=total, unit=unit, file=_Stderr(), mininterval=interval, dynamic_ncols=True)
     _bars.add(bar)
     return bar
+
+
+class _Stderr:
+    """stderr, or nothing once nobody reads it (`2>&1 | head`): tqdm keeps its lock where a write fails, and hangs."""
+
+    def write(self, text: str) -> None:
+        with suppress(BrokenPipeError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(BrokenPipeError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 def close_bars() -> None:

@@ -88,6 +88,7 @@ def check(config: TrainConfig, dataset: Dataset, parts: int) -> None:
             f"image_size={config.image_size}, but {dataset.path} holds images of {info.image_size} px; "
             f"use image_size={info.image_size} or prepare it again with --image-size {config.image_size}"
         )
+    resolved(config)  # refuses settings that exclude each other
     try:
         build_model(config, dataset)
     except (ValueError, OSError) as error:
@@ -113,6 +114,11 @@ def train(
     """
     least, most = (workers, workers) if isinstance(workers, int) else workers
     check(config, dataset, config.parts or most)
+    if config.parts and config.parts < most:
+        raise InputError(
+            f"parts={config.parts} with --workers {most}: each worker computes one part or more; raise parts or lower "
+            "--workers"
+        )
     started = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(ray_session())

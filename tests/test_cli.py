@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from conftest import Finished
 from mlflow.tracking import MlflowClient
 
 from data_prep.dataset import Dataset
+from data_prep.storage import Storage
+from pipeline.checkpoints import Checkpoints
 from pipeline.cli import cli
 
 Command = Callable[..., Finished]
@@ -65,7 +68,7 @@ def test_the_bare_command_shows_the_help(agman_command: Command) -> None:
         (("prep", "fashionai", "--root", ".", "--out", "x", "--triplets", "10000000000"), "is not in the range"),
         (("train", "--data", "nowhere"), "nowhere: not a prepared dataset"),
         (("train", "--data", "DATA", "margn=0.3"), "did you mean 'margin'?"),
-        (("train", "--data", "DATA", "--workers", "0"), "0 is not in the range x>=1"),
+        (("train", "--data", "DATA", "--workers", "0"), "'0': at least 1, and MIN not above MAX"),
         (("tune", "--data", "DATA", "--space", "margin"), "did you mean 'margins'?"),
         (("tune", "--data", "DATA", "lr=0.1"), "the space 'margins' varies it"),
         (("train",), "Missing option '--data'"),
@@ -97,27 +100,61 @@ def test_a_number_of_workers_beyond_the_cluster_is_refused(
     assert not list(tmp_path.iterdir()), "a request that cannot be done left a run behind"
 
 
-def test_ctrl_c_ends_the_training_and_its_run(dataset: Dataset, tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_training_and_ends_its_run(dataset: Dataset, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("agman")), "train", "--data", str(dataset.path)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
-    settings = ["backbone=resnet18", "embedding_dim=16", "epochs=10000"]
+    settings = ["backbone=resnet18", "embedding_dim=16", "epochs=10000", "checkpoint_every=1000000"]
     with subprocess.Popen(
         [*command, *settings], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as training:
-        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("runs/*/checkpoint_*")):  # the first epoch is done
-            assert time.monotonic() < deadline, "the training did not start"
-            assert training.poll() is None, training.stderr.read() if training.stderr else ""
-            time.sleep(0.5)
-        training.send_signal(signal.SIGINT)
-        _, err = training.communicate(timeout=120)
+        try:
+            deadline = time.monotonic() + 240
+            while not list(tmp_path.glob("runs/*/checkpoints/step-*")):  # the first epoch is done
+                assert time.monotonic() < deadline, "the training did not start"
+                assert training.poll() is None, training.stderr.read() if training.stderr else ""
+                time.sleep(0.1)
+            training.send_signal(signal.SIGINT)
+            _, err = training.communicate(timeout=120)
+        finally:
+            training.kill()
     assert training.returncode == 130, err
-    assert err.strip().splitlines()[-1] == "agman: interrupted"
+    said = err.strip().splitlines()[-1]
+    stopped = re.fullmatch(r"agman: interrupted: saved at step ([\d,]+); the same command continues", said)
+    assert stopped, said
     assert "Traceback" not in err
+    (place,) = tmp_path.glob("runs/*")
+    latest = Checkpoints(Storage(place / "checkpoints")).latest()
+    assert latest and latest.step == int(stopped[1].replace(",", "")) >= 4
+    assert json.loads((place / "outcome.json").read_text())["state"] == "stopped"
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["KILLED"]
+
+
+def test_a_bar_that_nobody_reads_holds_nothing_up() -> None:
+    """As in `agman train 2>&1 | head`; tqdm alone would wait for its own lock for ever."""
+    script = """
+import sys
+from pipeline.console import bar_of
+bar = bar_of("steps", 100)
+bar.mininterval = 0
+print(sys.stdin.readline(), flush=True)  # nobody reads stderr from here on
+for _ in range(100):
+    bar.update(1)
+bar.close()
+print("done", flush=True)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr
+        process.stderr.close()
+        try:
+            out, _ = process.communicate("go\n", timeout=60)
+        finally:
+            process.kill()
+    assert out.split() == ["go", "done"]
 
 
 def test_sample_and_prep_print_their_figures_as_json(agman_command: Command, tmp_path: Path) -> None:

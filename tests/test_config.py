@@ -1,4 +1,4 @@
-"""Configuration: defaults are the paper's, mistakes are named."""
+"""Configuration: defaults are the paper's, presets, mistakes are named."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline.config import TrainConfig, load_config
+from pipeline.config import TrainConfig, load_config, make_config
+from pipeline.loop import build_model, resolved
+from pipeline.presets import PRESETS
+from pipeline.summaries import describe_settings
 
 
 def test_the_defaults_are_the_papers_recipe() -> None:
@@ -41,6 +45,59 @@ def test_settings_go_over_the_file(tmp_path: Path) -> None:
     config = load_config(file, ["epochs=3", "classify=false", "image_size=none", "sa_kernel=1"])
     assert config.sa_kernel == 1
     assert (config.margin, config.epochs, config.classify, config.image_size) == (0.4, 3, False, None)
+
+
+def test_the_preset_is_under_the_file_and_the_file_under_key_value(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("margin: 0.4\nepochs: 7\nbatch_size: 24\n")
+    config = load_config(file, ["epochs=3", "clip_norm=none"], "fast")
+    assert (config.lr, config.proxy_weight, config.patience) == (2e-4, 1.0, 5)  # the preset's
+    assert (config.margin, config.batch_size) == (0.4, 24)  # the file's, over the preset's 64
+    assert (config.epochs, config.clip_norm) == (3, None)  # over both
+    assert config.lr_decay_epochs == TrainConfig().lr_decay_epochs
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_whole_recipe_and_says_what_it_is(
+    name: str, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = PRESETS[name]
+    config = load_config(None, [], name)
+    assert config == make_config(preset.settings)
+    for setting, value in preset.settings.items():
+        assert getattr(config, setting) == value
+    offline = config.model_copy(update={"weights": None})
+    model = build_model(resolved(offline), dataset)
+    assert model.embedding_dim == preset.settings["embedding_dim"]
+    describe_settings(config, name)
+    said = capsys.readouterr().err
+    assert f"preset {name}: {preset.about}" in said.replace("\n", " ").replace("  ", " ")
+    assert "loss_weighting" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "score"), [("paper-fashionai", "62.88"), ("paper-deepfashion", "8.98"), ("paper-zappos50k", "93.32")]
+)
+def test_a_published_recipe_states_its_score_and_is_the_published_codes(name: str, score: str) -> None:
+    config = load_config(None, [], name)
+    assert score in PRESETS[name].about
+    assert config.weights == "IMAGENET1K_V1"
+    assert (config.batch_size, config.lr, config.margin, config.loss_weighting) == (16, 1e-4, 0.2, "published")
+    assert config.classify is (False if name == "paper-zappos50k" else None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("fahionai", "--preset fahionai: no such preset; did you mean 'paper-fashionai'?"),
+        ("Demo", "did you mean 'demo'?"),
+        ("xyz", "no such preset; known: paper-fashionai, paper-deepfashion"),
+    ],
+)
+def test_an_unknown_preset_is_answered_with_the_nearest(typed: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(None, [], typed)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
