@@ -25,6 +25,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
+from mlflow.exceptions import MlflowException
 from ray.exceptions import RayActorError
 from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
@@ -325,7 +326,8 @@ def _worker(settings: dict[str, Any]) -> None:
         if share.rank == 0:
             name = f"non-finite-step-{error.record['step']}.json"
             _write_json(place / name, error.record)
-            settings["run"].log_text(json.dumps(error.record, indent=2), name)
+            with suppress(MlflowException, OSError):  # without the store the file must do
+                settings["run"].log_text(json.dumps(error.record, indent=2), name)
             message = f"{error}; its triplets are in {place / name}"
             _write_json(place / OUTCOME, {"state": FAILED, "message": message})
     except Exception as error:
@@ -365,7 +367,13 @@ def _train_share(settings: dict[str, Any], share: Share) -> None:
     with tracking.system_metrics(run):
         log.add(training.points)  # those that the checkpoint carries; the run takes none twice
         saver = Saver(kept, config.checkpoint_every, stands, start=training.step)
-        ending = training.run(saver=saver, stop=reporter.stop, step_end=step_end)
+        try:
+            ending = training.run(saver=saver, stop=reporter.stop, step_end=step_end)
+        except NonFiniteBatch:
+            log.add(training.points)  # how it came to that
+            with suppress(Exception):  # what is being written may still stand
+                saver.finish()
+            raise
         saver.finish()
     log.close()
     state = FINISHED if ending == "finished" else STOPPED

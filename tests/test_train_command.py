@@ -64,7 +64,7 @@ class Failed:
 def failed(ray_started: None, store: Path, dataset: Dataset) -> Failed:
     said = io.StringIO()
     with redirect_stderr(said):
-        code = agman_train(dataset, store, lr=1e30)
+        code = agman_train(dataset, store, lr=1e30, log_every=1)
     (place,) = (store / "runs").iterdir()
     return Failed(code, said.getvalue(), place)
 
@@ -84,10 +84,13 @@ def test_a_batch_of_nan_ends_the_training_in_one_line_and_is_kept(failed: Failed
     assert Checkpoints(Storage(failed.place / "checkpoints")).latest() is None
 
 
-def test_the_run_of_a_failed_training_is_failed_and_has_the_batch(failed: Failed, store: Path) -> None:
+def test_the_run_of_a_failed_training_is_failed_and_has_the_batch_and_the_curve_up_to_it(
+    failed: Failed, store: Path
+) -> None:
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     run_id = json.loads((failed.place / "training.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FAILED"
+    assert [point.step for point in client.get_metric_history(run_id, "steps/loss")] == [1]
     (artifact,) = client.list_artifacts(run_id)
     copy = Path(client.download_artifacts(run_id, artifact.path))
     assert copy.name == "non-finite-step-2.json"
