@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.console import bar_of
@@ -31,6 +31,7 @@ class ProgressBoard:
         self.began_at = -1
         self.began = 0
         self.error = ""
+        self.leader: ActorHandle | None = None
 
     def put(self, step: int, note: str) -> bool:
         """Answers whether to stop."""
@@ -43,14 +44,22 @@ class ProgressBoard:
     def ask_to_stop(self) -> None:
         self.stop = True
 
-    def begin(self, step: int) -> tuple[int, str]:
-        """A group of workers starts from `step`: how many in a row did so, and the last error of theirs."""
+    def begin(self, step: int, leader: ActorHandle) -> tuple[int, str]:
+        """A group of workers starts from `step`: how many in a row did so, and the last error of theirs.
+
+        `leader` is its rank 0, which hears the wish to stop.
+        """
+        self.leader = leader
         self.began = self.began + 1 if step == self.began_at else 1
         self.began_at = step
         return self.began, self.error
 
     def failed(self, error: str) -> None:
         self.error = error
+
+    def led_by(self) -> ActorHandle | None:
+        """The last group's rank 0, if there was one."""
+        return self.leader
 
 
 class Reporter:
@@ -74,6 +83,20 @@ class Reporter:
                 self._stop = self._stop or ray.get(self.answer)
             self.answer = None
         return self._stop
+
+
+def hears(board: ActorHandle) -> bool:
+    """Whether a worker is there that will stop when asked to: none is while they wait for resources, or start."""
+    leader = ray.get(board.led_by.remote())
+    if leader is None:
+        return False
+    try:
+        ray.get(leader.__ray_ready__.remote(), timeout=10)
+    except GetTimeoutError:  # busy, or on a node that is not known to be lost yet
+        return True
+    except RayError:
+        return False
+    return True
 
 
 @contextmanager

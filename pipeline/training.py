@@ -25,6 +25,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from data_prep.cluster import ray_session
@@ -46,7 +47,7 @@ from pipeline.loop import (
     resolved,
     steps_per_epoch,
 )
-from pipeline.progress_board import Reporter, shown
+from pipeline.progress_board import Reporter, hears, shown
 from pipeline.summaries import show_settings
 
 CHECKPOINTS, OUTCOME, DESCRIPTION = "checkpoints", "outcome.json", "training.json"
@@ -233,17 +234,32 @@ def _run(settings: dict[str, Any], title: str, workers: Workers, resources: dict
                 failure_config=ray.train.FailureConfig(max_failures=-1),  # the board counts fruitless starts
             ),
         )
-        error = _fit(trainer, stop)
-        for _ in range(FRUITLESS_STARTS):
-            if not isinstance(error, RayActorError):
-                break
-            say("the controller of the workers died; starting anew from the last checkpoint")
-            error = _fit(trainer, stop)
+
+        def nobody_hears() -> bool:
+            return stop.is_set() and not hears(board) and not _read_json(place / OUTCOME)
+
+        try:
+            error = _fit(trainer, nobody_hears)
+            for _ in range(FRUITLESS_STARTS):
+                if not isinstance(error, RayActorError):
+                    break
+                say("the controller of the workers died; starting anew from the last checkpoint")
+                error = _fit(trainer, nobody_hears)
+        except GivenUp:
+            latest = Checkpoints(place / CHECKPOINTS).latest()
+            return {"state": STOPPED, "step": latest.step if latest else 0}
     return _read_json(place / OUTCOME) or {"state": FAILED, "message": _cause(error)}
 
 
-def _fit(trainer: Any, stop: threading.Event) -> BaseException | None:
-    """What it failed with. In a thread of its own, since Ray would take the main thread's signals for itself."""
+class GivenUp(Exception):
+    """The user has asked to stop while there were no workers to do so."""
+
+
+def _fit(trainer: Any, give_up: Callable[[], bool]) -> BaseException | None:
+    """What it failed with. In a thread of its own, since Ray would take the main thread's signals for itself.
+
+    Raises GivenUp, with the trainer left to the end of the Ray session, when `give_up` says so.
+    """
     ended: Future[BaseException | None] = Future()
 
     def fit() -> None:
@@ -257,6 +273,8 @@ def _fit(trainer: Any, stop: threading.Event) -> BaseException | None:
     while True:  # in slices: a signal's handler runs between them
         with suppress(TimeoutError):
             return ended.result(timeout=0.2)
+        if give_up():
+            raise GivenUp
 
 
 @contextmanager
@@ -329,7 +347,7 @@ def _train_share(settings: dict[str, Any], share: Share) -> None:
     if latest:
         with kept.opened(latest) as folder:
             training.load(folder)
-    starts, error = _agreed(share, lambda: ray.get(settings["board"].begin.remote(training.step)))
+    starts, error = _agreed(share, lambda: _begin(settings["board"], training.step))
     if starts > FRUITLESS_STARTS:
         message = f"{FRUITLESS_STARTS} starts from step {training.step:,} got no further ({error or 'killed'})"
         return _write_json(place / OUTCOME, {"state": FAILED, "message": message}) if first else None
@@ -356,6 +374,10 @@ def _train_share(settings: dict[str, Any], share: Share) -> None:
     log.close()
     state = FINISHED if ending == "finished" else STOPPED
     return _write_json(place / OUTCOME, {"state": state, "step": training.step, "epoch": training.epoch})
+
+
+def _begin(board: ActorHandle, step: int) -> tuple[int, str]:
+    return ray.get(board.begin.remote(step, ray.get_runtime_context().current_actor))
 
 
 def _agreed(share: Share, decide: Callable[[], Any]) -> Any:
