@@ -34,7 +34,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline import registry, tracking
 from pipeline.checkpoints import Checkpoint, Checkpoints, Saver
-from pipeline.cluster import cpus_for, gpus_for
+from pipeline.cluster import cpus_for_elastic, gpus_for
 from pipeline.config import TrainConfig
 from pipeline.console import say
 from pipeline.errors import JobFailed
@@ -115,7 +115,7 @@ def train(
     started = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(ray_session())
-        use_gpu, cpus = gpus_for(least), _cpus_of_each(least, most)
+        use_gpu, cpus = gpus_for(least), cpus_for_elastic(least, most)
         config = resolved(config, "cuda" if use_gpu else "cpu", most, cpus)
         place = _claimed(stack, Storage(storage), name or _identity(dataset, config), fresh)
         label = str(place).rpartition("/")[2]
@@ -149,15 +149,6 @@ def train(
             registered = registry.register(folder, dataset.info.name, run)
         _write_json(place / OUTCOME, outcome | {"registered": registered.uri})
         return Trained(run, best.place, best.metrics, outcome["step"], time.perf_counter() - started, registered)
-
-
-def _cpus_of_each(least: int, most: int) -> int:
-    try:
-        return cpus_for(most)
-    except InputError:
-        if least == most:
-            raise
-        return cpus_for(least)  # the cluster may grow
 
 
 def _resources(cpus: int, use_gpu: bool) -> dict[str, float]:
