@@ -24,7 +24,7 @@ from agman.csn import CSN, csn_loss
 from agman.engine import Batch, embed_batches, normalise, prepare
 from agman.export import Exported, ExportError, export_onnx, export_program, save_program
 from agman.isln import ISLN
-from agman.loop import Ahead, Totals, embed_dataset, on_device, rank_candidates, train_epoch
+from agman.loop import Ahead, Totals, embed_dataset, on_device, pinned, rank_candidates, train_epoch
 from agman.losses import (
     LossWeights,
     Pairs,
@@ -107,6 +107,7 @@ __all__ = [
     "on_device",
     "options_of",
     "pairs_of_anchors",
+    "pinned",
     "pointing_hits",
     "precision_at",
     "prepare",

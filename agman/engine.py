@@ -41,6 +41,8 @@ class Batch:
     """Where this process's parts begin and end among its triplets, e.g. (0, 4, 8); by default one part."""
     global_parts: int = 1
     """Parts of the global batch, over all processes."""
+    seeds: tuple[int, ...] = ()
+    """Of each of this process's parts: torch draws from it in the part's forward pass. None: from where it is."""
 
     def __post_init__(self) -> None:
         triplets = len(self.attributes)
@@ -62,6 +64,8 @@ class Batch:
             raise ValueError(f"bounds {self.bounds} do not cut {triplets} triplets into parts of at least one")
         if self.global_parts < len(bounds) - 1:
             raise ValueError(f"global_parts {self.global_parts} is less than this process's {len(bounds) - 1} parts")
+        if self.seeds and len(self.seeds) != len(bounds) - 1:
+            raise ValueError(f"{len(self.seeds)} seeds for {len(bounds) - 1} parts")
 
     @property
     def parts(self) -> list["Batch"]:
@@ -78,8 +82,9 @@ class Batch:
                 self.global_size,
                 None if self.values is None else self.values[:, cut],
                 global_parts=self.global_parts,
+                seeds=self.seeds[number : number + 1],
             )
-            for cut in cuts
+            for number, cut in enumerate(cuts)
         ]
 
 

@@ -58,8 +58,13 @@ class Ahead(Iterator[Item]):
         self._waiting.append(self._pool.submit(next, self._items, self._end))
 
 
+def pinned(batch: Batch, device: torch.device | str) -> Batch:
+    """For CUDA: in memory that the device can copy from while it computes. To be called where batches are loaded."""
+    return _moved(batch, torch.Tensor.pin_memory) if torch.device(device).type == "cuda" else batch
+
+
 def on_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[Batch]:
-    """The batches on the device. On CUDA each is copied from pinned memory while the step before it computes."""
+    """The batches on the device. On CUDA each is copied while the step before it computes, if it is `pinned`."""
     if torch.device(device).type != "cuda":
         yield from batches
         return
@@ -67,7 +72,7 @@ def on_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[
     waiting = None
     for batch in batches:
         with torch.cuda.stream(copying):
-            copied = _moved(batch, lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+            copied = _moved(batch, lambda tensor: tensor.to(device, non_blocking=True))
         if waiting is not None:
             yield waiting
         torch.cuda.current_stream(device).wait_stream(copying)
@@ -90,10 +95,7 @@ def _moved(batch: Batch, move: Callable[[Tensor], Tensor]) -> Batch:
 
 @dataclass
 class Totals:
-    """What a stretch of steps came to; `as_dict` and `Totals(**…)` carry it through a checkpoint.
-
-    Times are added after a step's `after_step`, so what that one reads lacks the step's own.
-    """
+    """What a stretch of steps came to; `as_dict` and `Totals(**…)` carry it through a checkpoint."""
 
     sums: dict[str, float] = field(default_factory=dict)
     """Over all triplets: each loss, and the correct ones."""
@@ -107,19 +109,21 @@ class Totals:
     gradient_norm: float = 0.0
     """The largest, before clipping."""
 
-    def add(self, result: StepResult, waited: float = 0.0) -> None:
+    def add(self, result: StepResult, seconds: float = 0.0, waited: float = 0.0) -> None:
         for name in LOSSES:
             self.sums[name] = self.sums.get(name, 0.0) + getattr(result, name) * result.triplets
         self.sums["correct"] = self.sums.get("correct", 0.0) + result.correct
         self.triplets += result.triplets
         self.timed += result.triplets
         self.steps += 1
+        self.seconds += seconds
         self.waited += waited
         self.gradient_norm = max(self.gradient_norm, result.gradient_norm)
 
     def clear(self) -> None:
         """Begin anew."""
-        self.__init__()  # type: ignore[misc]
+        for one in fields(self):
+            setattr(self, one.name, {} if one.name == "sums" else type(getattr(self, one.name))())
 
     def as_dict(self) -> dict[str, Any]:
         """Without the times: they are of one process's life."""
@@ -150,23 +154,23 @@ def train_epoch(
 ) -> bool:
     """Make a step of every batch and add it to each of `totals`; False if a process's `stop` ended it early.
 
-    `after_step` runs after every step, and its time counts. `stop` is asked before every step; once any process says
-    yes, all end after that step.
+    `after_step` runs after every step; its time counts for the next one. `stop` is asked before every step; once any
+    process says yes, all end after that step.
     """
     iterator = iter(on_device(batches, stepper.device))
+    mark = time.perf_counter()
     while True:
-        began = time.perf_counter()
+        asked = time.perf_counter()
         batch = next(iterator, None)
         if batch is None:
             return True
-        waited = time.perf_counter() - began
+        waited = time.perf_counter() - asked
         result = stepper.step(batch, stop=stop())
+        now = time.perf_counter()
         for one in totals:
-            one.add(result, waited)
+            one.add(result, now - mark, waited)
+        mark = now
         after_step(result)
-        seconds = time.perf_counter() - began
-        for one in totals:
-            one.seconds += seconds
         if result.votes:
             return False
 
@@ -200,7 +204,11 @@ def embed_dataset(
             )
             advance(len(ids[start : start + batch_size]))
 
-    embedded = embed_batches(model, batches(), device=device, precision=precision, channels_last=True)
+    decoded = Ahead(batches(), 1)  # while the batch before is embedded
+    try:
+        embedded = embed_batches(model, decoded, device=device, precision=precision, channels_last=True)
+    finally:
+        decoded.close()
     in_order = torch.empty_like(embedded)
     in_order[torch.from_numpy(order)] = embedded
     return in_order

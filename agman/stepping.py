@@ -3,6 +3,7 @@
 Shape suffix: B triplets of a part.
 """
 
+import math
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -114,23 +115,22 @@ class Stepper:
         if part.values is not None:
             values = part.values.flatten(0, 1).to(self.device, non_blocking=True)
             photos = part.index.flatten().to(self.device, non_blocking=True)
+        for seed in part.seeds:
+            torch.manual_seed(seed)  # some backbones drop paths at random: by the part, not by the process
         with autocast(self.device, self.precision):
             return self._wrapped(images, attributes, values, photos)
 
     def _checked_norm(self, losses: dict[str, float]) -> float:
         """The gradient's norm; clips it. All processes have the same gradient, so all raise or none does."""
         gradients = [parameter.grad for parameter in self.learned if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if not all(map(_finite, (float(norm), losses["loss"]))):
+        total = nn.utils.get_total_norm(gradients)
+        norm = float(total)
+        if not (math.isfinite(norm) and math.isfinite(losses["loss"])):
             parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-            raise NonFiniteLoss(f"the loss or its gradient is not finite: {parts}, gradient's norm {float(norm):.4g}")
+            raise NonFiniteLoss(f"the loss or its gradient is not finite: {parts}, gradient's norm {norm:.4g}")
         if self.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.learned, self.clip_norm, norm)
-        return float(norm)
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0
+            nn.utils.clip_grads_with_norm_(self.learned, self.clip_norm, total)
+        return norm
 
 
 def _figures(losses: Losses, triplets: int) -> Tensor:

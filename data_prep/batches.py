@@ -34,6 +34,8 @@ class BatchPlan:
     """Where this worker's parts begin and end among its triplets."""
     global_parts: int
     """Parts of the global batch."""
+    seeds: tuple[int, ...]
+    """Of each of this worker's parts, for whatever a model draws while it is trained."""
 
 
 def cut(total: int, parts: int) -> np.ndarray:
@@ -53,6 +55,16 @@ def batches_per_epoch(triplets: int, batch_size: int, parts: int = 1) -> int:
             "parts or --workers"
         )
     return count
+
+
+def share_of_epoch(triplets: int, batch_size: int, *, rank: int, workers: int, parts: int) -> np.ndarray:
+    """Which of an epoch's triplets are worker `rank`'s, ascending."""
+    bounds = cut(triplets, batches_per_epoch(triplets, batch_size, parts))
+    first, last = cut(parts, workers)[rank : rank + 2].tolist()
+    begin, size = bounds[:-1], np.diff(bounds)
+    cuts = {int(one): cut(int(one), parts)[[first, last]] for one in np.unique(size)}
+    own = np.stack([cuts[int(one)] for one in size])
+    return np.concatenate([np.arange(*rows) for rows in (begin[:, None] + own).tolist()])
 
 
 def plan_epoch(
@@ -90,4 +102,8 @@ def plan_epoch(
             global_size=end - begin,
             bounds=tuple((of_parts - of_parts[0]).tolist()),
             global_parts=parts,
+            seeds=tuple(
+                int(np.random.SeedSequence([seed, epoch, number, part]).generate_state(1)[0])
+                for part in range(first, last)
+            ),
         )

@@ -12,10 +12,23 @@ def cpus_for(workers: int, option: str = "--workers") -> int:
 
     Raises InputError, naming the `option`, if there is not one for each.
     """
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    nodes = _cpus_of_nodes()
     if workers > sum(nodes):
         raise InputError(f"{option} {workers}: the cluster has {sum(nodes)} CPUs, and each needs one")
     return max(share for share in range(1, max(nodes) + 1) if sum(node // share for node in nodes) >= workers)
+
+
+def cpus_for_elastic(least: int, most: int) -> int:
+    """The same for as many workers, up to `most`, as there is room for now; more may come with more nodes.
+
+    Raises InputError if there is no room for `least`.
+    """
+    cpus_for(least)
+    return cpus_for(min(most, sum(_cpus_of_nodes())))
+
+
+def _cpus_of_nodes() -> list[int]:
+    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def gpus_for(workers: int) -> bool:

@@ -80,7 +80,7 @@ class TrainConfig(BaseModel):
     """Stop early after so many epochs without a better validation score; none: train all epochs."""
     precision: Literal["fp32", "bf16", "fp64"] | None = None
     """bf16: autocast, with weights and losses in fp32. fp64: to check that workers compute what one would.
-    None: bf16 where the hardware computes in it, fp32 elsewhere."""
+    None: bf16 on GPUs and on CPUs that compute in it, else fp32."""
     channels_last: bool | None = None
     """Memory order of the convolutions; none: true on CPUs and GPUs. The numbers are the same but for rounding."""
     fused: bool | None = None

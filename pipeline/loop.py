@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import agman
 from agman.checkpoint import WEIGHTS, write_model
-from data_prep.batches import BatchPlan, batches_per_epoch, cut, plan_epoch
+from data_prep.batches import BatchPlan, batches_per_epoch, cut, plan_epoch, share_of_epoch
 from data_prep.dataset import Dataset, ImageStore, ValuesOf
 from data_prep.errors import InputError
 from data_prep.triplets import Triplets
@@ -71,8 +71,11 @@ class NonFiniteBatch(agman.NonFiniteLoss):
     """A batch whose loss or gradient is infinite or NaN; `record` names its triplets."""
 
     def __init__(self, message: str, record: dict[str, Any]):
-        super().__init__(message)
+        super().__init__(message, record)
         self.record = record
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,9 @@ class Training:
         """Of this epoch, and since the last point of the curves."""
         self.points: list[Point] = []
         """Metrics that are not known to be logged yet; they travel with the checkpoints."""
-        self._last: tuple[dict[str, float], float | None] = ({}, None)
+        self.score: float | None = None
+        """Of the last epoch, on validation."""
+        self._rates: dict[str, float] = {}
         self._copies: dict[str, torch.Tensor] = {}
         self._lock = threading.Lock()  # of `points`: they are taken away in the saver's thread
         torch.manual_seed(config.seed)
@@ -174,13 +179,14 @@ class Training:
 
         def after_step(result: agman.StepResult) -> None:
             self._count_step()
-            step_end(StepEnd(self.epoch + 1, self.step, result, self.recent.means() or self._last[0], self._last[1]))
+            step_end(StepEnd(self.epoch + 1, self.step, result, self.recent.means() or self._rates, self.score))
             if saver:
                 saver.after_step(self.step, self.snapshot)
 
         def load(epoch: int) -> agman.Ahead[agman.Batch]:
             plans = self._plans(epoch, start=self.step_in_epoch)
-            return agman.Ahead((_load(plan, images, values) for plan in plans), config.prefetch)
+            loaded = (_load(plan, images, values) for plan in plans)
+            return agman.Ahead((agman.pinned(batch, share.device) for batch in loaded), config.prefetch)
 
         batches = load(self.epoch)
         try:
@@ -210,10 +216,9 @@ class Training:
         self.step += 1
         self.step_in_epoch += 1
         if self.recent.steps >= self.config.log_every:
-            means = {f"steps/{name}": value for name, value in self.recent.means().items()}
-            self._last = ({name.removeprefix("steps/"): value for name, value in means.items()}, self._last[1])
+            self._rates = self.recent.means()
             with self._lock:
-                self.points.append((self.step, means))
+                self.points.append((self.step, {f"steps/{name}": value for name, value in self._rates.items()}))
             self.recent.clear()
 
     def _end_epoch(self, validation: Validation | None) -> EpochEnd:
@@ -227,7 +232,7 @@ class Training:
             better = self.best is None or score > self.best
             self.best = score if better else self.best
             self.epochs_since_best = 0 if better else self.epochs_since_best + 1
-            self._last = (self._last[0], score)
+            self.score = score
         with self._lock:
             self.points.append((self.step, metrics))
         return EpochEnd(self.epoch, self.step, metrics)
@@ -252,6 +257,7 @@ class Training:
             "step": self.step,
             "step_in_epoch": self.step_in_epoch,
             "best": self.best,
+            "score": self.score,
             "epochs_since_best": self.epochs_since_best,
             "totals": self.totals.as_dict(),
             "recent": self.recent.as_dict(),
@@ -259,8 +265,6 @@ class Training:
             "optimizer": optimizer | {"state": self._copied_state(optimizer["state"])},
             "scheduler": self.scheduler.state_dict(),
             "beside_model": {key: tensor.detach().cpu().clone() for key, tensor in self._beside_model().items()},
-            "rng": torch.get_rng_state(),
-            "run_id": self.run_id,
         }
         model = {
             key: self._copied(f"model.{key}", tensor, torch.contiguous_format)
@@ -270,23 +274,21 @@ class Training:
         return Snapshot(self.step, self.epoch, metrics, score, model, dict(self.model.config), description, state)
 
     def load(self, folder: Path) -> None:
-        """Take up where a snapshot was taken. Raises ValueError if it is one of another training."""
+        """Take up where a snapshot of the same training was taken."""
         self.model.load_state_dict(load_file(folder / WEIGHTS))
         state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
-        for name in ("epoch", "step", "step_in_epoch", "best", "epochs_since_best", "run_id"):
+        for name in ("epoch", "step", "step_in_epoch", "best", "score", "epochs_since_best"):
             setattr(self, name, state[name])
         self.totals, self.recent = agman.Totals(**state["totals"]), agman.Totals(**state["recent"])
         self.points = [(step, dict(metrics)) for step, metrics in state["points"]]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.objective.load_state_dict(state["beside_model"], strict=False)
-        torch.set_rng_state(state["rng"])
-        self._last = ({}, self.best)
 
-    def forget_points(self, until: int) -> None:
-        """The points up to step `until` are logged."""
+    def forget_points(self, logged: list[Point]) -> None:
+        """These, the first ones, are logged. There may be another one of the same step by now."""
         with self._lock:
-            self.points = [point for point in self.points if point[0] > until]
+            del self.points[: len(logged)]
 
     def points_until(self, step: int) -> list[Point]:
         with self._lock:
@@ -335,9 +337,13 @@ class Training:
     def _images_needed(self) -> np.ndarray:
         """The images of this worker's share of the triplets of all epochs that are left."""
         prepared = self.dataset.info.triplet_epochs
-        epochs = {epoch % prepared for epoch in range(self.epoch, self.config.epochs)}
-        of_epochs = [np.unique(np.concatenate([plan.image_ids for plan in self._plans(epoch)])) for epoch in epochs]
-        return np.unique(np.concatenate(of_epochs))
+        place = {"rank": self.share.rank, "workers": self.share.workers, "parts": self._parts}
+        needed = [np.empty(0, np.int64)]
+        for epoch in {epoch % prepared for epoch in range(self.epoch, self.config.epochs)}:
+            triplets = self._triplets(epoch)
+            rows = share_of_epoch(len(triplets), self.config.batch_size, **place)
+            needed += [np.unique(ids[rows]) for ids in (triplets.anchor, triplets.positive, triplets.negative)]
+        return np.unique(np.concatenate(needed))
 
     def _failure(self, error: agman.NonFiniteLoss) -> NonFiniteBatch:
         """Names the global batch that could not be learned from."""
@@ -441,4 +447,5 @@ def _load(plan: BatchPlan, images: ImageStore, values: ValuesOf | None) -> agman
         values=None if known is None else torch.from_numpy(known),
         bounds=plan.bounds,
         global_parts=plan.global_parts,
+        seeds=plan.seeds,
     )

@@ -1,4 +1,4 @@
-"""The link between the driver and Ray's workers: how far they are, and the wish to stop.
+"""The link between the driver and Ray's workers: how far they are, the wish to stop, and when to give up.
 
 Rank 0 writes to a small actor, a thread in the driver reads it.
 """
@@ -13,34 +13,68 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.console import bar_of, say_above
 
 INTERVAL = 0.5  # seconds between two looks, and between two writes
+FRUITLESS_STARTS = 3
+"""So many starts in a row that get no further than those before; then the training has failed."""
 
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds the latest (step, note), whether to stop, and what the workers met with."""
+    """Holds what the driver and the workers want to know of each other."""
 
     def __init__(self) -> None:
         self.latest = (0, "")
         self.stop = False
-        self.began_at = -1
-        self.began = 0
-        self.error = ""
         self.news: list[str] = []
+        self.starts = self.fruitless = self.workers = 0
+        self.reached = 0
+        self.error = self.verdict = ""
+        self.leader: ActorHandle | None = None
         self.group: PlacementGroup | None = None
+
+    # From the workers
+
+    def begin(self, workers: int, leader: ActorHandle, group: PlacementGroup | None) -> str:
+        """A group of workers starts; says why not, if it is not to.
+
+        A start is fruitless if the one before got no further than those before it. Not if the group has another
+        size: then Ray has resized it. `leader` is its rank 0, `group` what it holds of the cluster.
+        """
+        self.leader, self.group = leader, group
+        error, self.error = self.error, ""
+        reached = self.latest[0]
+        if self.starts:
+            self.news.append(f"{error or 'workers were lost, or joined'}: starting anew on {workers}")
+            if reached > self.reached:
+                self.fruitless = 0
+            elif workers == self.workers or error:
+                self.fruitless += 1
+        self.reached = max(self.reached, reached)
+        self.workers = workers
+        self.starts += 1
+        if self.fruitless >= FRUITLESS_STARTS:
+            cause = error or "the workers were killed"
+            self.verdict = f"{FRUITLESS_STARTS} starts in a row got no further than step {self.reached:,} ({cause})"
+        return self.verdict
 
     def put(self, step: int, note: str) -> bool:
         """Answers whether to stop."""
         self.latest = (step, note)
         return self.stop
 
-    def get(self) -> tuple[int, str, list[str]]:
+    def failed(self, error: str) -> None:
+        """Ray will start anew. The first error counts: it makes the other workers lose their connections."""
+        self.error = self.error or error
+
+    # From the driver
+
+    def look(self) -> tuple[int, str, list[str]]:
         """The latest, and what is new since the last look."""
         news, self.news = self.news, []
         return (*self.latest, news)
@@ -48,22 +82,13 @@ class ProgressBoard:
     def ask_to_stop(self) -> None:
         self.stop = True
 
-    def begin(self, step: int, group: PlacementGroup | None) -> tuple[int, str]:
-        """A group of workers starts from `step`: how many in a row did so, and the last error of theirs."""
-        self.group = group
-        if self.began:
-            self.news.append(f"workers were lost ({self.error or 'killed'}); going on from step {step:,}")
-        self.began = self.began + 1 if step == self.began_at else 1
-        self.began_at = step
-        error, self.error = self.error, ""
-        return self.began, error
+    def held(self) -> tuple[ActorHandle | None, PlacementGroup | None]:
+        """The last group's leader, and what the group holds of the cluster."""
+        return self.leader, self.group
 
-    def held(self) -> PlacementGroup | None:
-        """What the latest group of workers holds of the cluster."""
-        return self.group
-
-    def failed(self, error: str) -> None:
-        self.error = error
+    def why_not(self) -> str:
+        """Why the workers gave up, or what the last error was."""
+        return self.verdict or self.error
 
 
 class Reporter:
@@ -71,22 +96,37 @@ class Reporter:
 
     def __init__(self, board: ActorHandle, last: int):
         self.board, self.last = board, last
-        self.told = 0.0
-        self.answer: Any = None
+        self._told = 0.0
+        self._answer: Any = None
         self._stop = False
 
     def tell(self, step: int, note: Callable[[], str]) -> None:
-        if time.monotonic() - self.told >= INTERVAL or step == self.last:
-            self.told = time.monotonic()
-            self.answer = self.board.put.remote(step, note())
+        if time.monotonic() - self._told >= INTERVAL or step == self.last:
+            self.stop()  # the answer before must not be lost
+            self._told = time.monotonic()
+            self._answer = self.board.put.remote(step, note())
 
     def stop(self) -> bool:
         """Whether the driver has asked to stop, as of the last answer. A lost driver asks for nothing."""
-        if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             with suppress(RayError):
-                self._stop = self._stop or ray.get(self.answer)
-            self.answer = None
+                self._stop = self._stop or ray.get(self._answer)
+            self._answer = None
         return self._stop
+
+
+def hears(board: ActorHandle) -> bool:
+    """Whether a worker is there that will stop when asked to: none is while they wait for resources, or start."""
+    try:
+        leader, _ = ray.get(board.held.remote())
+        if leader is None:
+            return False
+        ray.get(leader.__ray_ready__.remote(), timeout=10)
+    except GetTimeoutError:  # busy, or on a node that is not known to be lost yet
+        return True
+    except RayError:
+        return False
+    return True
 
 
 @contextmanager
@@ -102,15 +142,16 @@ def shown(title: str, total: int, stop: threading.Event) -> Iterator[ActorHandle
     bar.set_postfix_str("starting the workers")
 
     def look() -> None:
-        step, note, news = ray.get(board.get.remote())
-        for line in news:
-            say_above(line)
-        if not step:
-            return
-        if not bar.n:
-            bar.initial = step  # continued: the steps before count neither for the rate nor for the time left
-        bar.set_postfix_str(note, refresh=False)
-        bar.update(step - bar.n)
+        with suppress(RayError):  # without a board the training goes on unseen
+            step, note, news = ray.get(board.look.remote())
+            for line in news:
+                say_above(line)
+            if not step:
+                return
+            if not bar.n:
+                bar.initial = step  # continued: the steps before count neither for the rate nor for the time left
+            bar.set_postfix_str(note, refresh=False)
+            bar.update(step - bar.n)
 
     def follow() -> None:
         asked = False

@@ -25,6 +25,7 @@ from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline import run_guard
 from pipeline.console import say
+from pipeline.errors import JobFailed
 
 SQLITE = "sqlite:///"
 METRICS_A_BATCH = 1000  # MLflow's limit
@@ -248,6 +249,15 @@ def start(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run |
         client.set_terminated(this.run_id, status="FAILED")
         raise
     return this
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Raises JobFailed, in one line without credentials, where the tracking store stops answering in the block."""
+    try:
+        yield
+    except MlflowException as error:
+        raise JobFailed(f"the tracking store does not answer ({_reason(error)})") from None
 
 
 @contextmanager

@@ -6,7 +6,6 @@ so that a trial that is stopped or killed can leave no run open.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 import time
@@ -34,6 +33,7 @@ from pipeline.config import TrainConfig, make_config
 from pipeline.console import bar_of, show_table
 from pipeline.errors import JobFailed
 from pipeline.loop import EpochEnd, Share, Training, resolved
+from pipeline.presets import nearest
 from pipeline.training import check
 
 METRIC = "valid/map"
@@ -86,9 +86,7 @@ def find_space(name: str) -> tuple[Callable[[optuna.Trial], Any], dict[str, Any]
     """The define-by-run function and starting point of `tune_spaces/NAME.py`. Raises InputError if unknown."""
     known = [module.name for module in pkgutil.iter_modules(tune_spaces.__path__)]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise InputError(f"--space {name}: no such search space; {hint}")
+        raise InputError(f"--space {name}: no such search space; {nearest(name, known)}")
     module = importlib.import_module(f"tune_spaces.{name}")
     return module.space, module.START
 
@@ -117,7 +115,7 @@ def tune(
     """
     define, start = find_space(space)
     make_config(config.model_dump() | start)
-    check(config, dataset, parts=1)
+    check(config, dataset, workers=1)
     if not dataset.info.queries["valid"]:
         raise InputError(f"{dataset.path}: a search needs a validation split with queries, the dataset has none")
     started = time.perf_counter()

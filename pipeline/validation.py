@@ -28,7 +28,7 @@ class Validation:
     """Embeds one worker's share of the validation images, and scores all workers' embeddings together."""
 
     def __init__(self, dataset: Dataset, image_size: int, *, rank: int, workers: int, device: str, threads: int):
-        self.workers, self.device = workers, device
+        self.rank, self.workers, self.device = rank, workers, device
         self.names = dataset.info.attribute_names
         self.pairs = dataset.retrieval(SPLIT) if dataset.info.queries[SPLIT] else None
         if self.pairs is not None:
@@ -45,6 +45,13 @@ class Validation:
         """`valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, or
         `valid/triplet_accuracy`; the same on every worker."""
         embeddings = self._embedded(model, precision)
+        found = [self._scored(embeddings) if self.rank == 0 else None]
+        if self.workers > 1:
+            dist.broadcast_object_list(found)  # one worker's, so that no rounding makes them stop at different epochs
+        assert found[0] is not None
+        return found[0]
+
+    def _scored(self, embeddings: torch.Tensor) -> dict[str, float]:
         if self.pairs is None:
             return {f"{SPLIT}/triplet_accuracy": agman.triplet_accuracy(*embeddings.chunk(3))}
         is_query = (self.pairs["role"] == "query").to_numpy()

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from s3_server import Bucket, served
+from trainings import command, longer, undisturbed  # noqa: F401
 
 from data_prep.annotation import Row, frame_of
 from data_prep.asen_split import assign_splits
@@ -120,12 +121,12 @@ class Finished:
 @pytest.fixture
 def agman_command(tmp_path: Path) -> Callable[..., Finished]:
     """Runs the installed `agman` command in an empty folder."""
-    command = Path(sys.executable).with_name("agman")
+    program = Path(sys.executable).with_name("agman")
 
     def run(*arguments: object, cwd: Path = tmp_path) -> Finished:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
         done = subprocess.run(
-            [str(command), *map(str, arguments)],
+            [str(program), *map(str, arguments)],
             cwd=cwd,
             env=environment,
             capture_output=True,

@@ -31,6 +31,8 @@ class Bucket:
     """Writing keys that match this pattern is answered with an error."""
     code: int = 500
     """Of that error; pyarrow tries some seconds where it is 500, and believes a 403 at once."""
+    failed: list[str] = field(default_factory=list)
+    """Keys whose writing was answered so, in order."""
     deletes: list[str] = field(default_factory=list)
     """Keys deleted, in order."""
     undeletable: str | None = None
@@ -168,6 +170,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _fails(self) -> bool:
         if self.bucket.failing and re.search(self.bucket.failing, self._key):
+            self.bucket.failed.append(self._key)
             name = "InternalError" if self.bucket.code == 500 else "AccessDenied"
             self._answer(self.bucket.code, f"<Error><Code>{name}</Code><Message>broken</Message></Error>".encode())
             return True

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import make_photographs, told
+from trainings import descendants
 
 from data_prep import packing
 from data_prep.dataset import Dataset
@@ -105,21 +105,6 @@ class Preparing:
     def finish(self) -> str:
         _, err = self.process.communicate(timeout=120)
         return err
-
-
-def descendants(process: int) -> Iterator[int]:
-    children: dict[int, list[int]] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has just ended
-        children.setdefault(int(fields[1]), []).append(int(status.parent.name))
-    waiting = [process]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        yield from below
-        waiting += below
 
 
 def times_of(partial: Path) -> dict[str, int]:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from test_kill import descendants
+from trainings import descendants
 
 from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
