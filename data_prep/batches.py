@@ -102,8 +102,9 @@ def plan_epoch(
             global_size=end - begin,
             bounds=tuple((of_parts - of_parts[0]).tolist()),
             global_parts=parts,
-            seeds=tuple(
-                int(np.random.SeedSequence([seed, epoch, number, part]).generate_state(1)[0])
-                for part in range(first, last)
-            ),
+            seeds=tuple(_seed(seed, epoch, number, part) for part in range(first, last)),
         )
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

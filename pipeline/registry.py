@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import io
 import json
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +25,7 @@ from PIL import Image
 import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
 from data_prep.errors import InputError
+from data_prep.storage import Storage
 from pipeline import tracking
 
 PUBLISHED = ".pth.tar"
@@ -96,18 +99,28 @@ def _version_of(client: mlflow.MlflowClient, name: str, alias: str) -> str | Non
 
 
 def find_model(model: str) -> Path:
-    """The folder with `model.safetensors` behind a registry URI, a run's URI, or a checkpoint folder.
+    """The folder with `model.safetensors` behind a registry URI, a run's URI, or a checkpoint's folder or URI.
 
     Raises InputError naming what is not there.
     """
     if model.startswith(("models:/", "runs:/")):
         return _downloaded(model)
-    folder = Path(model)
+    folder = _fetched(Storage(model)) if "://" in model else Path(model)
     if not (folder / DESCRIPTION).is_file():
         raise InputError(
             f"{model}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder "
             f"or a published {PUBLISHED} file"
         )
+    return folder
+
+
+def _fetched(place: Storage) -> Path:
+    """A copy that goes when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="agman-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in (WEIGHTS, DESCRIPTION):
+        with suppress(FileNotFoundError):
+            (place / name).download(folder / name)
     return folder
 
 

@@ -145,15 +145,6 @@ class OpenRun(Run):
     """The run of a block `with run(...)`, as the driver has it."""
 
     token: str = field(compare=False, repr=False)
-    _marks: set[str] = field(default_factory=set, compare=False, repr=False)
-
-    @property
-    def stopped(self) -> bool:
-        return "stopped" in self._marks
-
-    def to_be_continued(self) -> None:
-        """The training was stopped and can be resumed: the block, however it is left, ends the run as KILLED."""
-        self._marks.add("stopped")
 
 
 @dataclass
@@ -186,14 +177,16 @@ class PointLog:
     def __init__(self, run: Run):
         self.run = run
         self._lock = threading.Lock()
-        self._waiting: Points = []
+        self._waiting: dict[int, dict[str, float]] = {}
+        """By steps: the caller may hand over the same points again."""
         self._pause_until = 0.0
         self._failing = False
 
     def add(self, points: Points) -> None:
         """Log these points and those that wait. Never raises."""
         with self._lock:
-            self._waiting += [(step, dict(metrics)) for step, metrics in points]
+            for step, metrics in points:
+                self._waiting.setdefault(step, {}).update(metrics)
             if time.monotonic() >= self._pause_until:
                 self._try()
 
@@ -216,7 +209,7 @@ class PointLog:
             return None
         started = time.monotonic()
         try:
-            self.run.log_points(self._waiting)
+            self.run.log_points(sorted(self._waiting.items()))
         except Exception as error:
             now = time.monotonic()
             self._pause_until = now + 9 * (now - started) if now - started > 1 else 0.0
@@ -226,7 +219,7 @@ class PointLog:
             return error
         if self._failing:
             say(f"note: the tracking store answers again, {len(self._waiting)} steps' metrics are logged")
-        self._waiting, self._failing = [], False
+        self._waiting, self._failing = {}, False
         return None
 
 
@@ -266,8 +259,8 @@ def run(
 ) -> Iterator[OpenRun]:
     """A run for the length of the block: the run of id `resume` if the store has it, or else a new one.
 
-    It ends FINISHED; FAILED by an error; KILLED by Ctrl-C, by SystemExit, where the block called `to_be_continued`,
-    and, through a guard process, where this process is killed. A resumed run keeps its params; those that are
+    It ends FINISHED; FAILED by an error; KILLED by Ctrl-C, by SystemExit, and, through a guard process, where this
+    process is killed. A resumed run keeps its params; those that are
     different now become tags (`resumed.workers`). If a newer driver has taken the run over, its end is that one's.
 
     Raises InputError or MlflowException at the block's start. At its end, never: if the store does not answer then,
@@ -297,7 +290,7 @@ def run(
         status = "KILLED"
         raise
     finally:
-        _end(this, guard, "KILLED" if this and this.stopped else status)
+        _end(this, guard, status)
 
 
 def _log_again(client: MlflowClient, before: Any, params: dict[str, Any], tags: dict[str, str]) -> None:

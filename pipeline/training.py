@@ -106,8 +106,7 @@ def train(
         asked = config
         config = resolved(config, "cuda" if use_gpu else "cpu", most, cpus)
         digest = _digest(dataset, config)
-        storage = Storage(storage)
-        place = _claimed(stack, storage, name or f"{dataset.info.name}-{config.model}-{digest[:8]}", fresh)
+        place = _claimed(stack, Storage(storage), name or f"{dataset.info.name}-{config.model}-{digest[:8]}", fresh)
         begun = read_json(place / DESCRIPTION)
         if begun.get("digest", digest) != digest:
             raise InputError(f"{place}: holds a training of other settings or another dataset; give another name")

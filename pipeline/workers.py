@@ -1,6 +1,7 @@
 """A training's workers on Ray: what each of them runs, and how the driver starts them, follows them and stops them.
 
-Ray Train starts the group anew when some are lost. Whatever dies, the next group goes on from the newest whole checkpoint.
+Ray Train starts the group anew when some are lost. Whatever dies, the next group goes on from the newest whole
+checkpoint.
 """
 
 from __future__ import annotations
@@ -213,10 +214,7 @@ def _train_share(task: Task, board: ActorHandle, share: Share) -> dict[str, Any]
     if latest := _agreed(share, kept.latest):
         with kept.opened(latest) as folder:
             training.load(folder)
-    if share.rank == 0:
-        ending = _lead(training, kept, task, Reporter(board, last=task.steps))
-    else:
-        ending = training.run()
+    ending = _lead(training, kept, task, board) if share.rank == 0 else training.run()
     state = FINISHED if ending == "finished" else STOPPED
     return {"state": state, "step": training.step, "epoch": training.epoch}
 
@@ -230,9 +228,9 @@ def _check_shared(task: Task, share: Share) -> None:
         )
 
 
-def _lead(training: Training, kept: Checkpoints, task: Task, reporter: Reporter) -> str:
+def _lead(training: Training, kept: Checkpoints, task: Task, board: ActorHandle) -> str:
     """Rank 0's part: checkpoints, MLflow, the live line, the wish to stop."""
-    config, log = task.config, tracking.PointLog(task.run)
+    config, log, reporter = task.config, tracking.PointLog(task.run), Reporter(board, last=task.steps)
 
     def stands(checkpoint: Checkpoint) -> None:
         points = training.points_until(checkpoint.step)

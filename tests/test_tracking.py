@@ -173,17 +173,6 @@ def test_an_error_passes_through(client: MlflowClient, error: type[BaseException
     assert status(client, run.run_id) == ends
 
 
-def test_stopped_to_be_continued(client: MlflowClient) -> None:
-    with tracking.run(INFO, "training", {}) as run:
-        run.to_be_continued()
-    assert status(client, run.run_id) == "KILLED"
-    with pytest.raises(RuntimeError), tracking.run(INFO, "training", {}, resume=run.run_id) as again:
-        again.to_be_continued()
-        raise RuntimeError("the caller's own way out")
-    assert again == run
-    assert status(client, run.run_id) == "KILLED"
-
-
 def test_a_resumed_run_is_the_same_run(client: MlflowClient) -> None:
     with pytest.raises(ValueError), tracking.run(INFO, "training", {"lr": 0.1, "workers": 2}) as first:
         raise ValueError

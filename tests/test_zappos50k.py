@@ -264,7 +264,7 @@ def test_without_lists_triplets_come_from_the_labels(shoes: Path, tmp_path: Path
 @pytest.mark.parametrize("setting", ["proxy_weight=1", "mining=semi_hard", "mining=hard", "info_nce_weight=0.5"])
 def test_lists_of_triplets_cannot_train_what_needs_values(prepared_lists: Dataset, setting: str) -> None:
     with pytest.raises(InputError) as error:
-        check(load_config(None, [setting]), prepared_lists, parts=1)
+        check(load_config(None, [setting]), prepared_lists, workers=1)
     assert str(error.value) == f"{setting}: {prepared_lists.path} has triplets but no values to learn"
 
 
