@@ -98,12 +98,15 @@ class Command:
     ):
         self.folder, self.storage = folder, storage
         self.mark = secrets.token_hex(8)
+        self.seen: dict[int, str] = {}
+        """Its processes, id -> when it began: those whose titles hide that they are marked, too."""
         settings = [f"{key}={value}" for key, value in SETTINGS.items() if key not in without]
         where = ["--storage", storage] if storage else []
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         environment |= {MARK: self.mark, "PYTHONPATH": str(ROOT)}
         if address:  # of a cluster that this process has started, in whatever mode its own Ray is in
             environment |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
+        self._looked = 0.0
         self.log = folder / f"log-{time.monotonic_ns()}"
         self.out = self.log.with_suffix(".out")
         with self.log.open("w") as log, self.out.open("w") as out:
@@ -122,8 +125,8 @@ class Command:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What it printed with `--json`."""
-        return json.loads(self.out.read_text())
+        """What it printed with `--json`: the last line. Ray may print a worker's death before it."""
+        return json.loads(self.out.read_text().splitlines()[-1])
 
     def checkpoints(self) -> list[Checkpoint]:
         return [
@@ -138,15 +141,39 @@ class Command:
         while not until():
             assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.said}"
             assert time.monotonic() < deadline, self.said
+            self.look()
             time.sleep(0.05)
 
     def finish(self, code: int = 0) -> str:
-        assert self.process.wait(timeout=300) == code, self.said
+        deadline = time.monotonic() + 300
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.said
+            self.look()
+            time.sleep(0.2)
+        assert self.process.returncode == code, self.said
         return self.said
+
+    def look(self) -> None:
+        """Take down, at most once a second, what processes it has."""
+        if time.monotonic() - self._looked >= 1:
+            self._looked = time.monotonic()
+            self.seen |= {process: began for process in descendants(self.process.pid) if (began := _began(process))}
+
+    def left(self) -> dict[int, str]:
+        """Id -> command line of those that are alive."""
+        alive = {process: _line(process) for process, began in self.seen.items() if _began(process) == began}
+        return alive | marked(self.mark)
+
+    def wait_for_the_end(self) -> None:
+        """Wait until nothing is left of it. Ray's agents look for a raylet that was killed once in a minute."""
+        deadline = time.monotonic() + 180
+        while left := self.left():
+            assert time.monotonic() < deadline, f"processes that outlive their command: {left}"
+            time.sleep(0.2)
 
     def kill(self) -> None:
         """What is left of it, whatever happened."""
-        mine = [*descendants(self.process.pid), *marked(self.mark), self.process.pid]
+        mine = [*descendants(self.process.pid), *self.left(), self.process.pid]
         for process in mine:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -164,11 +191,13 @@ def command(longer: Dataset, tmp_path: Path) -> Iterator[Callable[..., Command]]
         return started[-1]
 
     yield start
-    running = [one for one in started if one.process.poll() is None]
-    left = {} if running else wait_for_the_end(*(one.mark for one in started))
-    for one in started:
-        one.kill()
-    assert not left, "processes that outlive their command"
+    try:
+        for one in started:
+            if one.process.poll() is not None:
+                one.wait_for_the_end()
+    finally:
+        for one in started:
+            one.kill()
 
 
 def descendants(process: int) -> Iterator[int]:
@@ -192,18 +221,22 @@ def marked(mark: str) -> dict[int, str]:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
-                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(process.name)] = _line(int(process.name))
     return found
 
 
-def wait_for_the_end(*marks: str) -> dict[int, str]:
-    """Wait until all processes of these marks have ended. Those that have not after a minute."""
-    deadline = time.monotonic() + 60
-    while True:
-        left = {process: line for mark in marks for process, line in marked(mark).items()}
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.2)
+def _line(process: int) -> str:
+    with suppress(OSError):
+        return " ".join(Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode().split())
+    return ""
+
+
+def _began(process: int) -> str:
+    """When it was started; empty if it is over, or only waits for its parent to notice."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    return ""
 
 
 def processes(named: str, below: int | None = None) -> list[int]:
