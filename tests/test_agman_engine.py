@@ -1,5 +1,7 @@
 """One step, one evaluation: what goes in, what comes out, and that the weights move as they should."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,19 @@ def test_parts_count_by_their_triplets():
             torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-12)
 
 
+def test_what_a_model_draws_goes_by_the_parts_seed():
+    """Some backbones drop paths at random; here a dropout stands for them."""
+    batch = agman.Batch(**fields_of(new_batch(triplets=3)) | {"bounds": (0, 1, 3), "global_parts": 2})
+    losses = []
+    for seeds in ((5, 6), (5, 6), (5, 7)):
+        objective = agman.TripletObjective(new_model())
+        objective.model.backbone.layer1.append(torch.nn.Dropout(0.5))
+        torch.rand(len(losses))  # another state of the generator each time
+        stepper = agman.Stepper(objective, agman.build_optimizer(objective))
+        losses.append(stepper.step(replace(batch, seeds=seeds)).loss)
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_a_loss_that_is_not_finite_touches_no_weight():
     objective = agman.TripletObjective(new_model(classify=False))
     with torch.no_grad():
@@ -153,6 +168,7 @@ def test_unknown_precision_is_refused():
         ({"bounds": (0, 1)}, "do not cut 2 triplets"),
         ({"bounds": (0, 0, 2), "global_parts": 2}, "do not cut 2 triplets"),
         ({"bounds": (0, 1, 2)}, "global_parts 1 is less"),
+        ({"seeds": (1, 2)}, "2 seeds for 1 parts"),
     ],
 )
 def test_impossible_batches_are_refused(change, message):

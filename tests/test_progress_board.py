@@ -1,0 +1,77 @@
+"""The board between the driver and the workers: the wish to stop, and when starting anew is given up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline import progress_board
+from pipeline.progress_board import FRUITLESS_STARTS, ProgressBoard, Reporter, hears
+
+
+@pytest.fixture
+def board(ray_started: None) -> Iterator[Any]:
+    board = ProgressBoard.remote()  # type: ignore[attr-defined]
+    yield board
+    ray.kill(board)
+
+
+def begin(board: Any, workers: int = 2) -> str:
+    return ray.get(board.begin.remote(workers, board, None))
+
+
+def reach(board: Any, step: int) -> None:
+    ray.get(board.put.remote(step, "a note"))
+
+
+def test_the_wish_to_stop_is_heard_where_steps_are_slower_than_messages(
+    board: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step tells the board, and asks only after it has told."""
+    monkeypatch.setattr(progress_board, "INTERVAL", 0.0)
+    reporter = Reporter(board, last=100)
+    ray.get(board.ask_to_stop.remote())
+    heard = []
+    for step in range(1, 4):
+        reporter.tell(step, lambda: "a note")
+        heard.append(reporter.stop())
+        time.sleep(0.3)  # the step: in it, the answer arrives
+    assert heard[-1]
+    assert ray.get(board.look.remote())[:2] == (3, "a note")
+
+
+def test_starts_that_get_no_further_are_given_up_with_the_first_error(board: Any) -> None:
+    assert begin(board) == ""
+    reach(board, 7)
+    for _ in range(FRUITLESS_STARTS):
+        assert begin(board) == ""
+        reach(board, 6)
+        ray.get(board.failed.remote("worker 1: ValueError: no"))
+        ray.get(board.failed.remote("worker 0: RuntimeError: connection closed by peer"))
+    verdict = begin(board)
+    assert verdict == f"{FRUITLESS_STARTS} starts in a row got no further than step 7 (worker 1: ValueError: no)"
+    assert ray.get(board.why_not.remote()) == verdict
+    *_, news = ray.get(board.look.remote())
+    assert news[-1] == "worker 1: ValueError: no: starting anew on 2"
+
+
+def test_starts_that_get_further_or_change_their_size_are_not_given_up(board: Any) -> None:
+    for step in range(2 * FRUITLESS_STARTS):
+        assert begin(board) == ""
+        reach(board, step + 1)
+    for workers in (3, 4, 5, 6, 7):  # nodes join
+        assert begin(board, workers) == ""
+    assert begin(board, 8) == ""
+
+
+def test_nobody_hears_before_a_group_began_nor_after_its_leader_died(board: Any) -> None:
+    assert not hears(board)
+    leader = ProgressBoard.remote()  # type: ignore[attr-defined]
+    ray.get(board.begin.remote(1, leader, None))
+    assert hears(board)
+    ray.kill(leader)
+    assert not hears(board)
