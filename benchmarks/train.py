@@ -34,8 +34,8 @@ from pipeline.presets import PRESETS
 from pipeline.training import train
 
 ON_GPU = torch.cuda.is_available()
-SIZE, IMAGES, TRIPLETS, TURNS, EPOCHS = (224, 8_000, 6_400, 3, 3) if ON_GPU else (64, 2_000, 1_600, 3, 3)
-CHECKPOINT_EVERY, WINDOWS = 50, 6
+SIZE, IMAGES, TRIPLETS, TURNS, EPOCHS = (224, 8_000, 6_400, 3, 3) if ON_GPU else (64, 2_000, 1_600, 2, 2)
+CHECKPOINT_EVERY, WINDOWS = 50, 4
 SETTINGS = PRESETS["fast" if ON_GPU else "demo"].settings | {
     "weights": None,
     "proxy_weight": 0.0,
@@ -133,33 +133,28 @@ def main() -> None:
         prepare("fashionai", root, out, image_size=SIZE, triplets=enough, epochs=1, seed=0, progress=progress_bar)
         dataset, config = Dataset(out), make_config(SETTINGS)
         most = min(2, torch.cuda.device_count()) if ON_GPU else 2
-        ways: dict[tuple[str, int, str], Callable[..., Rates]] = {
-            (name, workers, norm): way
+        ways: dict[tuple[str, int], Callable[..., Rates]] = {
+            (name, workers): way
             for workers in range(1, most + 1)
-            for norm in (("per_part", "sync") if workers == 2 else ("per_part",))
             for name, way in (("plain torch", plain), ("Ray Train", on_ray))
-            if norm == "per_part" or name == "plain torch"
         }
-        found: dict[tuple[str, int, str], list[Rates]] = {key: [] for key in ways}
+        found: dict[tuple[str, int], list[Rates]] = {key: [] for key in ways}
         for turn in range(TURNS):
-            for (name, workers, norm), way in ways.items():
-                chosen = config.model_copy(update={"batch_norm": norm, "seed": turn})
-                speed, wait = way(dataset, chosen, workers)
-                say(f"turn {turn + 1}: {name}, {workers} workers, {norm}: {speed:.1f} triplets/s, waits {wait:.1%}")
-                found[name, workers, norm].append((speed, wait))
+            for (name, workers), way in ways.items():
+                speed, wait = way(dataset, config.model_copy(update={"seed": turn}), workers)
+                say(f"turn {turn + 1}: {name}, {workers} workers: {speed:.1f} triplets/s, waits {wait:.1%}")
+                found[name, workers].append((speed, wait))
         cost = checkpoint_cost(dataset, config)
     median = {key: [statistics.median(column) for column in zip(*rates, strict=True)] for key, rates in found.items()}
     rows = []
-    for (name, workers, norm), (speed, wait) in median.items():
-        base = median["plain torch", workers, norm][0]
-        alone = median[name, 1, "per_part"][0]
-        all_of_way = ", ".join(f"{one:.1f}" for one, _ in found[name, workers, norm])
+    for (name, workers), (speed, wait) in median.items():
+        base, alone = median["plain torch", workers][0], median[name, 1][0]
+        all_of_way = ", ".join(f"{one:.1f}" for one, _ in found[name, workers])
         rates = [f"{speed:.1f} ({all_of_way})", f"{wait:.2%}", f"{speed / base:.3f}", f"{speed / alone:.2f}"]
-        rows.append([name, str(workers), norm, *rates])
+        rows.append([name, str(workers), *rates])
     header = [
         "way",
         "workers",
-        "batch norm",
         "triplets/s (turns)",
         "data wait",
         "of plain torch",

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.console import bar_of, say_above
 
-INTERVAL = 0.5  # seconds between two looks, and between two writes
+INTERVAL = 1.0  # seconds between two looks, and between two writes
 FRUITLESS_STARTS = 3
 """So many starts in a row that get no further than those before; then the training has failed."""
 
@@ -92,7 +92,7 @@ class ProgressBoard:
 
 
 class Reporter:
-    """The worker's end: tells the board at most twice a second, without waiting for it."""
+    """The worker's end: tells the board at most once a second, without waiting for it."""
 
     def __init__(self, board: ActorHandle, last: int):
         self.board, self.last = board, last

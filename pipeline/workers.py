@@ -86,6 +86,9 @@ def run_workers(task: Task, title: str, workers: Workers, resources: dict[str, f
                 name="ray",
                 storage_path=scratch,  # Ray's own notes; checkpoints are ours
                 failure_config=ray.train.FailureConfig(max_failures=-1),  # the board counts fruitless starts
+                # The training runs in a thread. glibc gives threads heaps of their own, which go back to the system
+                # again and again, whatever agman.keep_freed_memory says.
+                worker_runtime_env={"env_vars": {"MALLOC_ARENA_MAX": "1"}},
             ),
         )
 
