@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.record import write_table
-from benchmarks.train import IMAGES, SETTINGS, SIZE, TRIPLETS
+from benchmarks.train import IMAGES, SETTINGS, WORKS
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.samples import sample
@@ -22,7 +22,8 @@ from pipeline.config import TrainConfig, make_config
 from pipeline.console import progress_bar, say
 from pipeline.loop import EpochEnd, Share, Training, resolved
 
-TURNS, EPOCHS = 3, 2
+TURNS, EPOCHS = 2, 2
+SIZE, TRIPLETS = WORKS[0].size, WORKS[0].triplets // 2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANGES: tuple[dict[str, object], ...] = (
     {},
