@@ -153,6 +153,6 @@ def test_batches_differ_by_one_triplet_at_most() -> None:
     assert set(sizes) <= {14, 15}
 
 
-def test_more_workers_than_triplets_in_a_batch_is_refused() -> None:
+def test_more_parts_than_triplets_in_a_batch_are_refused() -> None:
     with pytest.raises(InputError, match="raise batch_size"):
-        batches_per_epoch(triplets=30, batch_size=2, workers=3)
+        batches_per_epoch(triplets=30, batch_size=2, parts=3)
