@@ -260,8 +260,8 @@ def run(
     """A run for the length of the block: the run of id `resume` if the store has it, or else a new one.
 
     It ends FINISHED; FAILED by an error; KILLED by Ctrl-C, by SystemExit, and, through a guard process, where this
-    process is killed. A resumed run keeps its params; those that are
-    different now become tags (`resumed.workers`). If a newer driver has taken the run over, its end is that one's.
+    process is killed. A resumed run keeps its params; those that are different now become tags (`resumed.workers`).
+    If a newer driver has taken the run over, its end is that one's.
 
     Raises InputError or MlflowException at the block's start. At its end, never: if the store does not answer then,
     the guard goes on trying for an hour.
