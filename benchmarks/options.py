@@ -14,15 +14,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.record import write_table
-from benchmarks.train import IMAGES, SETTINGS, WORKS
+from benchmarks.train import COMMON, IMAGES, WORKS
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.samples import sample
 from pipeline.config import TrainConfig, make_config
 from pipeline.console import progress_bar, say
 from pipeline.loop import EpochEnd, Share, Training, resolved
+from pipeline.presets import PRESETS
 
 TURNS, EPOCHS = 2, 2
+SETTINGS = PRESETS[WORKS[0].preset].settings | COMMON
 SIZE, TRIPLETS = WORKS[0].size, WORKS[0].triplets // 2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANGES: tuple[dict[str, object], ...] = (
