@@ -4,6 +4,7 @@ Shape suffix: B triplets of a part.
 """
 
 import math
+import warnings
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -77,7 +78,11 @@ class Stepper:
         self._wrapped: Any = objective
         if self.several:
             # Buffers are the same everywhere already: synchronised batch norm's, and ours below.
-            self._wrapped = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():  # torch 2.15's new name for it still sends them once; 2.11 has this one
+                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+                self._wrapped = DistributedDataParallel(
+                    objective, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
             self._wrapped.register_comm_hook(self._sums, _Sums.over_processes)
 
     def step(self, batch: Batch, *, stop: bool = False) -> StepResult:

@@ -209,9 +209,10 @@ def main() -> None:
     header = ["training", "way", "workers", "triplets/s (turns)", "data wait"]
     header += ["of plain torch", "of 1 worker", "of peak"]
     notes = (
-        "Of peak: of a product of 4,096 × 4,096 matrices in the same type, by each worker. First training: a checkpoint "
-        f"of {cost['mib']:.0f} MiB in every second window of {CHECKPOINT_EVERY} steps of {cost['step']:.0f} ms, "
-        f"1 worker: it stood still {1000 * cost['stood']:.0f} ms for each ({cost['share']:.2%} of the window); windows "
-        f"with one took {cost['cost']:+.2%} (medians of {WINDOWS} each)."
+        "Of peak: of a product of 4,096 × 4,096 matrices in the same type, by each worker. First training: a "
+        f"checkpoint of {cost['mib']:.0f} MiB in every second window of {CHECKPOINT_EVERY} steps of "
+        f"{cost['step']:.0f} ms, 1 worker: it stood still {1000 * cost['stood']:.0f} ms for each "
+        f"({cost['share']:.2%} of the window); windows with one took {cost['cost']:+.2%} "
+        f"(medians of {WINDOWS} each)."
     )
     write_table("train", header, rows, notes)

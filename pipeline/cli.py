@@ -183,18 +183,20 @@ def train(
     from data_prep.dataset import Dataset
     from pipeline.config import load_config
     from pipeline.console import emit
-    from pipeline.summaries import describe_settings, show_trained
+    from pipeline.summaries import describe_settings
 
     config = load_config(config_file, (*settings, *([f"model={model_name}"] if model_name else [])), preset)
-    if show_config:
-        describe_settings(config, preset)
-        return emit(config.model_dump(), as_json)
-    if data is None:
+    if not show_config and data is None:
         raise click.UsageError("Missing option '--data'.")
-    dataset = Dataset(data)
+    dataset = Dataset(data) if data is not None else None
+    from pipeline.training import preview, show
     from pipeline.training import train as run_training
 
-    emit(show_trained(run_training(dataset, config, workers=workers, storage=storage, fresh=fresh)), as_json)
+    if show_config or dataset is None:
+        config = preview(config, dataset, workers[1])
+        describe_settings(config, preset)
+        return emit(config.model_dump(), as_json)
+    emit(show(run_training(dataset, config, workers=workers, storage=storage, fresh=fresh)), as_json)
 
 
 @cli.command()

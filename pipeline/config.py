@@ -142,18 +142,30 @@ class TrainConfig(BaseModel):
 
 
 def load_config(file: Path | None, settings: Iterable[str], preset: str | None = None) -> TrainConfig:
-    """A preset, a YAML file over it, then KEY=VALUE settings. Raises InputError naming the key at fault."""
+    """A preset, a YAML file over it, then KEY=VALUE settings. Raises InputError naming the key and file at fault."""
     values: dict[str, Any] = {}
     if preset is not None:
         values |= find_preset(preset).settings
     if file is not None:
-        values |= _read_file(file)
+        from_file = _read_file(file)
+        try:
+            make_config(values | from_file)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
+        values |= from_file
+    return make_config(values | read_settings(settings))
+
+
+def read_settings(settings: Iterable[str]) -> dict[str, str]:
+    """KEY=VALUE settings. Raises InputError for another form, and for a key that is given two values."""
+    values: dict[str, str] = {}
     for setting in settings:
-        key, equals, value = setting.partition("=")
+        key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals:
             raise InputError(f"{setting!r}: settings have the form KEY=VALUE, e.g. epochs=5")
-        values[key.strip()] = value.strip()
-    return make_config(values)
+        if values.setdefault(key, value) != value:
+            raise InputError(f"{key} is given twice: {values[key]} and {value}; leave one out")
+    return values
 
 
 def make_config(values: dict[str, Any]) -> TrainConfig:
@@ -169,15 +181,43 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
         raise InputError(f"{first['loc'][0]}={first['input']}: {first['msg'].lower()}") from error
 
 
+def allowed(key: str) -> str:
+    """Which values a setting takes, in words."""
+    described = TrainConfig.model_json_schema()["properties"][key]
+    kind = next(kind for kind in described.get("anyOf", [described]) if kind["type"] != "null")
+    if "enum" in kind:
+        return " | ".join(kind["enum"])
+    words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true | false"}[kind["type"]]
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤"}
+    return ", ".join([words, *(f"{sign} {kind[name]:g}" for name, sign in signs.items() if name in kind)])
+
+
 def _read_file(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _OnceEach)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{file}{line}: not a YAML file of KEY: VALUE lines ({error.problem})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: not a YAML file ({str(error).splitlines()[0]})") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected KEY: VALUE lines")
+    if "preset" in content:
+        raise InputError(f"{file}: preset is an option of the command: --preset {content['preset']}")
     return {str(key): value for key, value in content.items()}
+
+
+class _OnceEach(yaml.SafeLoader):
+    """YAML, but a key that stands twice in a file is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -15,6 +15,9 @@ from tqdm import tqdm
 
 from data_prep.progress import Advance
 
+LEFT = ("allowed", "meaning")
+"""Columns of words."""
+
 _bars: WeakSet[tqdm] = WeakSet()
 # A log file has no width; eighty columns would fold every table.
 _console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 140)
@@ -27,7 +30,7 @@ def say(message: str) -> None:
 
 def say_above(message: str) -> None:
     """One line on stderr while a bar stands there."""
-    tqdm.write(message, file=sys.stderr)
+    tqdm.write(message, file=_STDERR)  # the bars' own file, or tqdm would not take them away first
 
 
 def printable(text: str, longest: int = 300) -> str:
@@ -51,7 +54,7 @@ def progress_bar(title: str, total: int) -> Advance:
 def bar_of(title: str, total: int, unit: str = "") -> tqdm:
     """A tqdm bar; in a log file (no terminal) it writes a line every ten seconds at most."""
     interval = 0.2 if sys.stderr.isatty() else 10
-    bar = tqdm(desc=title, total=total, unit=unit, file=_Stderr(), mininterval=interval, dynamic_ncols=True)
+    bar = tqdm(desc=title, total=total, unit=unit, file=_STDERR, mininterval=interval, dynamic_ncols=True)
     _bars.add(bar)
     return bar
 
@@ -71,6 +74,9 @@ class _Stderr:
         return getattr(sys.stderr, name)
 
 
+_STDERR = _Stderr()
+
+
 def close_bars() -> None:
     """End the bars that a failed job left standing, so that what is said next is the last line."""
     for bar in list(_bars):
@@ -81,7 +87,7 @@ def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A table on stderr: first column left, the others right."""
     table = Table(title=title, title_justify="left")
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number and name != "meaning" else "left")
+        table.add_column(name, justify="left" if not number or name in LEFT else "right")
     for row in rows:
         table.add_row(*map(escape, row))
     _console.print(table)

@@ -283,6 +283,8 @@ class Training:
         self.points = [(step, dict(metrics)) for step, metrics in state["points"]]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        # Saved after an epoch's last step: the schedule goes on without a step here, and torch would warn of that.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.objective.load_state_dict(state["beside_model"], strict=False)
 
     def forget_points(self, logged: list[Point]) -> None:

@@ -149,7 +149,9 @@ def shown(title: str, total: int, stop: threading.Event) -> Iterator[ActorHandle
             if not step:
                 return
             if not bar.n:
-                bar.initial = step  # continued: the steps before count neither for the rate nor for the time left
+                # Neither the workers' start nor the steps of an earlier command count for the rate and the time left.
+                bar.reset()
+                bar.initial = bar.n = step
             bar.set_postfix_str(note, refresh=False)
             bar.update(step - bar.n)
 

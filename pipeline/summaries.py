@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_prep.storage import Storage
 from data_prep.tables import SPLITS
-from pipeline.config import TrainConfig
+from pipeline.config import TrainConfig, allowed
 from pipeline.console import printable, say, show_table
 from pipeline.prep_report.expectations import Expectations
 from pipeline.prep_report.page import PrepSummary
 from pipeline.presets import PRESETS
-
-if TYPE_CHECKING:  # brings Ray and MLflow, which a preparation does without
-    from pipeline.training import Trained
 
 
 def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
@@ -73,31 +70,15 @@ def show_settings(config: TrainConfig) -> None:
 
 
 def describe_settings(config: TrainConfig, preset: str | None) -> None:
-    """Every setting with its value and meaning, after what the preset says of itself."""
+    """Every setting with its value, its choice and its meaning, after what the preset says of itself."""
     if preset:
         say(f"preset {preset}: {PRESETS[preset].about}")
     rows = [
-        [name, _typed(getattr(config, name)), (field.description or "").replace("\n", " ")]
+        [name, _typed(getattr(config, name)), allowed(name), (field.description or "").replace("\n", " ")]
         for name, field in TrainConfig.model_fields.items()
     ]
-    show_table("settings, given as KEY=VALUE", ["key", "value", "meaning"], rows)
+    show_table("settings, given as KEY=VALUE", ["key", "value", "allowed", "meaning"], rows)
 
 
 def _typed(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def show_trained(trained: Trained) -> dict[str, Any]:
-    """Where the model is and what it scored; returns the figures."""
-    for name, value in trained.metrics.items():
-        say(f"{name:28} {value:.4f}")
-    say(f"checkpoint  {trained.checkpoint}")
-    say(f"registered  {trained.registered.uri} ({trained.registered.alias})")
-    return trained.metrics | {
-        "steps": trained.steps,
-        "seconds": round(trained.seconds, 1),
-        "run_id": trained.run.run_id,
-        "model_uri": trained.registered.uri,
-        "alias": trained.registered.alias,
-        "checkpoint": str(trained.checkpoint),
-    }

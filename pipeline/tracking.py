@@ -56,10 +56,10 @@ def tracking_uri() -> str:
 
 def _reason(error: Exception) -> str:
     """The first line of what it says."""
-    return _public((str(error).splitlines() or [type(error).__name__])[0])
+    return public((str(error).splitlines() or [type(error).__name__])[0])
 
 
-def _public(text: str) -> str:
+def public(text: str) -> str:
     """Without the user names and passwords of addresses: MLflow repeats them in its errors."""
     return re.sub(r"://[^/\s]*@", "://", text)
 
@@ -77,7 +77,7 @@ def connect() -> MlflowClient:
         client.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
         raise InputError(
-            f"MLFLOW_TRACKING_URI={_public(uri)}: the tracking store does not answer ({_reason(error)})"
+            f"MLFLOW_TRACKING_URI={public(uri)}: the tracking store does not answer ({_reason(error)})"
         ) from error
     return client
 

@@ -6,11 +6,15 @@ import fcntl
 import hashlib
 import itertools
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
@@ -114,7 +118,7 @@ def train(
         threads = asked.threads or begun.get("threads", config.threads)
         config = config.model_copy(update={"threads": threads})
         show_settings(config)
-        if config.weights is None:
+        if config.weights is None and not config.proxy_weight:
             say("note: the backbone starts from random weights; the paper's recipe has weights=IMAGENET1K_V1")
         label = str(place).rpartition("/")[2]
         params = config.model_dump() | {"workers": str(most) if least == most else f"{least}-{most}"}
@@ -131,7 +135,8 @@ def train(
         resources = {"CPU": float(cpus), "GPU": float(use_gpu)}
         outcome = run_workers(task, f"training {label}", (least, most), resources)
         if outcome["state"] == STOPPED:
-            raise KeyboardInterrupt(f"saved at step {outcome['step']:,}; the same command continues")
+            where = f"saved at step {outcome['step']:,}" if outcome["step"] else "before the first step was saved"
+            raise KeyboardInterrupt(f"{where}; the same command continues")
         if outcome["state"] != FINISHED:
             raise JobFailed(f"training failed: {outcome['message']}; what is saved is in {place}")
         if outcome["epoch"] < config.epochs:
@@ -142,6 +147,36 @@ def train(
             registered = registry.register(folder, dataset.info.name, run)
         write_json(place / OUTCOME, outcome | {"registered": registered.uri})
         return Trained(run, best.place, best.metrics, outcome["step"], time.perf_counter() - started, registered)
+
+
+def show(trained: Trained) -> dict[str, Any]:
+    """Where the model is and what it scored; returns the figures."""
+    say(f"\ntrained: {trained.steps:,} steps in {trained.seconds:,.0f} s; at the best checkpoint's epoch:")
+    for name, value in trained.metrics.items():
+        if value or not name.startswith("train/loss_"):  # a loss that is turned off
+            say(f"  {name:28} {value:.4f}")
+    say(f"checkpoint  {trained.checkpoint}")
+    say(f"registered  {trained.registered.uri} ({trained.registered.alias})")
+    say(f"mlflow      run {trained.run.run_id} in {tracking.public(trained.run.uri)}")
+    return trained.metrics | {
+        "steps": trained.steps,
+        "seconds": round(trained.seconds, 1),
+        "run_id": trained.run.run_id,
+        "model_uri": trained.registered.uri,
+        "alias": trained.registered.alias,
+        "checkpoint": str(trained.checkpoint),
+    }
+
+
+def preview(config: TrainConfig, dataset: Dataset | None, workers: int) -> TrainConfig:
+    """`config` as a training on this machine would resolve it, checked against the dataset if there is one.
+
+    Raises InputError.
+    """
+    if dataset:
+        check(config, dataset, workers)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return resolved(config, device, workers, max(1, (os.cpu_count() or 1) // workers))
 
 
 def _digest(dataset: Dataset, config: TrainConfig) -> str:

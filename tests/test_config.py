@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline.config import TrainConfig, load_config, make_config
+from pipeline.config import TrainConfig, allowed, load_config, make_config
 from pipeline.loop import build_model, resolved
 from pipeline.presets import PRESETS
 from pipeline.summaries import describe_settings
@@ -134,3 +134,41 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> No
         load_config(file, [])
     with pytest.raises(InputError, match="cannot be read"):
         load_config(tmp_path / "absent.yaml", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("epochs: 3\nlr: 1e-3\nepochs: 4\n", " line 3: .*epochs stands there twice"),
+        ("epochs: [3\n", " line 2: not a YAML file"),
+        ("epochs: three\n", ": epochs=three: input should be a valid integer"),
+        ("epoch: 3\n", ": unknown setting 'epoch'; did you mean 'epochs'"),
+        ("preset: demo\n", ": preset is an option of the command: --preset demo"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, fault: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=f"{file}{fault}"):
+        load_config(file, [])
+
+
+def test_a_key_is_not_given_two_values() -> None:
+    assert load_config(None, ["epochs=3", "epochs=3"]).epochs == 3
+    with pytest.raises(InputError, match="model is given twice: isln and csn"):
+        load_config(None, ["model=isln", "model=csn"])
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("margin", "number, ≥ 0, ≤ 2"),
+        ("lr", "number, > 0"),
+        ("embedding_dim", "whole number, ≥ 1"),
+        ("precision", "fp32 | bf16 | fp64"),
+        ("fused", "true | false"),
+        ("weights", "text"),
+    ],
+)
+def test_what_a_setting_may_be_is_said(key: str, words: str) -> None:
+    assert allowed(key) == words
