@@ -242,10 +242,11 @@ def tune(data: str | Path, storage: Path, settings: tuple[str, ...], as_json: bo
     from data_prep.dataset import Dataset
     from pipeline.config import load_config
     from pipeline.console import emit
-    from pipeline.tuning import refuse_varied, show
+    from pipeline.spaces import find_space, refuse_varied
+    from pipeline.tuning import show
     from pipeline.tuning import tune as run_search
 
-    refuse_varied(options["space"], [setting.partition("=")[0] for setting in settings])
+    refuse_varied(find_space(options["space"]), settings)
     sweep = run_search(Dataset(data), load_config(None, settings), storage=storage, **options)
     show(sweep)
     emit(sweep.figures, as_json)

@@ -6,10 +6,7 @@ so that a trial that is stopped or killed can leave no run open.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +19,6 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-import tune_spaces
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
@@ -33,7 +29,7 @@ from pipeline.config import TrainConfig, make_config
 from pipeline.console import bar_of, show_table
 from pipeline.errors import JobFailed
 from pipeline.loop import EpochEnd, Share, Training, resolved
-from pipeline.presets import nearest
+from pipeline.spaces import find_space
 from pipeline.training import check
 
 METRIC = "valid/map"
@@ -82,23 +78,6 @@ class Sweep:
         }
 
 
-def find_space(name: str) -> tuple[Callable[[optuna.Trial], Any], dict[str, Any]]:
-    """The define-by-run function and starting point of `tune_spaces/NAME.py`. Raises InputError if unknown."""
-    known = [module.name for module in pkgutil.iter_modules(tune_spaces.__path__)]
-    if name not in known:
-        raise InputError(f"--space {name}: no such search space; {nearest(name, known)}")
-    module = importlib.import_module(f"tune_spaces.{name}")
-    return module.space, module.START
-
-
-def refuse_varied(space: str, settings: list[str]) -> None:
-    """Raises InputError if a setting that the user fixed is one that the space varies."""
-    varied = find_space(space)[1]
-    for key in settings:
-        if key in varied:
-            raise InputError(f"{key}=...: the space {space!r} varies it; leave it out or take another space")
-
-
 def tune(
     dataset: Dataset,
     config: TrainConfig,
@@ -113,8 +92,8 @@ def tune(
 
     The space's starting point is always trial 0. ASHA stops a trial that ranks low after a third of the epochs.
     """
-    define, start = find_space(space)
-    make_config(config.model_dump() | start)
+    found = find_space(space)
+    make_config(config.model_dump() | found.start)
     check(config, dataset, workers=1)
     if not dataset.info.queries["valid"]:
         raise InputError(f"{dataset.path}: a search needs a validation split with queries, the dataset has none")
@@ -144,10 +123,10 @@ def tune(
                 max_concurrent_trials=concurrent,
                 reuse_actors=True,
                 search_alg=OptunaSearch(
-                    space=define,
+                    space=found.define,
                     metric=METRIC,
                     mode="max",
-                    points_to_evaluate=[start],
+                    points_to_evaluate=[found.start] if found.start else None,
                     sampler=optuna.samplers.TPESampler(seed=seed),
                     study_name=name,
                 ),
