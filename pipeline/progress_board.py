@@ -34,6 +34,7 @@ class ProgressBoard:
         self.news: list[str] = []
         self.starts = self.fruitless = self.workers = 0
         self.reached = 0
+        self.results: list[dict[str, Any]] = []
         self.error = self.verdict = ""
         self.leader: ActorHandle | None = None
         self.group: PlacementGroup | None = None
@@ -72,7 +73,22 @@ class ProgressBoard:
         """Ray will start anew. The first error counts: it makes the other workers lose their connections."""
         self.error = self.error or error
 
+    def epoch_ended(self, result: dict[str, Any]) -> None:
+        self.results.append(result)
+
+    def waits(self) -> bool:
+        """Whether an epoch's result has not been taken yet, and nobody has asked to stop."""
+        return bool(self.results) and not self.stop
+
     # From the driver
+
+    def result(self) -> dict[str, Any] | None:
+        """The first epoch's result that has not been taken."""
+        return self.results[0] if self.results else None
+
+    def taken(self) -> None:
+        """That result has been dealt with; the training may go on."""
+        self.results.pop(0)
 
     def look(self) -> tuple[int, str, list[str]]:
         """The latest, and what is new since the last look."""

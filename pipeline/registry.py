@@ -47,10 +47,12 @@ class Registered:
     alias: str
 
 
-def register(checkpoint: Path, dataset_name: str, run: tracking.Run) -> Registered:
-    """Register the model of a checkpoint folder as `agman-<dataset>`, logged with its run.
+def register(
+    checkpoint: Path, dataset_name: str, run: tracking.Run, alias: str | None = None, **tags: str
+) -> Registered:
+    """Register the model of a checkpoint folder as `agman-<dataset>`, logged with its run, with these tags.
 
-    The first version becomes champion, a later one challenger. The registered model carries safetensors
+    Without an alias of its own the first version becomes champion, a later one challenger. The registered model carries safetensors
     weights and its code as a models-from-code pyfunc: loading it unpickles nothing.
     """
     client = tracking.connect()
@@ -70,7 +72,9 @@ def register(checkpoint: Path, dataset_name: str, run: tracking.Run) -> Register
                 pip_requirements=[f"agman-pipeline=={version('agman-pipeline')}"],
             )
     created = _new_version(client, name, logged.model_uri, run, logged.model_id)
-    alias = CHALLENGER if _version_of(client, name, CHAMPION) else CHAMPION
+    for key, value in tags.items():
+        client.set_model_version_tag(name, created, key, value)
+    alias = alias or (CHALLENGER if _version_of(client, name, CHAMPION) else CHAMPION)
     client.set_registered_model_alias(name, alias, created)
     return Registered(f"models:/{name}/{created}", int(created), alias)
 

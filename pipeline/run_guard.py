@@ -131,11 +131,12 @@ def end(client: MlflowClient, run_id: str, token: str, status: str) -> bool:
         _remove(client, run_id, ENDING)
 
 
-def end_all(client: MlflowClient, experiment_id: str, token: str, status: str) -> None:
-    """End what is still RUNNING of this driver's: its run, and a sweep's trials."""
+def end_all(client: MlflowClient, experiment_id: str, token: str, status: str, but: str = "") -> None:
+    """End what is still RUNNING of this driver's: its run (unless it is the one to leave), and a sweep's trials."""
     mine = f"attributes.status = 'RUNNING' and tags.`{OWNER}` = '{token}'"
     for run in client.search_runs([experiment_id], mine):
-        end(client, run.info.run_id, token, status)
+        if run.info.run_id != but:
+            end(client, run.info.run_id, token, status)
 
 
 def _remove(client: MlflowClient, run_id: str, tag: str) -> None:

@@ -54,7 +54,7 @@ def tracking_uri() -> str:
     return uri
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The first line of what it says."""
     return public((str(error).splitlines() or [type(error).__name__])[0])
 
@@ -77,7 +77,7 @@ def connect() -> MlflowClient:
         client.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
         raise InputError(
-            f"MLFLOW_TRACKING_URI={public(uri)}: the tracking store does not answer ({_reason(error)})"
+            f"MLFLOW_TRACKING_URI={public(uri)}: the tracking store does not answer ({reason(error)})"
         ) from error
     return client
 
@@ -202,7 +202,7 @@ class PointLog:
             error = self._try()
             if error:
                 points = f"{len(self._waiting)} steps' metrics of run {self.run.run_id}"
-                raise MlflowException(f"{points} could not be logged ({_reason(error)})") from error
+                raise MlflowException(f"{points} could not be logged ({reason(error)})") from error
 
     def _try(self) -> Exception | None:
         if not self._waiting:
@@ -214,7 +214,7 @@ class PointLog:
             now = time.monotonic()
             self._pause_until = now + 9 * (now - started) if now - started > 1 else 0.0
             if not self._failing:
-                say(f"note: the metrics could not be logged, and wait for the tracking store ({_reason(error)})")
+                say(f"note: the metrics could not be logged, and wait for the tracking store ({reason(error)})")
             self._failing = True
             return error
         if self._failing:
@@ -233,7 +233,7 @@ def start(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run |
     if parent:
         tags[MLFLOW_PARENT_RUN_ID] = parent.run_id
     if isinstance(parent, OpenRun):
-        tags[run_guard.OWNER] = parent.token
+        tags.setdefault(run_guard.OWNER, parent.token)
     created = client.create_run(experiment_of(client, dataset), run_name=name, tags=tags)
     this = Run(tracking_uri(), created.info.run_id)
     try:
@@ -250,12 +250,17 @@ def answering() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise JobFailed(f"the tracking store does not answer ({_reason(error)})") from None
+        raise JobFailed(f"the tracking store does not answer ({reason(error)})") from None
 
 
 @contextmanager
 def run(
-    dataset: DatasetInfo, name: str, params: dict[str, Any], resume: str | None = None, **tags: str
+    dataset: DatasetInfo,
+    name: str,
+    params: dict[str, Any],
+    resume: str | None = None,
+    parent: Run | None = None,
+    **tags: str,
 ) -> Iterator[OpenRun]:
     """A run for the length of the block: the run of id `resume` if the store has it, or else a new one.
 
@@ -281,7 +286,7 @@ def run(
             _log_again(client, before, params, tags)
             run_id = before.info.run_id
         else:
-            run_id = start(dataset, name, params, None, **tags | {run_guard.OWNER: token}).run_id
+            run_id = start(dataset, name, params, parent, **tags, **{run_guard.OWNER: token}).run_id
         this = OpenRun(tracking_uri(), run_id, token)
         _logged.pop((this.uri, this.run_id), None)  # another process may have logged to it since
         yield this
@@ -321,13 +326,25 @@ def _end(this: OpenRun | None, guard: run_guard.Guard, status: str) -> None:
         raise
     except Exception as error:
         now = "is written as soon as it answers" if guard.entrust(status) else "could not be written"
-        say(f"note: the tracking store does not answer ({_reason(error)}): the run's status {status} {now}")
+        say(f"note: the tracking store does not answer ({reason(error)}): the run's status {status} {now}")
 
 
 def history(run: Run, metric: str) -> list[tuple[int, float]]:
     """(step, value) of one metric, in order of steps."""
     points = MlflowClient(run.uri).get_metric_history(run.run_id, metric)
     return sorted((point.step, point.value) for point in points)
+
+
+def children(parent: Run) -> list[Any]:
+    """MLflow's own runs of a sweep's trials. Raises MlflowException."""
+    client = MlflowClient(parent.uri)
+    experiment = client.get_run(parent.run_id).info.experiment_id
+    mine = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.run_id}'"
+    found, token = [], None
+    while token != "":
+        page = client.search_runs([experiment], mine, page_token=token)
+        found, token = [*found, *page], page.token or ""
+    return found
 
 
 def existing(run_id: str | None) -> Run | None:
@@ -366,7 +383,7 @@ def system_metrics(run: Run, node: str | None = None) -> Iterator[None]:
         monitor = SystemMetricsMonitor(run.run_id, resume_logging=True, node_id=node, tracking_uri=run.uri)
         monitor.start()
     except Exception as error:
-        say(f"note: no system metrics ({_reason(error)})")
+        say(f"note: no system metrics ({reason(error)})")
     try:
         yield
     finally:

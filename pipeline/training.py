@@ -57,7 +57,8 @@ class Trained:
     """Of the epoch that the checkpoint is from."""
     steps: int
     seconds: float
-    registered: registry.Registered
+    registered: registry.Registered | None
+    """None if that was not asked for."""
 
 
 def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
@@ -93,8 +94,11 @@ def train(
     storage: str | Path = "runs",
     name: str | None = None,
     fresh: bool = False,
+    parent: tracking.Run | None = None,
 ) -> Trained:
     """Train on `workers` DDP workers, and register the best checkpoint.
+
+    With a `parent`, the search that the training belongs to, it is not registered: that is the parent's to decide.
 
     A training is known by the settings and the dataset that decide its outcome, and lives in `storage / name` (by
     default a name made of them): if it was begun before, and did not finish, it is continued; `fresh` begins it anew
@@ -123,7 +127,7 @@ def train(
         label = str(place).rpartition("/")[2]
         params = config.model_dump() | {"workers": str(most) if least == most else f"{least}-{most}"}
         stack.enter_context(tracking.answering())
-        run = stack.enter_context(tracking.run(dataset.info, label, params, resume=begun.get("run_id"), job="train"))
+        run = stack.enter_context(tracking.run(dataset.info, label, params, begun.get("run_id"), parent, job="train"))
         write_json(
             place / DESCRIPTION, {"digest": digest, "run_id": run.run_id, "threads": threads, "settings": params}
         )
@@ -143,9 +147,11 @@ def train(
             say(f"stopped early: no better {score_name(dataset)} in {config.patience} epochs up to {outcome['epoch']}")
         best = kept.best() or kept.latest()
         assert best is not None, "a finished training has saved its last epoch"
-        with kept.opened(best) as folder:
-            registered = registry.register(folder, dataset.info.name, run)
-        write_json(place / OUTCOME, outcome | {"registered": registered.uri})
+        registered = None
+        if not parent:
+            with kept.opened(best) as folder:
+                registered = registry.register(folder, dataset.info.name, run)
+        write_json(place / OUTCOME, outcome | {"registered": registered.uri if registered else None})
         return Trained(run, best.place, best.metrics, outcome["step"], time.perf_counter() - started, registered)
 
 
@@ -156,14 +162,15 @@ def show(trained: Trained) -> dict[str, Any]:
         if value or not name.startswith("train/loss_"):  # a loss that is turned off
             say(f"  {name:28} {value:.4f}")
     say(f"checkpoint  {trained.checkpoint}")
-    say(f"registered  {trained.registered.uri} ({trained.registered.alias})")
+    if trained.registered:
+        say(f"registered  {trained.registered.uri} ({trained.registered.alias})")
     say(f"mlflow      run {trained.run.run_id} in {tracking.public(trained.run.uri)}")
     return trained.metrics | {
         "steps": trained.steps,
         "seconds": round(trained.seconds, 1),
         "run_id": trained.run.run_id,
-        "model_uri": trained.registered.uri,
-        "alias": trained.registered.alias,
+        "model_uri": trained.registered.uri if trained.registered else None,
+        "alias": trained.registered.alias if trained.registered else None,
         "checkpoint": str(trained.checkpoint),
     }
 
@@ -195,19 +202,20 @@ def _claimed(stack: ExitStack, storage: Storage, name: str, fresh: bool) -> Stor
         if "registered" in read_json(place / OUTCOME) or (fresh and (place / DESCRIPTION).exists()):
             continue
         if place.local:
-            stack.enter_context(_locked(place.local))
+            stack.enter_context(locked(place.local))
         return place
     raise AssertionError("counting does not end")
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """This process's alone for the length of the block. Raises InputError if another one has it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(
-                f"{folder}: another process is at this training; wait for it, or give --fresh to begin another"
+                f"{folder}: another process is at work there; wait for it, or begin another"
             ) from error
         yield

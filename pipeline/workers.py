@@ -10,6 +10,7 @@ import json
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from mlflow.exceptions import MlflowException
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
-from ray.util.placement_group import get_current_placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
@@ -54,6 +55,11 @@ class Task:
     run: tracking.Run
     steps: int
     """Of the whole training."""
+    at_epoch_end: Callable[[Training, dict[str, float]], dict[str, Any]] | None = None
+    """A search's trial: what rank 0 tells of an epoch, from its metrics; it waits until the driver has dealt with it.
+    Such a training is its driver's to log."""
+    held: ActorHandle | None = None
+    """A HeldGroups, for a driver that may itself be killed."""
 
 
 class GivenUp(Exception):
@@ -63,10 +69,17 @@ class GivenUp(Exception):
 # The driver
 
 
-def run_workers(task: Task, title: str, workers: Workers, resources: dict[str, float]) -> dict[str, Any]:
+def run_workers(
+    task: Task,
+    title: str,
+    workers: Workers,
+    resources: dict[str, float],
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Run the workers to their end, and tell what that was: its `state`, and `step` and `epoch`, or a `message`.
 
-    The first Ctrl-C or SIGTERM lets them save and stop; raises KeyboardInterrupt at the second.
+    The first Ctrl-C or SIGTERM lets them save and stop; raises KeyboardInterrupt at the second. `report` gets what
+    `task.at_epoch_end` makes of every epoch; if it raises, the workers are stopped first.
     """
     (task.place / OUTCOME).delete()
     with (
@@ -92,11 +105,15 @@ def run_workers(task: Task, title: str, workers: Workers, resources: dict[str, f
             ),
         )
 
-        def nobody_hears() -> bool:
-            return stop.is_set() and not hears(board) and not read_json(task.place / OUTCOME)
+        def look_after() -> None:
+            if report and (result := ray.get(board.result.remote())):
+                report(result)
+                ray.get(board.taken.remote())
+            if stop.is_set() and not hears(board) and not read_json(task.place / OUTCOME):
+                raise GivenUp
 
         try:
-            error = _fit_while_controllers_die(trainer, board, nobody_hears)
+            error = _fit_while_controllers_die(trainer, board, look_after)
         except GivenUp:
             latest = Checkpoints(task.place / CHECKPOINTS).latest()
             return {"state": STOPPED, "step": latest.step if latest else 0}
@@ -109,10 +126,12 @@ def run_workers(task: Task, title: str, workers: Workers, resources: dict[str, f
     return read_json(task.place / OUTCOME) or {"state": FAILED, "message": message}
 
 
-def _fit_while_controllers_die(trainer: Any, board: ActorHandle, give_up: Callable[[], bool]) -> BaseException | None:
+def _fit_while_controllers_die(
+    trainer: Any, board: ActorHandle, look_after: Callable[[], None]
+) -> BaseException | None:
     reached, fruitless = -1, 0
     while True:
-        error = _fit(trainer, give_up)
+        error = _fit(trainer, board, look_after)
         if not isinstance(error, RayActorError):
             return error
         step = ray.get(board.look.remote())[0]
@@ -124,10 +143,11 @@ def _fit_while_controllers_die(trainer: Any, board: ActorHandle, give_up: Callab
         _release(board)
 
 
-def _fit(trainer: Any, give_up: Callable[[], bool]) -> BaseException | None:
+def _fit(trainer: Any, board: ActorHandle, look_after: Callable[[], None]) -> BaseException | None:
     """What it failed with. In a thread of its own, since Ray would take the main thread's signals for itself.
 
-    Raises GivenUp, with the trainer left to the end of the Ray session, when `give_up` says so.
+    Raises what `look_after` raises, which is called all the time: GivenUp, with the trainer left to the end of the Ray
+    session; anything else after the workers have stopped, unless they do not within a minute.
     """
     ended: Future[BaseException | None] = Future()
 
@@ -142,8 +162,15 @@ def _fit(trainer: Any, give_up: Callable[[], bool]) -> BaseException | None:
     while True:  # in slices: a signal's handler runs between them
         with suppress(TimeoutError):
             return ended.result(timeout=0.2)
-        if give_up():
-            raise GivenUp
+        try:
+            look_after()
+        except (GivenUp, KeyboardInterrupt):
+            raise
+        except BaseException:  # a trial that is stopped ends in SystemExit
+            with suppress(RayError, TimeoutError):
+                ray.get(board.ask_to_stop.remote())
+                ended.result(timeout=60)
+            raise
 
 
 def _release(board: ActorHandle) -> None:
@@ -190,7 +217,7 @@ def _worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device()))
     task, board = settings["task"], settings["board"]
-    if _agreed(share, lambda: _begin(board, share.workers)):
+    if _agreed(share, lambda: _begin(task, board, share.workers)):
         return
     try:
         outcome = _train_share(task, board, share)
@@ -204,8 +231,11 @@ def _worker(settings: dict[str, Any]) -> None:
         write_json(task.place / OUTCOME, outcome)
 
 
-def _begin(board: ActorHandle, workers: int) -> str:
+def _begin(task: Task, board: ActorHandle, workers: int) -> str:
+    """Why not to begin, if so."""
     leader, group = ray.get_runtime_context().current_actor, get_current_placement_group()
+    if task.held and group:
+        ray.get(task.held.holds.remote(str(task.place), group))
     return str(ray.get(board.begin.remote(workers, leader, group)))
 
 
@@ -233,7 +263,36 @@ def _check_shared(task: Task, share: Share) -> None:
 
 def _lead(training: Training, kept: Checkpoints, task: Task, board: ActorHandle) -> str:
     """Rank 0's part: checkpoints, MLflow, the live line, the wish to stop."""
-    config, log, reporter = task.config, tracking.PointLog(task.run), Reporter(board, last=task.steps)
+    reporter = Reporter(board, last=task.steps)
+
+    def step_end(end: StepEnd) -> None:
+        reporter.tell(end.step, lambda: _note(end, task.config.epochs))
+
+    lead = _lead_trial if task.at_epoch_end else _lead_logged
+    return lead(training, kept, task, board, stop=reporter.stop, step_end=step_end)
+
+
+def _lead_trial(training: Training, kept: Checkpoints, task: Task, board: ActorHandle, **run: Any) -> str:
+    at_epoch_end = task.at_epoch_end
+    assert at_epoch_end
+
+    def tell(metrics: dict[str, float]) -> None:
+        ray.get(board.epoch_ended.remote(at_epoch_end(training, metrics)))
+        while ray.get(board.waits.remote()):
+            time.sleep(0.05)
+
+    latest = kept.latest()
+    if latest and not training.step_in_epoch:  # the driver may not have heard of this epoch's end
+        tell(latest.metrics)
+    saver = Saver(kept, task.config.checkpoint_every, start=training.step)
+    try:
+        return training.run(saver=saver, epoch_end=lambda end: tell(end.metrics), **run)
+    finally:
+        saver.finish()
+
+
+def _lead_logged(training: Training, kept: Checkpoints, task: Task, board: ActorHandle, **run: Any) -> str:
+    log = tracking.PointLog(task.run)
 
     def stands(checkpoint: Checkpoint) -> None:
         points = training.points_until(checkpoint.step)
@@ -241,14 +300,11 @@ def _lead(training: Training, kept: Checkpoints, task: Task, board: ActorHandle)
         if not log.waiting:
             training.forget_points(points)
 
-    def step_end(end: StepEnd) -> None:
-        reporter.tell(end.step, lambda: _note(end, config.epochs))
-
     with tracking.system_metrics(task.run):
         log.add(training.points)  # those that the checkpoint carries; the run takes none twice
-        saver = Saver(kept, config.checkpoint_every, stands, start=training.step)
+        saver = Saver(kept, task.config.checkpoint_every, stands, start=training.step)
         try:
-            ending = training.run(saver=saver, stop=reporter.stop, step_end=step_end)
+            ending = training.run(saver=saver, **run)
         except NonFiniteBatch:
             log.add(training.points)  # how it came to that
             with suppress(Exception):  # what is being written may still stand
@@ -264,8 +320,9 @@ def _noted(task: Task, error: NonFiniteBatch, share: Share) -> Storage:
     file = task.place / f"non-finite-step-{error.record['step']}.json"
     if share.rank == 0:
         write_json(file, error.record)
-        with suppress(MlflowException, OSError):  # without the store the file must do
-            task.run.log_text(json.dumps(error.record, indent=2), str(file).rpartition("/")[2])
+        if not task.at_epoch_end:
+            with suppress(MlflowException, OSError):  # without the store the file must do
+                task.run.log_text(json.dumps(error.record, indent=2), str(file).rpartition("/")[2])
     return file
 
 
@@ -287,6 +344,21 @@ def _note(end: StepEnd, epochs: int) -> str:
         parts.append(f"{end.recent['triplets_per_second']:.1f} triplets/s")
         parts.append(f"wait {end.recent['data_wait_share']:.1%}")
     return ", ".join(parts)
+
+
+@ray.remote(num_cpus=0)
+class HeldGroups:
+    """What the workers of several trainings hold of the cluster: Ray leaves it with them if their driver is killed."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, list[PlacementGroup]] = {}
+
+    def holds(self, training: str, group: PlacementGroup) -> None:
+        self.groups.setdefault(training, []).append(group)
+
+    def release(self, training: str) -> None:
+        for group in self.groups.pop(training, []):
+            remove_placement_group(group)
 
 
 # Files that both ends read

@@ -1,0 +1,204 @@
+"""A search's durable record: one Optuna study on disk, written by the driver alone. Knows nothing of Ray.
+
+What a search has decided is in the study the moment it is decided: settings when they are asked for, MAP after every
+epoch, how a trial ended. So a driver killed at any moment loses no trial and repeats none.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from pipeline.spaces import Space
+
+METRIC = "valid/map"
+RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
+"""How a trial stands. Pruned ones were stopped by the scheduler."""
+AGAINST = ("embedding_dim", "latency_ms")
+"""What a search may weigh MAP against; less is better. Latency: milliseconds an image, in the trial's own process."""
+STARTUP_TRIALS = 10  # TPE's: so many are drawn at random before it models anything
+_STATES = {DONE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
+
+History = list[tuple[int, float]]
+"""(epoch, validation MAP) pairs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is known by: another plan is another search."""
+
+    space: str
+    settings: dict[str, Any]
+    """What does not vary; the epochs are a trial's budget."""
+    search: Literal["tpe", "random"] = "tpe"
+    scheduler: Literal["asha", "none"] = "asha"
+    against: str | None = None
+    """One of AGAINST, or None to search for MAP alone."""
+    seed: int = 0
+    workers: int = 1
+    """Of each trial."""
+
+    @property
+    def objectives(self) -> list[str]:
+        return [METRIC, self.against] if self.against else [METRIC]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is known of one trial."""
+
+    number: int
+    setting: dict[str, Any]
+    """What varied; conditional settings are there only where they counted."""
+    state: str
+    history: History
+    run_id: str | None = None
+    reason: str = ""
+    """Why it ended, in a line."""
+    seconds: float = 0.0
+    objectives: tuple[float, ...] = ()
+    """Of a trial that is done: the best MAP, and what it was weighed against."""
+
+    @property
+    def best(self) -> float:
+        return max((value for _, value in self.history), default=0.0)
+
+
+class Record:
+    """The study of one search, in `file`; opened again, it goes on where it was.
+
+    The space's starting point is always trial 0.
+    """
+
+    def __init__(self, file: Path, name: str, space: Space, plan: Plan):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.plan, self.space = plan, space
+        self._study = optuna.create_study(
+            storage=optuna.storages.RDBStorage(f"sqlite:///{file}"),
+            study_name=name,
+            directions=["maximize", *["minimize" for _ in plan.objectives[1:]]],
+            load_if_exists=True,
+        )
+        if not self._study.trials:
+            self._study.set_user_attr("objectives", plan.objectives)
+            self._study.set_user_attr("epochs", plan.settings["epochs"])
+            self._study.enqueue_trial(space.start)
+        self._asked: dict[int, optuna.Trial] = {}
+        self._begun: dict[int, float] = {}
+
+    @property
+    def study(self) -> optuna.Study:
+        return self._study
+
+    @property
+    def trials(self) -> list[Trial]:
+        """By number; those that were only queued are none yet."""
+        return [_read(trial) for trial in self._study.trials if trial.state is not TrialState.WAITING]
+
+    def interrupted(self) -> list[Trial]:
+        """Those that were running when the last driver ended, their settings complete; to be run before new ones."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.number not in self._asked:
+                again = optuna.Trial(self._study, trial._trial_id)
+                self.space.define(again)  # what it has been given already stays
+                self._asked[trial.number] = again
+        return [self[number] for number in sorted(self._asked)]
+
+    def ask(self) -> Trial:
+        """A new trial; its setting depends on the seed, its number, and the trials before it."""
+        self._study.sampler = self._sampler(len(self.trials))
+        asked = self._study.ask()
+        self._asked[asked.number] = asked
+        self.space.define(asked)
+        return self[asked.number]
+
+    def _sampler(self, number: int) -> BaseSampler:
+        seed = 1_000_003 * self.plan.seed + number  # of this trial's own: a continued search needs no generator's state
+        if self.plan.search == "random":
+            return RandomSampler(seed=seed)
+        # Trials that run count as bad ones, or two at a time would be nearly the same.
+        return TPESampler(
+            n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True, seed=seed
+        )
+
+    def __getitem__(self, number: int) -> Trial:
+        return _read(self._study.get_trials(deepcopy=False)[number])
+
+    def begin(self, number: int) -> None:
+        """The trial runs, for the first time or again."""
+        self._begun.setdefault(number, time.monotonic())
+
+    def ran(self, number: int, run_id: str) -> None:
+        """The trial's run in MLflow."""
+        self._study._storage.set_trial_user_attr(self._study.trials[number]._trial_id, "run_id", run_id)
+
+    def epoch(self, number: int, epoch: int, value: float) -> None:
+        """The trial's MAP after an epoch; of several for one epoch, the first stays."""
+        history = self[number].history
+        if epoch in dict(history):
+            return
+        if len(self.plan.objectives) == 1:
+            self._asked[number].report(value, epoch)
+        self._asked[number].set_user_attr("history", [*history, (epoch, value)])
+
+    def end(self, number: int, state: str, reason: str, against: float | None = None) -> Trial:
+        """The trial has ended. Optuna learns pruned ones as such, with their last MAP, and failed ones without."""
+        asked, trial = self._asked[number], self[number]
+        if state == DONE and (not trial.history or (self.plan.against and against is None)):
+            state, reason = FAILED, "it ended without a result"
+        asked.set_user_attr("ended", state)
+        asked.set_user_attr("reason", reason)
+        asked.set_user_attr("seconds", trial.seconds + self._elapsed(number))
+        values = None
+        if state == DONE:
+            values = [trial.best] if against is None else [trial.best, against]
+        if state == PRUNED and not trial.history:
+            raise ValueError(f"trial {number} cannot be pruned before its first epoch")
+        self._study.tell(asked, values, _STATES[state])
+        del self._asked[number]
+        return self[number]
+
+    def pause(self) -> None:
+        """The driver ends before its trials do: count their seconds."""
+        for number, asked in self._asked.items():
+            asked.set_user_attr("seconds", self[number].seconds + self._elapsed(number))
+
+    def _elapsed(self, number: int) -> float:
+        return time.monotonic() - self._begun.pop(number) if number in self._begun else 0.0
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial of the highest MAP among those that are done (of any, where none is)."""
+        trials = self.trials
+        scored = [t for t in trials if t.state == DONE] or [t for t in trials if t.history and t.state != FAILED]
+        return max(scored, key=lambda trial: trial.best, default=None)
+
+
+def _read(trial: optuna.trial.FrozenTrial) -> Trial:
+    attrs = trial.user_attrs
+    return Trial(
+        number=trial.number,
+        setting=dict(trial.params),
+        state=attrs.get("ended", FAILED) if trial.state.is_finished() else RUNNING,
+        history=[(int(epoch), float(value)) for epoch, value in attrs.get("history", [])],
+        run_id=attrs.get("run_id"),
+        reason=attrs.get("reason", ""),
+        seconds=attrs.get("seconds", 0.0),
+        objectives=tuple(trial.values or ()) if trial.state is TrialState.COMPLETE else (),
+    )
+
+
+def past(trials: list[Trial]) -> Iterator[tuple[int, int, float]]:
+    """(number, epoch, MAP) of all that was reported, trial by trial, for a scheduler that begins anew."""
+    for trial in trials:
+        for epoch, value in sorted(trial.history):
+            if math.isfinite(value):
+                yield trial.number, epoch, value

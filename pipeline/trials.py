@@ -1,0 +1,310 @@
+"""A search's trials on Ray Tune: what each of them runs, and how the driver feeds, prunes and records them.
+
+What Ray knows of a search is thrown away with its driver: the study (pipeline.sweep) has all that a next driver needs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+import torch
+from ray import tune as ray_tune
+from ray.actor import ActorHandle
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from data_prep.dataset import Dataset
+from data_prep.storage import Storage
+from pipeline import tracking
+from pipeline.checkpoints import Checkpoints, Saver
+from pipeline.config import make_config
+from pipeline.errors import JobFailed
+from pipeline.latency import milliseconds_an_image
+from pipeline.loop import NonFiniteBatch, Share, Training, steps_per_epoch
+from pipeline.sweep import DONE, FAILED, METRIC, PRUNED, Record, Trial, past
+from pipeline.trial_runs import TrialRuns
+from pipeline.workers import CHECKPOINTS, DESCRIPTION, HeldGroups, Task, run_workers, write_json
+from pipeline.workers import FAILED as GROUP_FAILED
+
+KILLED_AT_MOST = 3
+"""So often a trial whose process was killed goes on from its checkpoint; then it has failed."""
+REDUCTION = 3  # ASHA keeps a third at each rung
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials have in common; it travels to them."""
+
+    data: Storage
+    base: dict[str, Any]
+    folder: Path
+    """The search's; all machines see it."""
+    cpus: int
+    """Of each worker."""
+    gpus: float
+    workers: int = 1
+    against: str | None = None
+    held: ActorHandle | None = None
+
+    def place(self, number: int) -> Storage:
+        """A trial's folder; it is removed when the trial has ended, unless it failed: then it has what is known of it."""
+        return Storage(self.folder / f"trial-{number:04d}")
+
+
+# The driver
+
+
+def run_trials(job: Job, record: Record, runs: TrialRuns, watch: Watch, total: int, concurrent: int) -> None:
+    """Run what was interrupted, then new trials until there are `total`. Comes back early after Ctrl-C."""
+    again = [trial.number for trial in record.interrupted()]
+    left = len(again) + max(0, total - len(record.trials))
+    if not left:
+        return
+    scheduler = _scheduler(record)
+    if job.workers > 1:
+        # The trial's own process only waits for its workers; a thousandth of the head node keeps it off the CPUs.
+        resources = {"cpu": 0.0, "node:__internal_head__": 0.001}
+    else:
+        resources = {"cpu": float(job.cpus)} | ({"gpu": job.gpus} if job.gpus else {})
+    tuner = ray_tune.Tuner(
+        ray_tune.with_resources(ray_tune.with_parameters(_trial, job=job), resources),
+        tune_config=ray_tune.TuneConfig(
+            num_samples=left,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+            search_alg=_Search(record, again, total),
+            scheduler=scheduler,
+        ),
+        run_config=ray_tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(job.folder / "ray"),
+            callbacks=[_Ledger(job, record, runs, watch)],
+            failure_config=ray_tune.FailureConfig(max_failures=KILLED_AT_MOST),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _scheduler(record: Record) -> TrialScheduler:
+    if record.plan.scheduler == "none":
+        return FIFOScheduler()
+    epochs = record.plan.settings["epochs"]
+    asha = _Asha(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        max_t=epochs,
+        grace_period=max(1, epochs // 6),
+        reduction_factor=REDUCTION,
+    )
+    for number, epoch, value in past(record.trials):
+        asha.recall(number, {"epoch": epoch, METRIC: value})
+    return asha
+
+
+class _Asha(ASHAScheduler):
+    """ASHA that knows trials by their number in the study, not by the id that one Ray session gives them."""
+
+    def recall(self, number: int, result: dict[str, Any]) -> None:
+        """What a trial reported to an earlier driver."""
+        trial: Any = SimpleNamespace(config={"trial": number})
+        self.on_trial_add(None, trial)
+        self.on_trial_result(None, trial, result)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, _numbered(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        return str(super().on_trial_result(tune_controller, _numbered(trial), result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict) -> None:
+        super().on_trial_complete(tune_controller, _numbered(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, _numbered(trial))
+
+
+def _numbered(trial: Any) -> Any:
+    return SimpleNamespace(trial_id=trial.config["trial"])
+
+
+class _Search(Searcher):
+    """Hands the study's suggestions to Ray, those of interrupted trials first. Keeps nothing itself."""
+
+    def __init__(self, record: Record, again: list[int], total: int):
+        super().__init__(metric=METRIC, mode="max")
+        self.record, self.again, self.total = record, list(again), total
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        if self.again:
+            trial = self.record[self.again.pop(0)]
+        elif len(self.record.trials) < self.total:
+            trial = self.record.ask()
+        else:
+            return str(Searcher.FINISHED)
+        return {"trial": trial.number, "setting": trial.setting}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        pass  # the ledger hears of it too, and of why
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()  # Ray moves it into place
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+Watch = Callable[[], None]
+"""Called after everything that happens to a trial."""
+
+
+class _Ledger(ray_tune.Callback):
+    """Writes down what happens to the trials: in the study, in MLflow; and cleans up behind them."""
+
+    def __init__(self, job: Job, record: Record, runs: TrialRuns, watch: Watch):
+        self.job, self.record, self.runs, self.watch = job, record, runs, watch
+        self.failures: dict[int, str] = {}
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        number = trial.config["trial"]
+        self.record.begin(number)
+        self.runs.begin(self.record[number])
+        self.watch()
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        number = trial.config["trial"]
+        if "failed" in result:
+            self.failures[number] = result["failed"]
+            return
+        self.record.epoch(number, result["epoch"], result[METRIC])
+        metrics = {key: value for key, value in result.items() if key.startswith(("train/", "valid/"))}
+        self.runs.log(number, result["epoch"], metrics)
+        self.watch()
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._release(trial.config["trial"])
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        number, last = trial.config["trial"], trial.last_result or {}
+        if number in self.failures:
+            self._end(number, FAILED, self.failures.pop(number))
+        elif last.get("ended"):
+            self._end(number, DONE, last["ended"], last.get(self.job.against) if self.job.against else None)
+        elif METRIC in last:
+            kept = f"not among the best 1/{REDUCTION} there"
+            self._end(number, PRUNED, f"ASHA: MAP {last[METRIC]:.4f} after epoch {last['epoch']} is {kept}")
+        else:
+            self._end(number, FAILED, "it ended without a word")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._end(trial.config["trial"], FAILED, f"its process was killed {trial.num_failures} times")
+
+    def _end(self, number: int, state: str, reason: str, against: float | None = None) -> None:
+        self._release(number)
+        ended = self.record.end(number, state, reason, against)
+        self.runs.end(ended)
+        tidy(self.job, ended)
+        self.watch()
+
+    def _release(self, number: int) -> None:
+        """What the workers of a killed trial may still hold of the cluster."""
+        if self.job.held:
+            with suppress(ray.exceptions.RayError):
+                ray.get(self.job.held.release.remote(str(self.job.place(number))))
+
+
+def tidy(job: Job, ended: Trial) -> None:
+    """Remove its checkpoints: nobody goes on from them."""
+    place = job.place(ended.number).local
+    assert place
+    shutil.rmtree(place / CHECKPOINTS if ended.state == FAILED else place, ignore_errors=True)
+
+
+# The trials
+
+
+def _trial(config: dict[str, Any], job: Job) -> None:
+    """One training, in this process or on workers of its own; reports after every epoch.
+
+    An error is reported, not raised: Ray starts a trial anew whose process was killed, and that alone.
+    """
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # before the process takes the next trial, this one has ended
+    number = config["trial"]
+    try:
+        run = _on_workers if job.workers > 1 else _here
+        run(number, job.base | config["setting"], job)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        reason = first if isinstance(error, JobFailed) else f"{type(error).__name__}: {first}"
+        ray_tune.report({"epoch": 0, METRIC: math.nan, "failed": reason})
+
+
+def _here(number: int, settings: dict[str, Any], job: Job) -> None:
+    config = make_config(settings)
+    share = Share(device="cuda" if job.gpus and torch.cuda.is_available() else "cpu", threads=job.cpus)
+    training = Training(config, Dataset(job.data), share)
+    kept = Checkpoints(job.place(number) / CHECKPOINTS, keep_best=0)
+    if latest := kept.latest():
+        with kept.opened(latest) as folder:
+            training.load(folder)
+        if not training.step_in_epoch:  # the driver may not have heard of this epoch's end
+            ray_tune.report(result_of(training, latest.metrics, job.against))
+    saver = Saver(kept, config.checkpoint_every, start=training.step)
+    try:
+        training.run(
+            saver=saver, epoch_end=lambda end: ray_tune.report(result_of(training, end.metrics, job.against))
+        )
+    except NonFiniteBatch as error:
+        file = job.place(number) / f"non-finite-step-{error.record['step']}.json"
+        write_json(file, error.record)
+        raise JobFailed(f"{error}; its triplets are in {file}") from error
+    finally:
+        saver.finish()
+
+
+def _on_workers(number: int, settings: dict[str, Any], job: Job) -> None:
+    config, place, dataset = make_config(settings), job.place(number), Dataset(job.data)
+    nobody = tracking.Run("", f"trial {number}")
+    write_json(place / DESCRIPTION, {"run_id": nobody.run_id})
+    steps = config.epochs * steps_per_epoch(dataset, config, config.parts or job.workers)
+    result = partial(result_of, against=job.against)
+    task = Task(job.data, config, place, nobody, steps, at_epoch_end=result, held=job.held)
+    resources = {"CPU": float(job.cpus), "GPU": job.gpus}
+    outcome = run_workers(task, f"trial {number}", (job.workers, job.workers), resources, report=ray_tune.report)
+    if outcome["state"] == GROUP_FAILED:
+        raise JobFailed(outcome["message"])
+
+
+def result_of(training: Training, metrics: dict[str, float], against: str | None) -> dict[str, Any]:
+    """What a trial reports after an epoch. `ended` says why this was the last one, if it was."""
+    result: dict[str, Any] = metrics | {"epoch": training.epoch, "ended": ""}
+    if not training.ended:
+        return result
+    config = training.config
+    full = training.epoch >= config.epochs
+    result["ended"] = f"all {config.epochs} epochs" if full else f"no better MAP in {config.patience} epochs"
+    if against == "embedding_dim":
+        result[against] = training.model.embedding_dim
+    elif against == "latency_ms":
+        result[against] = milliseconds_an_image(training.model, training.image_size, training.autocast)
+    return result
+
+
+def new_held_groups() -> ActorHandle:
+    """Where the workers of trials write down what they hold of the cluster; lives and dies with the driver."""
+    return HeldGroups.remote()  # type: ignore[attr-defined]
