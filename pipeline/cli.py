@@ -229,16 +229,64 @@ def evaluate(model: str, data: str | Path, split: str, as_json: bool) -> None:
     default="margins",
     show_default=True,
     metavar="NAME",
-    help="Search space, a module of tune_spaces.",
+    help="Search space: margins, loss_weights, embedding, optimizer, full, or your own MODULE:FUNCTION.",
 )
 @click.option("--trials", default=20, show_default=True, type=click.IntRange(1), help="Trainings to run.")
 @click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trials at a time.")
-@click.option("--storage", default=Path("runs"), show_default=True, type=PATH, help="Folder for the sweep's state.")
+@click.option(
+    "--workers-per-trial",
+    "workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="DDP workers of each trial; 1 trains in the trial's own process.",
+)
+@click.option(
+    "--trial-epochs", type=click.IntRange(1), metavar="N", help="Epochs of a trial.  [default: all, as epochs=N]"
+)
+@click.option(
+    "--search", default="tpe", show_default=True, type=click.Choice(["tpe", "random"]), help="Who suggests settings."
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice(["asha", "none"]),
+    help="Who stops trials early.  [default: asha; none with --against]",
+)
+@click.option(
+    "--against",
+    type=click.Choice(["embedding_dim", "latency_ms"]),
+    help="Search for a Pareto front of MAP against this, less being better.",
+)
+@click.option(
+    "--final-seeds",
+    default=3,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Trainings of the best setting for all epochs; the best of them is registered. 0: none.",
+)
+@click.option("--preset", metavar="NAME", help=f"Start from a recipe: {', '.join(PRESETS)}.")
+@click.option("--config", "config_file", type=PATH, metavar="FILE", help="YAML file of settings, over the preset.")
+@click.option(
+    "--storage", default=Path("runs"), show_default=True, type=PATH, help="Where searches are kept: a folder."
+)
+@click.option("--name", metavar="NAME", help="The search's folder there; by default made of its plan.")
+@click.option("--resume", is_flag=True, help="Go on with the search of this plan; with more --trials, further.")
 @seed_option
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
 @json_option
-def tune(data: str | Path, storage: Path, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Search a space with Optuna on Ray Tune; KEY=VALUE sets what does not vary."""
+def tune(
+    data: str | Path,
+    space: str,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Search a space with Optuna on Ray Tune, and register what its best setting makes.
+
+    KEY=VALUE sets what does not vary. Killed or stopped, the same command with --resume goes on.
+    """
     from data_prep.dataset import Dataset
     from pipeline.config import load_config
     from pipeline.console import emit
@@ -246,8 +294,9 @@ def tune(data: str | Path, storage: Path, settings: tuple[str, ...], as_json: bo
     from pipeline.tuning import show
     from pipeline.tuning import tune as run_search
 
-    refuse_varied(find_space(options["space"]), settings)
-    sweep = run_search(Dataset(data), load_config(None, settings), storage=storage, **options)
+    config, found = load_config(config_file, settings, preset), find_space(space)
+    refuse_varied(found, settings)
+    sweep = run_search(Dataset(data), config, space=found, **options)
     show(sweep)
     emit(sweep.figures, as_json)
 

@@ -18,6 +18,7 @@ from pipeline.console import progress_bar, say
 from pipeline.prep_report.page import write_prep_report
 from pipeline.presets import PRESETS
 from pipeline.report.page import write_report
+from pipeline.spaces import find_space
 from pipeline.summaries import show_prepared
 from pipeline.training import train
 
@@ -66,7 +67,14 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
             trained = train(dataset, CONFIG, workers=WORKERS, storage=storage)
         with _step(f"4/6 tune: {TRIALS} trials of the margins space"):
             sweep = tuning.tune(
-                dataset, SEARCH, space="margins", trials=TRIALS, concurrent=2, storage=storage, seed=seed
+                dataset,
+                SEARCH,
+                space=find_space("margins"),
+                trials=TRIALS,
+                concurrent=2,
+                final_seeds=0,
+                storage=storage,
+                seed=seed,
             )
             tuning.show(sweep)
     with _step("5/6 evaluate: queries, candidates and triplets of the test split"):
@@ -75,6 +83,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
         evaluation.show(scored)
         evaluation.log(scored, description, dataset)
     registered = trained.registered
+    assert registered, "a training without a parent is registered"
     page = out / "report.html"
     with _step("6/6 report"):
         write_report(registered.uri, dataset, page, sweep=sweep, evaluation=scored)

@@ -52,8 +52,8 @@ def register(
 ) -> Registered:
     """Register the model of a checkpoint folder as `agman-<dataset>`, logged with its run, with these tags.
 
-    Without an alias of its own the first version becomes champion, a later one challenger. The registered model carries safetensors
-    weights and its code as a models-from-code pyfunc: loading it unpickles nothing.
+    Without an alias of its own the first version becomes champion, a later one challenger. The registered model
+    carries safetensors weights and its code as a models-from-code pyfunc: loading it unpickles nothing.
     """
     client = tracking.connect()
     name = f"agman-{dataset_name}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class Record:
         self._study = optuna.create_study(
             storage=optuna.storages.RDBStorage(f"sqlite:///{file}"),
             study_name=name,
-            directions=["maximize", *["minimize" for _ in plan.objectives[1:]]],
+            directions=["maximize", "minimize"][: len(plan.objectives)],
             load_if_exists=True,
         )
         if not self._study.trials:
@@ -125,9 +126,7 @@ class Record:
         if self.plan.search == "random":
             return RandomSampler(seed=seed)
         # Trials that run count as bad ones, or two at a time would be nearly the same.
-        return TPESampler(
-            n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True, seed=seed
-        )
+        return TPESampler(n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True, seed=seed)
 
     def __getitem__(self, number: int) -> Trial:
         return _read(self._study.get_trials(deepcopy=False)[number])

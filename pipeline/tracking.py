@@ -340,7 +340,8 @@ def children(parent: Run) -> list[Any]:
     client = MlflowClient(parent.uri)
     experiment = client.get_run(parent.run_id).info.experiment_id
     mine = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.run_id}'"
-    found, token = [], None
+    found: list[Any] = []
+    token = None
     while token != "":
         page = client.search_runs([experiment], mine, page_token=token)
         found, token = [*found, *page], page.token or ""

@@ -215,7 +215,5 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(
-                f"{folder}: another process is at work there; wait for it, or begin another"
-            ) from error
+            raise InputError(f"{folder}: another process is at work there; wait for it, or begin another") from error
         yield

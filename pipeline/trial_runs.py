@@ -66,7 +66,9 @@ class TrialRuns:
                 self._write(number, self._waiting[number])
             except (MlflowException, InputError, OSError) as error:
                 if not self._not_before:
-                    say_above(f"note: the tracking store does not answer, the search goes on ({tracking.reason(error)})")
+                    say_above(
+                        f"note: the tracking store does not answer, the search goes on ({tracking.reason(error)})"
+                    )
                 self._not_before = time.monotonic() + PAUSE
                 return False
             del self._waiting[number]
@@ -78,8 +80,13 @@ class TrialRuns:
         self.write(now=True)
         with suppress(MlflowException, OSError):  # else the guard ends them
             client = MlflowClient(self.parent.uri)
-            run_guard.end_all(client, client.get_run(self.parent.run_id).info.experiment_id, self.parent.token, "KILLED",
-                              but=self.parent.run_id)
+            run_guard.end_all(
+                client,
+                client.get_run(self.parent.run_id).info.experiment_id,
+                self.parent.token,
+                "KILLED",
+                but=self.parent.run_id,
+            )
 
     def _of(self, number: int) -> _Waiting:
         return self._waiting.setdefault(number, _Waiting())
@@ -110,4 +117,8 @@ class TrialRuns:
 
     def _children(self) -> dict[int, str]:
         """Trial number -> run that an earlier driver began, even if it had no time to note its id."""
-        return {int(run.data.tags[TRIAL]): run.info.run_id for run in tracking.children(self.parent) if TRIAL in run.data.tags}
+        return {
+            int(run.data.tags[TRIAL]): run.info.run_id
+            for run in tracking.children(self.parent)
+            if TRIAL in run.data.tags
+        }

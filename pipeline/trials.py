@@ -58,7 +58,7 @@ class Job:
     held: ActorHandle | None = None
 
     def place(self, number: int) -> Storage:
-        """A trial's folder; it is removed when the trial has ended, unless it failed: then it has what is known of it."""
+        """A trial's folder; removed when the trial has ended, but of a failed one only its checkpoints."""
         return Storage(self.folder / f"trial-{number:04d}")
 
 
@@ -266,9 +266,7 @@ def _here(number: int, settings: dict[str, Any], job: Job) -> None:
             ray_tune.report(result_of(training, latest.metrics, job.against))
     saver = Saver(kept, config.checkpoint_every, start=training.step)
     try:
-        training.run(
-            saver=saver, epoch_end=lambda end: ray_tune.report(result_of(training, end.metrics, job.against))
-        )
+        training.run(saver=saver, epoch_end=lambda end: ray_tune.report(result_of(training, end.metrics, job.against)))
     except NonFiniteBatch as error:
         file = job.place(number) / f"non-finite-step-{error.record['step']}.json"
         write_json(file, error.record)

@@ -1,55 +1,65 @@
-"""`agman tune`: a search space, Optuna's TPE, ASHA's early stopping, one MLflow run per trial.
+"""`agman tune`: a search from its space to a registered model, taken up again after whatever killed it.
 
-A trial trains in its own process, on one worker. Everything about trials is logged here in the driver,
-so that a trial that is stopped or killed can leave no run open.
+Optuna suggests (the study on disk is the record of it all), Ray Tune runs the trials and ASHA prunes them, MLflow has
+a run for the search and one for every trial; the best setting is trained again at full budget and becomes challenger.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import os
+import signal
+import statistics
+import sys
+import threading
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from ray import tune as ray_tune
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.optuna import OptunaSearch
+from tqdm import tqdm
 
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from pipeline import tracking
+from pipeline import evaluation, registry, tracking
 from pipeline.cluster import cpus_for
 from pipeline.config import TrainConfig, make_config
-from pipeline.console import bar_of, show_table
+from pipeline.console import bar_of, say, show_table
 from pipeline.errors import JobFailed
-from pipeline.loop import EpochEnd, Share, Training, resolved
-from pipeline.spaces import find_space
-from pipeline.training import check
+from pipeline.loop import resolved
+from pipeline.spaces import Space, draw
+from pipeline.sweep import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, Record, Trial
+from pipeline.sweep_report import write_sweep_report
+from pipeline.training import NOT_DECISIVE, check, locked, train
+from pipeline.trial_runs import TrialRuns
+from pipeline.trials import Job, new_held_groups, run_trials
+from pipeline.workers import read_json, write_json
 
-METRIC = "valid/map"
-RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
+DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
+"""In a search's folder."""
+DRAWS = 30  # settings of the space that are checked before anything trains
 
 
-@dataclass
-class Trial:
-    """One trial: what varied, its validation MAP after each epoch, and how it ended."""
+@dataclass(frozen=True)
+class Final:
+    """The best setting, trained at full budget: one training for each seed."""
 
-    number: int
-    """In the order in which they were suggested; trials start in about that order."""
-    setting: dict[str, Any]
-    run: tracking.Run
-    history: list[tuple[int, float]] = field(default_factory=list)
-    state: str = RUNNING
-
-    @property
-    def best(self) -> float:
-        return max((value for _, value in self.history), default=0.0)
+    valid: list[float]
+    """Their validation MAPs."""
+    test: dict[str, float]
+    """Figures of the one that is best on validation."""
+    model_uri: str
+    alias: str
 
 
 @dataclass(frozen=True)
@@ -59,171 +69,319 @@ class Sweep:
     run: tracking.Run
     space: str
     trials: list[Trial]
+    best: Trial
     seconds: float
-
-    @property
-    def best(self) -> Trial:
-        return max(self.trials, key=lambda trial: trial.best)
+    """Of this command; an interrupted search has had others."""
+    page: Path
+    final: Final | None
 
     @property
     def figures(self) -> dict[str, Any]:
-        states = [trial.state for trial in self.trials]
-        return {
+        states = Counter(trial.state for trial in self.trials)
+        figures: dict[str, Any] = {
             "trials": len(self.trials),
-            **{state: states.count(state) for state in (DONE, PRUNED, FAILED)},
+            **{state: states[state] for state in (DONE, PRUNED, FAILED)},
             METRIC: self.best.best,
             "best": self.best.setting,
             "run_id": self.run.run_id,
+            "page": str(self.page),
             "seconds": round(self.seconds, 1),
         }
+        if self.final:
+            figures |= self.final.test | {"model_uri": self.final.model_uri, "alias": self.final.alias}
+            figures |= {"final/valid/map": self.final.valid}
+        return figures
 
 
 def tune(
     dataset: Dataset,
     config: TrainConfig,
     *,
-    space: str,
+    space: Space,
     trials: int,
-    concurrent: int,
-    storage: Path,
+    concurrent: int = 1,
+    workers: int = 1,
+    trial_epochs: int | None = None,
+    search: str = "tpe",
+    scheduler: str | None = None,
+    against: str | None = None,
+    final_seeds: int = 3,
+    storage: Path = Path("runs"),
+    name: str | None = None,
+    resume: bool = False,
     seed: int = 0,
 ) -> Sweep:
-    """Run `trials` trainings of `config.epochs` epochs, `concurrent` at a time, and log them under one run.
+    """Run `trials` trials of `trial_epochs` epochs, `concurrent` at a time on `workers` workers each.
 
-    The space's starting point is always trial 0. ASHA stops a trial that ranks low after a third of the epochs.
+    The space's starting point is trial 0. The best setting is then trained for all `config.epochs` with `final_seeds`
+    seeds (0: not at all); the best of these on validation is scored on test, once, and registered as challenger. With
+    `against` the search is for a Pareto front, and the best setting that of the highest MAP.
+
+    A search is known by its plan and lives in `storage / name`; `resume` goes on where it was left, maybe to more
+    trials. Raises InputError for what a user can mend, JobFailed, and KeyboardInterrupt after Ctrl-C or SIGTERM.
     """
-    found = find_space(space)
-    make_config(config.model_dump() | found.start)
-    check(config, dataset, workers=1)
-    if not dataset.info.queries["valid"]:
-        raise InputError(f"{dataset.path}: a search needs a validation split with queries, the dataset has none")
+    scheduler = scheduler or ("none" if against else "asha")
+    budget = trial_epochs or config.epochs
+    base = config.model_copy(update={"epochs": budget})
+    _check(dataset, base, space, workers, scheduler, against)
+    settings = base.model_dump(exclude=set(NOT_DECISIVE))
+    plan = Plan(space.name, settings, search, scheduler, against, seed, workers)  # type: ignore[arg-type]
     started = time.perf_counter()
-    name = f"{dataset.info.name}-{space}-{time.strftime('%Y%m%d-%H%M%S')}"
     with ExitStack() as stack:
         stack.enter_context(ray_session())
-        resources = _resources(concurrent)
-        config = resolved(config, "cuda" if "gpu" in resources else "cpu", threads=int(resources["cpu"]))
-        params = {"space": space, "trials": trials, "search_seed": seed, "scheduler": "asha"} | config.model_dump()
-        parent = stack.enter_context(tracking.run(dataset.info, name, params, job="tune"))
-        log = SweepLog(dataset, parent, config.epochs, trials)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        tuner = ray_tune.Tuner(
-            ray_tune.with_resources(
-                ray_tune.with_parameters(
-                    _trial,
-                    data=dataset.storage,
-                    base=config.model_dump(),
-                ),
-                resources,
-            ),
-            tune_config=ray_tune.TuneConfig(
-                metric=METRIC,
-                mode="max",
-                num_samples=trials,
-                max_concurrent_trials=concurrent,
-                reuse_actors=True,
-                search_alg=OptunaSearch(
-                    space=found.define,
-                    metric=METRIC,
-                    mode="max",
-                    points_to_evaluate=[found.start] if found.start else None,
-                    sampler=optuna.samplers.TPESampler(seed=seed),
-                    study_name=name,
-                ),
-                scheduler=ASHAScheduler(
-                    time_attr="epoch", max_t=config.epochs, grace_period=max(1, config.epochs // 3)
-                ),
-            ),
-            run_config=ray_tune.RunConfig(name=name, storage_path=str(storage.absolute()), callbacks=[log], verbose=0),
+        cpus, gpus = _resources(concurrent, workers)
+        folder, begun = _claimed(stack, storage.absolute(), name, resume, dataset, plan, space)
+        base = resolved(base, "cuda" if gpus else "cpu", workers, cpus)
+        params = {f"search/{key}": value for key, value in asdict(plan).items() if key != "settings"}
+        params |= base.model_dump() | {"trials": trials, "trial_epochs": budget, "final_epochs": config.epochs}
+        stack.enter_context(tracking.answering())
+        parent = stack.enter_context(
+            tracking.run(dataset.info, folder.name, params, resume=begun.get("run_id"), job="tune")
         )
-        with log:
-            tuner.fit()
-            # Ray takes Ctrl-C for itself and comes back as if the search were done.
-            if len(log.trials) < trials or any(trial.state == RUNNING for trial in log.trials):
-                raise KeyboardInterrupt
-        sweep = Sweep(parent, space, log.trials, time.perf_counter() - started)
-        if not any(trial.history for trial in log.trials):
-            raise JobFailed(f"all {len(log.trials)} trials failed; each run's tag `error` in MLflow says why")
-        parent.log({METRIC: sweep.best.best}, step=config.epochs)
-        parent.tag({"best_run_id": sweep.best.run.run_id, "best_setting": str(sweep.best.setting)})
-    return sweep
+        begun |= {"run_id": parent.run_id, "finished": False}
+        write_json(Storage(folder / DESCRIPTION), begun)
+        record = Record(folder / STUDY, folder.name, space, plan)
+        job = Job(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
+        _run(job, record, TrialRuns(dataset.info, parent, record, job.base), trials, concurrent)
+        if record.best is None:
+            reasons = Counter(trial.reason for trial in record.trials)
+            reason, times = reasons.most_common(1)[0]
+            raise JobFailed(f"all {len(record.trials)} trials failed; {times} of them: {reason}")
+        facts = {
+            "space": space.name,
+            "dataset": f"{dataset.info.name} ({dataset.info.digest[:12]})",
+            "search": f"{search}, seed {seed}",
+            "scheduler": scheduler,
+            "epochs of a trial": str(budget),
+            "run": parent.run_id,
+        }
+        write_sweep_report(record.study, folder / REPORT, facts)
+        final = None
+        if final_seeds:
+            final = _final(dataset, config, record.best, folder, parent, range(seed, seed + final_seeds), workers)
+        _log(parent, record, folder / REPORT, final)
+        write_json(Storage(folder / DESCRIPTION), begun | {"finished": True})
+    seconds = time.perf_counter() - started
+    return Sweep(parent, space.name, record.trials, record.best, seconds, folder / REPORT / "report.html", final)
 
 
-def _resources(concurrent: int) -> dict[str, float]:
-    gpus = ray.cluster_resources().get("GPU", 0)
-    return {"cpu": cpus_for(concurrent, "--concurrent")} | ({"gpu": min(1, gpus / concurrent)} if gpus else {})
+def _check(
+    dataset: Dataset, base: TrainConfig, space: Space, workers: int, scheduler: str, against: str | None
+) -> None:
+    """Find what a user can mend before anything starts. Raises InputError."""
+    if not dataset.info.queries["valid"]:
+        raise InputError(f"{dataset.path}: a search needs a validation split with queries, the dataset has none")
+    for key in ("epochs", "max_triplets", "seed"):
+        if key in space.varied:
+            raise InputError(f"--space {space.name}: varies {key}, but trials are compared at equal budget and seed")
+    if against and scheduler == "asha":
+        raise InputError(f"--scheduler asha judges by MAP alone; with --against {against} take --scheduler none")
+    for setting in (space.start, *draw(space, DRAWS)):
+        try:
+            check(make_config(base.model_dump() | setting), dataset, workers)
+        except InputError as error:
+            shown = " ".join(f"{key}={value}" for key, value in setting.items())
+            raise InputError(f"--space {space.name}: with {shown}: {error}") from error
 
 
-def _trial(setting: dict[str, Any], data: Storage, base: dict[str, Any]) -> None:
-    """One training in this process; reports after every epoch."""
-    device = "cuda" if ray.get_gpu_ids() else "cpu"
-    training = Training(make_config(base | setting), Dataset(data), Share(device=device))
+def _resources(concurrent: int, workers: int) -> tuple[int, float]:
+    """CPUs and GPUs of each worker. Raises InputError where the cluster has not enough."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    option = f"--concurrent {concurrent} × --workers-per-trial {workers} =" if workers > 1 else "--concurrent"
+    all_workers = concurrent * workers
+    cpus = cpus_for(all_workers, option)
+    if workers > 1:
+        if 0 < gpus < all_workers:
+            raise InputError(f"{option} {all_workers}: the cluster has {gpus} GPUs, and a worker needs one")
+        return cpus, float(gpus > 0)
+    # Several trials share a GPU where there are more of them.
+    return cpus, 1 / max(1, math.ceil(concurrent / gpus)) if gpus else 0.0
 
-    def epoch_end(end: EpochEnd) -> None:
-        ray_tune.report(end.metrics | {"epoch": end.epoch})
 
-    training.run(epoch_end=epoch_end)
+def _claimed(
+    stack: ExitStack, storage: Path, name: str | None, resume: bool, dataset: Dataset, plan: Plan, space: Space
+) -> tuple[Path, dict[str, Any]]:
+    """The search's folder, this process's alone, and what it says of itself."""
+    identity = asdict(plan) | {"varied": sorted(space.varied), "start": space.start}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    label = plan.space.replace(":", "-").replace("/", "-")
+    folder = storage / (name or f"{dataset.info.name}-{label}-{digest[:8]}")
+    begun = read_json(Storage(folder / DESCRIPTION))
+    mine = {"digest": digest, "plan": identity, "dataset": dataset.info.name, "dataset_digest": dataset.info.digest}
+    if not begun and resume:
+        raise InputError(
+            f"{folder}: no search of this plan to go on with; leave --resume out to begin it{_others(storage)}"
+        )
+    if begun:
+        if begun["digest"] != digest:
+            raise InputError(
+                f"{folder}: holds another search ({_difference(begun['plan'], identity)}); give another --name"
+            )
+        if begun["dataset_digest"] != dataset.info.digest:
+            raise InputError(
+                f"{folder}: {dataset.path} has changed since this search began; begin another one with --name"
+            )
+        if not resume:
+            done = (
+                "is finished; --resume with more --trials goes on with it"
+                if begun.get("finished")
+                else "--resume goes on with it"
+            )
+            raise InputError(f"{folder}: this search was begun before; {done}, --name NAME begins another")
+    elif folder.exists() and {file.name for file in folder.iterdir()} - {"lock"}:
+        raise InputError(f"{folder}: is no search's folder, but not empty; give another --name")
+    stack.enter_context(locked(folder))
+    return folder, begun or json.loads(json.dumps(mine, default=str))
 
 
-class SweepLog(ray_tune.Callback):
-    """Keeps a child run for every trial, and a bar: trials done, pruned, failed, and the best so far."""
+def _others(storage: Path) -> str:
+    names = sorted(file.parent.name for file in storage.glob(f"*/{DESCRIPTION}"))
+    return f" (searches there: {', '.join(names[:5])})" if names else ""
 
-    def __init__(self, dataset: Dataset, parent: tracking.Run, epochs: int, trials: int):
-        self.dataset, self.parent, self.epochs, self.planned = dataset, parent, epochs, trials
-        self.of_trial: dict[str, Trial] = {}
 
-    @property
-    def trials(self) -> list[Trial]:
-        return sorted(self.of_trial.values(), key=lambda trial: trial.number)
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first thing in which two plans differ."""
+    flat = [{**plan, **plan.get("settings", {})} for plan in (before, json.loads(json.dumps(now, default=str)))]
+    for key in flat[1]:
+        if key != "settings" and flat[0].get(key) != flat[1][key]:
+            return f"{key}: {flat[0].get(key)} there, {flat[1][key]} here"
+    return "of an older version"
 
-    def __enter__(self) -> SweepLog:
-        self.bar = bar_of("trials", self.planned)
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-        for trial in self.trials:
-            if trial.state == RUNNING:
-                self._end(trial, "stopped", "KILLED")
+def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int) -> None:
+    """Until there are so many trials that have ended. Raises KeyboardInterrupt where they do not."""
+    bar = bar_of("trials", max(trials, len(record.trials)))
+    over = sum(trial.state != RUNNING for trial in record.trials)
+    bar.initial = bar.n = over
 
-    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        if trial.trial_id not in self.of_trial:
-            number = trials.index(trial)
-            run = tracking.start(self.dataset.info, f"trial {number}", trial.config, self.parent, job="trial")
-            self.of_trial[trial.trial_id] = Trial(number, dict(trial.config), run)
+    def watch() -> None:
+        _show_progress(bar, record)
 
-    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        this = self.of_trial[trial.trial_id]
-        this.history.append((result["epoch"], result[METRIC]))
-        this.run.log({k: v for k, v in result.items() if k.startswith(("train/", "valid/"))}, result["epoch"])
-        best = max(self.trials, key=lambda t: t.best)
-        self.bar.set_postfix_str(f"best {METRIC} {best.best:.4f}", refresh=False)
+    held = new_held_groups() if job.workers > 1 else None
+    with _sigterm_is_sigint():
+        try:
+            watch()
+            run_trials(Job(**{**vars(job), "held": held}), record, runs, watch, trials, concurrent)
+        finally:
+            bar.close()
+            record.pause()
+            runs.close()
+            if held:
+                ray.get(held.release_all.remote())
+                ray.kill(held)
+    left = trials - sum(trial.state != RUNNING for trial in record.trials)
+    if left > 0:  # Ray takes Ctrl-C for itself and comes back as if the search were done
+        raise KeyboardInterrupt(f"{left} of {trials} trials are left; the same command with --resume goes on")
 
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        this = self.of_trial[trial.trial_id]
-        full = bool(this.history) and this.history[-1][0] >= self.epochs
-        self._end(this, DONE if full else PRUNED, "FINISHED")
 
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        this = self.of_trial[trial.trial_id]
-        lines = str(trial.get_pickled_error() or "").strip().splitlines()
-        this.run.tag({"error": lines[-1] if lines else "unknown"})
-        self._end(this, FAILED, "FAILED")
+def _show_progress(bar: tqdm, record: Record) -> None:
+    trials, best = record.trials, record.best
+    states = Counter(trial.state for trial in trials)
+    note = ", ".join(f"{states[state]} {state}" for state in (RUNNING, DONE, PRUNED, FAILED) if states[state])
+    if best:
+        setting = " ".join(f"{key}={short(value)}" for key, value in best.setting.items())
+        note += f"; best MAP {best.best:.4f} (trial {best.number}: {setting})"
+    bar.set_postfix_str(note, refresh=False)
+    bar.update(len(trials) - states[RUNNING] - bar.n)
+    if sys.stderr.isatty():  # a log file gets a line now and then
+        bar.refresh()
 
-    def _end(self, trial: Trial, state: str, status: str) -> None:
-        trial.state = state
-        trial.run.tag({"ended": state})
-        MlflowClient(trial.run.uri).set_terminated(trial.run.run_id, status)
-        self.bar.update(1)
+
+@contextmanager
+def _sigterm_is_sigint() -> Iterator[None]:
+    """Ray stops a search at Ctrl-C; whoever ends a job sends SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _final(
+    dataset: Dataset,
+    config: TrainConfig,
+    best: Trial,
+    folder: Path,
+    parent: tracking.Run,
+    seeds: range,
+    workers: int,
+) -> Final:
+    """Train the best setting at full budget, score the best of the seeds on test, register it. Each of it once."""
+    place = Storage(folder / FINAL)
+    notes = place / f"trial-{best.number}-{config.epochs}-epochs.json"
+    done: dict[str, Any] = read_json(notes)
+    for seed in seeds:
+        if str(seed) in done:
+            continue
+        full = make_config(config.model_dump() | best.setting | {"seed": seed})
+        say(f"trial {best.number}'s setting, all {config.epochs} epochs, seed {seed}")
+        name = f"trial-{best.number}-seed-{seed}"
+        trained = train(dataset, full, workers=workers, storage=str(folder / FINAL), name=name, parent=parent)
+        done[str(seed)] = {
+            "run_id": trained.run.run_id,
+            "checkpoint": str(trained.checkpoint),
+            METRIC: trained.metrics[METRIC],
+        }
+        write_json(notes, done)
+    of_seeds = [done[str(seed)] for seed in seeds]
+    winner = max(of_seeds, key=lambda one: float(one[METRIC]))
+    if "registered" not in done:
+        network, description = registry.load(winner["checkpoint"], dataset.info.attribute_names)
+        scored = evaluation.evaluate(network, description, dataset)
+        evaluation.log(scored, description, dataset)
+        made = registry.register(
+            Path(winner["checkpoint"]),
+            dataset.info.name,
+            tracking.Run(parent.uri, winner["run_id"]),
+            registry.CHALLENGER,
+            search_run_id=parent.run_id,
+            search=folder.name,
+        )
+        done["registered"] = {"uri": made.uri, "alias": made.alias, "test": scored.figures}
+        write_json(notes, done)
+    made_before = done["registered"]
+    return Final([one[METRIC] for one in of_seeds], made_before["test"], made_before["uri"], made_before["alias"])
+
+
+def _log(parent: tracking.Run, record: Record, report: Path, final: Final | None) -> None:
+    """The search's outcome, in its run. A store that does not answer is the block's to report."""
+    best = record.best
+    assert best
+    tags = {"best_trial": str(best.number), "best_run_id": str(best.run_id), "best_setting": json.dumps(best.setting)}
+    metrics = {METRIC: best.best, "trials": float(len(record.trials))}
+    if final:
+        tags["model_uri"] = final.model_uri
+        metrics |= final.test | {"final/valid/map": statistics.mean(final.valid)}
+        if len(final.valid) > 1:
+            metrics["final/valid/map_spread"] = statistics.stdev(final.valid)
+    parent.tag(tags)
+    parent.log(metrics, step=len(record.trials))
+    try:
+        MlflowClient(parent.uri).log_artifacts(parent.run_id, str(report), "search")
+    except (MlflowException, OSError) as error:
+        say(f"note: the report could not be sent to MLflow ({tracking.reason(error)}); it is in {report}")
 
 
 def show(sweep: Sweep) -> None:
-    """Every trial, best first."""
-    keys = list(sweep.trials[0].setting)
+    """Every trial, best first, and what came of it."""
+    keys = list(dict.fromkeys(key for trial in sweep.trials for key in trial.setting))
     ranked = sorted(sweep.trials, key=lambda trial: -trial.best)
-    rows = [[str(t.number), *(_short(t.setting.get(key)) for key in keys), f"{t.best:.4f}", t.state] for t in ranked]
+    rows = [[str(t.number), *(short(t.setting.get(key, "")) for key in keys), f"{t.best:.4f}", t.state] for t in ranked]
     show_table(f"Search in {sweep.space}", ["trial", *keys, METRIC, "ended"], rows)
+    for trial in sweep.trials:
+        if trial.state == FAILED:
+            say(f"  trial {trial.number} failed: {trial.reason}")
+    if sweep.final:
+        spread = statistics.stdev(sweep.final.valid) if len(sweep.final.valid) > 1 else 0.0
+        mean = statistics.mean(sweep.final.valid)
+        say(f"full budget  {METRIC} {mean:.4f} ± {spread:.4f} over {len(sweep.final.valid)} seeds")
+        say(f"             test/map {sweep.final.test['test/map']:.4f}, of the seed best on validation")
+        say(f"registered   {sweep.final.model_uri} ({sweep.final.alias})")
+    say(f"page         {sweep.page}")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

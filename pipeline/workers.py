@@ -360,6 +360,10 @@ class HeldGroups:
         for group in self.groups.pop(training, []):
             remove_placement_group(group)
 
+    def release_all(self) -> None:
+        for training in list(self.groups):
+            self.release(training)
+
 
 # Files that both ends read
 
