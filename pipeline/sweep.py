@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from pipeline.spaces import Space
@@ -26,6 +27,7 @@ RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
 AGAINST = ("embedding_dim", "latency_ms")
 """What a search may weigh MAP against; less is better. Latency: milliseconds an image, in the trial's own process."""
 STARTUP_TRIALS = 10  # TPE's: so many are drawn at random before it models anything
+DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 _STATES = {DONE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
 History = list[tuple[int, float]]
@@ -85,7 +87,7 @@ class Record:
         self._study = optuna.create_study(
             storage=optuna.storages.RDBStorage(f"sqlite:///{file}"),
             study_name=name,
-            directions=["maximize", "minimize"][: len(plan.objectives)],
+            directions=DIRECTIONS[: len(plan.objectives)],
             load_if_exists=True,
         )
         if not self._study.trials:
@@ -125,8 +127,12 @@ class Record:
         seed = 1_000_003 * self.plan.seed + number  # of this trial's own: a continued search needs no generator's state
         if self.plan.search == "random":
             return RandomSampler(seed=seed)
-        # Trials that run count as bad ones, or two at a time would be nearly the same.
-        return TPESampler(n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True, seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Trials that run count as bad ones, or two at a time would be nearly the same.
+            return TPESampler(
+                n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True, seed=seed
+            )
 
     def __getitem__(self, number: int) -> Trial:
         return _read(self._study.get_trials(deepcopy=False)[number])

@@ -82,7 +82,7 @@ def run_trials(job: Job, record: Record, runs: TrialRuns, watch: Watch, total: i
         tune_config=ray_tune.TuneConfig(
             num_samples=left,
             max_concurrent_trials=concurrent,
-            reuse_actors=True,
+            reuse_actors=job.workers == 1,  # what a stopped trial has left of its workers goes with its process
             search_alg=_Search(record, again, total),
             scheduler=scheduler,
         ),
@@ -182,6 +182,8 @@ class _Ledger(ray_tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         number = trial.config["trial"]
+        if self.job.held:
+            ray.get(self.job.held.open.remote(str(self.job.place(number))))
         self.record.begin(number)
         self.runs.begin(self.record[number])
         self.watch()
@@ -225,7 +227,7 @@ class _Ledger(ray_tune.Callback):
         """What the workers of a killed trial may still hold of the cluster."""
         if self.job.held:
             with suppress(ray.exceptions.RayError):
-                ray.get(self.job.held.release.remote(str(self.job.place(number))))
+                ray.get(self.job.held.close.remote(str(self.job.place(number))))
 
 
 def tidy(job: Job, ended: Trial) -> None:

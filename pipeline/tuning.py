@@ -6,7 +6,9 @@ a run for the search and one for every trial; the best setting is trained again 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -34,7 +36,7 @@ from data_prep.storage import Storage
 from pipeline import evaluation, registry, tracking
 from pipeline.cluster import cpus_for
 from pipeline.config import TrainConfig, make_config
-from pipeline.console import bar_of, say, show_table
+from pipeline.console import bar_of, say, say_above, show_table
 from pipeline.errors import JobFailed
 from pipeline.loop import resolved
 from pipeline.spaces import Space, draw
@@ -201,37 +203,48 @@ def _resources(concurrent: int, workers: int) -> tuple[int, float]:
 def _claimed(
     stack: ExitStack, storage: Path, name: str | None, resume: bool, dataset: Dataset, plan: Plan, space: Space
 ) -> tuple[Path, dict[str, Any]]:
-    """The search's folder, this process's alone, and what it says of itself."""
-    identity = asdict(plan) | {"varied": sorted(space.varied), "start": space.start}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
-    label = plan.space.replace(":", "-").replace("/", "-")
-    folder = storage / (name or f"{dataset.info.name}-{label}-{digest[:8]}")
+    """The search's folder, this process's alone, and what it says of itself.
+
+    Finished ones are passed over: the same search again is NAME-2, NAME-3 ...
+    """
+    identity = _plain(asdict(plan) | {"varied": sorted(space.varied), "start": space.start})
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    name = name or f"{dataset.info.name}-{plan.space.replace(':', '-')}-{digest[:8]}"
+    numbers = itertools.takewhile(lambda number: _folder(storage, name, number).exists(), itertools.count(1))
+    last = max(numbers, default=0)
+    folder = _folder(storage, name, max(last, 1))
     begun = read_json(Storage(folder / DESCRIPTION))
-    mine = {"digest": digest, "plan": identity, "dataset": dataset.info.name, "dataset_digest": dataset.info.digest}
-    if not begun and resume:
-        raise InputError(
-            f"{folder}: no search of this plan to go on with; leave --resume out to begin it{_others(storage)}"
-        )
+    if resume and not begun:
+        there = _others(storage)
+        raise InputError(f"{folder}: no search of this plan to go on with; leave --resume out to begin it{there}")
     if begun:
         if begun["digest"] != digest:
-            raise InputError(
-                f"{folder}: holds another search ({_difference(begun['plan'], identity)}); give another --name"
-            )
-        if begun["dataset_digest"] != dataset.info.digest:
+            difference = _difference(begun["plan"], identity)
+            raise InputError(f"{folder}: holds another search ({difference}); give another --name")
+        if begun["dataset_digest"] != dataset.info.digest and not (begun["finished"] and not resume):
             raise InputError(
                 f"{folder}: {dataset.path} has changed since this search began; begin another one with --name"
             )
-        if not resume:
-            done = (
-                "is finished; --resume with more --trials goes on with it"
-                if begun.get("finished")
-                else "--resume goes on with it"
+        if not resume and not begun["finished"]:
+            raise InputError(
+                f"{folder}: this search was begun and did not finish; --resume goes on with it, --name begins another"
             )
-            raise InputError(f"{folder}: this search was begun before; {done}, --name NAME begins another")
+        if not resume:
+            folder, begun = _folder(storage, name, last + 1), {}
     elif folder.exists() and {file.name for file in folder.iterdir()} - {"lock"}:
         raise InputError(f"{folder}: is no search's folder, but not empty; give another --name")
     stack.enter_context(locked(folder))
-    return folder, begun or json.loads(json.dumps(mine, default=str))
+    mine = {"digest": digest, "plan": identity, "dataset_digest": dataset.info.digest, "finished": False}
+    return folder, begun or mine
+
+
+def _folder(storage: Path, name: str, number: int) -> Path:
+    return storage / (name if number == 1 else f"{name}-{number}")
+
+
+def _plain(plan: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return dict(json.loads(json.dumps(plan, default=str)))
 
 
 def _others(storage: Path) -> str:
@@ -241,37 +254,37 @@ def _others(storage: Path) -> str:
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first thing in which two plans differ."""
-    flat = [{**plan, **plan.get("settings", {})} for plan in (before, json.loads(json.dumps(now, default=str)))]
-    for key in flat[1]:
-        if key != "settings" and flat[0].get(key) != flat[1][key]:
-            return f"{key}: {flat[0].get(key)} there, {flat[1][key]} here"
-    return "of an older version"
+    one, other = ({**plan, **plan["settings"], "settings": None} for plan in (before, now))
+    return next((f"{key}: {one[key]} there, {other[key]} here" for key in other if one.get(key) != other[key]), "")
 
 
 def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int) -> None:
-    """Until there are so many trials that have ended. Raises KeyboardInterrupt where they do not."""
-    bar = bar_of("trials", max(trials, len(record.trials)))
-    over = sum(trial.state != RUNNING for trial in record.trials)
-    bar.initial = bar.n = over
+    """Until there are so many trials that have ended. Raises KeyboardInterrupt after Ctrl-C, JobFailed if it stalls."""
 
-    def watch() -> None:
-        _show_progress(bar, record)
+    def ended() -> int:
+        return sum(trial.state != RUNNING for trial in record.trials)
 
+    bar = bar_of("trials", max(trials, ended()))
+    bar.initial = bar.n = ended()
     held = new_held_groups() if job.workers > 1 else None
-    with _sigterm_is_sigint():
+    job = dataclasses.replace(job, held=held)
+    with _signals_for_ray() as stopped:
         try:
-            watch()
-            run_trials(Job(**{**vars(job), "held": held}), record, runs, watch, trials, concurrent)
+            while ended() < trials:
+                before = ended()
+                run_trials(job, record, runs, lambda: _show_progress(bar, record), trials, concurrent)
+                if stopped.is_set():
+                    left = trials - ended()
+                    raise KeyboardInterrupt(f"{left} of {trials} trials are left; the same command with --resume goes on")
+                if ended() == before:
+                    raise JobFailed("Ray Tune came back without having ended a trial; --resume goes on with the search")
         finally:
             bar.close()
             record.pause()
             runs.close()
             if held:
-                ray.get(held.release_all.remote())
+                ray.get(held.close_all.remote())
                 ray.kill(held)
-    left = trials - sum(trial.state != RUNNING for trial in record.trials)
-    if left > 0:  # Ray takes Ctrl-C for itself and comes back as if the search were done
-        raise KeyboardInterrupt(f"{left} of {trials} trials are left; the same command with --resume goes on")
 
 
 def _show_progress(bar: tqdm, record: Record) -> None:
@@ -288,16 +301,28 @@ def _show_progress(bar: tqdm, record: Record) -> None:
 
 
 @contextmanager
-def _sigterm_is_sigint() -> Iterator[None]:
-    """Ray stops a search at Ctrl-C; whoever ends a job sends SIGTERM."""
+def _signals_for_ray() -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM sets the event and lets Ray Tune stop its trials; the second interrupts at once."""
+    stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stopped
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+
+    def handle(number: int, frame: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+        say_above("stopping the trials; once more stops at once")
+        os.kill(os.getpid(), signal.SIGUSR1)  # Ray Tune's own sign to stop
+
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        yield
+        yield stopped
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _final(

@@ -79,7 +79,7 @@ def run_workers(
     """Run the workers to their end, and tell what that was: its `state`, and `step` and `epoch`, or a `message`.
 
     The first Ctrl-C or SIGTERM lets them save and stop; raises KeyboardInterrupt at the second. `report` gets what
-    `task.at_epoch_end` makes of every epoch; if it raises, the workers are stopped first.
+    `task.at_epoch_end` makes of every epoch; what it raises ends the workers.
     """
     (task.place / OUTCOME).delete()
     with (
@@ -131,7 +131,7 @@ def _fit_while_controllers_die(
 ) -> BaseException | None:
     reached, fruitless = -1, 0
     while True:
-        error = _fit(trainer, board, look_after)
+        error = _fit(trainer, look_after)
         if not isinstance(error, RayActorError):
             return error
         step = ray.get(board.look.remote())[0]
@@ -143,11 +143,10 @@ def _fit_while_controllers_die(
         _release(board)
 
 
-def _fit(trainer: Any, board: ActorHandle, look_after: Callable[[], None]) -> BaseException | None:
+def _fit(trainer: Any, look_after: Callable[[], None]) -> BaseException | None:
     """What it failed with. In a thread of its own, since Ray would take the main thread's signals for itself.
 
-    Raises what `look_after` raises, which is called all the time: GivenUp, with the trainer left to the end of the Ray
-    session; anything else after the workers have stopped, unless they do not within a minute.
+    Raises what `look_after` raises, which is called all the time; the trainer is then left to the end of the process.
     """
     ended: Future[BaseException | None] = Future()
 
@@ -162,15 +161,7 @@ def _fit(trainer: Any, board: ActorHandle, look_after: Callable[[], None]) -> Ba
     while True:  # in slices: a signal's handler runs between them
         with suppress(TimeoutError):
             return ended.result(timeout=0.2)
-        try:
-            look_after()
-        except (GivenUp, KeyboardInterrupt):
-            raise
-        except BaseException:  # a trial that is stopped ends in SystemExit
-            with suppress(RayError, TimeoutError):
-                ray.get(board.ask_to_stop.remote())
-                ended.result(timeout=60)
-            raise
+        look_after()
 
 
 def _release(board: ActorHandle) -> None:
@@ -348,21 +339,33 @@ def _note(end: StepEnd, epochs: int) -> str:
 
 @ray.remote(num_cpus=0)
 class HeldGroups:
-    """What the workers of several trainings hold of the cluster: Ray leaves it with them if their driver is killed."""
+    """What the workers of a search's trials hold of the cluster.
+
+    A trial's process may be stopped or killed at any moment; its controller may even start the workers anew before
+    Ray ends it too, and Ray's own cleaner of such leftovers fails where two clusters share a host.
+    """
 
     def __init__(self) -> None:
         self.groups: dict[str, list[PlacementGroup]] = {}
 
-    def holds(self, training: str, group: PlacementGroup) -> None:
-        self.groups.setdefault(training, []).append(group)
+    def open(self, training: str) -> None:
+        """Its workers may hold something."""
+        self.groups.setdefault(training, [])
 
-    def release(self, training: str) -> None:
+    def holds(self, training: str, group: PlacementGroup) -> None:
+        if training in self.groups:
+            self.groups[training].append(group)
+        else:
+            remove_placement_group(group)
+
+    def close(self, training: str) -> None:
+        """From now on they may not."""
         for group in self.groups.pop(training, []):
             remove_placement_group(group)
 
-    def release_all(self) -> None:
+    def close_all(self) -> None:
         for training in list(self.groups):
-            self.release(training)
+            self.close(training)
 
 
 # Files that both ends read
