@@ -55,7 +55,7 @@ def chart(title: str, alt: str, draw: Callable[[Axes, Theme], None], size: tuple
 
 
 def _svg(draw: Callable[[Axes, Theme], None], theme: Theme, size: tuple[float, float]) -> str:
-    with matplotlib.rc_context(_style(theme)):
+    with matplotlib.rc_context(style(theme)):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes, theme)
@@ -66,7 +66,8 @@ def _svg(draw: Callable[[Axes, Theme], None], theme: Theme, size: tuple[float, f
     return _data_uri("image/svg+xml", svg.encode())
 
 
-def _style(theme: Theme) -> dict[Any, Any]:
+def style(theme: Theme) -> dict[Any, Any]:
+    """What matplotlib draws with."""
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": "agman",
