@@ -41,7 +41,7 @@ from pipeline.errors import JobFailed
 from pipeline.loop import resolved
 from pipeline.spaces import Space, draw
 from pipeline.sweep import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, Record, Trial
-from pipeline.sweep_report import write_sweep_report
+from pipeline.sweep_report.page import write_sweep_report
 from pipeline.training import NOT_DECISIVE, check, locked, train
 from pipeline.trial_runs import TrialRuns
 from pipeline.trials import Job, new_held_groups, run_trials
@@ -264,6 +264,11 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
     def ended() -> int:
         return sum(trial.state != RUNNING for trial in record.trials)
 
+    def watch() -> None:
+        _show_progress(bar, record)
+        if stopped.is_set():  # maybe before Ray listened
+            os.kill(os.getpid(), signal.SIGUSR1)
+
     bar = bar_of("trials", max(trials, ended()))
     bar.initial = bar.n = ended()
     held = new_held_groups() if job.workers > 1 else None
@@ -275,7 +280,9 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
                 run_trials(job, record, runs, lambda: _show_progress(bar, record), trials, concurrent)
                 if stopped.is_set():
                     left = trials - ended()
-                    raise KeyboardInterrupt(f"{left} of {trials} trials are left; the same command with --resume goes on")
+                    raise KeyboardInterrupt(
+                        f"{left} of {trials} trials are left; the same command with --resume goes on"
+                    )
                 if ended() == before:
                     raise JobFailed("Ray Tune came back without having ended a trial; --resume goes on with the search")
         finally:
