@@ -275,16 +275,13 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
     job = dataclasses.replace(job, held=held)
     with _signals_for_ray() as stopped:
         try:
-            while ended() < trials:
-                before = ended()
-                run_trials(job, record, runs, lambda: _show_progress(bar, record), trials, concurrent)
+            while (before := ended()) < trials:
+                run_trials(job, record, runs, watch, trials, concurrent)
                 if stopped.is_set():
-                    left = trials - ended()
-                    raise KeyboardInterrupt(
-                        f"{left} of {trials} trials are left; the same command with --resume goes on"
-                    )
+                    left = f"{trials - ended()} of {trials} trials are left"
+                    raise KeyboardInterrupt(f"{left}; the same command with --resume goes on")
                 if ended() == before:
-                    raise JobFailed("Ray Tune came back without having ended a trial; --resume goes on with the search")
+                    raise JobFailed("Ray Tune came back without a trial ended; the same command with --resume goes on")
         finally:
             bar.close()
             record.pause()

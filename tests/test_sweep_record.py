@@ -1,0 +1,176 @@
+"""A search's record: what it remembers over drivers that are killed, and what Optuna learns from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from pipeline.spaces import find_space
+from pipeline.sweep import DONE, FAILED, PRUNED, RUNNING, Plan, Record, Trial
+from pipeline.trials import _scheduler
+
+START = {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
+
+
+def plan(space: str = "margins", epochs: int = 9, **options: object) -> Plan:
+    return Plan(space, {"epochs": epochs}, **options)  # type: ignore[arg-type]
+
+
+def opened(folder: Path, of: Plan | None = None) -> Record:
+    """A driver of its own."""
+    of = of or plan()
+    return Record(folder / "study.db", "search", find_space(of.space), of)
+
+
+def run(record: Record, value: float, epochs: int = 9, state: str = DONE) -> Trial:
+    trial = record.ask()
+    record.begin(trial.number)
+    for epoch in range(1, epochs + 1):
+        record.epoch(trial.number, epoch, value * epoch / 9)
+    return record.end(trial.number, state, "why")
+
+
+def test_the_papers_setting_is_trial_0_and_not_queued_again(tmp_path: Path) -> None:
+    assert run(opened(tmp_path), 0.5).setting == START
+    again = opened(tmp_path)
+    assert [trial.setting for trial in again.trials] == [START]
+    assert again.ask().setting != START
+
+
+def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    run(first, 0.5)
+    killed = first.ask()
+    first.begin(killed.number)
+    first.ran(killed.number, "a run")
+    first.epoch(killed.number, 1, 0.25)
+    again = opened(tmp_path)
+    (interrupted,) = again.interrupted()
+    assert interrupted == Trial(1, killed.setting, RUNNING, [(1, 0.25)], "a run")
+    again.begin(1)
+    again.epoch(1, 1, 0.99)  # repeated from a checkpoint: what was heard first stays
+    again.epoch(1, 2, 0.3)
+    assert again.end(1, DONE, "all epochs").history == [(1, 0.25), (2, 0.3)]
+    assert again.interrupted() == []
+    assert [trial.number for trial in opened(tmp_path).trials] == [0, 1]
+
+
+def test_a_setting_that_was_only_half_written_is_completed(tmp_path: Path) -> None:
+    record = opened(tmp_path)
+    run(record, 0.5)
+    half = record.study.ask()
+    margin = half.suggest_float("margin", 0.05, 0.6)
+    (trial,) = opened(tmp_path).interrupted()
+    assert trial.setting.keys() == START.keys()
+    assert trial.setting["margin"] == margin
+
+
+@pytest.mark.parametrize("search", ["tpe", "random"])
+def test_the_same_search_asks_for_the_same_settings_wherever_it_was_cut(tmp_path: Path, search: str) -> None:
+    def settings(name: str, cut: bool) -> list[dict]:
+        folder = tmp_path / name
+        folder.mkdir()
+        record = opened(folder, plan(search=search, seed=3))
+        for number in range(14):  # TPE models from the eleventh on
+            run(record, 0.1 * (number % 5))
+            if cut and number in (4, 11):
+                record = opened(folder, plan(search=search, seed=3))
+        return [trial.setting for trial in record.trials]
+
+    whole = settings("whole", cut=False)
+    assert whole == settings("cut", cut=True)
+    assert len({tuple(setting.values()) for setting in whole}) == len(whole)
+
+
+def test_optuna_learns_pruned_trials_as_pruned_and_failed_ones_without_a_value(tmp_path: Path) -> None:
+    record = opened(tmp_path)
+    run(record, 0.9)
+    pruned = run(record, 0.45, epochs=2, state=PRUNED)
+    failed = run(record, 0.9, epochs=1, state=FAILED)
+    trials = record.study.trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert trials[0].value == pytest.approx(0.9)
+    assert trials[1].value == pytest.approx(0.1)  # its last
+    assert trials[1].intermediate_values == pytest.approx({1: 0.05, 2: 0.1})
+    assert trials[2].value is None
+    assert (pruned.state, failed.state, failed.reason) == (PRUNED, FAILED, "why")
+    assert record.best and record.best.number == 0
+
+
+def test_the_best_epoch_counts(tmp_path: Path) -> None:
+    record = opened(tmp_path)
+    trial = record.ask()
+    for epoch, value in ((1, 0.1), (2, 0.4), (3, 0.3)):
+        record.epoch(trial.number, epoch, value)
+    assert record.end(trial.number, DONE, "all 3 epochs").objectives == (0.4,)
+
+
+def test_a_trial_that_ends_without_a_result_has_failed(tmp_path: Path) -> None:
+    record = opened(tmp_path)
+    record.ask()
+    assert record.end(0, DONE, "all epochs").state == FAILED
+    assert record.best is None
+
+
+def test_two_objectives_make_a_front(tmp_path: Path) -> None:
+    record = opened(tmp_path, plan("embedding", against="embedding_dim", scheduler="none"))
+    for value, width in ((0.5, 512), (0.4, 64), (0.3, 128)):
+        trial = record.ask()
+        record.epoch(trial.number, 9, value)
+        record.end(trial.number, DONE, "all 9 epochs", against=width)
+    assert [trial.values for trial in record.study.best_trials] == [[0.5, 512], [0.4, 64]]
+    assert record.best and record.best.number == 0
+
+
+def test_asha_of_a_continued_search_decides_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    def decisions(cut: int | None) -> list[str]:
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        record = opened(folder)
+        asha = _scheduler(record)
+        said = []
+        for number in range(12):
+            if number == cut:
+                record = opened(folder)
+                asha = _scheduler(record)
+            trial = _ray_trial(record.ask().number)
+            asha.on_trial_add(None, trial)
+            for epoch in range(1, 10):
+                value = (number * 7 % 12) / 12 + epoch / 100
+                record.epoch(number, epoch, value)
+                action = asha.on_trial_result(None, trial, {"epoch": epoch, "valid/map": value})
+                said.append(f"{number}:{epoch}:{action}")
+                if action == "STOP":
+                    break
+            record.end(number, DONE if epoch == 9 else PRUNED, "why")
+        return said
+
+    undisturbed = decisions(None)
+    assert decisions(6) == undisturbed
+    stopped_early = [said for said in undisturbed if said.endswith("STOP") and ":9:" not in said]
+    assert len(stopped_early) >= 3
+
+
+def _ray_trial(number: int) -> object:
+    class Trial:
+        config = {"trial": number}
+        trial_id = f"ray-{number}"
+
+    return Trial()
+
+
+def test_a_plan_without_pruning_lets_all_trials_run(tmp_path: Path) -> None:
+    scheduler = _scheduler(opened(tmp_path, plan(scheduler="none")))
+    trial = _ray_trial(0)
+    scheduler.on_trial_add(None, trial)
+    assert scheduler.on_trial_result(None, trial, {"epoch": 1, "valid/map": 0.0}) == "CONTINUE"
+
+
+def test_optuna_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = opened(tmp_path)
+    run(record, 0.3)
+    assert capsys.readouterr() == ("", "")
+    assert optuna.logging.get_verbosity() == optuna.logging.WARNING
