@@ -56,7 +56,7 @@ def importances(content: SweepContent) -> Importances:
     return Importances(
         {name: raw[name] / total for name in sorted(raw, key=lambda name: (-raw[name], name))},
         f"How much a parameter's values among {best} differ from those in all trials, as shares of 1 (PED-ANOVA). "
-        f"Rests on {counted}.",
+        f"What the search settled on early seems to matter less than it does. Rests on {counted}.",
     )
 
 

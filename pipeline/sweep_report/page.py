@@ -192,7 +192,7 @@ def _colour(theme: Theme, state: str) -> str:
 def _tiles(content: SweepContent) -> dict[str, str]:
     tiles = {"trials": f"{len(content.trials):,}"} | {state: f"{n:,}" for state, n in content.counts.items()}
     epochs = sum(trial.epochs for trial in content.trials)
-    tiles[f"epochs of {content.epochs * len(content.trials):,}"] = f"{epochs:,}"
+    tiles[f"epochs, of {content.epochs * len(content.trials):,}"] = f"{epochs:,}"
     if seconds := [trial.seconds for trial in content.trials if trial.seconds is not None]:
         tiles["time in training"] = _duration(sum(seconds))
     return tiles
