@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -154,14 +155,6 @@ def test_asha_of_a_continued_search_decides_as_if_nothing_had_happened(tmp_path:
     assert len(stopped_early) >= 3
 
 
-def _ray_trial(number: int) -> object:
-    class Trial:
-        config = {"trial": number}
-        trial_id = f"ray-{number}"
-
-    return Trial()
-
-
 def test_a_plan_without_pruning_lets_all_trials_run(tmp_path: Path) -> None:
     scheduler = _scheduler(opened(tmp_path, plan(scheduler="none")))
     trial = _ray_trial(0)
@@ -174,3 +167,7 @@ def test_optuna_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     run(record, 0.3)
     assert capsys.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == optuna.logging.WARNING
+
+
+def _ray_trial(number: int) -> SimpleNamespace:
+    return SimpleNamespace(config={"trial": number}, trial_id=f"ray-{number}")
