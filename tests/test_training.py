@@ -1,4 +1,4 @@
-"""Training for real: the loop alone, Ray Train with one and two workers, MLflow, the registry, Ray Tune."""
+"""Training for real: the loop alone, Ray Train with one and two workers, MLflow, the registry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
-from pipeline import evaluation, registry, tracking, tuning
+from pipeline import evaluation, registry, tracking
 from pipeline.config import TrainConfig
 from pipeline.loop import EpochEnd, Share, Training
 from pipeline.training import Trained, train
@@ -160,24 +160,6 @@ def test_evaluation_agrees_with_ranking_by_hand(two_workers: Trained, dataset: D
     evaluation.log(scored, description, dataset)
     logged = MlflowClient(two_workers.run.uri).get_run(two_workers.run.run_id).data.metrics
     assert logged["test/map"] == scored.figures["test/map"]
-
-
-def test_a_search_logs_every_trial_and_begins_with_the_papers_setting(
-    ray_started: None, store: Path, dataset: Dataset
-) -> None:
-    config = CONFIG.model_copy(update={"epochs": 3, "max_triplets": 12})
-    sweep = tuning.tune(dataset, config, space="margins", trials=3, concurrent=2, storage=store / "runs", seed=1)
-    assert len(sweep.trials) == 3
-    assert sweep.trials[0].setting == {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
-    assert {trial.state for trial in sweep.trials} <= {"done", "pruned"}
-    client = MlflowClient(sweep.run.uri)
-    parent = client.get_run(sweep.run.run_id)
-    assert parent.info.status == "FINISHED"
-    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{sweep.run.run_id}'")
-    assert len(children) == 3
-    assert all(child.info.status == "FINISHED" for child in children)
-    histories = [client.get_metric_history(child.info.run_id, "valid/map") for child in children]
-    assert parent.data.metrics["valid/map"] == max(point.value for history in histories for point in history)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,268 @@
+"""`agman tune`, in the tests' own Ray session: what a search leaves behind, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from ray.util import placement_group_table
+
+from data_prep.dataset import Dataset
+from data_prep.errors import InputError
+from pipeline.cli import _exit_code, cli
+from pipeline.config import make_config
+from pipeline.errors import JobFailed
+from pipeline.spaces import Space, find_space
+from pipeline.tuning import Sweep, tune
+
+CONFIG = make_config(
+    {
+        "backbone": "resnet18",
+        "embedding_dim": 16,
+        "batch_size": 12,
+        "epochs": 3,
+        "max_triplets": 12,
+        "precision": "fp32",
+        "seed": 11,
+    }
+)
+TRIALS = 5
+
+
+def space(define: Any, **start: Any) -> Space:
+    """One of the test's own."""
+    return Space("own", define, start, frozenset(["lr", "margin"]), "")
+
+
+def children(sweep: Sweep) -> list[Run]:
+    client = MlflowClient(sweep.run.uri)
+    parent = client.get_run(sweep.run.run_id)
+    mine = f"tags.`mlflow.parentRunId` = '{sweep.run.run_id}'"
+    return list(client.search_runs([parent.info.experiment_id], mine))
+
+
+def trial_runs(sweep: Sweep) -> dict[int, Run]:
+    """Trial number -> its run; each has one."""
+    runs = [run for run in children(sweep) if "trial" in run.data.tags]
+    by_number = {int(run.data.tags["trial"]): run for run in runs}
+    assert len(by_number) == len(runs)
+    return by_number
+
+
+def study(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
+
+
+@pytest.fixture(scope="module")
+def sweep(ray_started: None, store: Path, dataset: Dataset) -> Sweep:
+    return tune(
+        dataset,
+        CONFIG,
+        space=find_space("margins"),
+        trials=TRIALS,
+        concurrent=2,
+        final_seeds=1,
+        storage=store / "runs",
+        name="first",
+    )
+
+
+def test_every_trial_is_recorded_once_wherever_one_looks(sweep: Sweep, store: Path) -> None:
+    assert [trial.number for trial in sweep.trials] == list(range(TRIALS))
+    assert sweep.trials[0].setting == {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
+    told = study(store / "runs" / "first").trials
+    runs = trial_runs(sweep)
+    assert len(told) == len(runs) == TRIALS
+    table = pd.read_parquet(store / "runs" / "first" / "report" / "trials.parquet").set_index("number")
+    for trial in sweep.trials:
+        run = runs[trial.number]
+        assert run.info.run_id == trial.run_id == table.loc[trial.number, "run_id"]
+        assert (run.info.status, run.data.tags["ended"]) == ("FINISHED", trial.state)
+        assert run.data.tags["reason"] == trial.reason != ""
+        assert {key: float(run.data.params[key]) for key in trial.setting} == trial.setting
+        assert (run.data.params["backbone"], run.data.params["epochs"]) == ("resnet18", "3")
+        points = MlflowClient(sweep.run.uri).get_metric_history(run.info.run_id, "valid/map")
+        assert [(point.step, point.value) for point in points] == trial.history
+        states = {"done": optuna.trial.TrialState.COMPLETE, "pruned": optuna.trial.TrialState.PRUNED}
+        assert told[trial.number].state is states[trial.state]
+        if trial.state == "done":
+            assert [epoch for epoch, _ in trial.history] == [1, 2, 3]
+            assert told[trial.number].value == trial.best
+        else:
+            assert len(trial.history) < 3 and trial.reason.startswith("ASHA: MAP ")
+
+
+def test_its_best_setting_is_trained_in_full_scored_once_and_registered(sweep: Sweep, dataset: Dataset) -> None:
+    assert sweep.final and len(sweep.final.valid) == 1
+    assert (sweep.final.alias, sweep.final.model_uri) == ("challenger", "models:/agman-tiny/1")
+    assert set(sweep.final.test) >= {"test/map", "test/chance", "test/queries"}
+    client = MlflowClient(sweep.run.uri)
+    version = client.get_model_version("agman-tiny", "1")
+    assert version.tags["search_run_id"] == sweep.run.run_id
+    assert client.get_registered_model("agman-tiny").aliases == {"challenger": "1"}
+    (final,) = [run for run in children(sweep) if "trial" not in run.data.tags]
+    assert version.run_id == final.info.run_id
+    assert final.data.metrics["test/map"] == sweep.final.test["test/map"]
+    best = max((trial for trial in sweep.trials if trial.state == "done"), key=lambda trial: trial.best)
+    assert sweep.best.number == best.number
+    assert {key: float(final.data.params[key]) for key in best.setting} == best.setting
+
+
+def test_the_searchs_run_has_the_plan_the_outcome_and_the_page(sweep: Sweep, dataset: Dataset) -> None:
+    client = MlflowClient(sweep.run.uri)
+    run = client.get_run(sweep.run.run_id)
+    assert run.info.status == "FINISHED"
+    wanted = {"search/space": "margins", "search/scheduler": "asha", "search/seed": "0", "trials": str(TRIALS)}
+    assert run.data.params.items() >= wanted.items()
+    assert run.data.tags["dataset_digest"] == dataset.info.digest
+    assert run.data.metrics["valid/map"] == sweep.best.best
+    assert json.loads(run.data.tags["best_setting"]) == sweep.best.setting
+    assert run.data.tags["best_run_id"] == sweep.best.run_id
+    files = {Path(file.path).name for file in client.list_artifacts(sweep.run.run_id, "search")}
+    assert files >= {"report.html", "trials.parquet", "trials.csv", "history.png", "parallel.png", "importances.png"}
+    assert sweep.page.is_file()
+
+
+def test_nothing_is_left_of_the_trials(sweep: Sweep, store: Path) -> None:
+    assert not list((store / "runs" / "first").glob("trial-*"))
+    assert not [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+
+
+def test_a_finished_search_goes_on_to_more_trials(sweep: Sweep, store: Path, dataset: Dataset) -> None:
+    options: dict[str, Any] = {"space": find_space("margins"), "concurrent": 2, "storage": store / "runs"}
+    more = tune(dataset, CONFIG, trials=TRIALS + 1, final_seeds=0, name="first", resume=True, **options)
+    assert more.trials[:TRIALS] == sweep.trials
+    assert len(more.trials) == len(trial_runs(more)) == TRIALS + 1
+    assert more.run == sweep.run
+
+
+def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_search(
+    ray_started: None, store: Path, dataset: Dataset
+) -> None:
+    def define(trial: optuna.Trial) -> None:
+        trial.suggest_categorical("lr", [1e30, 1e-4])
+
+    config = CONFIG.model_copy(update={"max_triplets": 24, "epochs": 1})
+    options: dict[str, Any] = {"search": "random", "scheduler": "none", "final_seeds": 0, "storage": store / "runs"}
+    own = space(define, lr=1e30)
+    sweep = tune(dataset, config, space=own, trials=4, concurrent=2, seed=1, name="failing", **options)
+    failed = [trial for trial in sweep.trials if trial.state == "failed"]
+    assert {trial.number for trial in failed} == {t.number for t in sweep.trials if t.setting["lr"] == 1e30} >= {0}
+    assert sweep.best.state == "done"
+    runs = trial_runs(sweep)
+    for trial in failed:
+        assert trial.reason.startswith("step 2 (epoch 1): the loss or its gradient is not finite")
+        file = store / "runs" / "failing" / f"trial-{trial.number:04d}" / "non-finite-step-2.json"
+        assert str(file) in trial.reason and json.loads(file.read_text())["step"] == 2
+        assert (runs[trial.number].info.status, runs[trial.number].data.tags["reason"]) == ("FAILED", trial.reason)
+
+
+def test_a_search_whose_every_trial_fails_says_why(ray_started: None, store: Path, dataset: Dataset) -> None:
+    def define(trial: optuna.Trial) -> None:
+        trial.suggest_float("lr", 1e30, 1e31)
+
+    config = CONFIG.model_copy(update={"max_triplets": 24, "epochs": 1})
+    with pytest.raises(JobFailed, match=r"all 2 trials failed; . of them: step 2 .* is not finite"):
+        tune(dataset, config, space=space(define), trials=2, storage=store / "runs", name="all-fail", final_seeds=0)
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment
+    left = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
+    assert not left
+
+
+def test_against_the_width_there_is_a_front(ray_started: None, store: Path, dataset: Dataset) -> None:
+    def define(trial: optuna.Trial) -> None:
+        trial.suggest_categorical("embedding_dim", [8, 16])
+
+    config = CONFIG.model_copy(update={"epochs": 1})
+    widths = Space("own", define, {"embedding_dim": 16}, frozenset(["embedding_dim"]), "")
+    options: dict[str, Any] = {"storage": store / "runs", "name": "front", "final_seeds": 0, "concurrent": 2}
+    sweep = tune(dataset, config, space=widths, trials=3, against="embedding_dim", seed=2, **options)
+    for trial in sweep.trials:
+        assert trial.objectives == (trial.best, trial.setting["embedding_dim"])
+    assert (sweep.page.parent / "pareto.png").is_file()
+
+
+def test_latency_is_measured(ray_started: None, store: Path, dataset: Dataset) -> None:
+    config = CONFIG.model_copy(update={"epochs": 1})
+    options: dict[str, Any] = {"storage": store / "runs", "name": "latency", "final_seeds": 0}
+    sweep = tune(dataset, config, space=find_space("margins"), trials=1, against="latency_ms", **options)
+    (trial,) = sweep.trials
+    assert 0 < trial.objectives[1] < 10_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"concurrent": 4096}, r"--concurrent 4096: the cluster has \d+ CPUs, and each needs one"),
+        ({"workers": 64, "concurrent": 64}, "--concurrent 64 × --workers-per-trial 64 = 4096: the cluster has"),
+        ({"scheduler": "asha", "against": "embedding_dim"}, "--scheduler asha judges by MAP alone"),
+        ({"name": "nobody", "resume": True}, "nobody: no search of this plan to go on with"),
+        ({"name": "first", "resume": True, "seed": 5}, r"first: holds another search \(seed: 0 there, 5 here\)"),
+        ({"name": "first", "resume": True, "trial_epochs": 2}, r"holds another search \(epochs: 3 there, 2 here\)"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    sweep: Sweep, store: Path, dataset: Dataset, change: dict, message: str
+) -> None:
+    before = sorted(str(path) for path in (store / "runs").iterdir())
+    with pytest.raises(InputError, match=message):
+        tune(dataset, CONFIG, **({"space": find_space("margins"), "trials": 3, "storage": store / "runs"} | change))
+    assert sorted(str(path) for path in (store / "runs").iterdir()) == before
+
+
+def test_a_space_is_checked_before_anything_trains(dataset: Dataset, tmp_path: Path) -> None:
+    def too_wide(trial: optuna.Trial) -> None:
+        trial.suggest_int("embedding_dim", 2, 6)
+
+    own = Space("own", too_wide, {}, frozenset(["embedding_dim"]), "")
+    with pytest.raises(InputError, match=r"--space own: with embedding_dim=.: embedding_dim . is less than n_attrib"):
+        tune(dataset, CONFIG, space=own, trials=3, storage=tmp_path / "runs")
+    with pytest.raises(InputError, match="--space own: varies epochs, but trials are compared at equal budget"):
+        tune(dataset, CONFIG, space=replace(own, varied=frozenset(["epochs"])), trials=3, storage=tmp_path / "runs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_that_has_changed_is_not_searched_further(
+    sweep: Sweep, store: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    changed = Dataset(dataset.storage)
+    changed.info = dataset.info.model_copy(update={"digest": "another"})
+    options: dict[str, Any] = {"space": find_space("margins"), "storage": store / "runs", "name": "first"}
+    with pytest.raises(InputError, match="has changed since this search began; begin another one with --name"):
+        tune(changed, CONFIG, trials=9, resume=True, **options)
+
+
+def test_a_folder_of_something_else_is_left_alone(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match="mine: is no search's folder, but not empty; give another --name"):
+        tune(dataset, CONFIG, space=find_space("margins"), trials=3, storage=tmp_path / "runs", name="mine")
+    assert (tmp_path / "runs" / "mine" / "notes.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--space", "margin"], "did you mean 'margins'?"),
+        (["--trials", "0"], "0 is not in the range x>=1"),
+        (["margin=0.3"], "varies it"),
+        (["--search", "tpo"], "'tpo' is not one of 'tpe', 'random'"),
+        (["epoch=3"], "unknown setting 'epoch'; did you mean 'epochs'?"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    typed = ["tune", "--data", str(dataset.path), *arguments]
+    assert _exit_code(lambda: cli.main(typed, prog_name="agman", standalone_mode=False)) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1]
