@@ -184,11 +184,12 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], st
 def out_of_order(uri: str, table: str) -> Iterator[None]:
     """A store that raises when it comes to this table, for as long as the block runs."""
     with closing(sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None)) as database:
-        database.execute(f"ALTER TABLE {table} RENAME TO away")
+        # Not the table itself: a process that begins to use the store then makes it anew.
+        database.execute(f"ALTER TABLE {table} RENAME COLUMN run_uuid TO away")
         try:
             yield
         finally:
-            database.execute(f"ALTER TABLE away RENAME TO {table}")
+            database.execute(f"ALTER TABLE {table} RENAME COLUMN away TO run_uuid")
 
 
 @pytest.fixture
