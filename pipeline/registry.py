@@ -112,10 +112,15 @@ def find_model(model: str) -> Path:
     folder = _fetched(Storage(model)) if "://" in model else Path(model)
     if not (folder / DESCRIPTION).is_file():
         raise InputError(
-            f"{model}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder "
+            f"{shown(model)}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder "
             f"or a published {PUBLISHED} file"
         )
     return folder
+
+
+def shown(model: str) -> str:
+    """As pages and messages may show it: a checkpoint's URI without its credentials."""
+    return str(Storage(model)) if "://" in model else model
 
 
 def _fetched(place: Storage) -> Path:
@@ -155,7 +160,7 @@ def load(model: str, attributes: list[str] | None = None) -> tuple[agman.Retriev
     except agman.CheckpointError as error:
         raise InputError(str(error)) from error
     if "image_size" not in description:
-        raise InputError(f"{model}: its {DESCRIPTION} has no image_size; a model of `agman train` has one")
+        raise InputError(f"{shown(model)}: its {DESCRIPTION} has no image_size; a model of `agman train` has one")
     return network, description
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.tracking import MlflowClient
 from PIL import Image
 from s3_server import Bucket, served
 from trainings import command, longer, undisturbed  # noqa: F401
@@ -26,6 +29,7 @@ from data_prep.fashionai_vocabulary import ATTRIBUTES
 from data_prep.prepare import prepare
 from data_prep.samples import sample
 from data_prep.writers import write_split_files
+from pipeline.cli import _exit_code, cli
 
 if TYPE_CHECKING:  # only the pages' tests need a browser
     from playwright.sync_api import Browser
@@ -118,9 +122,12 @@ class Finished:
     err: str
 
 
+Agman = Callable[..., Finished]
+
+
 @pytest.fixture
-def agman_command(tmp_path: Path) -> Callable[..., Finished]:
-    """Runs the installed `agman` command in an empty folder."""
+def agman_command(tmp_path: Path) -> Agman:
+    """Runs the installed `agman` command in an empty folder, in a process of its own."""
     program = Path(sys.executable).with_name("agman")
 
     def run(*arguments: object, cwd: Path = tmp_path) -> Finished:
@@ -139,11 +146,69 @@ def agman_command(tmp_path: Path) -> Callable[..., Finished]:
 
 
 @pytest.fixture
-def tracking_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def agman_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Agman:
+    """Runs `agman` as `agman_command` does, but in this process: no seconds for its start and for a Ray of its own."""
+    # The store that it makes by default; said here, because MLflow says it itself, and it would stay.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Finished:
+        capsys.readouterr()
+        code = agman_exit_code(*arguments)
+        said = capsys.readouterr()
+        return Finished(code, said.out, said.err)
+
+    return run
+
+
+def agman_exit_code(*arguments: object) -> int:
+    """Runs `agman` in this process."""
+    return _exit_code(lambda: cli.main([*map(str, arguments)], prog_name="agman", standalone_mode=False))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Makes a tracking store in a folder, and gives its URI. MLflow takes seconds to make one; a copy takes none."""
+    first = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{first}").search_experiments(max_results=1)
+
+    def make(folder: Path) -> str:
+        with closing(sqlite3.connect(first)) as database:
+            database.execute("VACUUM INTO ?", [str(folder / "mlflow.db")])
+        return f"sqlite:///{folder / 'mlflow.db'}"
+
+    return make
+
+
+@contextmanager
+def out_of_order(uri: str, table: str) -> Iterator[None]:
+    """A store that raises when it comes to this table, for as long as the block runs."""
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None)) as database:
+        # Not the table itself: a process that begins to use the store then makes it anew.
+        database.execute(f"ALTER TABLE {table} RENAME COLUMN run_uuid TO away")
+        try:
+            yield
+        finally:
+            database.execute(f"ALTER TABLE {table} RENAME COLUMN away TO run_uuid")
+
+
+@pytest.fixture
+def tracking_store(
+    empty_store: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """A tracking store of this test's own."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = empty_store(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     yield uri
+
+
+@pytest.fixture(scope="module")
+def store(empty_store: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a tracking store of this module's own; for its trainings too."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", empty_store(folder))
+        yield folder
 
 
 @pytest.fixture

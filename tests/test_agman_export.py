@@ -19,11 +19,12 @@ SIZE = 40  # not a multiple of 16, so that maps are rounded up
 NAMES = ["skirt", "sleeve", "collar"]
 LOAD_ELSEWHERE = """
 import sys, torch
-program = torch.export.load(sys.argv[1])
-inputs, outputs = torch.load(sys.argv[2], weights_only=True)
-for images, expected in zip(inputs, outputs):
-    difference = (program.module()(images) - expected).abs().max()
-    assert difference <= 1e-5, difference
+for name in sys.argv[1:]:
+    program = torch.export.load(f"{name}.pt2")
+    inputs, outputs = torch.load(f"{name}.pt", weights_only=True)
+    for images, expected in zip(inputs, outputs):
+        difference = (program.module()(images) - expected).abs().max()
+        assert difference <= 1e-5, f"{name}: {difference}"
 assert not {"agman", "torchvision"} & set(sys.modules)
 """
 
@@ -68,45 +69,51 @@ def difference_of_onnx(data, model):
     return max(float((f - e).abs().max()) for (f,), e in zip(found, batches(model)[1], strict=True))
 
 
-def test_programs_load_without_this_package_and_without_running_pickled_code(model, tmp_path):
-    path = tmp_path / "model.pt2"
-    exported = agman.save_program(model, path, SIZE, NAMES)
-    assert exported.path == path
-    assert 0 <= exported.difference <= 1e-5
-    torch.save(batches(model), tmp_path / "expected.pt")
-    command = [sys.executable, "-I", "-c", LOAD_ELSEWHERE, str(path), str(tmp_path / "expected.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+@pytest.fixture(scope="module")
+def onnx_file(model, tmp_path_factory):
+    """The model's ONNX file, its content."""
+    return agman.export_onnx(model, tmp_path_factory.mktemp("onnx") / "model.onnx", SIZE, NAMES).path.read_bytes()
+
+
+def test_programs_load_without_this_package_and_without_running_pickled_code(tmp_path):
+    """One process loads them all."""
+    for name in agman.MODELS:
+        model = new_model(name)
+        exported = agman.save_program(model, tmp_path / f"{name}.pt2", SIZE, NAMES)
+        assert exported.path == tmp_path / f"{name}.pt2"
+        assert 0 <= exported.difference <= 1e-5
+        torch.save(batches(model), tmp_path / f"{name}.pt")
+    command = [sys.executable, "-I", "-c", LOAD_ELSEWHERE, *agman.MODELS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
-    with zipfile.ZipFile(path) as archive:
-        contents = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
-    for config in ("weights/model_weights", "constants/model_constants"):
-        tensors = json.loads(contents[f"data/{config}_config.json"])["config"]
-        assert not any(tensor["use_pickle"] for tensor in tensors.values())
-    torch.load(io.BytesIO(contents["data/sample_inputs/model.pt"]), weights_only=True)
-    assert export.__file__.encode() not in contents["models/model.json"], "a path of this machine is in the file"
+    for name in agman.MODELS:
+        with zipfile.ZipFile(tmp_path / f"{name}.pt2") as archive:
+            contents = {path.split("/", 1)[1]: archive.read(path) for path in archive.namelist()}
+        for config in ("weights/model_weights", "constants/model_constants"):
+            tensors = json.loads(contents[f"data/{config}_config.json"])["config"]
+            assert not any(tensor["use_pickle"] for tensor in tensors.values())
+        torch.load(io.BytesIO(contents["data/sample_inputs/model.pt"]), weights_only=True)
+        assert export.__file__.encode() not in contents["models/model.json"], "a path of this machine is in the file"
 
 
-def test_onnx_files_give_the_models_embeddings(model, tmp_path):
-    exported = agman.export_onnx(model, tmp_path / "model.onnx", SIZE, NAMES)
-    data = exported.path.read_bytes()
-    graph = onnx_reference.read_model(data)
+def test_onnx_files_give_the_models_embeddings(model, onnx_file):
+    graph = onnx_reference.read_model(onnx_file)
     (images,), (embeddings,) = graph["graph"]["input"], graph["graph"]["output"]
     assert (images["name"], embeddings["name"]) == ("images", "embeddings")
     assert onnx_reference.declared(images) == (torch.float32, ["batch", 3, SIZE, SIZE])
     assert onnx_reference.declared(embeddings) == (torch.float32, ["batch", 3, 11])
-    assert difference_of_onnx(data, model) <= 1e-5
+    assert difference_of_onnx(onnx_file, model) <= 1e-5
 
 
 @pytest.mark.parametrize("changed", ["first", "last"])
-def test_a_wrong_weight_in_the_onnx_file_is_noticed(model, tmp_path, changed):
-    data = agman.export_onnx(model, tmp_path / "model.onnx", SIZE).path.read_bytes()
-    weights = [w for w in onnx_reference.read_model(data)["graph"]["initializer"] if len(w.get("dims", [])) >= 2]
+def test_a_wrong_weight_in_the_onnx_file_is_noticed(model, onnx_file, changed):
+    weights = [w for w in onnx_reference.read_model(onnx_file)["graph"]["initializer"] if len(w.get("dims", [])) >= 2]
     raw = weights[0 if changed == "first" else -1]["raw_data"]
     wrong = torch.frombuffer(bytearray(raw), dtype=torch.float32).clone()
     wrong[::2] += 0.01
-    assert data.count(raw) == 1
-    assert difference_of_onnx(data.replace(raw, wrong.numpy().tobytes()), model) > 1e-5
+    assert onnx_file.count(raw) == 1
+    assert difference_of_onnx(onnx_file.replace(raw, wrong.numpy().tobytes()), model) > 1e-5
 
 
 @pytest.mark.parametrize(

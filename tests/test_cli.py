@@ -8,13 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
-from conftest import Finished
+from conftest import Agman
 from mlflow.tracking import MlflowClient
 
 from data_prep.dataset import Dataset
@@ -22,12 +22,10 @@ from data_prep.storage import Storage
 from pipeline.checkpoints import Checkpoints
 from pipeline.cli import cli
 
-Command = Callable[..., Finished]
-
 
 @pytest.mark.parametrize("command", ["sample", "prep", "train", "evaluate", "tune", "report", "export", "demo"])
-def test_help_shows_every_option_with_its_meaning(agman_command: Command, command: str) -> None:
-    done = agman_command(command, "--help")
+def test_help_shows_every_option_with_its_meaning(agman_here: Agman, command: str) -> None:
+    done = agman_here(command, "--help")
     assert done.code == 0
     assert "--json" in done.out
     for option in cli.commands[command].params:
@@ -38,11 +36,22 @@ def test_help_shows_every_option_with_its_meaning(agman_command: Command, comman
             assert not has_default or option.show_default, f"{command} {option.opts[0]} does not show its default"
 
 
-def test_the_bare_command_shows_the_help(agman_command: Command) -> None:
-    done = agman_command()
+def test_the_bare_command_shows_the_help(agman_here: Agman) -> None:
+    done = agman_here()
     assert done.code == 2
     assert "Commands:" in done.err
     assert len(done.err.splitlines()) > 8
+
+
+def test_the_installed_command_answers(agman_command: Agman, tmp_path: Path) -> None:
+    """In a process of its own, by the name that the package installs; the other tests here run in this one."""
+    helped = agman_command("--help")
+    assert (helped.code, helped.err) == (0, "")
+    assert "Commands:" in helped.out
+    refused = agman_command("train", "--data", "nowhere")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("agman: nowhere: not a prepared dataset")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -78,9 +87,9 @@ def test_the_bare_command_shows_the_help(agman_command: Command) -> None:
     ],
 )
 def test_a_mistake_is_answered_in_one_line_and_leaves_nothing(
-    agman_command: Command, dataset: Dataset, tmp_path: Path, typed: tuple[str, ...], message: str
+    agman_here: Agman, dataset: Dataset, tmp_path: Path, typed: tuple[str, ...], message: str
 ) -> None:
-    done = agman_command(*(str(dataset.path) if word == "DATA" else word for word in typed))
+    done = agman_here(*(str(dataset.path) if word == "DATA" else word for word in typed))
     assert done.code == 2, done.err
     assert message in done.err
     assert "Traceback" not in done.err
@@ -91,37 +100,37 @@ def test_a_mistake_is_answered_in_one_line_and_leaves_nothing(
     assert not {path.name for path in tmp_path.iterdir()} - {"mlflow.db"}
 
 
-def test_a_number_of_workers_beyond_the_cluster_is_refused(
-    agman_command: Command, dataset: Dataset, tmp_path: Path
-) -> None:
-    done = agman_command("train", "--data", dataset.path, "--workers", 40, "backbone=resnet18", "batch_size=48")
+def test_a_number_of_workers_beyond_the_cluster_is_refused(agman_here: Agman, dataset: Dataset, tmp_path: Path) -> None:
+    done = agman_here("train", "--data", dataset.path, "--workers", 40, "backbone=resnet18", "batch_size=48")
     assert done.code == 2, done.err
     assert "--workers 40: the cluster has" in done.err
     assert not list(tmp_path.iterdir()), "a request that cannot be done left a run behind"
 
 
-def test_ctrl_c_saves_the_training_and_ends_its_run(dataset: Dataset, tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("agman")), "train", "--data", str(dataset.path)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
+def test_ctrl_c_saves_the_training_and_ends_its_run(agman_here: Agman, dataset: Dataset, tmp_path: Path) -> None:
+    """(test_train_kills.py sends the signals to processes of their own, and continues them.)"""
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 240
+        while not over.wait(0.05) and time.monotonic() < deadline:
+            if list(tmp_path.glob("runs/*/checkpoints/step-*")):  # the first epoch is done
+                break
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    over, thread = threading.Event(), threading.Thread(target=interrupt)
     settings = ["backbone=resnet18", "embedding_dim=16", "epochs=10000", "checkpoint_every=1000000"]
-    with subprocess.Popen(
-        [*command, *settings], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as training:
-        try:
-            deadline = time.monotonic() + 240
-            while not list(tmp_path.glob("runs/*/checkpoints/step-*")):  # the first epoch is done
-                assert time.monotonic() < deadline, "the training did not start"
-                assert training.poll() is None, training.stderr.read() if training.stderr else ""
-                time.sleep(0.1)
-            training.send_signal(signal.SIGINT)
-            _, err = training.communicate(timeout=120)
-        finally:
-            training.kill()
-    assert training.returncode == 130, err
-    said = err.strip().splitlines()[-1]
+    thread.start()
+    try:
+        done = agman_here("train", "--data", dataset.path, *settings)
+    finally:
+        over.set()
+        thread.join()
+    assert done.code == 130, done.err
+    said = done.err.strip().splitlines()[-1]
     stopped = re.fullmatch(r"agman: interrupted: saved at step ([\d,]+); the same command continues", said)
     assert stopped, said
-    assert "Traceback" not in err
+    assert "Traceback" not in done.err
     (place,) = tmp_path.glob("runs/*")
     latest = Checkpoints(Storage(place / "checkpoints")).latest()
     assert latest and latest.step == int(stopped[1].replace(",", "")) >= 4
@@ -157,11 +166,11 @@ print("done", flush=True)
     assert out.split() == ["go", "done"]
 
 
-def test_sample_and_prep_print_their_figures_as_json(agman_command: Command, tmp_path: Path) -> None:
-    drawn = agman_command("sample", "fashionai", "--out", "raw", "--images", 80, "--size", 32, "--json")
+def test_sample_and_prep_print_their_figures_as_json(agman_here: Agman, tmp_path: Path) -> None:
+    drawn = agman_here("sample", "fashionai", "--out", "raw", "--images", 80, "--size", 32, "--json")
     assert drawn.code == 0, drawn.err
     assert json.loads(drawn.out) == {"images": 80, "labels": 80, "out": "raw"}
-    prepared = agman_command(
+    prepared = agman_here(
         "prep", "fashionai", "--root", "raw", "--out", "data", "--image-size", 32, "--triplets", 50, "--json"
     )
     assert prepared.code == 0, prepared.err
@@ -174,8 +183,8 @@ def test_sample_and_prep_print_their_figures_as_json(agman_command: Command, tmp
     assert "160 annotation rows" in Path(figures["report"]).read_text(encoding="utf-8")
 
 
-def test_show_config_lists_every_setting(agman_command: Command, dataset: Dataset) -> None:
-    done = agman_command("train", "--data", dataset.path, "--show-config", "margin=0.3")
+def test_show_config_lists_every_setting(agman_here: Agman, dataset: Dataset) -> None:
+    done = agman_here("train", "--data", dataset.path, "--show-config", "margin=0.3")
     assert done.code == 0
     assert "Margin of the triplet loss" in done.err
     assert "0.3" in done.err

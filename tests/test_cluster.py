@@ -1,12 +1,17 @@
-"""`ray_cluster.yaml` against the installed Ray's own schema."""
+"""`ray_cluster.yaml` against the installed Ray's own schema, and what a cluster gives to the workers of a job."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from data_prep.errors import InputError
+from pipeline.cluster import cpus_for, cpus_for_elastic
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,3 +27,46 @@ def test_the_cluster_file_is_what_ray_up_accepts() -> None:
 def test_rays_version_is_pinned_for_the_nodes() -> None:
     assert "constraints.txt" in (ROOT / "ray_cluster.yaml").read_text()
     assert re.search(r"^ray==\d", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def of_cpus(monkeypatch: pytest.MonkeyPatch, *cpus: float) -> None:
+    """A cluster of nodes with so many CPUs, and a large one that is lost."""
+    nodes = [{"Alive": True, "Resources": {"CPU": count} if count else {"memory": 1.0}} for count in cpus]
+    lost = {"Alive": False, "Resources": {"CPU": 64.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, lost])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "least", "most", "share"),
+    [
+        ((8,), 1, 1, 8),
+        ((8,), 1, 3, 2),
+        ((8,), 2, 20, 1),  # room for eight
+        ((4, 4), 1, 2, 4),
+        ((4, 4), 1, 3, 2),
+        ((3, 1), 1, 2, 1),  # none is cut over two nodes
+        ((5, 2), 1, 3, 2),
+        ((2, 2), 3, 64, 1),
+        ((0, 6), 1, 2, 3),  # a head without any
+    ],
+)
+def test_an_elastic_worker_gets_what_the_largest_group_there_is_room_for_leaves_to_each(
+    monkeypatch: pytest.MonkeyPatch, nodes: tuple[int, ...], least: int, most: int, share: int
+) -> None:
+    of_cpus(monkeypatch, *map(float, nodes))
+    assert cpus_for_elastic(least, most) == share
+    if least == most or most <= sum(nodes):
+        assert cpus_for(most) == share
+
+
+@pytest.mark.parametrize(("nodes", "total"), [((1.0, 1.0), 2), ((0.0,), 0), ((), 0)])
+def test_too_few_cpus_for_the_least_are_refused(
+    monkeypatch: pytest.MonkeyPatch, nodes: tuple[float, ...], total: int
+) -> None:
+    of_cpus(monkeypatch, *nodes)
+    with pytest.raises(InputError, match=f"^--workers 3: the cluster has {total} CPUs, and each needs one$"):
+        cpus_for_elastic(3, 5)
+
+
+def test_of_a_real_cluster_of_one_node_one_worker_gets_all(ray_started: None) -> None:
+    assert cpus_for_elastic(1, 1) == int(ray.cluster_resources()["CPU"])

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx_reference
 import pytest
 import torch
-from conftest import Finished
+from conftest import Agman
 
 import agman
 
-Command = Callable[..., Finished]
 NAMES = ["skirt", "sleeve", "collar"]
 FILES = ["embed_all.onnx", "embed_all.pt2", "model.json", "model.safetensors"]
 
 
-def make_checkpoint(folder: Path, **description: Any) -> agman.RetrievalModel:
-    model = agman.build(n_attributes=3, embedding_dim=11, backbone="resnet18", classify=False)
+def make_checkpoint(folder: Path, name: str = "csn", **description: Any) -> agman.RetrievalModel:
+    """csn is the smallest, where any model will do."""
+    model = agman.build(name, n_attributes=3, embedding_dim=11, backbone="resnet18")
     agman.save_model(folder, model, {"attributes": NAMES} | description)
     return model.eval()
 
 
 @torch.no_grad()
-def test_export_writes_a_folder_for_other_programs(agman_command: Command, tmp_path: Path) -> None:
-    model = make_checkpoint(tmp_path / "model", image_size=32)
+def test_export_writes_a_folder_for_other_programs(agman_here: Agman, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "agman", image_size=32)
     out = tmp_path / "deep" / "out"
-    done = agman_command("export", "model", "--out", "deep/out", "--json")
+    done = agman_here("export", "model", "--out", "deep/out", "--json")
     assert done.code == 0, done.err
     figures = json.loads(done.out)
     assert sorted(path.name for path in out.iterdir()) == FILES
@@ -45,13 +44,19 @@ def test_export_writes_a_folder_for_other_programs(agman_command: Command, tmp_p
     graph = onnx_reference.read_model((out / "embed_all.onnx").read_bytes())
     assert torch.allclose(onnx_reference.run(graph, images=images)[0], expected, atol=1e-5)
 
-    again = agman_command("export", "model", "--out", "deep/out")
+
+def test_a_folder_is_replaced_where_that_is_asked_for(agman_here: Agman, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", image_size=32)
+    out = tmp_path / "out"
+    first = agman_here("export", "model", "--out", "out")
+    assert first.code == 0, first.err
+    again = agman_here("export", "model", "--out", "out")
     assert again.code == 2
     assert "exists and is not empty; give another folder or --overwrite" in again.err
+    other = agman_here("export", "out", "--out", "other")  # what it makes is a model itself
+    assert other.code == 0, other.err
     (out / "stale").touch()
-    replaced = agman_command("export", out, "--out", "deep/other")  # what it makes is a model itself
-    assert replaced.code == 0, replaced.err
-    replaced = agman_command("export", "model", "--out", "deep/out", "--overwrite")
+    replaced = agman_here("export", "other", "--out", "out", "--overwrite")
     assert replaced.code == 0, replaced.err
     assert sorted(path.name for path in out.iterdir()) == FILES
 
@@ -63,20 +68,21 @@ def test_export_writes_a_folder_for_other_programs(agman_command: Command, tmp_p
         (("model", "--out", "other", "--overwrite"), 2, "holds no embed_all.pt2, so it was not made by this command"),
         (("sizeless", "--out", "x"), 2, "sizeless: its model.json has no image_size"),
         (("model", "--out", "other/file/x"), 2, "cannot be written (Not a directory)"),
-        (("broken", "--out", "x"), 1, "agman: exported, its embeddings differ by nan from the model's"),
+        (("broken", "--out", "x"), 1, "agman: csn: exported, its embeddings differ by nan from the model's"),
     ],
 )
 def test_what_cannot_be_exported_is_said_in_one_line(
-    agman_command: Command, tmp_path: Path, typed: tuple[str, ...], code: int, message: str
+    agman_here: Agman, tmp_path: Path, typed: tuple[str, ...], code: int, message: str
 ) -> None:
     model = make_checkpoint(tmp_path / "model", image_size=32)
     make_checkpoint(tmp_path / "sizeless")
-    torch.nn.init.constant_(model.get_parameter("w"), float("nan"))
+    with torch.no_grad():
+        model.get_parameter("project.bias").fill_(float("nan"))
     agman.save_model(tmp_path / "broken", model, {"attributes": NAMES, "image_size": 32})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     before = sorted(tmp_path.rglob("*"))
-    done = agman_command("export", *typed)
+    done = agman_here("export", *typed)
     assert done.code == code, done.err
     assert message in done.err.strip().splitlines()[-1]
     assert "Traceback" not in done.err

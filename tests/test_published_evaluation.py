@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from conftest import agman_exit_code, prepare_small
 
 import agman
 from data_prep.dataset import Dataset, ImageStore
 from pipeline import evaluation, registry
-from pipeline.cli import _exit_code, cli
-from tests.conftest import prepare_small
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +34,23 @@ def original_csn(file: Path, n_attributes: int) -> Path:
     return file
 
 
-def run(*arguments: str) -> int:
-    return _exit_code(lambda: cli.main(list(arguments), prog_name="agman", standalone_mode=False))
-
-
 def test_evaluate_and_report_take_a_published_checkpoint(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = original_csn(tmp_path / "model_best.pth.tar", n_attributes=8)
-    assert run("evaluate", str(file), "--data", str(dataset.path), "--json") == 0
+    assert agman_exit_code("evaluate", str(file), "--data", str(dataset.path), "--json") == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 0 < figures["test/map"] < 1
 
-    assert run("report", str(file), "--data", str(dataset.path), "--out", "page.html") == 0
+    assert agman_exit_code("report", str(file), "--data", str(dataset.path), "--out", "page.html") == 0
     page = (tmp_path / "page.html").read_text()
     assert "agman evaluate" in page and "agman train" not in page
 
 
 def test_export_takes_a_published_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = original_csn(tmp_path / "csn.pth.tar", n_attributes=3)
-    assert run("export", str(file), "--out", str(tmp_path / "exported")) == 0
+    assert agman_exit_code("export", str(file), "--out", str(tmp_path / "exported")) == 0
     model, description = agman.load_model(tmp_path / "exported")
     images = torch.randn(2, 3, 112, 112)
     assert torch.equal(model.embed_all(images), agman.load_published(file).embed_all(images))
@@ -72,7 +67,7 @@ def test_another_number_of_attributes_is_one_line(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = original_csn(tmp_path / "zappos.pth.tar", n_attributes=4)
-    assert run("evaluate", str(file), "--data", str(dataset.path)) == 2
+    assert agman_exit_code("evaluate", str(file), "--data", str(dataset.path)) == 2
     assert "for 4 attributes, but the dataset has 8" in capsys.readouterr().err
 
 
@@ -81,12 +76,12 @@ def test_pictures_too_small_for_the_published_model_are_one_line(
 ) -> None:
     small = prepare_small(drawn, tmp_path / "out", image_size=64)
     file = original_csn(tmp_path / "csn.pth.tar", n_attributes=8)
-    assert run("evaluate", str(file), "--data", str(small.path)) == 2
+    assert agman_exit_code("evaluate", str(file), "--data", str(small.path)) == 2
     assert "image_size=112" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_one_line(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("evaluate", "nowhere.pth.tar", "--data", str(dataset.path)) == 2
+    assert agman_exit_code("evaluate", "nowhere.pth.tar", "--data", str(dataset.path)) == 2
     assert capsys.readouterr().err.strip() == "agman: nowhere.pth.tar: no such file"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +10,14 @@ import pandas as pd
 import pytest
 import torch
 from playwright.sync_api import Browser, Page
+from s3_server import Bucket
 
 import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
 from data_prep.samples import sample
+from data_prep.storage import Storage
 from pipeline import tracking
 from pipeline.config import TrainConfig
 from pipeline.evaluation import Evaluation, evaluate
@@ -51,27 +52,19 @@ class Opened:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def report(folder: Path) -> Report:
-    sample("fashionai", folder / "sample", images=240, size=64)
-    prepare("fashionai", folder / "sample", folder / "data", triplets=10, epochs=1, image_size=64)
-    dataset = Dataset(folder / "data")
+def report(store: Path) -> Report:
+    sample("fashionai", store / "sample", images=240, size=64)
+    prepare("fashionai", store / "sample", store / "data", triplets=10, epochs=1, image_size=64)
+    dataset = Dataset(store / "data")
     run = tracking.start(dataset.info, "training", {})
     for step in (10, 20, 30):
         run.log({name: value * (1 + 1 / step) for name, value in STEPS.items()}, step)
-    checkpoint = _save_model(folder / "model", dataset, run.run_id)
+    checkpoint = _save_model(store / "model", dataset, run.run_id)
     network, description = agman.load_model(checkpoint)
     evaluation = evaluate(network, description, dataset, threads=1)
     sweep = _sweep(run)
-    figures = write_report(str(checkpoint), dataset, folder / "page.html", sweep=sweep, evaluation=evaluation)
-    return Report(folder / "page.html", figures, dataset, checkpoint, evaluation, sweep)
+    figures = write_report(str(checkpoint), dataset, store / "page.html", sweep=sweep, evaluation=evaluation)
+    return Report(store / "page.html", figures, dataset, checkpoint, evaluation, sweep)
 
 
 def _save_model(folder: Path, dataset: Dataset, run_id: str | None) -> Path:
@@ -188,29 +181,39 @@ def test_nothing_overflows_on_a_phone(report: Report, browser: Browser, scheme: 
     page.close()
 
 
-def test_photographs_and_a_model_without_a_run(report: Report, folder: Path) -> None:
+def test_photographs_and_a_model_without_a_run(report: Report, store: Path) -> None:
     photographs = Dataset(report.dataset.path)
     photographs.regions = None
-    model = _save_model(folder / "stranger", photographs, run_id=None)
-    write_report(str(model), photographs, folder / "new" / "plain.html", evaluation=report.evaluation)
-    html = (folder / "new" / "plain.html").read_text(encoding="utf-8")
+    model = _save_model(store / "stranger", photographs, run_id=None)
+    write_report(str(model), photographs, store / "new" / "plain.html", evaluation=report.evaluation)
+    html = (store / "new" / "plain.html").read_text(encoding="utf-8")
     assert "not photographs" not in html
     assert 'class="region"' not in html
     assert 'id="search"' not in html
     assert "names no run" in html
 
 
-def test_names_are_escaped(report: Report, folder: Path) -> None:
+def test_a_checkpoints_uri_is_shown_without_its_credentials(report: Report, store: Path, bucket: Bucket) -> None:
+    uri = bucket.uri("model").replace("s3://", "s3://access:sesame@")
+    for file in report.checkpoint.iterdir():
+        (Storage(uri) / file.name).write_bytes(file.read_bytes())
+    write_report(uri, report.dataset, store / "remote.html", evaluation=report.evaluation)
+    html = (store / "remote.html").read_text(encoding="utf-8")
+    assert "agman evaluate s3://bucket/model --data" in html
+    assert "sesame" not in html and "endpoint_override" not in html
+
+
+def test_names_are_escaped(report: Report, store: Path) -> None:
     name = "<script>alert(1)</script>"
     dataset = Dataset(report.dataset.path)
     dataset.info = dataset.info.model_copy(update={"name": name})
-    write_report(str(report.checkpoint), dataset, folder / "odd.html", evaluation=report.evaluation)
-    assert name not in (folder / "odd.html").read_text(encoding="utf-8")
+    write_report(str(report.checkpoint), dataset, store / "odd.html", evaluation=report.evaluation)
+    assert name not in (store / "odd.html").read_text(encoding="utf-8")
 
 
-def test_a_folder_is_no_page(report: Report, folder: Path) -> None:
+def test_a_folder_is_no_page(report: Report, store: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
-        write_report(str(report.checkpoint), report.dataset, folder)
+        write_report(str(report.checkpoint), report.dataset, store)
 
 
 def test_chosen_queries() -> None:

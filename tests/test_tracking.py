@@ -6,17 +6,17 @@ import math
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import out_of_order
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from trainings import descendants
@@ -128,15 +128,6 @@ def guards(uri: str) -> list[int]:
 
 def status(client: MlflowClient, run_id: str) -> str:
     return client.get_run(run_id).info.status
-
-
-@contextmanager
-def out_of_order(uri: str, table: str) -> Iterator[None]:
-    """A store that raises when it comes to this table, for as long as the block runs."""
-    with sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None) as database:
-        database.execute(f"ALTER TABLE {table} RENAME TO away")
-        yield
-        database.execute(f"ALTER TABLE away RENAME TO {table}")
 
 
 @pytest.fixture

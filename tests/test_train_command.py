@@ -6,13 +6,14 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import agman_exit_code, out_of_order
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
@@ -20,9 +21,10 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.checkpoints import Checkpoints
-from pipeline.cli import _exit_code, cli
 from pipeline.config import make_config
+from pipeline.errors import JobFailed
 from pipeline.training import train
+from pipeline.workers import run_workers
 
 SETTINGS = {"backbone": "resnet18", "embedding_dim": 16, "batch_size": 12, "epochs": 1, "max_triplets": 24}
 SETTINGS |= {"threads": 1, "precision": "fp32", "seed": 11}
@@ -35,20 +37,10 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tracking store and a folder of trainings for this module."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        yield folder
-
-
 def agman_train(dataset: Dataset, store: Path, *options: str, **settings: object) -> int:
     """The command in this process, for the sake of its Ray session. Its exit code."""
     typed = [f"{key}={value}" for key, value in (SETTINGS | settings).items()]
-    arguments = ["train", "--data", str(dataset.path), "--storage", str(store / "runs"), *options, *typed]
-    return _exit_code(lambda: cli.main(arguments, prog_name="agman", standalone_mode=False))
+    return agman_exit_code("train", "--data", dataset.path, "--storage", store / "runs", *options, *typed)
 
 
 @dataclass
@@ -95,6 +87,29 @@ def test_the_run_of_a_failed_training_is_failed_and_has_the_batch_and_the_curve_
     copy = Path(client.download_artifacts(run_id, artifact.path))
     assert copy.name == "non-finite-step-2.json"
     assert json.loads(copy.read_text()) == json.loads((failed.place / copy.name).read_text())
+
+
+def test_a_batch_of_nan_is_kept_while_the_tracking_store_does_not_answer(
+    ray_started: None, tracking_store: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes when the workers start, and comes back when they have ended."""
+
+    def in_silence(*arguments: Any) -> dict[str, Any]:
+        with out_of_order(tracking_store, "runs"):
+            return run_workers(*arguments)
+
+    monkeypatch.setattr("pipeline.training.run_workers", in_silence)
+    with pytest.raises(JobFailed) as failed:
+        train(dataset, make_config(SETTINGS | {"lr": 1e30}), storage=tmp_path / "runs", name="mine")
+    place = tmp_path / "runs" / "mine"
+    outcome = json.loads((place / "outcome.json").read_text())
+    assert outcome["state"] == "failed"
+    assert outcome["message"].startswith("step 2 (epoch 1): the loss or its gradient is not finite")
+    assert outcome["message"] in str(failed.value)
+    assert outcome["message"].endswith(f"its triplets are in {place / 'non-finite-step-2.json'}")
+    assert json.loads((place / "non-finite-step-2.json").read_text())["step"] == 2
+    run_id = json.loads((place / "training.json").read_text())["run_id"]
+    assert MlflowClient(tracking_store).get_run(run_id).info.status == "FAILED"
 
 
 def test_a_finished_training_is_begun_anew(failed: Failed, store: Path, dataset: Dataset) -> None:

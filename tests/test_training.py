@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +62,6 @@ def test_training_lowers_the_loss(dataset: Dataset) -> None:
     config = CONFIG.model_copy(update={"epochs": 6, "lr": 1e-3})
     ends = run_alone(Training(config, dataset, Share(threads=2)))
     assert ends[-1].metrics["train/loss_class"] < 0.8 * ends[0].metrics["train/loss_class"]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tracking store for this module."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +165,9 @@ def test_evaluation_agrees_with_ranking_by_hand(two_workers: Trained, dataset: D
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_starts(
-    dataset: Dataset, tmp_path: Path, change: dict, message: str, tracking_store: str
+    dataset: Dataset, tmp_path: Path, change: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     config = TrainConfig(**(CONFIG.model_dump() | change))
     with pytest.raises(InputError, match=message):
         train(dataset, config, workers=(1, 2), storage=tmp_path / "runs", name="never")

@@ -129,9 +129,7 @@ class Command:
         return json.loads(self.out.read_text().splitlines()[-1])
 
     def checkpoints(self) -> list[Checkpoint]:
-        return [
-            one for place in trainings(self.folder, self.storage) for one in Checkpoints(place / "checkpoints").whole()
-        ]
+        return [one for place in trainings(self.folder, self.storage) for one in kept_in(place)]
 
     def wait_for_step(self, step: int) -> None:
         self.wait(lambda: any(checkpoint.step >= step for checkpoint in self.checkpoints()))
@@ -252,6 +250,10 @@ def processes(named: str, below: int | None = None) -> list[int]:
 def trainings(folder: Path, storage: str | None = None) -> list[Storage]:
     place = Storage(storage or folder / "runs")
     return [place / name for name in place.folders()]
+
+
+def kept_in(training: Storage) -> list[Checkpoint]:
+    return Checkpoints(training / "checkpoints").whole()
 
 
 def run_of(folder: Path) -> Run:

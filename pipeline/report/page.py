@@ -80,7 +80,7 @@ def write_report(
         dataset=dataset.info.name,
         drawn=dataset.regions is not None,
         other_dataset=description["dataset_digest"] != dataset.info.digest,
-        model=model,
+        model=registry.shown(model),
         run_id=description["run_id"],
         split=evaluation.split,
         made=datetime.now(UTC),
@@ -94,7 +94,7 @@ def write_report(
         search=search_section(sweep) if sweep else None,
         settings=description["training"],
         facts=_facts(dataset, network, description),
-        commands=_commands(model, dataset, out, evaluation.split, description["training"]),
+        commands=_commands(registry.shown(model), dataset, out, evaluation.split, description["training"]),
     )
     _write(out, render("report.html.j2", page))
     return evaluation.figures
