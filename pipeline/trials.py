@@ -140,7 +140,14 @@ def _numbered(trial: Any) -> Any:
     return SimpleNamespace(trial_id=trial.config["trial"])
 
 
-class _Search(Searcher):
+class _HereOnly:
+    """Ray writes what it drives to disk, for a way of resuming that is not ours: nothing of these."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Search(_HereOnly, Searcher):
     """Hands the study's suggestions to Ray, those of interrupted trials first. Keeps nothing itself."""
 
     def __init__(self, record: Record, again: list[int], total: int):
@@ -173,7 +180,7 @@ Watch = Callable[[], None]
 """Called after everything that happens to a trial."""
 
 
-class _Ledger(ray_tune.Callback):
+class _Ledger(_HereOnly, ray_tune.Callback):
     """Writes down what happens to the trials: in the study, in MLflow; and cleans up behind them."""
 
     def __init__(self, job: Job, record: Record, runs: TrialRuns, watch: Watch):
@@ -184,7 +191,6 @@ class _Ledger(ray_tune.Callback):
         number = trial.config["trial"]
         if self.job.held:
             ray.get(self.job.held.open.remote(str(self.job.place(number))))
-        self.record.begin(number)
         self.runs.begin(self.record[number])
         self.watch()
 
@@ -204,21 +210,23 @@ class _Ledger(ray_tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         number, last = trial.config["trial"], trial.last_result or {}
         if number in self.failures:
-            self._end(number, FAILED, self.failures.pop(number))
+            self._end(trial, FAILED, self.failures.pop(number))
         elif last.get("ended"):
-            self._end(number, DONE, last["ended"], last.get(self.job.against) if self.job.against else None)
+            self._end(trial, DONE, last["ended"])
         elif METRIC in last:
             kept = f"not among the best 1/{REDUCTION} there"
-            self._end(number, PRUNED, f"ASHA: MAP {last[METRIC]:.4f} after epoch {last['epoch']} is {kept}")
+            self._end(trial, PRUNED, f"ASHA: MAP {last[METRIC]:.4f} after epoch {last['epoch']} is {kept}")
         else:
-            self._end(number, FAILED, "it ended without a word")
+            self._end(trial, FAILED, "it ended without a word")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._end(trial.config["trial"], FAILED, f"its process was killed {trial.num_failures} times")
+        self._end(trial, FAILED, f"its process was killed {trial.num_failures} times")
 
-    def _end(self, number: int, state: str, reason: str, against: float | None = None) -> None:
+    def _end(self, trial: Any, state: str, reason: str) -> None:
+        number, last = trial.config["trial"], trial.last_result or {}
         self._release(number)
-        ended = self.record.end(number, state, reason, against)
+        against = last.get(self.job.against) if self.job.against else None
+        ended = self.record.end(number, state, reason, against, last.get("seconds", 0.0))
         self.runs.end(ended)
         tidy(self.job, ended)
         self.watch()
@@ -246,17 +254,24 @@ def _trial(config: dict[str, Any], job: Job) -> None:
     An error is reported, not raised: Ray starts a trial anew whose process was killed, and that alone.
     """
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # before the process takes the next trial, this one has ended
-    number = config["trial"]
+    number, started = config["trial"], time.monotonic()
+
+    def report(result: dict[str, Any]) -> None:
+        ray_tune.report(result | {"seconds": time.monotonic() - started})
+
     try:
         run = _on_workers if job.workers > 1 else _here
-        run(number, job.base | config["setting"], job)
+        run(number, job.base | config["setting"], job, report)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         reason = first if isinstance(error, JobFailed) else f"{type(error).__name__}: {first}"
-        ray_tune.report({"epoch": 0, METRIC: math.nan, "failed": reason})
+        report({"epoch": 0, METRIC: math.nan, "failed": reason})
 
 
-def _here(number: int, settings: dict[str, Any], job: Job) -> None:
+Report = Callable[[dict[str, Any]], None]
+
+
+def _here(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
     config = make_config(settings)
     share = Share(device="cuda" if job.gpus and torch.cuda.is_available() else "cpu", threads=job.cpus)
     training = Training(config, Dataset(job.data), share)
@@ -265,10 +280,10 @@ def _here(number: int, settings: dict[str, Any], job: Job) -> None:
         with kept.opened(latest) as folder:
             training.load(folder)
         if not training.step_in_epoch:  # the driver may not have heard of this epoch's end
-            ray_tune.report(result_of(training, latest.metrics, job.against))
+            report(result_of(training, latest.metrics, job.against))
     saver = Saver(kept, config.checkpoint_every, start=training.step)
     try:
-        training.run(saver=saver, epoch_end=lambda end: ray_tune.report(result_of(training, end.metrics, job.against)))
+        training.run(saver=saver, epoch_end=lambda end: report(result_of(training, end.metrics, job.against)))
     except NonFiniteBatch as error:
         file = job.place(number) / f"non-finite-step-{error.record['step']}.json"
         write_json(file, error.record)
@@ -277,7 +292,7 @@ def _here(number: int, settings: dict[str, Any], job: Job) -> None:
         saver.finish()
 
 
-def _on_workers(number: int, settings: dict[str, Any], job: Job) -> None:
+def _on_workers(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
     config, place, dataset = make_config(settings), job.place(number), Dataset(job.data)
     nobody = tracking.Run("", f"trial {number}")
     write_json(place / DESCRIPTION, {"run_id": nobody.run_id})
@@ -285,7 +300,7 @@ def _on_workers(number: int, settings: dict[str, Any], job: Job) -> None:
     result = partial(result_of, against=job.against)
     task = Task(job.data, config, place, nobody, steps, at_epoch_end=result, held=job.held)
     resources = {"CPU": float(job.cpus), "GPU": job.gpus}
-    outcome = run_workers(task, f"trial {number}", (job.workers, job.workers), resources, report=ray_tune.report)
+    outcome = run_workers(task, f"trial {number}", (job.workers, job.workers), resources, report=report)
     if outcome["state"] == GROUP_FAILED:
         raise JobFailed(outcome["message"])
 

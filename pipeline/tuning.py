@@ -284,7 +284,6 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
                     raise JobFailed("Ray Tune came back without a trial ended; the same command with --resume goes on")
         finally:
             bar.close()
-            record.pause()
             runs.close()
             if held:
                 ray.get(held.close_all.remote())

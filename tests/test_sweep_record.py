@@ -28,7 +28,6 @@ def opened(folder: Path, of: Plan | None = None) -> Record:
 
 def run(record: Record, value: float, epochs: int = 9, state: str = DONE) -> Trial:
     trial = record.ask()
-    record.begin(trial.number)
     for epoch in range(1, epochs + 1):
         record.epoch(trial.number, epoch, value * epoch / 9)
     return record.end(trial.number, state, "why")
@@ -45,13 +44,11 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
     first = opened(tmp_path)
     run(first, 0.5)
     killed = first.ask()
-    first.begin(killed.number)
     first.ran(killed.number, "a run")
     first.epoch(killed.number, 1, 0.25)
     again = opened(tmp_path)
     (interrupted,) = again.interrupted()
     assert interrupted == Trial(1, killed.setting, RUNNING, [(1, 0.25)], "a run")
-    again.begin(1)
     again.epoch(1, 1, 0.99)  # repeated from a checkpoint: what was heard first stays
     again.epoch(1, 2, 0.3)
     assert again.end(1, DONE, "all epochs").history == [(1, 0.25), (2, 0.3)]

@@ -106,7 +106,7 @@ def test_its_best_setting_is_trained_in_full_scored_once_and_registered(sweep: S
     client = MlflowClient(sweep.run.uri)
     version = client.get_model_version("agman-tiny", "1")
     assert version.tags["search_run_id"] == sweep.run.run_id
-    assert client.get_registered_model("agman-tiny").aliases == {"challenger": "1"}
+    assert {a: int(v) for a, v in client.get_registered_model("agman-tiny").aliases.items()} == {"challenger": 1}
     (final,) = [run for run in children(sweep) if "trial" not in run.data.tags]
     assert version.run_id == final.info.run_id
     assert final.data.metrics["test/map"] == sweep.final.test["test/map"]

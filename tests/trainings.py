@@ -81,7 +81,7 @@ def undisturbed(longer: Dataset) -> Undisturbed:
 
 
 class Command:
-    """`agman train` in a process of its own.
+    """`agman train`, or another job of trainings, in a process of its own.
 
     without: settings that the command is not to be given.
     storage: where it keeps its state; None is the default, below its working folder.
@@ -95,6 +95,7 @@ class Command:
         address: str | None = None,
         storage: str | None = None,
         without: tuple[str, ...] = (),
+        job: str = "train",
     ):
         self.folder, self.storage = folder, storage
         self.mark = secrets.token_hex(8)
@@ -111,7 +112,7 @@ class Command:
         self.out = self.log.with_suffix(".out")
         with self.log.open("w") as log, self.out.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", AGMAN, "train", "--data", str(data), *where, *options, *settings],
+                [sys.executable, "-c", AGMAN, job, "--data", str(data), *where, *options, *settings],
                 cwd=folder,
                 env=environment,
                 stderr=log,

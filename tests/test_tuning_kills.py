@@ -1,0 +1,175 @@
+"""Searches that are killed with -9, interrupted, or pruned on workers of their own: no trial is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import ray
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from ray.util import placement_group_table
+from ray.util.state import list_placement_groups
+from sqlalchemy.exc import SQLAlchemyError
+from trainings import SETTINGS, Command, processes
+
+from data_prep.dataset import Dataset
+from pipeline.config import make_config
+from pipeline.spaces import Space, find_space
+from pipeline.sweep import DONE, PRUNED, Trial, trials_in
+from pipeline.tuning import tune
+
+pytestmark = pytest.mark.slow
+
+TRIALS, EPOCHS = 3, 2
+OPTIONS = ("--name", "search", "--search", "random", "--scheduler", "none", "--final-seeds", "0")
+CONFIG = make_config(SETTINGS | {"epochs": EPOCHS, "log_every": 50, "checkpoint_every": 500})
+
+
+def trials_of(folder: Path) -> list[Trial]:
+    """What a search's study has; none before there is one."""
+    file = folder / "runs" / "search" / "study.db"
+    if not file.is_file():
+        return []
+    try:
+        return trials_in(optuna.load_study(study_name="search", storage=f"sqlite:///{file}"))
+    except (KeyError, SQLAlchemyError):  # just being made
+        return []
+
+
+def searched(command: Callable[..., Command], *options: str) -> Command:
+    more = ["--space", "margins", "--trials", str(TRIALS), "--concurrent", "2", "--seed", "4"]
+    return command(*OPTIONS, *more, *options, without=("lr",), job="tune")
+
+
+@pytest.fixture(scope="module")
+def whole(ray_started: None, store: Path, longer: Dataset) -> list[Trial]:
+    """The undisturbed search."""
+    options = {"search": "random", "scheduler": "none", "final_seeds": 0, "concurrent": 2, "seed": 4}
+    sweep = tune(longer, CONFIG, space=find_space("margins"), trials=TRIALS, storage=store / "runs", **options)  # type: ignore[arg-type]
+    assert [trial.state for trial in sweep.trials] == [DONE] * TRIALS
+    return sweep.trials
+
+
+def check(folder: Path, whole: list[Trial]) -> None:
+    """The same trials with the same scores; one run each, with every epoch once; nothing left RUNNING."""
+    trials = trials_of(folder)
+    assert [trial.setting for trial in trials] == [trial.setting for trial in whole]
+    for trial, undisturbed in zip(trials, whole, strict=True):
+        assert [epoch for epoch, _ in trial.history] == list(range(1, EPOCHS + 1))
+        assert dict(trial.history) == pytest.approx(dict(undisturbed.history), abs=1e-6)
+    runs = all_runs(folder)
+    numbers = [run.data.tags["trial"] for run in runs if "trial" in run.data.tags]
+    assert sorted(numbers) == [str(trial.number) for trial in trials]
+    assert len(runs) == len(trials) + 1
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    for run in runs:
+        if "trial" in run.data.tags:
+            points = client.get_metric_history(run.info.run_id, "valid/map")
+            assert [point.step for point in points] == list(range(1, EPOCHS + 1))
+
+
+def all_runs(folder: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return [run for one in client.search_experiments() for run in client.search_runs([one.experiment_id])]
+
+
+def under_way(folder: Path) -> bool:
+    """One trial has ended, and another one has had its first epoch."""
+    trials = trials_of(folder)
+    return any(t.state == DONE for t in trials) and any(t.state != DONE and t.history for t in trials)
+
+
+def test_a_killed_driver_is_resumed(command: Callable[..., Command], tmp_path: Path, whole: list[Trial]) -> None:
+    first = searched(command)
+    first.wait(lambda: under_way(tmp_path))
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    first.wait_for_the_end()
+    ended = {t.number: t for t in trials_of(tmp_path) if t.state == DONE}
+    checkpoints = list((tmp_path / "runs" / "search").glob("trial-*/checkpoints/*/checkpoint.json"))
+    assert checkpoints, "an interrupted trial has something to go on from"
+    assert {run.info.status for run in all_runs(tmp_path)} <= {"FINISHED", "KILLED"}
+    assert "did not finish; --resume goes on with it" in searched(command).finish(2)
+    searched(command, "--resume").finish()
+    check(tmp_path, whole)
+    again = {t.number: t for t in trials_of(tmp_path)}
+    assert all(again[number] == trial for number, trial in ended.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_says_how_to_go_on(
+    command: Callable[..., Command], tmp_path: Path, whole: list[Trial], number: signal.Signals
+) -> None:
+    first = searched(command)
+    first.wait(lambda: under_way(tmp_path))
+    os.kill(first.process.pid, number)
+    said = first.finish(130)
+    assert said.strip().splitlines()[-1].endswith("are left; the same command with --resume goes on")
+    assert {run.info.status for run in all_runs(tmp_path)} == {"FINISHED", "KILLED"}
+    searched(command, "--resume").finish()
+    check(tmp_path, whole)
+
+
+def test_a_killed_trial_goes_on_by_itself(command: Callable[..., Command], tmp_path: Path, whole: list[Trial]) -> None:
+    search = searched(command)
+    search.wait(lambda: any(trial.history for trial in trials_of(tmp_path)))
+    (victim, *_) = processes("ray::ImplicitFunc", search.process.pid)
+    os.kill(victim, signal.SIGKILL)
+    search.finish()
+    check(tmp_path, whole)
+
+
+def test_trials_with_workers_of_their_own_are_pruned_while_they_run_and_hold_nothing_afterwards(
+    ray_started: None, store: Path, longer: Dataset
+) -> None:
+    def define(trial: optuna.Trial) -> None:
+        trial.suggest_categorical("lr", [1e-3, 1e-9])
+
+    own = Space("own", define, {"lr": 1e-3}, frozenset(["lr"]), "")
+    config = CONFIG.model_copy(update={"epochs": 6, "max_triplets": 24})
+    options = {"workers": 2, "search": "random", "final_seeds": 0, "name": "workers", "seed": 2}
+    sweep = tune(longer, config, space=own, trials=5, storage=store / "runs", **options)  # type: ignore[arg-type]
+    states = [trial.state for trial in sweep.trials]
+    assert states.count(PRUNED) >= 1
+    assert set(states) == {DONE, PRUNED}
+    job = ray.get_runtime_context().get_job_id()
+    deadline = time.monotonic() + 60
+    while [g for g in list_placement_groups(limit=1000) if g.creator_job_id == job and g.state != "REMOVED"]:
+        assert time.monotonic() < deadline, placement_group_table()
+        time.sleep(1)
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+
+
+def test_a_killed_process_of_a_trial_with_workers_leaves_nothing_held(
+    ray_started: None, store: Path, longer: Dataset
+) -> None:
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.2):
+            workers, drivers = (processes(name, os.getpid()) for name in ("ray::RayTrainWorker", "ray::ImplicitFunc"))
+            if workers and drivers and (store / "runs" / "leader" / "trial-0000" / "checkpoints").is_dir():
+                killed.append(drivers[0])
+                return os.kill(drivers[0], signal.SIGKILL)
+
+    config = CONFIG.model_copy(update={"max_triplets": 24})
+    options = {"workers": 2, "scheduler": "none", "final_seeds": 0, "name": "leader"}
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        sweep = tune(longer, config, space=find_space("margins"), trials=2, storage=store / "runs", **options)  # type: ignore[arg-type]
+    finally:
+        over.set()
+        thread.join()
+    assert killed
+    assert [trial.state for trial in sweep.trials] == [DONE, DONE]
+    assert [epoch for epoch, _ in sweep.trials[0].history] == [1, 2]
