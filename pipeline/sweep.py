@@ -150,7 +150,10 @@ class Record:
         self._asked[number].set_user_attr("history", [*history, (epoch, value)])
 
     def end(self, number: int, state: str, reason: str, against: float | None = None, seconds: float = 0.0) -> Trial:
-        """The trial has ended, after so many seconds of its last attempt. Optuna learns pruned ones as such, with their last MAP, and failed ones without."""
+        """The trial has ended, after so many seconds of training in its last attempt.
+
+        Optuna learns pruned ones as such, with their last MAP, and failed ones without one.
+        """
         asked, trial = self._asked[number], self[number]
         if state == DONE and (not trial.history or (self.plan.against and against is None)):
             state, reason = FAILED, "it ended without a result"
@@ -160,115 +163,9 @@ class Record:
         values = None
         if state == DONE:
             values = [trial.best] if against is None else [trial.best, against]
-        if state == PRUNED and not trial.history:
-            raise ValueError(f"trial {number} cannot be pruned before its first epoch")
         self._study.tell(asked, values, _STATES[state])
         del self._asked[number]
         return self[number]
-
-    @property
-    def best(self) -> float:
-        return max((value for _, value in self.history), default=0.0)
-
-
-class Record:
-    """The study of one search, in `file`; opened again, it goes on where it was.
-
-    The space's starting point is always trial 0.
-    """
-
-    def __init__(self, file: Path, name: str, space: Space, plan: Plan):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.plan, self.space = plan, space
-        self._study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(f"sqlite:///{file}"),
-            study_name=name,
-            directions=DIRECTIONS[: len(plan.objectives)],
-            load_if_exists=True,
-        )
-        if not self._study.trials:
-            self._study.set_user_attr("objectives", plan.objectives)
-            self._study.set_user_attr("epochs", plan.settings["epochs"])
-            self._study.enqueue_trial(space.start)
-        self._asked: dict[int, optuna.Trial] = {}
-
-    @property
-    def study(self) -> optuna.Study:
-        return self._study
-
-    @property
-    def trials(self) -> list[Trial]:
-        """By number; those that were only queued are none yet."""
-        return trials_in(self._study)
-
-    def interrupted(self) -> list[Trial]:
-        """Those that were running when the last driver ended, their settings complete; to be run before new ones."""
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number not in self._asked:
-                again = optuna.Trial(self._study, trial._trial_id)
-                self.space.define(again)  # what it has been given already stays
-                self._asked[trial.number] = again
-        return [self[number] for number in sorted(self._asked)]
-
-    def ask(self) -> Trial:
-        """A new trial; its setting depends on the seed, its number, and the trials before it."""
-        self._study.sampler = self._sampler(len(self.trials))
-        asked = self._study.ask()
-        self._asked[asked.number] = asked
-        self.space.define(asked)
-        return self[asked.number]
-
-    def _sampler(self, number: int) -> BaseSampler:
-        seed = 1_000_003 * self.plan.seed + number  # of this trial's own: a continued search needs no generator's state
-        if self.plan.search == "random":
-            return RandomSampler(seed=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Trials that run count as bad ones, or two at a time would be nearly the same.
-            return TPESampler(
-                n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True, seed=seed
-            )
-
-    def __getitem__(self, number: int) -> Trial:
-        return _read(self._study.get_trials(deepcopy=False)[number])
-
-    def ran(self, number: int, run_id: str) -> None:
-        """The trial's run in MLflow."""
-        self._study._storage.set_trial_user_attr(self._study.trials[number]._trial_id, "run_id", run_id)
-
-    def epoch(self, number: int, epoch: int, value: float) -> None:
-        """The trial's MAP after an epoch; of several for one epoch, the first stays."""
-        history = self[number].history
-        if epoch in dict(history):
-            return
-        if len(self.plan.objectives) == 1:
-            self._asked[number].report(value, epoch)
-        self._asked[number].set_user_attr("history", [*history, (epoch, value)])
-
-    def end(self, number: int, state: str, reason: str, against: float | None = None, seconds: float = 0.0) -> Trial:
-        """The trial has ended, after so many seconds of its last attempt. Optuna learns pruned ones as such, with their last MAP, and failed ones without."""
-        asked, trial = self._asked[number], self[number]
-        if state == DONE and (not trial.history or (self.plan.against and against is None)):
-            state, reason = FAILED, "it ended without a result"
-        asked.set_user_attr("ended", state)
-        asked.set_user_attr("reason", reason)
-        asked.set_user_attr("seconds", seconds)
-        values = None
-        if state == DONE:
-            values = [trial.best] if against is None else [trial.best, against]
-        if state == PRUNED and not trial.history:
-            raise ValueError(f"trial {number} cannot be pruned before its first epoch")
-        self._study.tell(asked, values, _STATES[state])
-        del self._asked[number]
-        return self[number]
-
-    def pause(self) -> None:
-        """The driver ends before its trials do: count their seconds."""
-        for number, asked in self._asked.items():
-            asked.set_user_attr("seconds", self[number].seconds + self._elapsed(number))
-
-    def _elapsed(self, number: int) -> float:
-        return time.monotonic() - self._begun.pop(number) if number in self._begun else 0.0
 
     @property
     def best(self) -> Trial | None:
