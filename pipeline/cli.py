@@ -49,7 +49,19 @@ class WorkerRange(click.ParamType):
 PLACE = Place()
 LAYOUT = click.Choice(["fashionai", "deepfashion", "zappos50k", "darn"])
 BENCHMARK = click.Choice(
-    ["annotation", "drawing", "loader", "model", "options", "packing", "precision", "retrieval", "train", "triplets"]
+    [
+        "annotation",
+        "drawing",
+        "loader",
+        "model",
+        "options",
+        "packing",
+        "precision",
+        "retrieval",
+        "train",
+        "triplets",
+        "tune",
+    ]
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON line on stdout.")
 seed_option = click.option(
@@ -353,7 +365,7 @@ def bench(name: str) -> None:
     """Measure NAME side by side with the plain way; writes a dated table to benchmarks/results.
 
     NAME is annotation, drawing, loader, model, options, packing, precision, retrieval,
-    train or triplets.
+    train, triplets or tune.
     """
     import importlib
 

@@ -1,0 +1,221 @@
+"""Searching on Ray Tune against a plain Optuna loop, TPE with ASHA against random search, and 200 trials in a row.
+
+`agman bench tune`, on drawn garments: ResNet-18 from random weights, 32 px. One CPU thread a trial, two at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.state import list_placement_groups
+
+from benchmarks.record import write_table
+from data_prep.cluster import ray_session
+from data_prep.dataset import Dataset
+from data_prep.prepare import prepare
+from data_prep.samples import sample
+from pipeline.config import TrainConfig, make_config
+from pipeline.console import progress_bar, say
+from pipeline.loop import Share, Training
+from pipeline.presets import PRESETS
+from pipeline.spaces import find_space
+from pipeline.sweep import Plan, Record
+from pipeline.tuning import Sweep, tune
+
+SIZE, IMAGES, TRIPLETS = 32, 1_200, 640
+TRIALS, EPOCHS, CONCURRENT = 20, 2, 2
+"""Of the comparison with a plain loop."""
+SEEDS, SEARCH_TRIALS, SEARCH_EPOCHS, SEARCH_TRIPLETS = 5, 16, 9, 160
+"""Of the comparison with random search."""
+MANY = 200
+
+
+def config(epochs: int, triplets: int) -> TrainConfig:
+    small = {"epochs": epochs, "max_triplets": triplets, "threads": 1, "batch_size": 16, "embedding_dim": 32}
+    return make_config(PRESETS["demo"].settings | small)
+
+
+def search(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int, name: str, **options: Any) -> Sweep:
+    return tune(
+        dataset,
+        settings,
+        space=find_space("margins"),
+        trials=trials,
+        concurrent=CONCURRENT,
+        final_seeds=0,
+        storage=folder / "runs",
+        name=name,
+        **options,
+    )
+
+
+def plain(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) -> tuple[float, float]:
+    """Trials one after another in this process, nothing around them. Seconds in all, and of the trainings alone."""
+    space = find_space("margins")
+    record = Record(folder / "plain.db", "plain", space, Plan("margins", settings.model_dump(), scheduler="none"))
+    started, trained = time.perf_counter(), 0.0
+    for _ in range(trials):
+        trial = record.ask()
+        began = time.perf_counter()
+        training = Training(make_config(settings.model_dump() | trial.setting), dataset, Share())
+        training.run(epoch_end=lambda end: record.epoch(trial.number, end.epoch, end.metrics["valid/map"]))  # noqa: B023
+        trained += time.perf_counter() - began
+        record.end(trial.number, "done", "all epochs")
+    return time.perf_counter() - started, trained
+
+
+def against_a_plain_loop(dataset: Dataset, folder: Path) -> list[list[str]]:
+    settings = config(EPOCHS, TRIPLETS)
+    search(dataset, folder, settings, CONCURRENT, "warm-up", scheduler="none")  # Ray's processes, and their imports
+    alone, trained_alone = plain(dataset, folder, settings, TRIALS)
+    started = time.perf_counter()
+    sweep = search(dataset, folder, settings, TRIALS, "compared", scheduler="none")
+    seconds = time.perf_counter() - started
+    trained = sum(trial.seconds for trial in sweep.trials)
+    overhead = (CONCURRENT * seconds - trained) / TRIALS
+    say(f"overhead {overhead:.2f} s a trial")
+    return [
+        [
+            "plain Optuna loop",
+            f"{alone:.1f}",
+            f"{60 * TRIALS / alone:.1f}",
+            f"{trained_alone / TRIALS:.2f}",
+            "",
+            "1.00",
+        ],
+        [
+            f"agman tune, {CONCURRENT} at a time",
+            f"{seconds:.1f}",
+            f"{60 * TRIALS / seconds:.1f}",
+            f"{trained / TRIALS:.2f}",
+            f"{overhead:.2f}",
+            f"{alone / seconds:.2f}",
+        ],
+    ]
+
+
+def against_random_search(dataset: Dataset, folder: Path) -> tuple[list[list[str]], str]:
+    settings = config(SEARCH_EPOCHS, SEARCH_TRIPLETS)
+    ways = {
+        "random, all epochs": {"search": "random", "scheduler": "none"},
+        "TPE + ASHA": {"search": "tpe", "scheduler": "asha"},
+    }
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
+    papers: list[float] = []
+    for seed in range(SEEDS):
+        for name, options in ways.items():
+            training = settings.model_copy(update={"seed": seed})
+            sweep = search(dataset, folder, training, SEARCH_TRIALS, f"{name}-{seed}", seed=seed, **options)
+            spent = sum(len(trial.history) for trial in sweep.trials)
+            found[name].append((sweep.best.best, spent))
+            say(f"seed {seed}, {name}: best {sweep.best.best:.4f} in {spent} trial-epochs")
+            if options["scheduler"] == "none":
+                papers.append(sweep.trials[0].best)
+    rows = []
+    for name, results in found.items():
+        best, spent = [one for one, _ in results], [one for _, one in results]
+        rows.append(
+            [
+                name,
+                f"{100 * statistics.median(best):.2f} ({', '.join(f'{100 * one:.2f}' for one in best)})",
+                f"{statistics.median(spent):.0f} ({', '.join(map(str, spent))})",
+            ]
+        )
+    rows.append(["the paper's setting (trial 0)", f"{100 * statistics.median(papers):.2f}", str(SEARCH_EPOCHS)])
+    return rows, f"{SEARCH_TRIALS} trials of at most {SEARCH_EPOCHS} epochs of {SEARCH_TRIPLETS} triplets"
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a search might leave behind."""
+
+    processes: int
+    files: int
+    groups: int
+    mib: float
+
+    @classmethod
+    def now(cls) -> Holding:
+        job = ray.get_runtime_context().get_job_id()
+        groups = [one for one in list_placement_groups(limit=10_000) if one.creator_job_id == job]
+        status = Path("/proc/self/status").read_text()
+        resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+        return cls(
+            processes=_descendants(os.getpid()),
+            files=sum(1 for _ in Path("/proc/self/fd").iterdir()),
+            groups=sum(one.state != "REMOVED" for one in groups),
+            mib=resident / 1024,
+        )
+
+
+def _descendants(process: int) -> int:
+    parents: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+        if fields[0] != "Z":
+            parents.setdefault(int(fields[1]), []).append(int(status.parent.name))
+    waiting, found = [process], 0
+    while waiting:
+        below = parents.get(waiting.pop(), [])
+        waiting += below
+        found += len(below)
+    return found
+
+
+def many(dataset: Dataset, folder: Path) -> list[list[str]]:
+    """Before, after a tenth, and after all."""
+    settings = config(1, 16)
+    rows = []
+    for trials in (MANY // 10, MANY):
+        sweep = search(dataset, folder, settings, trials, "many", scheduler="none", resume=trials == MANY)
+        time.sleep(5)  # what has been stopped may still be ending
+        held = Holding.now()
+        ended = {trial.state for trial in sweep.trials}
+        rows.append([str(trials), ", ".join(sorted(ended)), str(held.processes), str(held.files), str(held.groups)])
+        rows[-1].append(f"{held.mib:.0f}")
+    return rows
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name, ray_session():
+        folder = Path(name)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        root, out = folder / "fashionai", folder / "out"
+        sample("fashionai", root, images=IMAGES, size=SIZE, seed=0, progress=progress_bar)
+        prepare("fashionai", root, out, image_size=SIZE, triplets=TRIPLETS, epochs=1, seed=0, progress=progress_bar)
+        dataset = Dataset(out)
+        before = Holding.now()
+        loops = against_a_plain_loop(dataset, folder)
+        searches, budget = against_random_search(dataset, folder)
+        held = many(dataset, folder)
+    held.insert(0, ["0", "", *map(str, (before.processes, before.files, before.groups)), f"{before.mib:.0f}"])
+    header = ["way", "s", "trials/min", "s of training a trial", "overhead, s a trial", "speed"]
+    notes = "\n".join(
+        [
+            f"{TRIALS} trials of {EPOCHS} epochs of {TRIPLETS} triplets each; overhead: {CONCURRENT} × the seconds, "
+            "less those that trials were training, for each. The plain loop calls the same training function.",
+            "",
+            f"Best validation MAP × 100, medians (and values) over {SEEDS} seeds; {budget}, `margins`:",
+            "",
+            *_table(["search", "best MAP", "trial-epochs"], searches),
+            "",
+            f"{MANY} trials of one step each in a row, of the driver's process:",
+            "",
+            *_table(["trials", "ended", "processes below it", "open files", "placement groups", "MiB"], held),
+        ]
+    )
+    write_table("tune", header, loops, notes)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
