@@ -120,12 +120,12 @@ def against_random_search(dataset: Dataset, folder: Path) -> tuple[list[list[str
                 papers.append(sweep.trials[0].best)
     rows = []
     for name, results in found.items():
-        best, spent = [one for one, _ in results], [one for _, one in results]
+        best, epochs = [one for one, _ in results], [one for _, one in results]
         rows.append(
             [
                 name,
                 f"{100 * statistics.median(best):.2f} ({', '.join(f'{100 * one:.2f}' for one in best)})",
-                f"{statistics.median(spent):.0f} ({', '.join(map(str, spent))})",
+                f"{statistics.median(epochs):.0f} ({', '.join(map(str, epochs))})",
             ]
         )
     rows.append(["the paper's setting (trial 0)", f"{100 * statistics.median(papers):.2f}", str(SEARCH_EPOCHS)])
