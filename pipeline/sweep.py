@@ -23,6 +23,10 @@ from pipeline.spaces import Space
 METRIC = "valid/map"
 RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
 """How a trial stands. Pruned ones were stopped by the scheduler."""
+ENDED, REASON, RUN_ID, SECONDS, HISTORY = "ended", "reason", "run_id", "seconds", "history"
+"""What a trial has in the study beside its setting."""
+OBJECTIVES, EPOCHS = "objectives", "epochs"
+"""What the study has: the objectives' names, and a trial's full budget."""
 AGAINST = ("embedding_dim", "latency_ms")
 """What a search may weigh MAP against; less is better. Latency: milliseconds an image, in the trial's own process."""
 STARTUP_TRIALS = 10  # TPE's: so many are drawn at random before it models anything
@@ -91,8 +95,8 @@ class Record:
             load_if_exists=True,
         )
         if not self._study.trials:
-            self._study.set_user_attr("objectives", plan.objectives)
-            self._study.set_user_attr("epochs", plan.settings["epochs"])
+            self._study.set_user_attr(OBJECTIVES, plan.objectives)
+            self._study.set_user_attr(EPOCHS, plan.settings["epochs"])
             self._study.enqueue_trial(space.start)
         self._asked: dict[int, optuna.Trial] = {}
 
@@ -138,7 +142,7 @@ class Record:
 
     def ran(self, number: int, run_id: str) -> None:
         """The trial's run in MLflow."""
-        self._study._storage.set_trial_user_attr(self._study.trials[number]._trial_id, "run_id", run_id)
+        self._study._storage.set_trial_user_attr(self._study.trials[number]._trial_id, RUN_ID, run_id)
 
     def epoch(self, number: int, epoch: int, value: float) -> None:
         """The trial's MAP after an epoch; of several for one epoch, the first stays."""
@@ -147,7 +151,7 @@ class Record:
             return
         if len(self.plan.objectives) == 1:
             self._asked[number].report(value, epoch)
-        self._asked[number].set_user_attr("history", [*history, (epoch, value)])
+        self._asked[number].set_user_attr(HISTORY, [*history, (epoch, value)])
 
     def end(self, number: int, state: str, reason: str, against: float | None = None, seconds: float = 0.0) -> Trial:
         """The trial has ended, after so many seconds of training in its last attempt.
@@ -157,9 +161,9 @@ class Record:
         asked, trial = self._asked[number], self[number]
         if state == DONE and (not trial.history or (self.plan.against and against is None)):
             state, reason = FAILED, "it ended without a result"
-        asked.set_user_attr("ended", state)
-        asked.set_user_attr("reason", reason)
-        asked.set_user_attr("seconds", seconds)
+        asked.set_user_attr(ENDED, state)
+        asked.set_user_attr(REASON, reason)
+        asked.set_user_attr(SECONDS, seconds)
         values = None
         if state == DONE:
             values = [trial.best] if against is None else [trial.best, against]
@@ -185,11 +189,11 @@ def _read(trial: optuna.trial.FrozenTrial) -> Trial:
     return Trial(
         number=trial.number,
         setting=dict(trial.params),
-        state=attrs.get("ended", FAILED) if trial.state.is_finished() else RUNNING,
-        history=[(int(epoch), float(value)) for epoch, value in attrs.get("history", [])],
-        run_id=attrs.get("run_id"),
-        reason=attrs.get("reason", ""),
-        seconds=attrs.get("seconds", 0.0),
+        state=attrs.get(ENDED, FAILED) if trial.state.is_finished() else RUNNING,
+        history=[(int(epoch), float(value)) for epoch, value in attrs.get(HISTORY, [])],
+        run_id=attrs.get(RUN_ID),
+        reason=attrs.get(REASON, ""),
+        seconds=attrs.get(SECONDS, 0.0),
         objectives=tuple(trial.values or ()) if trial.state is TrialState.COMPLETE else (),
     )
 

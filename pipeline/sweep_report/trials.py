@@ -13,13 +13,23 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-MAP = "valid/map"
-ENDED, REASON, RUN_ID, SECONDS, HISTORY = "ended", "reason", "run_id", "seconds", "history"
-"""Attributes of a trial: how it ended and why (one line), its MLflow run, its training time, and
-[[epoch, validation MAP], ...]."""
-OBJECTIVES, EPOCHS = "objectives", "epochs"
-"""Attributes of the study: the objectives' names in the order of its directions, and a trial's full budget."""
-DONE, PRUNED, FAILED, STOPPED, RUNNING, WAITING = "done", "pruned", "failed", "stopped", "running", "waiting"
+from pipeline.sweep import (
+    DONE,
+    ENDED,
+    EPOCHS,
+    FAILED,
+    HISTORY,
+    METRIC,
+    OBJECTIVES,
+    PRUNED,
+    REASON,
+    RUN_ID,
+    RUNNING,
+    SECONDS,
+)
+
+MAP = METRIC
+STOPPED, WAITING = "stopped", "waiting"
 STATES = (DONE, PRUNED, FAILED, STOPPED, RUNNING, WAITING)
 OF_STATE = {
     TrialState.COMPLETE: DONE,
