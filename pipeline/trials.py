@@ -260,6 +260,8 @@ def _trial(config: dict[str, Any], job: Job) -> None:
         ray_tune.report(result | {"seconds": time.monotonic() - started})
 
     try:
+        if not job.folder.is_dir():
+            raise JobFailed(f"{job.folder}: this trial's machine does not see it; --storage must be shared by all")
         run = _on_workers if job.workers > 1 else _here
         run(number, job.base | config["setting"], job, report)
     except Exception as error:

@@ -44,7 +44,7 @@ from pipeline.sweep import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, Record, 
 from pipeline.sweep_report.page import write_sweep_report
 from pipeline.training import NOT_DECISIVE, check, locked, train
 from pipeline.trial_runs import TrialRuns
-from pipeline.trials import Job, new_held_groups, run_trials
+from pipeline.trials import Job, new_held_groups, run_trials, tidy
 from pipeline.workers import read_json, write_json
 
 DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
@@ -145,10 +145,6 @@ def tune(
         record = Record(folder / STUDY, folder.name, space, plan)
         job = Job(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
         _run(job, record, TrialRuns(dataset.info, parent, record, job.base), trials, concurrent)
-        if record.best is None:
-            reasons = Counter(trial.reason for trial in record.trials)
-            reason, times = reasons.most_common(1)[0]
-            raise JobFailed(f"all {len(record.trials)} trials failed; {times} of them: {reason}")
         facts = {
             "space": space.name,
             "dataset": f"{dataset.info.name} ({dataset.info.digest[:12]})",
@@ -157,14 +153,20 @@ def tune(
             "epochs of a trial": str(budget),
             "run": parent.run_id,
         }
-        write_sweep_report(record.study, folder / REPORT, facts)
+        report = folder / REPORT
+        write_sweep_report(record.study, report, facts)
+        _send(parent, report)
+        if record.best is None:
+            reasons = Counter(trial.reason for trial in record.trials)
+            reason, times = reasons.most_common(1)[0]
+            raise JobFailed(f"all {len(record.trials)} trials failed, see {report}; {times} of them: {reason}")
         final = None
         if final_seeds:
             final = _final(dataset, config, record.best, folder, parent, range(seed, seed + final_seeds), workers)
-        _log(parent, record, folder / REPORT, final)
+        _log(parent, record, final)
         write_json(Storage(folder / DESCRIPTION), begun | {"finished": True})
     seconds = time.perf_counter() - started
-    return Sweep(parent, space.name, record.trials, record.best, seconds, folder / REPORT / "report.html", final)
+    return Sweep(parent, space.name, record.trials, record.best, seconds, report / "report.html", final)
 
 
 def _check(
@@ -254,7 +256,7 @@ def _others(storage: Path) -> str:
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first thing in which two plans differ."""
-    one, other = ({**plan, **plan["settings"], "settings": None} for plan in (before, now))
+    one, other = ({**plan["settings"], **plan, "settings": None} for plan in (before, now))
     return next((f"{key}: {one[key]} there, {other[key]} here" for key in other if one.get(key) != other[key]), "")
 
 
@@ -285,6 +287,9 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
         finally:
             bar.close()
             runs.close()
+            for trial in record.trials:  # one that was stopped may have been saving when it was tidied up
+                if trial.state != RUNNING:
+                    tidy(job, trial)
             if held:
                 ray.get(held.close_all.remote())
                 ray.kill(held)
@@ -347,7 +352,10 @@ def _final(
         full = make_config(config.model_dump() | best.setting | {"seed": seed})
         say(f"trial {best.number}'s setting, all {config.epochs} epochs, seed {seed}")
         name = f"trial-{best.number}-seed-{seed}"
-        trained = train(dataset, full, workers=workers, storage=str(folder / FINAL), name=name, parent=parent)
+        try:
+            trained = train(dataset, full, workers=workers, storage=str(folder / FINAL), name=name, parent=parent)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt("all trials have ended; the same command with --resume goes on") from stop
         done[str(seed)] = {
             "run_id": trained.run.run_id,
             "checkpoint": str(trained.checkpoint),
@@ -374,7 +382,15 @@ def _final(
     return Final([one[METRIC] for one in of_seeds], made_before["test"], made_before["uri"], made_before["alias"])
 
 
-def _log(parent: tracking.Run, record: Record, report: Path, final: Final | None) -> None:
+def _send(parent: tracking.Run, report: Path) -> None:
+    """The report, to its run. A note must do where that fails: the folder has it all."""
+    try:
+        MlflowClient(parent.uri).log_artifacts(parent.run_id, str(report), "search")
+    except (MlflowException, OSError) as error:
+        say(f"note: the report could not be sent to MLflow ({tracking.reason(error)}); it is in {report}")
+
+
+def _log(parent: tracking.Run, record: Record, final: Final | None) -> None:
     """The search's outcome, in its run. A store that does not answer is the block's to report."""
     best = record.best
     assert best
@@ -387,10 +403,6 @@ def _log(parent: tracking.Run, record: Record, report: Path, final: Final | None
             metrics["final/valid/map_spread"] = statistics.stdev(final.valid)
     parent.tag(tags)
     parent.log(metrics, step=len(record.trials))
-    try:
-        MlflowClient(parent.uri).log_artifacts(parent.run_id, str(report), "search")
-    except (MlflowException, OSError) as error:
-        say(f"note: the report could not be sent to MLflow ({tracking.reason(error)}); it is in {report}")
 
 
 def show(sweep: Sweep) -> None:
