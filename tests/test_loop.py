@@ -480,7 +480,8 @@ def test_synchronised_batch_norm_takes_no_parts() -> None:
 
 @pytest.mark.slow
 def test_compiling_changes_no_weight_by_more_than_rounding(dataset: Dataset) -> None:
-    config = changed(epochs=1, max_triplets=12)
+    """In float64: Adam makes a step of full size of float32's rounding errors, and a ReLU near zero a gradient."""
+    config = changed(epochs=1, max_triplets=12, precision="fp64")
     plain, compiled = (start(dataset, config.model_copy(update={"compile": on})).run() for on in (False, True))
     for name, weight in plain.training.model.state_dict().items():
-        torch.testing.assert_close(compiled.training.model.state_dict()[name], weight, rtol=0, atol=1e-4)
+        torch.testing.assert_close(compiled.training.model.state_dict()[name], weight, rtol=0, atol=1e-7)
