@@ -126,6 +126,7 @@ def undisturbed(dataset: Dataset) -> Undisturbed:
 # Stopping and resuming
 
 
+@pytest.mark.slow  # a resumed one, which must end so too, says the same and more
 def test_the_same_training_twice_gives_the_same_weights(dataset: Dataset, undisturbed: Undisturbed) -> None:
     again = start(dataset).run()
     same(again.state, undisturbed.state)
@@ -134,7 +135,7 @@ def test_the_same_training_twice_gives_the_same_weights(dataset: Dataset, undist
     ]
 
 
-@pytest.mark.parametrize("stops", [(1,), (6,), (STEPS,), (3 * STEPS,), (2, 3, STEPS, 9)])
+@pytest.mark.parametrize("stops", [(6,), (1, 3, STEPS, 9, 3 * STEPS)])
 def test_a_resumed_training_ends_as_an_undisturbed_one(
     dataset: Dataset, undisturbed: Undisturbed, tmp_path: Path, stops: tuple[int, ...]
 ) -> None:
@@ -185,7 +186,7 @@ def test_snapshots_of_a_running_training_may_be_resumed_from(
     assert [checkpoint.step for checkpoint in whole] == [STEPS, 2 * STEPS, 2 * STEPS + 1]
     assert [checkpoint.epoch for checkpoint in whole] == [1, 2, 2]
     assert [checkpoint.score for checkpoint in whole] == [*(end.metrics["valid/map"] for end in ran.ends), None]
-    for checkpoint in whole:
+    for checkpoint in whole[1:]:
         with kept.opened(checkpoint) as folder:
             resumed = resume(dataset, folder).run()
         same(resumed.state, undisturbed.state)
@@ -252,8 +253,7 @@ def last_epoch(scores: list[float], patience: int) -> int:
     return len(scores)
 
 
-@pytest.mark.parametrize("patience", [1, 2])
-@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(("patience", "interrupted"), [(1, False), (2, True)])
 def test_a_training_without_progress_stops_early(
     dataset: Dataset, scores: list[float], tmp_path: Path, patience: int, interrupted: bool
 ) -> None:
@@ -480,7 +480,8 @@ def test_synchronised_batch_norm_takes_no_parts() -> None:
 
 @pytest.mark.slow
 def test_compiling_changes_no_weight_by_more_than_rounding(dataset: Dataset) -> None:
-    config = changed(epochs=1, max_triplets=12)
+    """In float64: Adam makes a step of full size of float32's rounding errors, and a ReLU near zero a gradient."""
+    config = changed(epochs=1, max_triplets=12, precision="fp64")
     plain, compiled = (start(dataset, config.model_copy(update={"compile": on})).run() for on in (False, True))
     for name, weight in plain.training.model.state_dict().items():
-        torch.testing.assert_close(compiled.training.model.state_dict()[name], weight, rtol=0, atol=1e-4)
+        torch.testing.assert_close(compiled.training.model.state_dict()[name], weight, rtol=0, atol=1e-7)

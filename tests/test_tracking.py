@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -43,61 +43,69 @@ INFO = DatasetInfo(
     versions={},
 )
 DRIVER = """
-import os, sys, time
+import os, time
+os.setsid()
+os.environ["MLFLOW_TRACKING_URI"] = store
+os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
 from data_prep.tables import DatasetInfo
 from pipeline import tracking
-info = DatasetInfo.model_validate_json(sys.argv[1])
-with tracking.run(info, "training", {"workers": 1}, resume=sys.argv[2] or None) as run:
-    exec(sys.argv[3])
-    print(run.run_id, flush=True)
-    sys.stdin.readline()  # until the test says so
+info = DatasetInfo.model_validate_json(info)
+with tracking.run(info, "training", {"workers": 1}, resume=resume or None) as run:
+    exec(body)
+    end.send(run.run_id)
+    end.recv()  # until the test says so
 """
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["pipeline.tracking"])
 
 
 class Driver:
-    """A process that has a run; at the end of the test it is gone."""
+    """A process that has a run; at the end of the test it is gone. Forked off one that has imported MLflow once."""
 
-    def __init__(self, resume: str = "", body: str = ""):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, INFO.model_dump_json(), resume, body],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.process.stdout
-        self.run_id = self.process.stdout.readline().strip()
+    def __init__(self, store: str, said: Path, resume: str = "", body: str = ""):
+        self._end, end = FORKS.Pipe()
+        self._said = said
+        self._said.touch()
+        names = {"store": store, "said": str(said), "resume": resume, "body": body, "end": end}
+        self.process = FORKS.Process(target=exec, args=(DRIVER, names | {"info": INFO.model_dump_json()}))
+        self.process.start()
+        end.close()
+        self.run_id = ""
+        with suppress(EOFError):  # it has ended before it had one
+            self.run_id = self._end.recv()
 
     def kill(self) -> None:
         """With -9, and its process group, and all that it started."""
+        assert self.process.pid
         mine = list(descendants(self.process.pid))
         os.killpg(self.process.pid, signal.SIGKILL)
         for process in mine:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        self.process.wait()
+        self.process.join()
 
     def finish(self) -> str:
-        _, err = self.process.communicate("\n", timeout=120)
-        return err
+        with suppress(BrokenPipeError):  # it has been interrupted
+            self._end.send(None)
+        self.process.join(120)
+        assert self.process.exitcode is not None
+        return self._said.read_text()
 
 
 @pytest.fixture
-def drive(tracking_store: str) -> Iterator[Callable[..., Driver]]:
+def drive(tracking_store: str, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
     drivers: list[Driver] = []
 
     def begin(*arguments: str) -> Driver:
-        drivers.append(Driver(*arguments))
+        drivers.append(Driver(tracking_store, tmp_path / f"said-{len(drivers)}", *arguments))
         assert drivers[-1].run_id, drivers[-1].finish()
         return drivers[-1]
 
     tracking.connect()  # two processes cannot create the store at a time
     yield begin
     for driver in drivers:
-        if driver.process.poll() is None:
+        if driver.process.is_alive():
             driver.kill()
-        driver.process.communicate()
     wait_until(lambda: not guards(tracking_store))
 
 
@@ -203,22 +211,16 @@ def test_params_that_the_store_refuses(client: MlflowClient, tracking_store: str
 # Never left RUNNING
 
 
-def test_a_killed_driver_leaves_no_running_run(
+def test_a_killed_driver_leaves_no_running_run_nor_trial(
     drive: Callable[..., Driver], client: MlflowClient, tracking_store: str
 ) -> None:
-    driver = drive()
-    assert status(client, driver.run_id) == "RUNNING"
-    driver.kill()
-    wait_until(lambda: status(client, driver.run_id) == "KILLED")
-    wait_until(lambda: not guards(tracking_store))
-    assert run_guard.ENDING not in client.get_run(driver.run_id).data.tags
-
-
-def test_nor_do_its_trials_run_on(drive: Callable[..., Driver], client: MlflowClient) -> None:
     driver = drive("", "child = tracking.start(info, 'trial 0', {}, run); run.tag({'child': child.run_id})")
     child = client.get_run(driver.run_id).data.tags["child"]
+    assert status(client, driver.run_id) == status(client, child) == "RUNNING"
     driver.kill()
     wait_until(lambda: status(client, driver.run_id) == status(client, child) == "KILLED")
+    wait_until(lambda: not guards(tracking_store))
+    assert run_guard.ENDING not in client.get_run(driver.run_id).data.tags
 
 
 def test_nor_does_a_forked_child_keep_it_running(drive: Callable[..., Driver], client: MlflowClient) -> None:
@@ -248,17 +250,23 @@ def test_killed_and_resumed_at_once(drive: Callable[..., Driver], client: Mlflow
 
 
 def test_resumed_again_and_again(drive: Callable[..., Driver], client: MlflowClient, tracking_store: str) -> None:
+    """One run, whose points are logged once, though every process begins with some that are logged already."""
+    points = [(step, {"loss": 1.0 / step, "lr": 0.1}) for step in range(1, 8)]
     run_id = ""
-    for _ in range(2):
-        driver = drive(run_id)
+    for some in (points[:4], points[2:6]):
+        driver = drive(run_id, f"run.log_points({some})")
         assert run_id in ("", driver.run_id)
         run_id = driver.run_id
         driver.kill()
-    last = drive(run_id)
+    last = drive(run_id, f"run.log_points({points[3:]})")
     wait_until(lambda: len(guards(tracking_store)) == 1)
     assert status(client, run_id) == "RUNNING"
     assert last.finish() == ""
     assert status(client, run_id) == "FINISHED"
+    run = tracking.existing(run_id)
+    assert run
+    assert points_of(run, "loss") == {"loss": [(step, metrics["loss"]) for step, metrics in points]}
+    assert len(tracking.history(run, "lr")) == 7
 
 
 def test_a_run_that_was_taken_over_is_left_alone(client: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,7 +308,7 @@ def test_interrupted(drive: Callable[..., Driver], client: MlflowClient, number:
     driver = drive()
     os.killpg(driver.process.pid, number)
     driver.finish()
-    assert driver.process.returncode
+    assert driver.process.exitcode
     wait_until(lambda: status(client, driver.run_id) == "KILLED")
 
 
@@ -369,18 +377,6 @@ def test_points_are_logged_once(client: MlflowClient) -> None:
     run.log_points([])
     once = {"loss": [(1, 3.0), (2, 2.0), (3, 1.0)], "lr": [(2, 0.5)]}
     assert points_of(run, "loss", "lr") == once
-
-
-def test_also_by_the_process_after_a_kill(drive: Callable[..., Driver]) -> None:
-    points = [(step, {"loss": 1.0 / step, "lr": 0.1}) for step in range(1, 8)]
-    first = drive("", f"run.log_points({points[:5]})")
-    first.kill()
-    second = drive(first.run_id, f"run.log_points({points[3:]})")
-    second.finish()
-    run = tracking.existing(first.run_id)
-    assert run
-    assert points_of(run, "loss") == {"loss": [(step, metrics["loss"]) for step, metrics in points]}
-    assert len(tracking.history(run, "lr")) == 7
 
 
 def test_a_process_that_resumes_its_own_run_asks_again(drive: Callable[..., Driver]) -> None:
