@@ -32,7 +32,7 @@ from pipeline.tuning import Sweep, tune
 SIZE, IMAGES, TRIPLETS = 32, 1_200, 640
 TRIALS, EPOCHS, CONCURRENT = 20, 2, 2
 """Of the comparison with a plain loop."""
-SEEDS, SEARCH_TRIALS, SEARCH_EPOCHS, SEARCH_TRIPLETS = 5, 16, 9, 160
+SEEDS, SEARCH_TRIALS, SEARCH_EPOCHS, SEARCH_TRIPLETS = 5, 12, 6, 160
 """Of the comparison with random search."""
 MANY = 200
 
