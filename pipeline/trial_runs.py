@@ -17,7 +17,7 @@ from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline import run_guard, tracking
 from pipeline.console import say_above
-from pipeline.sweep import FAILED, Record, Trial
+from pipeline.sweep import FAILED, METRIC, RUNNING, Record, Trial
 
 TRIAL = "trial"
 """Tag: the trial's number."""
@@ -41,12 +41,15 @@ class TrialRuns:
         self._runs: dict[int, tracking.Run] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._not_before = 0.0
-        self._known = self._children()
+        self._known: dict[int, str] = {}
+        """Trial number -> run that an earlier driver began, even if it had no time to note its id."""
+        self._catch_up()
 
     def begin(self, trial: Trial) -> None:
         """The trial runs, maybe again."""
         if trial.number not in self._runs:
             self._of(trial.number).begun = trial
+            self._of(trial.number).points = _points(trial)
             self.write()
 
     def log(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
@@ -101,8 +104,7 @@ class TrialRuns:
         if waiting.ended:
             trial = waiting.ended
             run.tag({"ended": trial.state, "reason": trial.reason})
-            status = "FAILED" if trial.state == FAILED else "FINISHED"
-            run_guard.end(MlflowClient(run.uri), run.run_id, self.parent.token, status)
+            run_guard.end(MlflowClient(run.uri), run.run_id, self.parent.token, _status(trial))
 
     def _open(self, trial: Trial) -> tracking.Run:
         """The trial's run: taken up again if there is one, made by this driver or one before."""
@@ -115,10 +117,21 @@ class TrialRuns:
         tags = {"job": "trial", TRIAL: str(trial.number)}
         return tracking.start(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
 
-    def _children(self) -> dict[int, str]:
-        """Trial number -> run that an earlier driver began, even if it had no time to note its id."""
-        return {
-            int(run.data.tags[TRIAL]): run.info.run_id
-            for run in tracking.children(self.parent)
-            if TRIAL in run.data.tags
-        }
+    def _catch_up(self) -> None:
+        """What an earlier driver had no time to write of trials that have ended."""
+        runs = {int(run.data.tags[TRIAL]): run for run in tracking.children(self.parent) if TRIAL in run.data.tags}
+        self._known = {number: run.info.run_id for number, run in runs.items()}
+        for trial in self.record.trials:
+            run = runs.get(trial.number)
+            if trial.state != RUNNING and not (run and run.info.status == _status(trial)):
+                self._waiting[trial.number] = _Waiting(trial, _points(trial), trial)
+        self.write()
+
+
+def _points(trial: Trial) -> tracking.Points:
+    """Those that the study has too; the run takes none twice."""
+    return [(epoch, {METRIC: value}) for epoch, value in trial.history]
+
+
+def _status(trial: Trial) -> str:
+    return "FAILED" if trial.state == FAILED else "FINISHED"
