@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -16,7 +18,6 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from ray.util import placement_group_table
 from ray.util.state import list_placement_groups
-from sqlalchemy.exc import SQLAlchemyError
 from trainings import SETTINGS, Command, processes
 
 from data_prep.dataset import Dataset
@@ -35,12 +36,17 @@ CONFIG = make_config(SETTINGS | {"epochs": EPOCHS, "log_every": 50, "checkpoint_
 def trials_of(folder: Path) -> list[Trial]:
     """What a search's study has; none before there is one."""
     file = folder / "runs" / "search" / "study.db"
-    if not file.is_file():
+    if not _is_made(file):  # Optuna would make what is not there yet, at the same time as the search
         return []
+    return trials_in(optuna.load_study(study_name="search", storage=f"sqlite:///{file}"))
+
+
+def _is_made(file: Path) -> bool:
     try:
-        return trials_in(optuna.load_study(study_name="search", storage=f"sqlite:///{file}"))
-    except (KeyError, SQLAlchemyError):  # just being made
-        return []
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+            return bool(connection.execute("select count(*) from trials").fetchone()[0])
+    except sqlite3.OperationalError:
+        return False
 
 
 def searched(command: Callable[..., Command], *options: str) -> Command:
