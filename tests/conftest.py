@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import sqlite3
@@ -37,6 +38,9 @@ if TYPE_CHECKING:  # only the pages' tests need a browser
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SWITCHES += ["--disable-component-update", "--disable-sync"]
 SIZE = 32
+FORKS = multiprocessing.get_context("forkserver")
+"""Starts processes that have imported already what takes seconds."""
+FORKS.set_forkserver_preload(["agman", "torch.distributed", "pipeline.tracking"])
 NECKS = ("ynnnn", "nynnn", "nnynn", "nnnyn", "nnnny")
 
 

@@ -17,7 +17,8 @@ SHARES = (2, 5)  # of 7 images, or triplets
 
 def on_processes(count, functions, folder):
     """What each of `functions` (of the rank) returned on each process: name -> one result a rank."""
-    multiprocessing.spawn(_process, args=(count, functions, str(folder)), nprocs=count)
+    arguments = (count, functions, str(folder))
+    multiprocessing.start_processes(_process, args=arguments, nprocs=count, start_method="forkserver")
     results = [torch.load(folder / f"result{rank}.pt") for rank in range(count)]
     return {name: [result[name] for result in results] for name in results[0]}
 

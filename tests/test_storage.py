@@ -50,7 +50,7 @@ def test_an_upload_that_fails_leaves_no_dataset_and_can_be_continued(
     bucket: Bucket, photographs: Path, tmp_path: Path
 ) -> None:
     uri = with_keys(bucket.uri("data"))
-    bucket.failing = "triplets/split=valid"
+    bucket.failing, bucket.code = "triplets/split=valid", 403
     with pytest.raises(
         StorageError, match=r"s3://bucket/data.*cannot be .*written.*the same command continues"
     ) as told_of:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import out_of_order
+from conftest import FORKS, out_of_order
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from trainings import descendants
@@ -55,8 +54,6 @@ with tracking.run(info, "training", {"workers": 1}, resume=resume or None) as ru
     end.send(run.run_id)
     end.recv()  # until the test says so
 """
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pipeline.tracking"])
 
 
 class Driver:
