@@ -141,8 +141,9 @@ class Record:
         return _read(self._study.get_trials(deepcopy=False)[number])
 
     def ran(self, number: int, run_id: str) -> None:
-        """The trial's run in MLflow."""
-        self._study._storage.set_trial_user_attr(self._study.trials[number]._trial_id, RUN_ID, run_id)
+        """The trial's run in MLflow. Of a trial that has ended Optuna takes it no more; MLflow has the number too."""
+        if number in self._asked:
+            self._asked[number].set_user_attr(RUN_ID, run_id)
 
     def epoch(self, number: int, epoch: int, value: float) -> None:
         """The trial's MAP after an epoch; of several for one epoch, the first stays."""

@@ -53,6 +53,7 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
     again.epoch(1, 2, 0.3)
     assert again.end(1, DONE, "all epochs").history == [(1, 0.25), (2, 0.3)]
     assert again.interrupted() == []
+    again.ran(1, "another run")  # too late, but no error: a run that was begun again to be ended properly
     assert [trial.number for trial in opened(tmp_path).trials] == [0, 1]
 
 
