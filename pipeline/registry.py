@@ -108,8 +108,8 @@ def find_model(model: str) -> Path:
     folder = _fetched(Storage(model)) if "://" in model else Path(model)
     if not (folder / DESCRIPTION).is_file():
         raise InputError(
-            f"{shown(model)}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder "
-            f"or a published {PUBLISHED} file"
+            f"{shown(model)}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint "
+            f"folder or a published {PUBLISHED} file"
         )
     return folder
 
