@@ -30,9 +30,9 @@ from pipeline.sweep import Plan, Record
 from pipeline.tuning import Sweep, tune
 
 SIZE, IMAGES, TRIPLETS = 32, 1_200, 640
-TRIALS, EPOCHS, CONCURRENT = 20, 2, 2
+TRIALS, EPOCHS, CONCURRENT = 20, 1, 2
 """Of the comparison with a plain loop."""
-SEEDS, SEARCH_TRIALS, SEARCH_EPOCHS, SEARCH_TRIPLETS = 5, 12, 6, 160
+SEEDS, SEARCH_TRIALS, SEARCH_EPOCHS, SEARCH_TRIPLETS = 5, 10, 6, 160
 """Of the comparison with random search."""
 MANY = 200
 

@@ -18,9 +18,10 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from pipeline.errors import JobFailed
 from pipeline.spaces import Space
+from pipeline.validation import METRIC
 
-METRIC = "valid/map"
 RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
 """How a trial stands. Pruned ones were stopped by the scheduler."""
 ENDED, REASON, RUN_ID, SECONDS, HISTORY = "ended", "reason", "run_id", "seconds", "history"
@@ -113,18 +114,26 @@ class Record:
         """Those that were running when the last driver ended, their settings complete; to be run before new ones."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number not in self._asked:
-                again = optuna.Trial(self._study, trial._trial_id)
-                self.space.define(again)  # what it has been given already stays
-                self._asked[trial.number] = again
+                self._study.sampler = self._sampler(trial.number)
+                self._define(optuna.Trial(self._study, trial._trial_id))  # what it has been given already stays
         return [self[number] for number in sorted(self._asked)]
 
     def ask(self) -> Trial:
         """A new trial; its setting depends on the seed, its number, and the trials before it."""
         self._study.sampler = self._sampler(len(self.trials))
         asked = self._study.ask()
-        self._asked[asked.number] = asked
-        self.space.define(asked)
+        self._define(asked)
         return self[asked.number]
+
+    def _define(self, asked: optuna.Trial) -> None:
+        """Raises JobFailed where the space fails; the trial has failed then."""
+        self._asked[asked.number] = asked
+        try:
+            self.space.define(asked)
+        except Exception as error:
+            reason = f"--space {self.space.name} failed: {type(error).__name__}: {error}"
+            self.end(asked.number, FAILED, reason)
+            raise JobFailed(f"trial {asked.number}: {reason}") from error
 
     def _sampler(self, number: int) -> BaseSampler:
         seed = 1_000_003 * self.plan.seed + number  # of this trial's own: a continued search needs no generator's state
@@ -202,6 +211,9 @@ def _read(trial: optuna.trial.FrozenTrial) -> Trial:
 def past(trials: list[Trial]) -> Iterator[tuple[int, int, float]]:
     """(number, epoch, MAP) of all that was reported, trial by trial, for a scheduler that begins anew."""
     for trial in trials:
-        for epoch, value in sorted(trial.history):
+        # The scheduler may have stopped one that is still running at its last epoch, and nobody has heard of it: it
+        # reports that epoch again, or the next one.
+        known = sorted(trial.history)[: -1 if trial.state == RUNNING else None]
+        for epoch, value in known:
             if math.isfinite(value):
                 yield trial.number, epoch, value

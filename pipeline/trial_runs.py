@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -41,13 +42,14 @@ class TrialRuns:
         self._runs: dict[int, tracking.Run] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._not_before = 0.0
+        self._unsure = False
         self._known: dict[int, str] = {}
         """Trial number -> run that an earlier driver began, even if it had no time to note its id."""
         self._catch_up()
 
     def begin(self, trial: Trial) -> None:
         """The trial runs, maybe again."""
-        if trial.number not in self._runs:
+        if trial.number not in self._runs and trial.number not in self._waiting:
             self._of(trial.number).begun = trial
             self._of(trial.number).points = _points(trial)
             self.write()
@@ -72,7 +74,7 @@ class TrialRuns:
                     say_above(
                         f"note: the tracking store does not answer, the search goes on ({tracking.reason(error)})"
                     )
-                self._not_before = time.monotonic() + PAUSE
+                self._not_before, self._unsure = time.monotonic() + PAUSE, True
                 return False
             del self._waiting[number]
         self._not_before = 0.0
@@ -108,19 +110,29 @@ class TrialRuns:
 
     def _open(self, trial: Trial) -> tracking.Run:
         """The trial's run: taken up again if there is one, made by this driver or one before."""
-        run_id = self._known.get(trial.number)
-        if run_id:
+        params = self.base | trial.setting
+        if self._unsure:  # of whether the last try has begun a run
+            self._look()
+        if run_id := self._known.get(trial.number):
             client = MlflowClient(self.parent.uri)
             run_guard.take_over(client, run_id, self.parent.token)
+            stored = client.get_run(run_id).data.params
+            client.log_batch(
+                run_id, params=[Param(key, str(value)) for key, value in params.items() if key not in stored]
+            )
             return tracking.Run(self.parent.uri, run_id)
-        params = self.base | trial.setting
         tags = {"job": "trial", TRIAL: str(trial.number)}
         return tracking.start(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
 
+    def _look(self) -> dict[int, Any]:
+        """Trial number -> MLflow's own run."""
+        runs = {int(run.data.tags[TRIAL]): run for run in tracking.children(self.parent) if TRIAL in run.data.tags}
+        self._known, self._unsure = {number: run.info.run_id for number, run in runs.items()}, False
+        return runs
+
     def _catch_up(self) -> None:
         """What an earlier driver had no time to write of trials that have ended."""
-        runs = {int(run.data.tags[TRIAL]): run for run in tracking.children(self.parent) if TRIAL in run.data.tags}
-        self._known = {number: run.info.run_id for number, run in runs.items()}
+        runs = self._look()
         for trial in self.record.trials:
             run = runs.get(trial.number)
             if trial.state != RUNNING and not (run and run.info.status == _status(trial)):

@@ -1,68 +1,33 @@
-"""A search's trials on Ray Tune: what each of them runs, and how the driver feeds, prunes and records them.
+"""A search's trials on Ray Tune: how the driver feeds, prunes and records them. What they run is in pipeline.trial.
 
 What Ray knows of a search is thrown away with its driver: the study (pipeline.sweep) has all that a next driver needs.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import ray
-import torch
 from ray import tune as ray_tune
 from ray.actor import ActorHandle
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data_prep.dataset import Dataset
-from data_prep.storage import Storage
-from pipeline import tracking
-from pipeline.checkpoints import Checkpoints, Saver
-from pipeline.config import make_config
-from pipeline.errors import JobFailed
-from pipeline.latency import milliseconds_an_image
-from pipeline.loop import NonFiniteBatch, Share, Training, steps_per_epoch
 from pipeline.sweep import DONE, FAILED, METRIC, PRUNED, Record, Trial, past
+from pipeline.trial import CHECKPOINTS, Job, run_trial
 from pipeline.trial_runs import TrialRuns
-from pipeline.workers import CHECKPOINTS, DESCRIPTION, HeldGroups, Task, run_workers, write_json
-from pipeline.workers import FAILED as GROUP_FAILED
+from pipeline.workers import HeldGroups
 
 KILLED_AT_MOST = 3
 """So often a trial whose process was killed goes on from its checkpoint; then it has failed."""
-REDUCTION = 3  # ASHA keeps a third at each rung
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all trials have in common; it travels to them."""
-
-    data: Storage
-    base: dict[str, Any]
-    folder: Path
-    """The search's; all machines see it."""
-    cpus: int
-    """Of each worker."""
-    gpus: float
-    workers: int = 1
-    against: str | None = None
-    held: ActorHandle | None = None
-
-    def place(self, number: int) -> Storage:
-        """A trial's folder; removed when the trial has ended, but of a failed one only its checkpoints."""
-        return Storage(self.folder / f"trial-{number:04d}")
-
-
-# The driver
+REDUCTION = 2  # ASHA keeps a half at each rung
 
 
 def run_trials(job: Job, record: Record, runs: TrialRuns, watch: Watch, total: int, concurrent: int) -> None:
@@ -78,7 +43,7 @@ def run_trials(job: Job, record: Record, runs: TrialRuns, watch: Watch, total: i
     else:
         resources = {"cpu": float(job.cpus)} | ({"gpu": job.gpus} if job.gpus else {})
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(ray_tune.with_parameters(_trial, job=job), resources),
+        ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), resources),
         tune_config=ray_tune.TuneConfig(
             num_samples=left,
             max_concurrent_trials=concurrent,
@@ -106,7 +71,7 @@ def _scheduler(record: Record) -> TrialScheduler:
         metric=METRIC,
         mode="max",
         max_t=epochs,
-        grace_period=max(1, epochs // 6),
+        grace_period=max(1, epochs // 3),
         reduction_factor=REDUCTION,
     )
     for number, epoch, value in past(record.trials):
@@ -214,12 +179,14 @@ class _Ledger(_HereOnly, ray_tune.Callback):
         elif last.get("ended"):
             self._end(trial, DONE, last["ended"])
         elif METRIC in last:
-            kept = f"not among the best 1/{REDUCTION} there"
+            kept = "not among the best half there"
             self._end(trial, PRUNED, f"ASHA: MAP {last[METRIC]:.4f} after epoch {last['epoch']} is {kept}")
         else:
             self._end(trial, FAILED, "it ended without a word")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if trial.num_failures <= KILLED_AT_MOST:  # its process died before it began, and Ray gives such a trial up
+            return self._release(trial.config["trial"])  # the study has it as running: the next round takes it up
         self._end(trial, FAILED, f"its process was killed {trial.num_failures} times")
 
     def _end(self, trial: Any, state: str, reason: str) -> None:
@@ -245,83 +212,7 @@ def tidy(job: Job, ended: Trial) -> None:
     shutil.rmtree(place / CHECKPOINTS if ended.state == FAILED else place, ignore_errors=True)
 
 
-# The trials
-
-
-def _trial(config: dict[str, Any], job: Job) -> None:
-    """One training, in this process or on workers of its own; reports after every epoch.
-
-    An error is reported, not raised: Ray starts a trial anew whose process was killed, and that alone.
-    """
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # before the process takes the next trial, this one has ended
-    number, started = config["trial"], time.monotonic()
-
-    def report(result: dict[str, Any]) -> None:
-        ray_tune.report(result | {"seconds": time.monotonic() - started})
-
-    try:
-        if not job.folder.is_dir():
-            raise JobFailed(f"{job.folder}: this trial's machine does not see it; --storage must be shared by all")
-        run = _on_workers if job.workers > 1 else _here
-        run(number, job.base | config["setting"], job, report)
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        reason = first if isinstance(error, JobFailed) else f"{type(error).__name__}: {first}"
-        report({"epoch": 0, METRIC: math.nan, "failed": reason})
-
-
-Report = Callable[[dict[str, Any]], None]
-
-
-def _here(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
-    config = make_config(settings)
-    share = Share(device="cuda" if job.gpus and torch.cuda.is_available() else "cpu", threads=job.cpus)
-    training = Training(config, Dataset(job.data), share)
-    kept = Checkpoints(job.place(number) / CHECKPOINTS, keep_best=0)
-    if latest := kept.latest():
-        with kept.opened(latest) as folder:
-            training.load(folder)
-        if not training.step_in_epoch:  # the driver may not have heard of this epoch's end
-            report(result_of(training, latest.metrics, job.against))
-    saver = Saver(kept, config.checkpoint_every, start=training.step)
-    try:
-        training.run(saver=saver, epoch_end=lambda end: report(result_of(training, end.metrics, job.against)))
-    except NonFiniteBatch as error:
-        file = job.place(number) / f"non-finite-step-{error.record['step']}.json"
-        write_json(file, error.record)
-        raise JobFailed(f"{error}; its triplets are in {file}") from error
-    finally:
-        saver.finish()
-
-
-def _on_workers(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
-    config, place, dataset = make_config(settings), job.place(number), Dataset(job.data)
-    nobody = tracking.Run("", f"trial {number}")
-    write_json(place / DESCRIPTION, {"run_id": nobody.run_id})
-    steps = config.epochs * steps_per_epoch(dataset, config, config.parts or job.workers)
-    result = partial(result_of, against=job.against)
-    task = Task(job.data, config, place, nobody, steps, at_epoch_end=result, held=job.held)
-    resources = {"CPU": float(job.cpus), "GPU": job.gpus}
-    outcome = run_workers(task, f"trial {number}", (job.workers, job.workers), resources, report=report)
-    if outcome["state"] == GROUP_FAILED:
-        raise JobFailed(outcome["message"])
-
-
-def result_of(training: Training, metrics: dict[str, float], against: str | None) -> dict[str, Any]:
-    """What a trial reports after an epoch. `ended` says why this was the last one, if it was."""
-    result: dict[str, Any] = metrics | {"epoch": training.epoch, "ended": ""}
-    if not training.ended:
-        return result
-    config = training.config
-    full = training.epoch >= config.epochs
-    result["ended"] = f"all {config.epochs} epochs" if full else f"no better MAP in {config.patience} epochs"
-    if against == "embedding_dim":
-        result[against] = training.model.embedding_dim
-    elif against == "latency_ms":
-        result[against] = milliseconds_an_image(training.model, training.image_size, training.autocast)
-    return result
-
-
 def new_held_groups() -> ActorHandle:
     """Where the workers of trials write down what they hold of the cluster; lives and dies with the driver."""
-    return HeldGroups.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return HeldGroups.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]

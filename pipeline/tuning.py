@@ -39,17 +39,17 @@ from pipeline.config import TrainConfig, make_config
 from pipeline.console import bar_of, say, say_above, show_table
 from pipeline.errors import JobFailed
 from pipeline.loop import resolved
-from pipeline.spaces import Space, draw
+from pipeline.spaces import DRAWS, Space, draw
 from pipeline.sweep import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, Record, Trial
 from pipeline.sweep_report.page import write_sweep_report
 from pipeline.training import NOT_DECISIVE, check, locked, train
+from pipeline.trial import Job
 from pipeline.trial_runs import TrialRuns
-from pipeline.trials import Job, new_held_groups, run_trials, tidy
+from pipeline.trials import new_held_groups, run_trials, tidy
 from pipeline.workers import read_json, write_json
 
 DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
 """In a search's folder."""
-DRAWS = 30  # settings of the space that are checked before anything trains
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ def _signals_for_ray() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: object) -> None:
         if stopped.is_set():
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("the same command with --resume goes on")
         stopped.set()
         say_above("stopping the trials; once more stops at once")
         os.kill(os.getpid(), signal.SIGUSR1)  # Ray Tune's own sign to stop
@@ -351,7 +351,7 @@ def _final(
             continue
         full = make_config(config.model_dump() | best.setting | {"seed": seed})
         say(f"trial {best.number}'s setting, all {config.epochs} epochs, seed {seed}")
-        name = f"trial-{best.number}-seed-{seed}"
+        name = f"trial-{best.number}-{config.epochs}-epochs-seed-{seed}"
         try:
             trained = train(dataset, full, workers=workers, storage=str(folder / FINAL), name=name, parent=parent)
         except KeyboardInterrupt as stop:
@@ -364,7 +364,7 @@ def _final(
         write_json(notes, done)
     of_seeds = [done[str(seed)] for seed in seeds]
     winner = max(of_seeds, key=lambda one: float(one[METRIC]))
-    if "registered" not in done:
+    if done.get("registered", {}).get("run_id") != winner["run_id"]:
         network, description = registry.load(winner["checkpoint"], dataset.info.attribute_names)
         scored = evaluation.evaluate(network, description, dataset)
         evaluation.log(scored, description, dataset)
@@ -376,7 +376,7 @@ def _final(
             search_run_id=parent.run_id,
             search=folder.name,
         )
-        done["registered"] = {"uri": made.uri, "alias": made.alias, "test": scored.figures}
+        done["registered"] = {"run_id": winner["run_id"], "uri": made.uri, "alias": made.alias, "test": scored.figures}
         write_json(notes, done)
     made_before = done["registered"]
     return Final([one[METRIC] for one in of_seeds], made_before["test"], made_before["uri"], made_before["alias"])
@@ -394,7 +394,9 @@ def _log(parent: tracking.Run, record: Record, final: Final | None) -> None:
     """The search's outcome, in its run. A store that does not answer is the block's to report."""
     best = record.best
     assert best
-    tags = {"best_trial": str(best.number), "best_run_id": str(best.run_id), "best_setting": json.dumps(best.setting)}
+    tags = {"best_trial": str(best.number), "best_setting": json.dumps(best.setting)}
+    if best.run_id:
+        tags["best_run_id"] = best.run_id
     metrics = {METRIC: best.best, "trials": float(len(record.trials))}
     if final:
         tags["model_uri"] = final.model_uri

@@ -12,6 +12,7 @@ import agman
 from data_prep.dataset import Dataset, ImageStore
 
 SPLIT = "valid"
+METRIC = f"{SPLIT}/map"
 
 
 def score_name(dataset: Dataset) -> str | None:
@@ -20,7 +21,7 @@ def score_name(dataset: Dataset) -> str | None:
     `valid/map` where there are queries; `valid/triplet_accuracy` where the dataset gives triplets alone.
     """
     if dataset.info.queries[SPLIT]:
-        return f"{SPLIT}/map"
+        return METRIC
     return f"{SPLIT}/triplet_accuracy" if dataset.info.images[SPLIT] else None
 
 
