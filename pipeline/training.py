@@ -202,18 +202,20 @@ def _claimed(stack: ExitStack, storage: Storage, name: str, fresh: bool) -> Stor
         if "registered" in read_json(place / OUTCOME) or (fresh and (place / DESCRIPTION).exists()):
             continue
         if place.local:
-            stack.enter_context(locked(place.local))
+            stack.enter_context(locked(place.local, "--fresh"))
         return place
     raise AssertionError("counting does not end")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """This process's alone for the length of the block. Raises InputError if another one has it."""
+def locked(folder: Path, option: str) -> Iterator[None]:
+    """This process's alone for the length of the block. Raises InputError if another has it; `option` begins anew."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"{folder}: another process is at work there; wait for it, or begin another") from error
+            raise InputError(
+                f"{folder}: another process is at work there; wait for it, or give {option} to begin another"
+            ) from error
         yield

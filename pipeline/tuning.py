@@ -235,7 +235,7 @@ def _claimed(
             folder, begun = _folder(storage, name, last + 1), {}
     elif folder.exists() and {file.name for file in folder.iterdir()} - {"lock"}:
         raise InputError(f"{folder}: is no search's folder, but not empty; give another --name")
-    stack.enter_context(locked(folder))
+    stack.enter_context(locked(folder, "--name NAME"))
     mine = {"digest": digest, "plan": identity, "dataset_digest": dataset.info.digest, "finished": False}
     return folder, begun or mine
 

@@ -86,12 +86,12 @@ def _save_model(folder: Path, dataset: Dataset, run_id: str | None) -> Path:
 
 def _sweep(run: tracking.Run) -> Sweep:
     trials = [
-        Trial(0, {"margin": 0.2, "lr": 1e-4}, run, [(1, 0.2), (2, 0.3), (3, 0.35)], DONE),
-        Trial(1, {"margin": 0.5, "lr": 3e-3}, run, [(1, 0.1)], PRUNED),
-        Trial(2, {"margin": 0.3, "lr": 5e-4}, run, [(1, 0.3), (2, 0.5), (3, 0.45)], DONE),
-        Trial(3, {"margin": 0.1, "lr": 2e-4}, run, [], FAILED),
+        Trial(0, {"margin": 0.2, "lr": 1e-4}, DONE, [(1, 0.2), (2, 0.3), (3, 0.35)]),
+        Trial(1, {"margin": 0.5, "lr": 3e-3}, PRUNED, [(1, 0.1)]),
+        Trial(2, {"margin": 0.3, "lr": 5e-4}, DONE, [(1, 0.3), (2, 0.5), (3, 0.45)]),
+        Trial(3, {"margin": 0.1, "lr": 2e-4}, FAILED, []),
     ]
-    return Sweep(run, "margins", trials, 61.0)
+    return Sweep(run, "margins", trials, trials[2], 61.0, Path("report.html"), None)
 
 
 @pytest.fixture(scope="module")

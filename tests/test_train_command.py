@@ -150,7 +150,7 @@ def test_two_processes_are_not_at_one_training(
         assert holder.stdout and holder.stdout.readline() == "held\n"
         with pytest.raises(InputError) as error:
             train(dataset, make_config(SETTINGS), storage=tmp_path, name="mine", fresh=fresh)
-    assert str(error.value).startswith(f"{tmp_path / at}: another process is at this training")
+    assert str(error.value).startswith(f"{tmp_path / at}: another process is at work there; wait for it")
     assert "--fresh" in str(error.value)
     assert (tmp_path / "mine" / "training.json").read_text() == "{}"
 
