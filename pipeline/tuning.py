@@ -27,6 +27,8 @@ from typing import Any
 import ray
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from ray.exceptions import RayError
+from ray.tune.error import TuneError
 from tqdm import tqdm
 
 from data_prep.cluster import ray_session
@@ -50,6 +52,8 @@ from pipeline.workers import read_json, write_json
 
 DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
 """In a search's folder."""
+FRUITLESS_ROUNDS = 3
+"""So often in a row Ray Tune may come back without a trial ended; then the search has failed."""
 
 
 @dataclass(frozen=True)
@@ -275,15 +279,24 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
     bar.initial = bar.n = ended()
     held = new_held_groups() if job.workers > 1 else None
     job = dataclasses.replace(job, held=held)
+    fruitless = 0
     with _signals_for_ray() as stopped:
         try:
             while (before := ended()) < trials:
-                run_trials(job, record, runs, watch, trials, concurrent)
+                try:
+                    run_trials(job, record, runs, watch, trials, concurrent)
+                except (
+                    TuneError,
+                    RayError,
+                    RuntimeError,
+                ) as error:  # it gives up where the memory monitor kills a trial, for one
+                    say_above(f"Ray Tune gave up: {(str(error).strip().splitlines() or [''])[-1]}")
                 if stopped.is_set():
                     left = f"{trials - ended()} of {trials} trials are left"
                     raise KeyboardInterrupt(f"{left}; the same command with --resume goes on")
-                if ended() == before:
-                    raise JobFailed("Ray Tune came back without a trial ended; the same command with --resume goes on")
+                fruitless = fruitless + 1 if ended() == before else 0
+                if fruitless >= FRUITLESS_ROUNDS:
+                    raise JobFailed("Ray Tune ends no trial any more; the same command with --resume goes on")
         finally:
             bar.close()
             runs.close()
