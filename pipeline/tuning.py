@@ -285,11 +285,10 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
             while (before := ended()) < trials:
                 try:
                     run_trials(job, record, runs, watch, trials, concurrent)
-                except (
-                    TuneError,
-                    RayError,
-                    RuntimeError,
-                ) as error:  # it gives up where the memory monitor kills a trial, for one
+                except JobFailed:
+                    raise
+                except (TuneError, RayError, RuntimeError) as error:
+                    # Where the memory monitor kills a trial, for one; the trials that were running are taken up again.
                     say_above(f"Ray Tune gave up: {(str(error).strip().splitlines() or [''])[-1]}")
                 if stopped.is_set():
                     left = f"{trials - ended()} of {trials} trials are left"
