@@ -9,7 +9,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from pipeline.spaces import find_space
+from pipeline.errors import JobFailed
+from pipeline.spaces import Space, find_space
 from pipeline.sweep import DONE, FAILED, PRUNED, RUNNING, Plan, Record, Trial
 from pipeline.trials import _scheduler
 
@@ -158,6 +159,23 @@ def test_a_plan_without_pruning_lets_all_trials_run(tmp_path: Path) -> None:
     trial = _ray_trial(0)
     scheduler.on_trial_add(None, trial)
     assert scheduler.on_trial_result(None, trial, {"epoch": 1, "valid/map": 0.0}) == "CONTINUE"
+
+
+def test_a_space_that_fails_later_ends_the_search_and_not_the_next_one(tmp_path: Path) -> None:
+    def define(trial: optuna.Trial) -> None:
+        trial.suggest_float("lr", 1e-4, 1e-3)
+        if trial.number == 1:
+            raise KeyError("width")
+
+    space = Space("own", define, {}, frozenset(["lr"]), "")
+    record = Record(tmp_path / "study.db", "search", space, plan())
+    run(record, 0.5)
+    with pytest.raises(JobFailed, match="trial 1: --space own failed: KeyError: 'width'"):
+        record.ask()
+    again = Record(tmp_path / "study.db", "search", space, plan())
+    assert again.interrupted() == []
+    assert again[1].state == FAILED
+    assert run(again, 0.4).number == 2
 
 
 def test_optuna_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
