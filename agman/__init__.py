@@ -19,6 +19,7 @@ from agman.attention_score import attention_mass, pointing_hits
 from agman.attnfashion import AttnFashion
 from agman.base import Output, RetrievalModel
 from agman.batchnorm import GlobalBatchNorm2d, convert_batchnorm
+from agman.bootstrap import Difference, Interval, intervals, paired_differences
 from agman.checkpoint import CheckpointError, load_model, save_model
 from agman.csn import CSN, csn_loss
 from agman.engine import Batch, embed_batches, normalise, prepare
@@ -67,9 +68,11 @@ __all__ = [
     "AttnFashion",
     "Batch",
     "CheckpointError",
+    "Difference",
     "ExportError",
     "Exported",
     "GlobalBatchNorm2d",
+    "Interval",
     "LossWeights",
     "Losses",
     "NonFiniteLoss",
@@ -99,6 +102,7 @@ __all__ = [
     "export_onnx",
     "export_program",
     "info_nce",
+    "intervals",
     "keep_freed_memory",
     "load_model",
     "load_published",
@@ -106,6 +110,7 @@ __all__ = [
     "normalise",
     "on_device",
     "options_of",
+    "paired_differences",
     "pairs_of_anchors",
     "pinned",
     "pointing_hits",
