@@ -117,6 +117,7 @@ class Training:
         """Metrics that are not known to be logged yet; they travel with the checkpoints."""
         self.score: float | None = None
         """Of the last epoch, on validation."""
+        self._facts = data_facts(dataset)
         self._rates: dict[str, float] = {}
         self._copies: dict[str, torch.Tensor] = {}
         self._lock = threading.Lock()  # of `points`: they are taken away in the saver's thread
@@ -246,6 +247,7 @@ class Training:
             "step": self.step,
             "dataset": self.dataset.info.name,
             "dataset_digest": self.dataset.info.digest,
+            "data": self._facts,
             "training": self.config.model_dump(),
             "run_id": self.run_id,
         }

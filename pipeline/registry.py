@@ -32,10 +32,15 @@ PUBLISHED = ".pth.tar"
 """What the published code's checkpoints end in."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "attribute")]),
-    outputs=Schema([ColSpec(Array(DataType.double), "embedding")]),
+    inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(AnyType(), "attribute", required=False)]),
+    outputs=Schema([ColSpec(Array(DataType.string), "attributes"), ColSpec(Array(Array(DataType.double)), "embeddings")]),
 )
-"""image: base64 of a JPEG or PNG; attribute: its name. One embedding a row."""
+"""A row of `pipeline.pyfunc_model`. MLflow has no type for "bytes or text" nor for "a name or names", and checks neither:
+
+image: `string` is base64 in JSON, and lets bytes through in a data frame. (`binary` would be decoded by the scoring
+server for two of its four forms of JSON only, and without a word on what is no base64.)
+attribute: any, and may be left out; the model itself says what is wrong with one. Rows out are always lists.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,54 +53,100 @@ class Registered:
 
 
 def register(
-    checkpoint: Path, dataset_name: str, run: tracking.Run, alias: str | None = None, **tags: str
+    checkpoint: Path,
+    dataset_name: str,
+    run: tracking.Run,
+    alias: str | None = None,
+    **tags: str,
 ) -> Registered:
-    """Register the model of a checkpoint folder as `agman-<dataset>`, logged with its run, with these tags.
+    """Register the model of a checkpoint folder as `agman-<dataset>`, logged with its run, with these tags and a card.
 
     Without an alias of its own the first version becomes champion, a later one challenger. The registered model
-    carries safetensors weights and its code as a models-from-code pyfunc: loading it unpickles nothing.
+    carries safetensors weights and its code as a models-from-code pyfunc: loading it unpickles nothing. If anything
+    fails, what was made until then is taken back. Raises InputError or MlflowException.
     """
     client = tracking.connect()
     name = f"agman-{dataset_name}"
+    with _all_or_nothing() as undo:
+        created = _made(client, name, checkpoint, run, tags, undo)
+        alias = alias or (CHALLENGER if _version_of(client, name, CHAMPION) else CHAMPION)
+        client.set_registered_model_alias(name, alias, created)  # last, so that no name leads to half a version
+    return Registered(f"models:/{name}/{created}", int(created), alias)
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[ExitStack]:
+    """What the block pushes is called, last first, if it raises; a store that cannot even do that is left alone."""
+    with ExitStack() as undo:
+        yield undo
+        undo.pop_all()
+
+
+def _undoing(step: Callable[[], object]) -> Callable[[], None]:
+    def undo() -> None:
+        with suppress(Exception):  # the error that led here is the one to be seen
+            step()
+
+    return undo
+
+
+def _made(
+    client: mlflow.MlflowClient, name: str, checkpoint: Path, run: tracking.Run, tags: dict[str, str], undo: ExitStack
+) -> str:
+    """A new version: weights, code and card first, then in one write the version with its tags and description."""
     with tempfile.TemporaryDirectory() as aside:
-        model = Path(aside) / "model"
+        model, card = Path(aside) / "model", Path(aside) / model_card.FILE
         model.mkdir()
         for file in (WEIGHTS, DESCRIPTION):
             shutil.copyfile(checkpoint / file, model / file)
+        made = json.loads((model / DESCRIPTION).read_text())
+        valid = model_card.validation_of(run, made["config"].get("step"))
+        card.write_text(model_card.write_card(name, made["build"], made["config"], valid, tags))
         with mlflow.start_run(run_id=run.run_id):
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"model": str(model)},
                 signature=SIGNATURE,
-                input_example=_example(model),
+                input_example=_example(made["config"]),
                 pip_requirements=[f"agman-pipeline=={version('agman-pipeline')}"],
             )
-    created = _new_version(client, name, logged.model_uri, run, logged.model_id)
-    for key, value in tags.items():
-        client.set_model_version_tag(name, created, key, value)
-    alias = alias or (CHALLENGER if _version_of(client, name, CHAMPION) else CHAMPION)
-    client.set_registered_model_alias(name, alias, created)
-    return Registered(f"models:/{name}/{created}", int(created), alias)
+        undo.callback(_undoing(lambda: client.delete_logged_model(logged.model_id)))
+        client.log_model_artifact(logged.model_id, str(card))
+        description = model_card.as_description(card.read_text())
+    # Through the client, because mlflow.register_model prints.
+    with _unless_there():
+        client.create_registered_model(name)
+        undo.callback(_undoing(lambda: _drop_empty(client, name)))
+    created = client.create_model_version(
+        name, logged.model_uri, run_id=run.run_id, tags=tags, description=description, model_id=logged.model_id
+    )
+    undo.callback(_undoing(lambda: client.delete_model_version(name, created.version)))
+    return str(created.version)
 
 
-def _example(model: Path) -> pd.DataFrame:
+def _drop_empty(client: mlflow.MlflowClient, name: str) -> None:
+    """A name that has no version; another process may have registered one meanwhile."""
+    if not client.search_model_versions(f"name = '{name}'"):
+        client.delete_registered_model(name)
+
+
+@contextmanager
+def _unless_there() -> Iterator[None]:
+    """Whatever was to be made and is there already."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _example(config: dict[str, Any]) -> pd.DataFrame:
     """A grey picture under the model's first attribute: the form of a request."""
-    config = json.loads((model / DESCRIPTION).read_text())["config"]
     picture = io.BytesIO()
     Image.new("RGB", (32, 32), "grey").save(picture, "PNG")
     encoded = base64.b64encode(picture.getvalue()).decode()
     return pd.DataFrame({"image": [encoded], "attribute": config["attributes"][:1]})
-
-
-def _new_version(client: mlflow.MlflowClient, name: str, source: str, run: tracking.Run, model_id: str) -> str:
-    """Through the client, because mlflow.register_model prints."""
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    return client.create_model_version(name, source, run_id=run.run_id, model_id=model_id).version
 
 
 def _version_of(client: mlflow.MlflowClient, name: str, alias: str) -> str | None:
