@@ -168,6 +168,7 @@ def tune(
         if final_seeds:
             final = _final(dataset, config, record.best, folder, parent, range(seed, seed + final_seeds), workers)
         _log(parent, record, final)
+        _tidy(job, record)
         write_json(Storage(folder / DESCRIPTION), begun | {"finished": True})
     seconds = time.perf_counter() - started
     return Sweep(parent, space.name, record.trials, record.best, seconds, report / "report.html", final)
@@ -299,12 +300,17 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
         finally:
             bar.close()
             runs.close()
-            for trial in record.trials:  # one that was stopped may have been saving when it was tidied up
-                if trial.state != RUNNING:
-                    tidy(job, trial)
+            _tidy(job, record)
             if held:
                 ray.get(held.close_all.remote())
                 ray.kill(held)
+
+
+def _tidy(job: Job, record: Record) -> None:
+    """Again: a trial may have been saving its last epoch when it was tidied up, and even when the last one had ended."""
+    for trial in record.trials:
+        if trial.state != RUNNING:
+            tidy(job, trial)
 
 
 def _show_progress(bar: tqdm, record: Record) -> None:
@@ -354,7 +360,10 @@ def _final(
     seeds: range,
     workers: int,
 ) -> Final:
-    """Train the best setting at full budget, score the best of the seeds on test, register it. Each of it once."""
+    """Train the best setting at full budget, score the best of the seeds on test, register it.
+
+    Each of it once: what a killed driver had done and not noted is found by the training's name and the version's run.
+    """
     place = Storage(folder / FINAL)
     notes = place / f"trial-{best.number}-{config.epochs}-epochs.json"
     done: dict[str, Any] = read_json(notes)
@@ -376,22 +385,27 @@ def _final(
         write_json(notes, done)
     of_seeds = [done[str(seed)] for seed in seeds]
     winner = max(of_seeds, key=lambda one: float(one[METRIC]))
-    if done.get("registered", {}).get("run_id") != winner["run_id"]:
+    if done.get("test", {}).get("run_id") != winner["run_id"]:
         network, description = registry.load(winner["checkpoint"], dataset.info.attribute_names)
         scored = evaluation.evaluate(network, description, dataset)
-        evaluation.log(scored, description, dataset)
+        done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.figures}
+        write_json(notes, done)
+    if done.get("registered", {}).get("run_id") != winner["run_id"]:
+        run = tracking.Run(parent.uri, winner["run_id"])
+        run.log_points([(done["test"]["step"], done["test"]["figures"])])
         made = registry.register(
             Path(winner["checkpoint"]),
             dataset.info.name,
-            tracking.Run(parent.uri, winner["run_id"]),
+            run,
             registry.CHALLENGER,
+            once=True,
             search_run_id=parent.run_id,
             search=folder.name,
         )
-        done["registered"] = {"run_id": winner["run_id"], "uri": made.uri, "alias": made.alias, "test": scored.figures}
+        done["registered"] = {"run_id": winner["run_id"], "uri": made.uri, "alias": made.alias}
         write_json(notes, done)
-    made_before = done["registered"]
-    return Final([one[METRIC] for one in of_seeds], made_before["test"], made_before["uri"], made_before["alias"])
+    noted = done["registered"]
+    return Final([one[METRIC] for one in of_seeds], done["test"]["figures"], noted["uri"], noted["alias"])
 
 
 def _send(parent: tracking.Run, report: Path) -> None:
