@@ -26,6 +26,7 @@ from pipeline.cluster import cpus_for_elastic, gpus_for
 from pipeline.config import TrainConfig
 from pipeline.console import say
 from pipeline.errors import JobFailed
+from pipeline.interrupts import saying_how_to_go_on
 from pipeline.loop import build_model, resolved, steps_per_epoch
 from pipeline.summaries import show_settings
 from pipeline.validation import score_name
@@ -133,6 +134,7 @@ def train(
         write_json(
             place / DESCRIPTION, {"digest": digest, "run_id": run.run_id, "threads": threads, "settings": params}
         )
+        stack.enter_context(saying_how_to_go_on("the same command continues"))
         kept = Checkpoints(place / CHECKPOINTS, config.keep_best)
         latest, outcome = kept.latest(), read_json(place / OUTCOME)
         if latest and outcome.get("state") == FINISHED:

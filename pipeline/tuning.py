@@ -40,6 +40,7 @@ from pipeline.cluster import cpus_for
 from pipeline.config import TrainConfig, make_config
 from pipeline.console import bar_of, say, say_above, show_table
 from pipeline.errors import JobFailed
+from pipeline.interrupts import saying_how_to_go_on
 from pipeline.loop import resolved
 from pipeline.spaces import DRAWS, Space, draw
 from pipeline.sweep import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, Record, Trial
@@ -52,6 +53,7 @@ from pipeline.workers import read_json, write_json
 
 DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
 """In a search's folder."""
+GO_ON = "the same command with --resume goes on"
 FRUITLESS_ROUNDS = 3
 """So often in a row Ray Tune may come back without a trial ended; then the search has failed."""
 
@@ -146,6 +148,7 @@ def tune(
         )
         begun |= {"run_id": parent.run_id, "finished": False}
         write_json(Storage(folder / DESCRIPTION), begun)
+        stack.enter_context(saying_how_to_go_on(GO_ON))
         record = Record(folder / STUDY, folder.name, space, plan)
         job = Job(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
         _run(job, record, TrialRuns(dataset.info, parent, record, job.base), trials, concurrent)
@@ -293,10 +296,10 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
                     say_above(f"Ray Tune gave up: {(str(error).strip().splitlines() or [''])[-1]}")
                 if stopped.is_set():
                     left = f"{trials - ended()} of {trials} trials are left"
-                    raise KeyboardInterrupt(f"{left}; the same command with --resume goes on")
+                    raise KeyboardInterrupt(f"{left}; {GO_ON}")
                 fruitless = fruitless + 1 if ended() == before else 0
                 if fruitless >= FRUITLESS_ROUNDS:
-                    raise JobFailed("Ray Tune ends no trial any more; the same command with --resume goes on")
+                    raise JobFailed(f"Ray Tune ends no trial any more; {GO_ON}")
         finally:
             bar.close()
             runs.close()
@@ -307,7 +310,7 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
 
 
 def _tidy(job: Job, record: Record) -> None:
-    """Again: a trial may have been saving its last epoch when it was tidied up, and even when the last one had ended."""
+    """Again: a trial may have been saving its last epoch when it was tidied up."""
     for trial in record.trials:
         if trial.state != RUNNING:
             tidy(job, trial)
@@ -336,7 +339,7 @@ def _signals_for_ray() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: object) -> None:
         if stopped.is_set():
-            raise KeyboardInterrupt("the same command with --resume goes on")
+            raise KeyboardInterrupt(GO_ON)
         stopped.set()
         say_above("stopping the trials; once more stops at once")
         os.kill(os.getpid(), signal.SIGUSR1)  # Ray Tune's own sign to stop
@@ -376,7 +379,7 @@ def _final(
         try:
             trained = train(dataset, full, workers=workers, storage=str(folder / FINAL), name=name, parent=parent)
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt("all trials have ended; the same command with --resume goes on") from stop
+            raise KeyboardInterrupt(f"all trials have ended; {GO_ON}") from stop
         done[str(seed)] = {
             "run_id": trained.run.run_id,
             "checkpoint": str(trained.checkpoint),
