@@ -48,15 +48,39 @@ class Registered:
 
 
 def register(
-    checkpoint: Path, dataset_name: str, run: tracking.Run, alias: str | None = None, **tags: str
+    checkpoint: Path,
+    dataset_name: str,
+    run: tracking.Run,
+    alias: str | None = None,
+    *,
+    once: bool = False,
+    **tags: str,
 ) -> Registered:
     """Register the model of a checkpoint folder as `agman-<dataset>`, logged with its run, with these tags.
 
-    Without an alias of its own the first version becomes champion, a later one challenger. The registered model
+    Without an alias of its own the first version becomes champion, a later one challenger. `once`: if the run has a
+    version already, of a job that was killed before it could note it, that one is taken. The registered model
     carries safetensors weights and its code as a models-from-code pyfunc: loading it unpickles nothing.
     """
     client = tracking.connect()
     name = f"agman-{dataset_name}"
+    created = (_of_run(client, name, run) if once else None) or _made(client, name, checkpoint, run)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, created, key, value)
+    champion = _version_of(client, name, CHAMPION)
+    alias = alias or (CHAMPION if champion in (None, created) else CHALLENGER)
+    client.set_registered_model_alias(name, alias, created)
+    return Registered(f"models:/{name}/{created}", int(created), alias)
+
+
+def _of_run(client: mlflow.MlflowClient, name: str, run: tracking.Run) -> str | None:
+    """The newest version that is of this run."""
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
+    return max((str(version.version) for version in versions), key=int, default=None)
+
+
+def _made(client: mlflow.MlflowClient, name: str, checkpoint: Path, run: tracking.Run) -> str:
+    """A new version."""
     with tempfile.TemporaryDirectory() as aside:
         model = Path(aside) / "model"
         model.mkdir()
@@ -71,12 +95,7 @@ def register(
                 input_example=_example(model),
                 pip_requirements=[f"agman-pipeline=={version('agman-pipeline')}"],
             )
-    created = _new_version(client, name, logged.model_uri, run, logged.model_id)
-    for key, value in tags.items():
-        client.set_model_version_tag(name, created, key, value)
-    alias = alias or (CHALLENGER if _version_of(client, name, CHAMPION) else CHAMPION)
-    client.set_registered_model_alias(name, alias, created)
-    return Registered(f"models:/{name}/{created}", int(created), alias)
+    return _new_version(client, name, logged.model_uri, run, logged.model_id)
 
 
 def _example(model: Path) -> pd.DataFrame:
@@ -95,11 +114,12 @@ def _new_version(client: mlflow.MlflowClient, name: str, source: str, run: track
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return client.create_model_version(name, source, run_id=run.run_id, model_id=model_id).version
+    return str(client.create_model_version(name, source, run_id=run.run_id, model_id=model_id).version)
 
 
 def _version_of(client: mlflow.MlflowClient, name: str, alias: str) -> str | None:
-    return client.get_registered_model(name).aliases.get(alias)
+    version = client.get_registered_model(name).aliases.get(alias)
+    return None if version is None else str(version)
 
 
 def find_model(model: str) -> Path:
