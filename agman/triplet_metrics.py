@@ -57,7 +57,10 @@ def score_conditions(
     `embeddings`; attributes K, numbers of `names`. CHUNK triplets' embeddings are gathered at a time. Attributes
     without a triplet are left out. Raises ValueError as `score_triplets`.
     """
-    chunks = [score_triplets(*embeddings[few].unbind(), margin) for few in index.split(CHUNK, dim=1)]
+    chunks = []
+    for few in index.split(CHUNK, dim=1):
+        anchor, positive, negative = embeddings[few]
+        chunks.append(score_triplets(anchor, positive, negative, margin))
     every = joined(chunks)
     chosen = {name: attributes == number for number, name in enumerate(names)}
     return {name: TripletScores(every.correct[k], every.loss[k]) for name, k in chosen.items() if k.any()}
