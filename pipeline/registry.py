@@ -6,6 +6,7 @@ import atexit
 import base64
 import io
 import json
+import re
 import shutil
 import tempfile
 from contextlib import suppress
@@ -27,6 +28,7 @@ from agman.checkpoint import DESCRIPTION, WEIGHTS
 from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline import tracking
+from pipeline.presets import nearest
 
 PUBLISHED = ".pth.tar"
 """What the published code's checkpoints end in."""
@@ -164,21 +166,41 @@ def _downloaded(uri: str) -> Path:
             uri = f"models:/{outputs.model_outputs[-1].model_id}"
         local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:
-        raise InputError(f"{uri}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{uri}: {tracking.reason(error)}{_there_is(client, uri)}") from error
     found = sorted(local.rglob(DESCRIPTION))
     if not found:
         raise InputError(f"{uri}: not an agman model (no {DESCRIPTION} in it)")
     return found[0].parent
 
 
+def _there_is(client: mlflow.MlflowClient, uri: str) -> str:
+    """Where a registered model's URI names what is not there: its aliases and versions, or the nearest name."""
+    named = re.fullmatch(r"models:/([^/@]+)[/@](.+)", uri)
+    if not named:
+        return ""
+    name, version = named.groups()
+    try:
+        names = [one.name for one in client.search_registered_models()]
+        if name not in names:
+            return f"; {nearest(name, names)}" if names else "; no model is registered in this store"
+        aliases = sorted(client.get_registered_model(name).aliases)
+        versions = sorted((one.version for one in client.search_model_versions(f"name='{name}'")), key=int)
+    except MlflowException:
+        return ""
+    if version in (*aliases, *versions):
+        return ""
+    return f"; there are {', '.join([*(f'@{alias}' for alias in aliases), *versions])}"
+
+
 def load(model: str, attributes: list[str] | None = None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
     """A model in evaluation mode and its description. Raises InputError, also for other `attributes` than given."""
+    folder = None if model.endswith(PUBLISHED) else find_model(model)
     try:
-        if model.endswith(PUBLISHED):
+        if folder is None:
             return _load_published(Path(model), attributes)
-        network, description = agman.load_model(find_model(model), attributes=attributes)
-    except agman.CheckpointError as error:
-        raise InputError(str(error)) from error
+        network, description = agman.load_model(folder, attributes=attributes)
+    except agman.CheckpointError as error:  # it names the folder, which may be a copy that the user knows nothing of
+        raise InputError(str(error).replace(str(folder), shown(model))) from error
     if "image_size" not in description:
         raise InputError(f"{shown(model)}: its {DESCRIPTION} has no image_size; a model of `agman train` has one")
     return network, description
@@ -191,7 +213,8 @@ def _load_published(path: Path, attributes: list[str] | None) -> tuple[agman.Ret
     network = agman.load_published(path)
     attributes = attributes or [f"attribute_{number}" for number in range(network.n_attributes)]
     if network.n_attributes != len(attributes):
-        raise InputError(f"{path}: for {network.n_attributes} attributes, but the dataset has {len(attributes)}")
+        wanted = f"{len(attributes)}: {', '.join(attributes)}"
+        raise InputError(f"{path}: for {network.n_attributes} attributes, but the dataset has {wanted}")
     original_csn = (network.config["name"], network.config["backbone"]) == ("csn", "resnet18")
     return network, {
         "attributes": attributes,
