@@ -184,7 +184,8 @@ def _there_is(client: mlflow.MlflowClient, uri: str) -> str:
         if name not in names:
             return f"; {nearest(name, names)}" if names else "; no model is registered in this store"
         aliases = sorted(client.get_registered_model(name).aliases)
-        versions = sorted((one.version for one in client.search_model_versions(f"name='{name}'")), key=int)
+        found = client.search_model_versions(f"name='{name}'")
+        versions = sorted((str(one.version) for one in found), key=int)
     except MlflowException:
         return ""
     if version in (*aliases, *versions):
