@@ -17,6 +17,7 @@ import ray
 from ray.util.state import list_placement_groups
 
 from benchmarks.record import write_table
+from benchmarks.train import SAME_PRIORITY
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
@@ -189,6 +190,7 @@ def many(dataset: Dataset, folder: Path) -> list[list[str]]:
 
 
 def main() -> None:
+    os.environ |= SAME_PRIORITY
     with tempfile.TemporaryDirectory() as name, ray_session():
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"

@@ -217,21 +217,32 @@ def train(
 @click.option(
     "--split", default="test", show_default=True, type=click.Choice(["valid", "test"]), help="Split to score."
 )
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "bf16"]),
+    help="Of the embeddings; bf16 is faster on hardware that computes in it.",
+)
 @json_option
-def evaluate(model: str, data: str | Path, split: str, as_json: bool) -> None:
-    """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder or a published .pth.tar) on a split."""
+def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: bool) -> None:
+    """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder or a published .pth.tar) on a split.
+
+    The figures are logged to the MLflow run that trained the model, if the dataset is the one it was trained on.
+    """
     from data_prep.dataset import Dataset
     from pipeline.console import emit, progress_bar
     from pipeline.evaluation import evaluate as run_evaluation
-    from pipeline.evaluation import log, show
+    from pipeline.evaluation import log
+    from pipeline.evaluation_tables import show
     from pipeline.registry import load
 
     dataset = Dataset(data)
     network, description = load(model, dataset.info.attribute_names)
-    evaluation = run_evaluation(network, description, dataset, split, progress=progress_bar)
+    evaluation = run_evaluation(network, description, dataset, split, precision=precision, progress=progress_bar)
     show(evaluation)
+    emit(evaluation.figures, as_json)  # before they are logged: the store may not answer
     log(evaluation, description, dataset)
-    emit(evaluation.figures, as_json)
 
 
 @cli.command()
