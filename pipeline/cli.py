@@ -357,6 +357,76 @@ def export(model: str, out: Path, overwrite: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.option(
+    "--images",
+    required=True,
+    type=PLACE,
+    metavar="PLACE",
+    help="Folder of pictures, Parquet files, or a prepared dataset.",
+)
+@click.option("--out", required=True, type=PATH, metavar="GALLERY", help="Gallery to make: a folder.")
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, one GPU each if there are GPUs."
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "bf16"]),
+    help="What the model computes in.",
+)
+@overwrite_option
+@json_option
+def embed(model: str, images: str | Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Embed pictures under every attribute of MODEL, for `agman search` and `agman serve`.
+
+    Killed or stopped, the same command goes on.
+    """
+    from pipeline.console import emit, progress_bar
+    from pipeline.embedding import embed_images, show
+
+    emit(show(embed_images(model, images, out, progress=progress_bar, **options)), as_json)
+
+
+@cli.command()
+@click.argument("gallery", type=PATH)
+@json_option
+def index(gallery: Path, as_json: bool) -> None:
+    """Build an approximate index of GALLERY, for `agman search --approximate`; measures its recall."""
+    from dataclasses import asdict
+
+    from pipeline.approximate import RECALL_AT
+    from pipeline.console import emit, progress_bar, say
+    from pipeline.gallery import Gallery
+
+    measured = Gallery.open(gallery).build_index(progress_bar).measured
+    say(
+        f"index of {measured.rows:,} pictures: {measured.lists:,} lists, {measured.probes:,} of them looked into; "
+        f"recall@{RECALL_AT} {measured.recall:.3f} against exact search"
+    )
+    emit(asdict(measured), as_json)
+
+
+@cli.command()
+@click.argument("gallery", type=PATH)
+@click.option("--query", required=True, type=PATH, metavar="IMAGE", help="Picture to look for.")
+@click.option(
+    "--attribute", "attributes", required=True, multiple=True, metavar="NAME", help="May be given several times."
+)
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="How many to show.")
+@click.option("--approximate", is_flag=True, help="By the index that `agman index` has built.")
+@click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
+@json_option
+def search(gallery: Path, query: Path, attributes: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """The pictures of GALLERY that are most like IMAGE under one or several attributes."""
+    from pipeline.console import emit
+    from pipeline.searching import run_search, show
+
+    emit(show(run_search(gallery, query, attributes, **options), attributes), as_json)
+
+
+@cli.command()
 @click.option("--out", default=Path("demo"), show_default=True, type=PATH, help="Folder to make.")
 @click.option("--images", default=4_000, show_default=True, type=click.IntRange(200), help="Pictures to draw.")
 @seed_option

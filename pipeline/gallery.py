@@ -3,11 +3,11 @@
 A folder that `agman embed` makes:
 
     gallery.json                     of what, by which model (`GalleryInfo`)
-    embeddings/part-*.parquet        image string, and for each attribute a column of its name, float32 of width D
-    images.parquet                   image string, file string, row int64: what each row is, in the order of the rows
+    embeddings/part-*.parquet        image, file, row (see images.parquet), and a column of vectors for each attribute
+    images.parquet                   image string, file string, row int64: what each row is (`pipeline.sources.IMAGES`)
     vectors/attribute-00.npy         the same embeddings as float32 R×D, one file an attribute, to be mapped into memory
-    rejects.parquet                  image string, reason string, detail string: pictures that have no row
-    index/                           an approximate index, if one was asked for
+    index/                           an approximate index, if one was built (`agman index`)
+    rejects.parquet                  image, file, row, detail string: pictures that cannot be read, and why
 
 Shape suffixes: Q queries, A asked attributes, D embedding width, R rows.
 """
@@ -15,8 +15,9 @@ Shape suffixes: Q queries, A asked attributes, D embedding width, R rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -25,16 +26,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_prep.errors import InputError
 from data_prep.pictures import open_picture, read_file
+from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
+from pipeline.approximate import ApproximateIndex, build_index, open_index
 from pipeline.exact import NORM_ERROR, exact_scores, nearest_rows
 from pipeline.presets import nearest
+from pipeline.sources import IMAGES, Kind, read_cells
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "gallery.json"
 IMAGES_FILE = "images.parquet"
 VECTORS = "vectors"
-IMAGES = pa.schema([("image", pa.string()), ("file", pa.string()), ("row", pa.int64())])
-"""`file` and `row`: where the picture is, if it is a row of a Parquet file below the root; else both are null."""
+EMBEDDINGS = "embeddings"
 
 
 class GalleryInfo(BaseModel):
@@ -58,7 +61,7 @@ class GalleryInfo(BaseModel):
     """Rows."""
     rejects: dict[str, int] = {}
     """Pictures that have no row, per reason."""
-    source: Literal["folder", "parquet", "dataset"] = "folder"
+    source: Kind = "folder"
     root: str
     """Where the pictures came from: an absolute path, or a URI without credentials."""
     column: str | None = None
@@ -123,18 +126,34 @@ class Gallery:
         """The rows most similar to each query: scores float32 Q×K and rows int64 Q×K, K = min(top, R), best first.
 
         `queries` are Q×A×D embeddings of unit length under the asked attributes, in their order. A score is the sum
-        of the A cosines; equal ones are in the order of the rows. Exact, and the same on every machine. Raises
-        InputError for an unknown attribute or one asked twice, ValueError for queries of another shape or length.
+        of the A cosines; equal ones are in the order of the rows. Exact, and the same on every machine; `approximate`
+        looks at some rows only. Raises InputError for an unknown attribute, one asked twice, or a missing index,
+        ValueError for queries of another shape or length.
         """
-        vectors = self._asked(attributes)
+        numbers = self.numbers(attributes)
         queries = self._checked(queries, len(attributes))
         if top < 1:
             raise ValueError(f"top must be at least 1, not {top}")
-        return nearest_rows(vectors, queries, top)
+        if approximate:
+            return self.index.search(queries, numbers, top)
+        return nearest_rows([self._vectors[number] for number in numbers], queries, top)
+
+    @cached_property
+    def index(self) -> ApproximateIndex:
+        """The approximate index. Raises InputError if there is none, or it is damaged."""
+        index = open_index(self.folder, self._vectors)
+        if index is None:
+            raise InputError(f"{self.folder}: has no approximate index; `agman index {self.folder}` builds one")
+        return index
+
+    def build_index(self, progress: Progress = silent) -> ApproximateIndex:
+        """Build the approximate index anew; what it measured of itself is its `measured`."""
+        self.__dict__.pop("index", None)
+        return build_index(self.folder, self._vectors, progress)
 
     def cosines(self, query: np.ndarray, attributes: Sequence[str], rows: np.ndarray) -> np.ndarray:
         """float32 A×K: of one query, A×D, with each of K rows, under each attribute by itself."""
-        vectors, rows = self._asked(attributes), np.asarray(rows, np.int64)
+        vectors, rows = [self._vectors[number] for number in self.numbers(attributes)], np.asarray(rows, np.int64)
         (query,) = self._checked(query[None], len(attributes))
         return np.stack([exact_scores([one], query[number : number + 1], rows) for number, one in enumerate(vectors)])
 
@@ -145,7 +164,11 @@ class Gallery:
         """
         place = {name: self._places[name][int(row)].as_py() for name in IMAGES.names}
         try:
-            data = self._in_folder(place["image"]) if place["file"] is None else self._in_parquet(**place)
+            data = (
+                self._in_folder(place["file"])
+                if place["row"] is None
+                else self._in_parquet(place["file"], place["row"])
+            )
             with open_picture(data):
                 return data
         except Exception:  # decoders raise nearly anything, and so do remote places
@@ -154,14 +177,9 @@ class Gallery:
     def _in_folder(self, name: str) -> bytes:
         return read_file(inside(Path(self.info.root), name))
 
-    def _in_parquet(self, image: str, file: str, row: int) -> bytes:
-        from pipeline.sources import read_cell
-
-        return read_cell(Storage(self.info.root), file, row, str(self.info.column))
-
-    def _asked(self, attributes: Sequence[str]) -> list[np.ndarray]:
-        """R×D of each. Raises InputError."""
-        return [self._vectors[number] for number in self.numbers(attributes)]
+    def _in_parquet(self, file: str, row: int) -> bytes:
+        (data,) = read_cells(Storage(self.info.root), file, [row], str(self.info.column))
+        return data or b""
 
     def numbers(self, attributes: Sequence[str]) -> list[int]:
         """The attributes' places. Raises InputError for none, an unknown one, or one that is asked twice."""
