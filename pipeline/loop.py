@@ -26,7 +26,7 @@ from pipeline.config import TrainConfig
 from pipeline.validation import Validation, score_name
 
 STATE_FILE = "state.pt"
-MODEL_OPTIONS = ("embedding_dim", "classify", "sa_kernel", "mask", "rounds")
+MODEL_OPTIONS = ("embedding_dim", "classify", "sa_kernel", "without", "mask", "rounds")
 """Settings whose None stands for the model's own default."""
 
 Ending = Literal["finished", "stopped"]
