@@ -146,8 +146,9 @@ class Holding:
 
     @classmethod
     def now(cls) -> Holding:
-        job = ray.get_runtime_context().get_job_id()
-        groups = [one for one in list_placement_groups(limit=10_000) if one.creator_job_id == job]
+        here = ray.get_runtime_context()
+        known = list_placement_groups(address=here.gcs_address, limit=10_000)  # another Ray may run on this machine
+        groups = [one for one in known if one.creator_job_id == here.get_job_id()]
         status = Path("/proc/self/status").read_text()
         resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
         return cls(
