@@ -9,8 +9,8 @@
 (torch.Size([2, 64]), torch.Size([2, 8, 64]))
 
 Read `model.py` (the whole), `attention.py` (equations 1-6), `losses/` (7-9), `stepping.py` and `loop.py`
-(a step, an epoch), `metrics.py`, `attention_score.py`. The systems it is compared with: `csn.py`,
-`asenet.py`, `asenet_v2.py`, `attnfashion.py`, `isln.py`.
+(a step, an epoch), `metrics.py`, `triplet_metrics.py`, `attention_score.py`, `bootstrap.py`. The systems it is
+compared with: `csn.py`, `asenet.py`, `asenet_v2.py`, `attnfashion.py`, `isln.py`.
 """
 
 from agman.asenet import ASENet
@@ -49,13 +49,19 @@ from agman.metrics import (
     retrieval,
     similarities,
     summarise,
-    triplet_accuracy,
 )
 from agman.model import AGMAN
 from agman.objective import Losses, TripletObjective
 from agman.published import load_published
 from agman.registry import MODELS, build, options_of
 from agman.stepping import NonFiniteLoss, Stepper, StepResult, build_optimizer, build_scheduler
+from agman.triplet_metrics import (
+    TripletScores,
+    score_conditions,
+    score_triplets,
+    summarise_triplets,
+    triplet_accuracy,
+)
 
 __all__ = [
     "AGMAN",
@@ -84,6 +90,7 @@ __all__ = [
     "Stepper",
     "Totals",
     "TripletObjective",
+    "TripletScores",
     "ValueProxies",
     "attention_mass",
     "attribute_type_bce",
@@ -121,8 +128,11 @@ __all__ = [
     "retrieval",
     "save_model",
     "save_program",
+    "score_conditions",
+    "score_triplets",
     "similarities",
     "summarise",
+    "summarise_triplets",
     "train_epoch",
     "triplet_accuracy",
     "triplet_ranking",

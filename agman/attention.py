@@ -27,6 +27,12 @@ def sum_over_positions(weight_bas: Tensor, x_bchw: Tensor) -> Tensor:
     return weight_bas.to(x_bchw.dtype) @ x_bchw.flatten(2).transpose(1, 2)
 
 
+def even_map(x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
+    """B×A×S, 1/S everywhere: the map of what has no spatial attention."""
+    positions = x_bchw.shape[2] * x_bchw.shape[3]
+    return at_least_float32(x_bchw).new_full((*attributes_ba.shape, positions), 1 / positions)
+
+
 class AttributeSpatialAttention(nn.Module):
     """ASA, equations 1-3: where in the image the attribute is.
 
@@ -96,23 +102,36 @@ class AttributeChannelAttention(nn.Module):
 
 
 class MultiLevelAttention(nn.Module):
-    """ASA, then SA, then the sum over positions, then ACA. ASA and ACA share one attribute embedding."""
+    """ASA, then SA, then the sum over positions, then ACA. ASA and ACA share one attribute embedding.
 
-    def __init__(self, n_attributes: int, width: int, sa_kernel: int = 7):
+    `without` one of them ("asa", "sa" or "aca"; another value leaves out none), that one does not exist:
+
+        asa    every position weighs 1/S, whatever the attribute; without w1 too
+        sa     the gate of every position is 1
+        aca    the sum over positions is the result
+    """
+
+    def __init__(self, n_attributes: int, width: int, sa_kernel: int = 7, without: str | None = None):
         super().__init__()
         self.embedding = nn.Embedding(n_attributes, width)
-        self.asa = AttributeSpatialAttention(width)
-        self.sa = SpatialAttention(sa_kernel)
-        self.aca = AttributeChannelAttention(width)
+        self.asa = AttributeSpatialAttention(width) if without != "asa" else None
+        self.sa = SpatialAttention(sa_kernel) if without != "sa" else None
+        self.aca = AttributeChannelAttention(width) if without != "aca" else None
 
     def forward(self, x_bdhw: Tensor, attributes_ba: Tensor) -> Tensor:
         """B×A×D: every image's feature under each of its A attributes."""
-        weight_bas = self.asa.w1 * self.map(x_bdhw, attributes_ba)
-        attended_bas = weight_bas * self.sa(*self._pooled_channels(x_bdhw, weight_bas))
-        return self.aca(sum_over_positions(attended_bas, x_bdhw), self.embedding.weight, attributes_ba)
+        weight_bas = self.map(x_bdhw, attributes_ba)
+        if self.asa is not None:
+            weight_bas = self.asa.w1 * weight_bas
+        if self.sa is not None:
+            weight_bas = weight_bas * self.sa(*self._pooled_channels(x_bdhw, weight_bas))
+        x_bad = sum_over_positions(weight_bas, x_bdhw)
+        return x_bad if self.aca is None else self.aca(x_bad, self.embedding.weight, attributes_ba)
 
     def map(self, x_bdhw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """The ASA map, B×A×S."""
+        """The ASA map, B×A×S; the even one without ASA."""
+        if self.asa is None:
+            return even_map(x_bdhw, attributes_ba)
         return self.asa(x_bdhw, self.embedding.weight, attributes_ba)
 
     def _pooled_channels(self, x_bdhw: Tensor, weight_bas: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,5 +140,5 @@ class MultiLevelAttention(nn.Module):
         mean_b1hw = x_bdhw.mean(1, keepdim=True)
         min_b1hw, max_b1hw = torch.aminmax(x_bdhw, dim=1, keepdim=True)
         # The map is positive, so w1 alone decides which end of the channels the product's maximum is at.
-        peak_b1hw = torch.where(self.asa.w1 >= 0, max_b1hw, min_b1hw)
+        peak_b1hw = max_b1hw if self.asa is None else torch.where(self.asa.w1 >= 0, max_b1hw, min_b1hw)
         return weight_bahw * mean_b1hw, weight_bahw * peak_b1hw

@@ -58,18 +58,28 @@ class MultiLevelBackbone(Backbone):
 
     The paper says "add the output of block 2 and block 3", which differ in size and width; the pooling and
     the convolution (with bias, no batch norm, no ReLU) that make them fit are those of the published code.
-    `layer4` serves branch 1 alone.
+    `layer4` serves branch 1 alone. With `fuse=False` there is no `low`, and fused = mid.
     """
 
-    def __init__(self, name: str = "resnet50", weights: str | PathLike[str] | None = None, top: bool = True):
+    def __init__(
+        self,
+        name: str = "resnet50",
+        weights: str | PathLike[str] | None = None,
+        top: bool = True,
+        fuse: bool = True,
+    ):
         super().__init__(name, weights, top)
-        self.low = nn.Sequential(
-            nn.MaxPool2d(3, stride=2, padding=1), nn.Conv2d(self.low_channels, self.channels, kernel_size=1)
-        )
+        self.low = None
+        if fuse:
+            self.low = nn.Sequential(
+                nn.MaxPool2d(3, stride=2, padding=1), nn.Conv2d(self.low_channels, self.channels, kernel_size=1)
+            )
 
     def forward(self, images_b3hw: Tensor) -> Levels:  # type: ignore[override]
         layer2 = self.layer2(self.layer1(self.stem(images_b3hw)))
         mid = self.layer3(layer2)
+        if self.low is None:
+            return Levels(mid, mid)
         # Pooling and a ResNet's layer3 agree on every image size; a network that rounds down needs the cut.
         low = self.low(layer2)[..., : mid.shape[2], : mid.shape[3]]
         return Levels(mid, low + mid)

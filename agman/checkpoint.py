@@ -76,8 +76,8 @@ def load_model(
         raise CheckpointError(f"{folder / DESCRIPTION}: cannot build this model: {error}") from error
     _check_attributes(folder, config, model.config["n_attributes"])
     if attributes is not None and list(attributes) != config.get("attributes"):
-        found = config.get("attributes", "names no attributes")
-        raise CheckpointError(f"{folder}: trained for other attributes: expected {list(attributes)}, found {found}")
+        named = _other_attributes(list(attributes), config.get("attributes"))
+        raise CheckpointError(f"{folder}: trained for other attributes: {named}")
 
     try:
         tensors = read_tensors(folder / WEIGHTS)
@@ -109,6 +109,17 @@ def _check_attributes(folder: Path, config: dict[str, Any], n_attributes: int) -
     names = config.get("attributes")
     if names is not None and len(names) != n_attributes:
         raise CheckpointError(f"{folder}: the model has {n_attributes} attributes, but {len(names)} names: {names}")
+
+
+def _other_attributes(wanted: list[str], known: list[str] | None) -> str:
+    """What tells the wanted attributes from those that the model knows, by name."""
+    if known is None:
+        return f"wanted are {', '.join(wanted)}, and the model names none"
+    missing, extra = ([name for name in one if name not in other] for one, other in ((wanted, known), (known, wanted)))
+    parts = [
+        f"{what} {', '.join(names)}" for what, names in (("it lacks", missing), ("it has besides", extra)) if names
+    ]
+    return "; ".join(parts) or f"the same in another order, {', '.join(known)}; wanted are {', '.join(wanted)}"
 
 
 def _move_into_place(aside: Path, folder: Path) -> None:

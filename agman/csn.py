@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agman.attention import even_map
 from agman.backbone import Backbone
 from agman.base import RetrievalModel
 from agman.mask import MaskedEmbedding
-from agman.numerics import at_least_float32, unit
+from agman.numerics import unit
 
 MASKS = {"learned": "random", "fixed": "fixed"}
 
@@ -53,8 +54,7 @@ class CSN(RetrievalModel):
 
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """B×A×S, the same everywhere: averaging is all that happens to positions."""
-        positions = x_bchw.shape[2] * x_bchw.shape[3]
-        return at_least_float32(x_bchw).new_full((*attributes_ba.shape, positions), 1 / positions)
+        return even_map(x_bchw, attributes_ba)
 
     def masked(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
         """The original's masked vector of each image under its attribute, and the general one; both B×D."""

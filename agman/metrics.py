@@ -15,7 +15,7 @@ A k beyond the last candidate is not cut down: P@k counts the missing ranks as m
 Without any candidate everything is 0.
 
 Candidates are ranked by falling similarity, equal similarities by their order. Similarities are summed without
-rounding (see `_on_grid`) and compared as float32: neither the cutting into chunks nor the device reaches the
+rounding (see `numerics.on_grid`) and compared as float32: neither the cutting into chunks nor the device reaches the
 ranking, and equal embeddings do tie.
 """
 
@@ -26,14 +26,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from agman.numerics import on_grid
+
 DEFAULT_KS = (1, 5, 10)
 WORKING_BYTES = 64 * 2**20
 """What `retrieval` may hold at a time beside the embeddings in float64. More is slower: fresh pages cost time."""
 BYTES_OF_A_PAIR = 48
 """A pair of query and candidate at its peak, sorting on a device: similarity, key, and the sort's own copies."""
-
-LONGEST = 2.0**63
-"""No embedding's length comes near it; the product of two that do would be infinite in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +72,8 @@ def retrieval(
     not integers, for a k below 1, and for embeddings that are not finite: NaN has no place in a ranking.
     """
     _check(query_embeddings, candidate_embeddings, query_values, candidate_values, ks)
-    queries_qd = _on_grid("query embeddings", query_embeddings)
-    candidates_dc = _on_grid("candidate embeddings", candidate_embeddings).T
+    queries_qd = on_grid("query embeddings", query_embeddings)
+    candidates_dc = on_grid("candidate embeddings", candidate_embeddings).T
     chunk = chunk if chunk is not None else max(1, WORKING_BYTES // (BYTES_OF_A_PAIR * max(len(candidate_values), 1)))
     scores = _scores(ks)
     # Filled in place: small results kept between the chunks would split the large blocks of the allocator one by one.
@@ -104,8 +103,8 @@ def _scores(ks: Sequence[int]) -> list[Callable[[Tensor], Tensor]]:
 
 def similarities(query_embeddings: Tensor, candidate_embeddings: Tensor) -> Tensor:
     """Q×C float32: the dot products that `retrieval` ranks by. Raises ValueError for embeddings not finite."""
-    queries_qd = _on_grid("query embeddings", query_embeddings)
-    return (queries_qd @ _on_grid("candidate embeddings", candidate_embeddings).T).float()
+    queries_qd = on_grid("query embeddings", query_embeddings)
+    return (queries_qd @ on_grid("candidate embeddings", candidate_embeddings).T).float()
 
 
 def average_precision(hits_qc: Tensor) -> Tensor:
@@ -171,26 +170,6 @@ def _found(hits_qc: Tensor, k: int) -> Tensor:
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     return hits_qc[:, :k].sum(1).double()
-
-
-def _on_grid(name: str, embeddings: Tensor) -> Tensor:
-    """float64; every row rounded to whole multiples of some 2^-26 of its length, so that dot products are exact.
-
-    With 2^e the power of two above 1.5·‖x‖, the grid is 2^(e-27). A product of two rows' entries is then a whole
-    multiple of 2^(e+e'-54), and by Cauchy-Schwarz no partial sum exceeds 2^(e+e')/2.25 < 2^53 such steps: float64
-    holds every one exactly, in whatever order a matrix product adds them. The rounding itself changes a cosine by
-    a few 1e-9. The factor 1.5 keeps unit lengths, which scatter about 1, away from a power of two.
-    """
-    rows = embeddings.double()
-    length = 1.5 * torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    rankable = length[:, 0] < LONGEST  # false for NaN
-    if not bool(rankable.all()):
-        raise ValueError(
-            f"{name} must be finite; row {int((~rankable).nonzero()[0])} holds NaN, infinity or as good as"
-        )
-    power = length / torch.frexp(length).mantissa  # exactly 2^e
-    step = torch.where(length > 0, power, torch.ones_like(power)) * 2.0**-27
-    return rows.div(step).round_().mul_(step)
 
 
 def _ranked(similarity_qc: Tensor, relevant_qc: Tensor) -> Tensor:
@@ -275,20 +254,6 @@ def chance_average_precision(relevant: Tensor | int, candidates: int) -> Tensor:
     companion = (relevant - 1) / max(candidates - 1, 1)
     expected = (harmonic + companion * (candidates - harmonic)) / max(candidates, 1)
     return torch.where(relevant > 0, expected, torch.zeros_like(expected))
-
-
-def triplet_accuracy(anchor: Tensor, positive: Tensor, negative: Tensor) -> float:
-    """Share of triplets (each B×D, unit length) with cos(I, I⁺) > cos(I, I⁻); ties are wrong, guessing gives 0.5.
-
-    Raises ValueError for wrong shapes, no triplets, and embeddings that are not finite.
-    """
-    if anchor.ndim != 2 or not anchor.shape == positive.shape == negative.shape or not len(anchor):
-        shapes = ", ".join(str(tuple(embeddings.shape)) for embeddings in (anchor, positive, negative))
-        raise ValueError(f"anchors, positives and negatives must be B×D with B >= 1, not {shapes}")
-    anchors = _on_grid("anchors", anchor)
-    similar = (anchors * _on_grid("positives", positive)).sum(-1).float()
-    different = (anchors * _on_grid("negatives", negative)).sum(-1).float()
-    return float((similar > different).double().mean())
 
 
 def _check(

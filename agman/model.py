@@ -17,6 +17,9 @@ from agman.base import Output, RetrievalModel
 from agman.mask import MaskedEmbedding
 from agman.numerics import at_least_float32, unit
 
+PARTS = ("multi_level", "asa", "sa", "aca", "mask")
+"""What a model can be built without, beside branch 1."""
+
 
 class AGMAN(RetrievalModel):
     """One embedding of an image for each attribute; the cosine of two is the similarity under that attribute.
@@ -35,6 +38,12 @@ class AGMAN(RetrievalModel):
         weights: the backbone's: a torchvision name such as "IMAGENET1K_V1", a file, or None (random).
         classify: with branch 1. Without it, layer4 does not exist (the paper's Zappos50k setting).
         sa_kernel: SA's kernel; 7 is the published code's, 1 the paper's.
+        without: one of PARTS, for an ablation. That part's parameters do not exist; all else is as it is:
+            multi_level    no level but layer3: x = conv1x1(w·mid), branch 1 sees layer4(mid)
+            asa            the map is 1/S at every position, for every attribute; no w1
+            sa             no gate: every position counts as ASA weighs it
+            aca            no gate: the sum over positions goes to the mask as it is
+            mask           no mask: attributes are told apart by ASA and ACA alone
     """
 
     backbone: MultiLevelBackbone
@@ -47,17 +56,25 @@ class AGMAN(RetrievalModel):
         weights: str | PathLike[str] | None = None,
         classify: bool = True,
         sa_kernel: int = 7,
+        without: str | None = None,
     ):
+        if without is not None and without not in PARTS:
+            raise ValueError(f"without must be one of {', '.join(PARTS)}, not {without!r}")
         super().__init__(
             n_attributes, embedding_dim, name="agman", backbone=backbone, classify=classify, sa_kernel=sa_kernel
         )
+        if without is not None:
+            self.config["without"] = without
         self.classify = classify
-        mask = MaskedEmbedding(n_attributes, embedding_dim)  # refuses a width below n_attributes
-        self.backbone = MultiLevelBackbone(backbone, weights, top=classify)
+        mask = None
+        if without != "mask":
+            mask = MaskedEmbedding(n_attributes, embedding_dim)  # refuses a width below n_attributes
+        levels = 1 if without == "multi_level" else 2
+        self.backbone = MultiLevelBackbone(backbone, weights, top=classify, fuse=levels == 2)
         self.classifier = nn.Linear(self.backbone.top_channels, n_attributes) if classify else None
         self.w = nn.Parameter(torch.ones(()))
-        self.reduce = nn.Conv2d(2 * self.backbone.channels, embedding_dim, 1)
-        self.multi_level = MultiLevelAttention(n_attributes, embedding_dim, sa_kernel)
+        self.reduce = nn.Conv2d(levels * self.backbone.channels, embedding_dim, 1)
+        self.multi_level = MultiLevelAttention(n_attributes, embedding_dim, sa_kernel, without)
         self.mask = mask
 
     def forward(self, images: Tensor, attributes: Tensor) -> Output:
@@ -76,7 +93,8 @@ class AGMAN(RetrievalModel):
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """B×A×D, unit length."""
-        return unit(self.mask(self.multi_level(x_bchw, attributes_ba), attributes_ba))
+        x_bad = self.multi_level(x_bchw, attributes_ba)
+        return unit(x_bad if self.mask is None else self.mask(x_bad, attributes_ba))
 
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
         """The ASA maps (equation 3, before w1), B×A×S."""
@@ -84,4 +102,5 @@ class AGMAN(RetrievalModel):
 
     def _branch2(self, levels: Levels) -> Tensor:
         """x, B×D×H×W. The published code multiplies the input by w; multiplying the weights is the same."""
-        return F.conv2d(torch.cat(levels, dim=1), self.w * self.reduce.weight, self.reduce.bias)
+        x_bchw = torch.cat(levels, dim=1) if self.backbone.low is not None else levels.mid_bchw
+        return F.conv2d(x_bchw, self.w * self.reduce.weight, self.reduce.bias)

@@ -65,7 +65,9 @@ ITEMS = {"training": TRIPLETS, "evaluation": IMAGES * ASKED}
 
 def published_forward(model: agman.AGMAN, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings and logits, line by line, everything B×D×H×W."""
-    trunk, attention = model.backbone, model.multi_level
+    trunk, attention, mask = model.backbone, model.multi_level, model.mask
+    asa, sa, aca = attention.asa, attention.sa, attention.aca
+    assert trunk.low and asa and sa and aca and mask, "of a whole model"
     layer2 = trunk.layer2(trunk.layer1(trunk.stem(images)))
     low, mid = trunk.low(layer2), trunk.layer3(layer2)
     fused = low + mid
@@ -74,15 +76,15 @@ def published_forward(model: agman.AGMAN, images: Tensor, attributes: Tensor) ->
 
     x = model.reduce(model.w * torch.cat((mid, fused), 1))
     embedded = attention.embedding(attributes)
-    attribute = attention.asa.project(embedded)
+    attribute = asa.project(embedded)
     attribute = (attribute * attribute.sigmoid())[:, :, None, None].expand_as(x)
-    score = (attribute * attention.asa.norm(x).tanh()).sum(1, keepdim=True) / x.shape[1] ** 0.5
-    x = x * (attention.asa.w1 * score.flatten(2).softmax(2).view_as(score))
+    score = (attribute * asa.norm(x).tanh()).sum(1, keepdim=True) / x.shape[1] ** 0.5
+    x = x * (asa.w1 * score.flatten(2).softmax(2).view_as(score))
     pooled = torch.cat((x.mean(1, keepdim=True), x.max(1, keepdim=True).values), 1)
-    x = (x * attention.sa.conv(pooled).sigmoid()).sum((2, 3))
-    attribute = attention.aca.project(embedded)
-    gate = attention.aca.fc2(attention.aca.fc1(torch.cat((x, attribute * attribute.sigmoid()), 1)).relu()).sigmoid()
-    x = x * (attention.aca.w2 * gate) * model.mask.beta[attributes].relu()
+    x = (x * sa.conv(pooled).sigmoid()).sum((2, 3))
+    attribute = aca.project(embedded)
+    gate = aca.fc2(aca.fc1(torch.cat((x, attribute * attribute.sigmoid()), 1)).relu()).sigmoid()
+    x = x * (aca.w2 * gate) * mask.beta[attributes].relu()
     return x / x.norm(dim=1, keepdim=True), logits
 
 

@@ -17,6 +17,7 @@ import ray
 from ray.util.state import list_placement_groups
 
 from benchmarks.record import write_table
+from benchmarks.train import SAME_PRIORITY
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
@@ -145,8 +146,9 @@ class Holding:
 
     @classmethod
     def now(cls) -> Holding:
-        job = ray.get_runtime_context().get_job_id()
-        groups = [one for one in list_placement_groups(limit=10_000) if one.creator_job_id == job]
+        here = ray.get_runtime_context()
+        known = list_placement_groups(address=here.gcs_address, limit=10_000)  # another Ray may run on this machine
+        groups = [one for one in known if one.creator_job_id == here.get_job_id()]
         status = Path("/proc/self/status").read_text()
         resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
         return cls(
@@ -189,6 +191,7 @@ def many(dataset: Dataset, folder: Path) -> list[list[str]]:
 
 
 def main() -> None:
+    os.environ |= SAME_PRIORITY
     with tempfile.TemporaryDirectory() as name, ray_session():
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"

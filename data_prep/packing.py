@@ -265,7 +265,7 @@ def _pack_shard(rows: pa.Table, root: Path, storage: Storage, image_size: int) -
     """One task: write one shard and then its record. Says how many images it was, or why it could not be written."""
     name, error = rows["shard"][0].as_py(), None
     try:
-        if not _tried(storage / _record_of(name).replace(".json", ".tries")):
+        if not count_try(storage / _record_of(name).replace(".json", ".tries")):
             raise StorageError(
                 f"{storage / name}: {TRIES} workers died of it; is there memory for one image at a time?"
             )
@@ -278,7 +278,7 @@ def _pack_shard(rows: pa.Table, root: Path, storage: Storage, image_size: int) -
     return pa.table({"images": [len(rows)], "error": pa.array([error], pa.string())})
 
 
-def _tried(counter: Storage) -> bool:
+def count_try(counter: Storage) -> bool:
     """Count one more try, if there is one left."""
     tries = int(counter.read_bytes()) if counter.exists() else 0
     counter.write_bytes(str(tries + 1).encode())

@@ -43,7 +43,7 @@ def whole_folder(out: Path, *, marker: str, overwrite: bool, inputs: tuple[Path 
     _make(aside, out, new_parents)
     try:
         yield aside
-        _put_in_place(aside, out, old)
+        put_in_place(aside, out, old)
     except BaseException as error:
         _remove(aside, new_parents)
         if isinstance(error, OSError) and is_full(error):
@@ -90,7 +90,7 @@ def _beside(out: Path, overwrite: bool, inputs: tuple[Path | None, ...]) -> Iter
     _check(out, DESCRIPTION, overwrite, inputs)
     with _locked(lock, out, new_parents):
         _refuse_foreign(aside, old)
-        # A kill between the two renames of _put_in_place.
+        # A kill between the two renames of put_in_place.
         if (old / DESCRIPTION).exists() and not out.exists():
             old.rename(out)
         shutil.rmtree(old, ignore_errors=True)
@@ -102,7 +102,7 @@ def _beside(out: Path, overwrite: bool, inputs: tuple[Path | None, ...]) -> Iter
         try:
             yield work
             (work / STATE).delete()
-            _put_in_place(aside, out, old)
+            put_in_place(aside, out, old)
         except BaseException as error:
             kept = continued or (_can_be_continued(error) and unfinished(work))
             if not kept:
@@ -240,7 +240,7 @@ def _make(aside: Path, out: Path, new_parents: list[Path]) -> None:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from error
 
 
-def _put_in_place(aside: Path, out: Path, old: Path) -> None:
+def put_in_place(aside: Path, out: Path, old: Path) -> None:
     """Rename; an older folder goes away only when the new one stands."""
     replaces = out.is_dir()
     if replaces:

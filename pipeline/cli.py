@@ -217,21 +217,32 @@ def train(
 @click.option(
     "--split", default="test", show_default=True, type=click.Choice(["valid", "test"]), help="Split to score."
 )
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "bf16"]),
+    help="Of the embeddings; bf16 is faster on hardware that computes in it.",
+)
 @json_option
-def evaluate(model: str, data: str | Path, split: str, as_json: bool) -> None:
-    """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder or a published .pth.tar) on a split."""
+def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: bool) -> None:
+    """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder or a published .pth.tar) on a split.
+
+    The figures are logged to the MLflow run that trained the model, if the dataset is the one it was trained on.
+    """
     from data_prep.dataset import Dataset
     from pipeline.console import emit, progress_bar
     from pipeline.evaluation import evaluate as run_evaluation
-    from pipeline.evaluation import log, show
+    from pipeline.evaluation import log
+    from pipeline.evaluation_tables import show
     from pipeline.registry import load
 
     dataset = Dataset(data)
     network, description = load(model, dataset.info.attribute_names)
-    evaluation = run_evaluation(network, description, dataset, split, progress=progress_bar)
+    evaluation = run_evaluation(network, description, dataset, split, precision=precision, progress=progress_bar)
     show(evaluation)
+    emit(evaluation.figures, as_json)  # before they are logged: the store may not answer
     log(evaluation, description, dataset)
-    emit(evaluation.figures, as_json)
 
 
 @cli.command()
@@ -316,6 +327,50 @@ def tune(
 @cli.command()
 @click.argument("model")
 @data_option
+@click.option(
+    "--split", default="test", show_default=True, type=click.Choice(["valid", "test"]), help="Split to compare on."
+)
+@click.option(
+    "--tolerance",
+    default=0.01,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="MAP that any attribute may lose, as a share.",
+)
+@click.option("--force", metavar="REASON", help="Promote it whatever the scores say; the reason is recorded.")
+@json_option
+def promote(model: str, data: str | Path, as_json: bool, **options: Any) -> None:
+    """Make MODEL the champion if it is better than the champion beyond noise.
+
+    MODEL is NAME (its challenger), models:/NAME@ALIAS or models:/NAME/VERSION. A refusal is an answer too: exit code 0.
+    """
+    from data_prep.dataset import Dataset
+    from pipeline.console import emit, progress_bar
+    from pipeline.promotion import promote as run_promotion
+    from pipeline.promotion import show
+
+    decision = run_promotion(model, Dataset(data), progress=progress_bar, **options)
+    show(decision)
+    emit(decision.figures, as_json)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--reason", required=True, metavar="TEXT", help="Why; it is recorded.")
+@json_option
+def rollback(name: str, reason: str, as_json: bool) -> None:
+    """Give the champion's alias of the registered model NAME back to the version that had it before."""
+    from pipeline.console import emit, say
+    from pipeline.promotion import rollback as run_rollback
+
+    now, before = run_rollback(name, reason)
+    say(f"{name}: version {now} is the champion again, in the place of version {before}")
+    emit({"champion": int(now), "rolled_back": int(before)}, as_json)
+
+
+@cli.command()
+@click.argument("model")
+@data_option
 @click.option("--out", default=Path("report.html"), show_default=True, type=PATH, help="Page to write.")
 @json_option
 def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
@@ -343,6 +398,76 @@ def export(model: str, out: Path, overwrite: bool, as_json: bool) -> None:
     figures = run_export(model, out, overwrite=overwrite)
     show(figures)
     emit(figures, as_json)
+
+
+@cli.command()
+@click.argument("model")
+@click.option(
+    "--images",
+    required=True,
+    type=PLACE,
+    metavar="PLACE",
+    help="Folder of pictures, Parquet files, or a prepared dataset.",
+)
+@click.option("--out", required=True, type=PATH, metavar="GALLERY", help="Gallery to make: a folder.")
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, one GPU each if there are GPUs."
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "bf16"]),
+    help="What the model computes in.",
+)
+@overwrite_option
+@json_option
+def embed(model: str, images: str | Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Embed pictures under every attribute of MODEL, for `agman search` and `agman serve`.
+
+    Killed or stopped, the same command goes on.
+    """
+    from pipeline.console import emit, progress_bar
+    from pipeline.embedding import embed_images, show
+
+    emit(show(embed_images(model, images, out, progress=progress_bar, **options)), as_json)
+
+
+@cli.command()
+@click.argument("gallery", type=PATH)
+@json_option
+def index(gallery: Path, as_json: bool) -> None:
+    """Build an approximate index of GALLERY, for `agman search --approximate`; measures its recall."""
+    from dataclasses import asdict
+
+    from pipeline.approximate import RECALL_AT
+    from pipeline.console import emit, progress_bar, say
+    from pipeline.gallery import Gallery
+
+    measured = Gallery.open(gallery).build_index(progress_bar).measured
+    say(
+        f"index of {measured.rows:,} pictures: {measured.lists:,} lists, {measured.probes:,} of them looked into; "
+        f"recall@{RECALL_AT} {measured.recall:.3f} against exact search"
+    )
+    emit(asdict(measured), as_json)
+
+
+@cli.command()
+@click.argument("gallery", type=PATH)
+@click.option("--query", required=True, type=PATH, metavar="IMAGE", help="Picture to look for.")
+@click.option(
+    "--attribute", "attributes", required=True, multiple=True, metavar="NAME", help="May be given several times."
+)
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="How many to show.")
+@click.option("--approximate", is_flag=True, help="By the index that `agman index` has built.")
+@click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
+@json_option
+def search(gallery: Path, query: Path, attributes: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """The pictures of GALLERY that are most like IMAGE under one or several attributes."""
+    from pipeline.console import emit
+    from pipeline.searching import run_search, show
+
+    emit(show(run_search(gallery, query, attributes, **options), attributes), as_json)
 
 
 @cli.command()

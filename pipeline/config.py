@@ -35,6 +35,8 @@ class TrainConfig(BaseModel):
     """agman: branch 1, the attribute classification; none: with it. The paper turns it off for Zappos50k."""
     sa_kernel: int | None = Field(default=None, ge=1)
     """agman: kernel of the spatial attention; none: 7, the published code's. The paper's equation 4 has 1."""
+    without: Literal["multi_level", "asa", "sa", "aca", "mask"] | None = None
+    """agman: leave this part out, as in an ablation (docs/model.md says what is computed instead); none: nothing."""
     mask: Literal["learned", "fixed"] | None = None
     """csn: masks over the embedding; none: learned."""
     rounds: int | None = Field(default=None, ge=1)
@@ -115,6 +117,7 @@ class TrainConfig(BaseModel):
         "embedding_dim",
         "classify",
         "sa_kernel",
+        "without",
         "mask",
         "rounds",
         "image_size",

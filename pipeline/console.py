@@ -83,9 +83,14 @@ def close_bars() -> None:
         bar.close()
 
 
+def line_width() -> int:
+    """Characters that a line on stderr has room for."""
+    return _console.width
+
+
 def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A table on stderr: first column left, the others right."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title or None, title_justify="left")
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if not number or name in LEFT else "right")
     for row in rows:

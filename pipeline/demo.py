@@ -12,7 +12,7 @@ from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.samples import sample
-from pipeline import evaluation, registry, tracking, tuning
+from pipeline import evaluation, evaluation_tables, registry, tracking, tuning
 from pipeline.config import make_config
 from pipeline.console import progress_bar, say
 from pipeline.prep_report.page import write_prep_report
@@ -80,7 +80,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
     with _step("5/6 evaluate: queries, candidates and triplets of the test split"):
         model, description = registry.load(str(trained.checkpoint), dataset.info.attribute_names)
         scored = evaluation.evaluate(model, description, dataset, progress=progress_bar)
-        evaluation.show(scored)
+        evaluation_tables.show(scored)
         evaluation.log(scored, description, dataset)
     registered = trained.registered
     assert registered, "a training without a parent is registered"

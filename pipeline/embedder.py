@@ -7,7 +7,10 @@ Shape suffixes: U pictures, N attributes of the model, A asked ones, D embedding
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,11 +19,13 @@ import torch
 import agman
 from agman.engine import autocast
 from data_prep.errors import InputError
-from data_prep.pictures import TooLarge, open_picture, to_square, upright_rgb
+from data_prep.pictures import MAX_PIXELS, TooLarge, open_picture, to_square, upright_rgb
 from pipeline.presets import nearest
 
 BATCH = 64
 """Pictures that pass the network at a time."""
+MAX_QUERY_PIXELS = 40_000_000
+"""Of a picture that somebody sends: to decode a larger one would take half a gigabyte while others wait."""
 
 
 class PictureError(InputError):
@@ -62,13 +67,25 @@ class Embedder:
             raise InputError(f"unknown attribute {attribute!r}; {nearest(attribute, self.attributes)}")
         return self.attributes.index(attribute)
 
-    def read(self, data: bytes) -> np.ndarray:
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the network's build and weights: equal for one model, whatever file it was read from."""
+        total = hashlib.sha256(json.dumps(self.network.config, sort_keys=True).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            array = tensor.cpu().contiguous().numpy()
+            total.update(f"{name} {array.dtype} {array.shape}".encode())
+            total.update(array.tobytes())
+        return total.hexdigest()
+
+    def read(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """uint8 S×S×3 of a picture file: upright, its short side resized to S, the middle of the long side kept.
 
-        Raises PictureError for what is no picture, is cut off, or has more pixels than data_prep.pictures.MAX_PIXELS.
+        Raises PictureError for what is no picture, is cut off, or has more than `max_pixels`.
         """
         try:
             with open_picture(data) as image:
+                if image.width * image.height > max_pixels:
+                    raise TooLarge(f"{image.width}x{image.height} pixels, at most {max_pixels / 1e6:.0f} megapixels")
                 return to_square(upright_rgb(image), self.side)
         except TooLarge as error:
             raise PictureError(f"the picture is too large ({error})") from error

@@ -23,10 +23,11 @@ from data_prep.errors import InputError
 from data_prep.triplets import Triplets
 from pipeline.checkpoints import Saver
 from pipeline.config import TrainConfig
+from pipeline.data_facts import data_facts
 from pipeline.validation import Validation, score_name
 
 STATE_FILE = "state.pt"
-MODEL_OPTIONS = ("embedding_dim", "classify", "sa_kernel", "mask", "rounds")
+MODEL_OPTIONS = ("embedding_dim", "classify", "sa_kernel", "without", "mask", "rounds")
 """Settings whose None stands for the model's own default."""
 
 Ending = Literal["finished", "stopped"]

@@ -14,7 +14,6 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 import agman
-from data_prep.dataset import Dataset
 from data_prep.tables import SPLITS
 from pipeline import tracking
 from pipeline.console import printable
@@ -47,20 +46,7 @@ class Tested:
     date: str
 
 
-def data_facts(dataset: Dataset) -> dict[str, Any]:
-    """What the card says of a dataset, for the checkpoint's description."""
-    info = dataset.info
-    return {
-        "layout": info.layout,
-        "drawn": dataset.drawn,
-        "values": [len(attribute.values) for attribute in info.attributes],
-        "images": info.images,
-        "queries": info.queries,
-        "triplets": info.triplets,
-    }
-
-
-def validation_of(run: tracking.Run, step: int | None) -> dict[str, float]:
+def validation_of(run: tracking.Run, step: int) -> dict[str, float]:
     """What the run logged of validation at the checkpoint's step: MAP (or triplet accuracy), with every attribute's.
 
     Raises MlflowException.

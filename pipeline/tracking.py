@@ -29,6 +29,8 @@ from pipeline.errors import JobFailed
 
 SQLITE = "sqlite:///"
 METRICS_A_BATCH = 1000  # MLflow's limit
+PATIENCE, PAUSE = 120.0, 5.0
+"""Seconds that a finished job waits for a silent store, and between two looks at it."""
 RESUMED = "resumed."  # a tag of this prefix: what a param is since the training was resumed
 Points = list[tuple[int, dict[str, float]]]
 """(step, metrics) pairs."""
@@ -196,13 +198,11 @@ class PointLog:
         with self._lock:
             return bool(self._waiting)
 
-    def close(self) -> None:
-        """Try a last time. Raises MlflowException if points remain; it may be called again."""
+    def close(self) -> Points:
+        """Try a last time; gives what still could not be logged. Never raises; it may be called again."""
         with self._lock:
-            error = self._try()
-            if error:
-                points = f"{len(self._waiting)} steps' metrics of run {self.run.run_id}"
-                raise MlflowException(f"{points} could not be logged ({reason(error)})") from error
+            self._try()
+            return sorted(self._waiting.items())
 
     def _try(self) -> Exception | None:
         if not self._waiting:
@@ -245,12 +245,34 @@ def start(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run |
 
 
 @contextmanager
-def answering() -> Iterator[None]:
-    """Raises JobFailed, in one line without credentials, where the tracking store stops answering in the block."""
+def answering(otherwise: str = "") -> Iterator[None]:
+    """Raises JobFailed, in one line without credentials, where the tracking store stops answering in the block.
+
+    `otherwise` says what that means to the user.
+    """
     try:
         yield
     except MlflowException as error:
-        raise JobFailed(f"the tracking store does not answer ({reason(error)})") from None
+        end = f"; {otherwise}" if otherwise else ""
+        raise JobFailed(f"the tracking store does not answer ({reason(error)}){end}") from None
+
+
+def wait_for_store(run: Run) -> None:
+    """Return as soon as the store answers for this run. Raises MlflowException after PATIENCE seconds."""
+    client = MlflowClient(run.uri)
+    deadline = time.monotonic() + PATIENCE
+    told = False
+    while True:
+        try:
+            client.get_run(run.run_id)
+            return
+        except MlflowException as error:
+            if time.monotonic() > deadline:
+                raise
+            if not told:
+                say(f"note: waiting for the tracking store, {PATIENCE:.0f} s at most ({reason(error)})")
+            told = True
+        time.sleep(PAUSE)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from pipeline.cluster import cpus_for_elastic, gpus_for
 from pipeline.config import TrainConfig
 from pipeline.console import say
 from pipeline.errors import JobFailed
+from pipeline.interrupts import saying_how_to_go_on
 from pipeline.loop import build_model, resolved, steps_per_epoch
 from pipeline.summaries import show_settings
 from pipeline.validation import score_name
@@ -35,6 +36,7 @@ from pipeline.workers import (
     FINISHED,
     OUTCOME,
     STOPPED,
+    UNLOGGED,
     Task,
     Workers,
     read_json,
@@ -98,7 +100,8 @@ def train(
 ) -> Trained:
     """Train on `workers` DDP workers, and register the best checkpoint.
 
-    With a `parent`, the search that the training belongs to, it is not registered: that is the parent's to decide.
+    With a `parent`, the search that the training belongs to, it is not registered, for that is the parent's to decide;
+    asked for again when it has finished, it is given as it is.
 
     A training is known by the settings and the dataset that decide its outcome, and lives in `storage / name` (by
     default a name made of them): if it was begun before, and did not finish, it is continued; `fresh` begins it anew
@@ -131,13 +134,18 @@ def train(
         write_json(
             place / DESCRIPTION, {"digest": digest, "run_id": run.run_id, "threads": threads, "settings": params}
         )
+        stack.enter_context(saying_how_to_go_on("the same command continues"))
         kept = Checkpoints(place / CHECKPOINTS, config.keep_best)
-        if latest := kept.latest():
-            say(f"continuing {place} from step {latest.step:,}")
-        steps = config.epochs * steps_per_epoch(dataset, config, config.parts or least)
-        task = Task(dataset.storage, config, place, tracking.Run(run.uri, run.run_id), steps)
-        resources = {"CPU": float(cpus), "GPU": float(use_gpu)}
-        outcome = run_workers(task, f"training {label}", (least, most), resources)
+        latest, outcome = kept.latest(), read_json(place / OUTCOME)
+        if latest and outcome.get("state") == FINISHED:
+            say(f"{place} is trained already")
+        else:
+            if latest:
+                say(f"continuing {place} from step {latest.step:,}")
+            steps = config.epochs * steps_per_epoch(dataset, config, config.parts or least)
+            task = Task(dataset.storage, config, place, tracking.Run(run.uri, run.run_id), steps)
+            resources = {"CPU": float(cpus), "GPU": float(use_gpu)}
+            outcome = run_workers(task, f"training {label}", (least, most), resources)
         if outcome["state"] == STOPPED:
             where = f"saved at step {outcome['step']:,}" if outcome["step"] else "before the first step was saved"
             raise KeyboardInterrupt(f"{where}; the same command continues")
@@ -148,10 +156,14 @@ def train(
         best = kept.best() or kept.latest()
         assert best is not None, "a finished training has saved its last epoch"
         registered = None
-        if not parent:
-            with kept.opened(best) as folder:
-                registered = registry.register(folder, dataset.info.name, run)
-        write_json(place / OUTCOME, outcome | {"registered": registered.uri if registered else None})
+        with tracking.answering(f"{place} is trained, and the same command goes on from there"):
+            tracking.wait_for_store(run)
+            run.log_points(outcome.pop(UNLOGGED, []))
+            if not parent:
+                with kept.opened(best) as folder:
+                    registered = registry.register(folder, dataset.info.name, run, once=True)
+                outcome["registered"] = registered.uri
+        write_json(place / OUTCOME, outcome)
         return Trained(run, best.place, best.metrics, outcome["step"], time.perf_counter() - started, registered)
 
 

@@ -40,6 +40,7 @@ from pipeline.cluster import cpus_for
 from pipeline.config import TrainConfig, make_config
 from pipeline.console import bar_of, say, say_above, show_table
 from pipeline.errors import JobFailed
+from pipeline.interrupts import saying_how_to_go_on
 from pipeline.loop import resolved
 from pipeline.spaces import DRAWS, Space, draw
 from pipeline.sweep import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, Record, Trial
@@ -52,6 +53,7 @@ from pipeline.workers import read_json, write_json
 
 DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
 """In a search's folder."""
+GO_ON = "the same command with --resume goes on"
 FRUITLESS_ROUNDS = 3
 """So often in a row Ray Tune may come back without a trial ended; then the search has failed."""
 
@@ -146,6 +148,7 @@ def tune(
         )
         begun |= {"run_id": parent.run_id, "finished": False}
         write_json(Storage(folder / DESCRIPTION), begun)
+        stack.enter_context(saying_how_to_go_on(GO_ON))
         record = Record(folder / STUDY, folder.name, space, plan)
         job = Job(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
         _run(job, record, TrialRuns(dataset.info, parent, record, job.base), trials, concurrent)
@@ -168,6 +171,7 @@ def tune(
         if final_seeds:
             final = _final(dataset, config, record.best, folder, parent, range(seed, seed + final_seeds), workers)
         _log(parent, record, final)
+        _tidy(job, record)
         write_json(Storage(folder / DESCRIPTION), begun | {"finished": True})
     seconds = time.perf_counter() - started
     return Sweep(parent, space.name, record.trials, record.best, seconds, report / "report.html", final)
@@ -292,19 +296,24 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
                     say_above(f"Ray Tune gave up: {(str(error).strip().splitlines() or [''])[-1]}")
                 if stopped.is_set():
                     left = f"{trials - ended()} of {trials} trials are left"
-                    raise KeyboardInterrupt(f"{left}; the same command with --resume goes on")
+                    raise KeyboardInterrupt(f"{left}; {GO_ON}")
                 fruitless = fruitless + 1 if ended() == before else 0
                 if fruitless >= FRUITLESS_ROUNDS:
-                    raise JobFailed("Ray Tune ends no trial any more; the same command with --resume goes on")
+                    raise JobFailed(f"Ray Tune ends no trial any more; {GO_ON}")
         finally:
             bar.close()
             runs.close()
-            for trial in record.trials:  # one that was stopped may have been saving when it was tidied up
-                if trial.state != RUNNING:
-                    tidy(job, trial)
+            _tidy(job, record)
             if held:
                 ray.get(held.close_all.remote())
                 ray.kill(held)
+
+
+def _tidy(job: Job, record: Record) -> None:
+    """Again: a trial may have been saving its last epoch when it was tidied up."""
+    for trial in record.trials:
+        if trial.state != RUNNING:
+            tidy(job, trial)
 
 
 def _show_progress(bar: tqdm, record: Record) -> None:
@@ -330,7 +339,7 @@ def _signals_for_ray() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: object) -> None:
         if stopped.is_set():
-            raise KeyboardInterrupt("the same command with --resume goes on")
+            raise KeyboardInterrupt(GO_ON)
         stopped.set()
         say_above("stopping the trials; once more stops at once")
         os.kill(os.getpid(), signal.SIGUSR1)  # Ray Tune's own sign to stop
@@ -354,7 +363,10 @@ def _final(
     seeds: range,
     workers: int,
 ) -> Final:
-    """Train the best setting at full budget, score the best of the seeds on test, register it. Each of it once."""
+    """Train the best setting at full budget, score the best of the seeds on test, register it.
+
+    Each of it once: what a killed driver had done and not noted is found by the training's name and the version's run.
+    """
     place = Storage(folder / FINAL)
     notes = place / f"trial-{best.number}-{config.epochs}-epochs.json"
     done: dict[str, Any] = read_json(notes)
@@ -367,7 +379,7 @@ def _final(
         try:
             trained = train(dataset, full, workers=workers, storage=str(folder / FINAL), name=name, parent=parent)
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt("all trials have ended; the same command with --resume goes on") from stop
+            raise KeyboardInterrupt(f"all trials have ended; {GO_ON}") from stop
         done[str(seed)] = {
             "run_id": trained.run.run_id,
             "checkpoint": str(trained.checkpoint),
@@ -376,22 +388,27 @@ def _final(
         write_json(notes, done)
     of_seeds = [done[str(seed)] for seed in seeds]
     winner = max(of_seeds, key=lambda one: float(one[METRIC]))
-    if done.get("registered", {}).get("run_id") != winner["run_id"]:
+    if done.get("test", {}).get("run_id") != winner["run_id"]:
         network, description = registry.load(winner["checkpoint"], dataset.info.attribute_names)
         scored = evaluation.evaluate(network, description, dataset)
-        evaluation.log(scored, description, dataset)
+        done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.figures}
+        write_json(notes, done)
+    if done.get("registered", {}).get("run_id") != winner["run_id"]:
+        run = tracking.Run(parent.uri, winner["run_id"])
+        run.log_points([(done["test"]["step"], done["test"]["figures"])])
         made = registry.register(
             Path(winner["checkpoint"]),
             dataset.info.name,
-            tracking.Run(parent.uri, winner["run_id"]),
+            run,
             registry.CHALLENGER,
+            once=True,
             search_run_id=parent.run_id,
             search=folder.name,
         )
-        done["registered"] = {"run_id": winner["run_id"], "uri": made.uri, "alias": made.alias, "test": scored.figures}
+        done["registered"] = {"run_id": winner["run_id"], "uri": made.uri, "alias": made.alias}
         write_json(notes, done)
-    made_before = done["registered"]
-    return Final([one[METRIC] for one in of_seeds], made_before["test"], made_before["uri"], made_before["alias"])
+    noted = done["registered"]
+    return Final([one[METRIC] for one in of_seeds], done["test"]["figures"], noted["uri"], noted["alias"])
 
 
 def _send(parent: tracking.Run, report: Path) -> None:

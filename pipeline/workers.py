@@ -33,12 +33,14 @@ from pipeline import tracking
 from pipeline.checkpoints import Checkpoint, Checkpoints, Saver
 from pipeline.config import TrainConfig
 from pipeline.console import say_above
-from pipeline.loop import NonFiniteBatch, Share, StepEnd, Training
+from pipeline.loop import Ending, NonFiniteBatch, Share, StepEnd, Training
 from pipeline.progress_board import FRUITLESS_STARTS, Reporter, hears, shown
 
 CHECKPOINTS, OUTCOME, DESCRIPTION = "checkpoints", "outcome.json", "training.json"
 """In a training's folder."""
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+UNLOGGED = "unlogged"
+"""In an outcome: the metrics that the tracking store has not taken, for the driver to log."""
 PARTS_OF_LOSS = ("triplet", "class", "proxy", "info_nce")
 Workers = tuple[int, int]
 """At least and at most so many; the same twice, unless the group may shrink and grow."""
@@ -238,9 +240,9 @@ def _train_share(task: Task, board: ActorHandle, share: Share) -> dict[str, Any]
     if latest := _agreed(share, kept.latest):
         with kept.opened(latest) as folder:
             training.load(folder)
-    ending = _lead(training, kept, task, board) if share.rank == 0 else training.run()
+    ending, unlogged = _lead(training, kept, task, board) if share.rank == 0 else (training.run(), [])
     state = FINISHED if ending == "finished" else STOPPED
-    return {"state": state, "step": training.step, "epoch": training.epoch}
+    return {"state": state, "step": training.step, "epoch": training.epoch, UNLOGGED: unlogged}
 
 
 def _check_shared(task: Task, share: Share) -> None:
@@ -252,18 +254,19 @@ def _check_shared(task: Task, share: Share) -> None:
         )
 
 
-def _lead(training: Training, kept: Checkpoints, task: Task, board: ActorHandle) -> str:
-    """Rank 0's part: checkpoints, MLflow, the live line, the wish to stop."""
+def _lead(training: Training, kept: Checkpoints, task: Task, board: ActorHandle) -> tuple[Ending, tracking.Points]:
+    """Rank 0's part: checkpoints, MLflow, the live line, the wish to stop. Also gives what is left to be logged."""
     reporter = Reporter(board, last=task.steps)
 
     def step_end(end: StepEnd) -> None:
         reporter.tell(end.step, lambda: _note(end, task.config.epochs))
 
-    lead = _lead_trial if task.at_epoch_end else _lead_logged
-    return lead(training, kept, task, board, stop=reporter.stop, step_end=step_end)
+    if task.at_epoch_end:
+        return _lead_trial(training, kept, task, board, stop=reporter.stop, step_end=step_end), []
+    return _lead_logged(training, kept, task, stop=reporter.stop, step_end=step_end)
 
 
-def _lead_trial(training: Training, kept: Checkpoints, task: Task, board: ActorHandle, **run: Any) -> str:
+def _lead_trial(training: Training, kept: Checkpoints, task: Task, board: ActorHandle, **run: Any) -> Ending:
     at_epoch_end = task.at_epoch_end
     assert at_epoch_end
 
@@ -282,7 +285,7 @@ def _lead_trial(training: Training, kept: Checkpoints, task: Task, board: ActorH
         saver.finish()
 
 
-def _lead_logged(training: Training, kept: Checkpoints, task: Task, board: ActorHandle, **run: Any) -> str:
+def _lead_logged(training: Training, kept: Checkpoints, task: Task, **run: Any) -> tuple[Ending, tracking.Points]:
     log = tracking.PointLog(task.run)
 
     def stands(checkpoint: Checkpoint) -> None:
@@ -302,8 +305,7 @@ def _lead_logged(training: Training, kept: Checkpoints, task: Task, board: Actor
                 saver.finish()
             raise
         saver.finish()
-    log.close()
-    return ending
+    return ending, log.close()  # a store that is silent now is no reason to train again
 
 
 def _noted(task: Task, error: NonFiniteBatch, share: Share) -> Storage:

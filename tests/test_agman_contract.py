@@ -7,11 +7,13 @@ import torch
 
 import agman
 from agman.base import Output
+from agman.model import PARTS
 
 N_ATTRIBUTES, WIDTH = 3, 11
 VARIANTS = [
     ("agman", {}),
     ("agman", {"classify": False, "sa_kernel": 1}),
+    *(("agman", {"without": part}) for part in PARTS),
     ("csn", {}),
     ("csn", {"mask": "fixed"}),
     ("asenet", {}),
@@ -286,6 +288,7 @@ def test_wrong_options_are_refused_with_those_there_are(name):
     ("name", "option", "message"),
     [
         ("agman", {"sa_kernel": 4}, "sa_kernel must be odd and positive, not 4"),
+        ("agman", {"without": "acs"}, "without must be one of multi_level, asa, sa, aca, mask, not 'acs'"),
         ("csn", {"mask": "random"}, "mask must be one of learned, fixed, not 'random'"),
         ("csn", {"embedding_dim": 2}, "embedding_dim 2 is less than n_attributes 3"),
         ("isln", {"rounds": 0}, "rounds must be at least 1, not 0"),

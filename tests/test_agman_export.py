@@ -120,6 +120,8 @@ def test_a_wrong_weight_in_the_onnx_file_is_noticed(model, onnx_file, changed):
     "options",
     [
         {"classify": False, "sa_kernel": 1},
+        {"without": "multi_level"},
+        {"without": "asa"},
         {"name": "asenet_v2", "embedding_dim": None},
         {"name": "isln", "rounds": 1},
         {"name": "csn", "backbone": "mobilenet_v3_small"},

@@ -154,14 +154,6 @@ def test_nothing_to_summarise():
         agman.summarise({"collar": result_of([], relevant=[], candidates=3)})
 
 
-def test_triplet_accuracy_counts_ties_as_wrong():
-    anchor = torch.tensor([[1.0, 0.0]] * 4)
-    positive = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.8, 0.6]])
-    negative = torch.tensor([[0.6, 0.8], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0]])
-    # right, tie, wrong, right
-    assert agman.triplet_accuracy(anchor, positive, negative) == 0.5
-
-
 def test_wrong_shapes_are_refused():
     queries, candidates, query_values, candidate_values = random_case()
     with pytest.raises(ValueError, match="Q×D and C×D"):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import agman
 from agman.attention import MultiLevelAttention, SpatialAttention
 from agman.mask import MaskedEmbedding
+from agman.model import PARTS
 
 N_ATTRIBUTES, WIDTH = 3, 11
 
@@ -88,6 +89,89 @@ def test_fast_path_equals_the_equations_forward_and_backward(images, w1, sa_kern
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+def plain_ablation(model, without, levels, attributes):
+    """The model's equations with one part left out; what it leaves out, it does not look at."""
+    attention = model.multi_level
+    x = levels.mid_bchw if without == "multi_level" else torch.cat(levels, 1)
+    x = F.conv2d(model.w * x, model.reduce.weight, model.reduce.bias)
+    embedded = attention.embedding(attributes)
+
+    asa_map = torch.full_like(x[:, 0], 1 / x[0, 0].numel())
+    if without != "asa":
+        score = (F.silu(attention.asa.project(embedded))[:, :, None, None] * torch.tanh(attention.asa.norm(x))).sum(1)
+        asa_map = torch.softmax(score.flatten(1) / x.shape[1] ** 0.5, 1).view_as(score)
+    x = x * (asa_map if without == "asa" else attention.asa.w1 * asa_map)[:, None]
+    if without != "sa":
+        x = x * torch.sigmoid(attention.sa.conv(torch.stack((x.mean(1), x.max(1).values), 1)))
+    x = x.sum((2, 3))
+    if without != "aca":
+        joint = torch.cat((x, F.silu(attention.aca.project(embedded))), 1)
+        x = x * (attention.aca.w2 * torch.sigmoid(attention.aca.fc2(F.relu(attention.aca.fc1(joint)))))
+    if without != "mask":
+        x = x * F.relu(model.mask.beta)[attributes]
+    return x / x.norm(dim=1, keepdim=True), asa_map
+
+
+LEFT_OUT = {
+    "multi_level": ("backbone.low.",),
+    "asa": ("multi_level.asa.",),
+    "sa": ("multi_level.sa.",),
+    "aca": ("multi_level.aca.",),
+    "mask": ("mask.",),
+}
+"""The parameters of each part."""
+
+
+@pytest.mark.parametrize("without", PARTS)
+def test_an_ablation_is_the_equations_without_that_part_forward_and_backward(images, without):
+    model = new_model(without=without)
+    with torch.no_grad():
+        model.w.fill_(1.3)
+        if model.mask is not None:
+            model.mask.beta[0, 1] = -0.2  # ReLU has something to cut
+    attributes = attributes_of(2, 0, 0, 1, 2)
+    target = torch.randn(5, WIDTH, dtype=torch.float64)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    fast, logits = model(images, attributes)
+    levels = model.backbone(images)
+    plain, plain_map = plain_ablation(model, without, levels, attributes)
+
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.attention(images, attributes), plain_map, rtol=0, atol=1e-12)
+    torch.testing.assert_close(logits, model.classifier(model.backbone.layer4(levels.fused_bchw).mean((2, 3))))
+    assert (levels.fused_bchw is levels.mid_bchw) is (without == "multi_level")
+    fast_gradients = torch.autograd.grad((fast * target).sum(), parameters, allow_unused=True)
+    plain_gradients = torch.autograd.grad((plain * target).sum(), parameters, allow_unused=True)
+    for ours, theirs in zip(fast_gradients, plain_gradients, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("without", PARTS)
+def test_an_ablation_has_the_whole_models_parameters_but_for_its_part(without):
+    whole, left = new_model().state_dict(), new_model(without=without).state_dict()
+    assert set(left) == {key for key in whole if not key.startswith(LEFT_OUT[without])}
+    other_shapes = [key for key in left if left[key].shape != whole[key].shape]
+    assert other_shapes == (["reduce.weight"] if without == "multi_level" else [])
+
+
+@pytest.mark.parametrize("part", ["sa", "aca", "mask"])
+@torch.no_grad()
+def test_a_part_that_does_nothing_is_as_good_as_left_out(images, part):
+    """With the whole model's weights and that part made an identity, the ablation embeds the same."""
+    whole, left, attributes = new_model().eval(), new_model(without=part).eval(), attributes_of(2, 0, 0, 1, 2)
+    left.load_state_dict({key: tensor for key, tensor in whole.state_dict().items() if key in left.state_dict()})
+    assert (left(images, attributes).embedding - whole(images, attributes).embedding).abs().max() > 1e-3
+    {
+        "sa": lambda: (whole.multi_level.sa.conv.weight.zero_(), whole.multi_level.asa.w1.mul_(2)),  # gates of 1/2
+        "aca": lambda: (whole.multi_level.aca.fc2.weight.zero_(), whole.multi_level.aca.fc2.bias.zero_()),
+        "mask": lambda: whole.mask.beta.fill_(1),
+    }[part]()
+    torch.testing.assert_close(left(images, attributes), whole(images, attributes), rtol=0, atol=1e-12)
 
 
 def test_all_attributes_at_once_equal_one_by_one(model, images):

@@ -372,7 +372,7 @@ def test_a_shard_that_kills_its_workers_is_given_up(tmp_path: Path, small_shards
     out = Storage(tmp_path / "out")
     shard = next(iter(packing._plan(images, seed=0)))
     for _ in range(packing.TRIES):
-        assert packing._tried(out / shard.record.replace(".json", ".tries"))
+        assert packing.count_try(out / shard.record.replace(".json", ".tries"))
     told = packing._pack_shard(packing._block(shard), tmp_path / "root", out, SIZE).to_pylist()
     assert "4 workers died of it" in told[0]["error"]
     pack(images, (tmp_path / "root").resolve(), out, SIZE, seed=0)  # a new call counts anew

@@ -23,6 +23,7 @@ from trainings import descendants
 from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline import run_guard, tracking
+from pipeline.errors import JobFailed
 
 INFO = DatasetInfo(
     schema_version=1,
@@ -427,13 +428,12 @@ def test_a_small_text(client: MlflowClient, tmp_path: Path) -> None:
 
 def test_a_server_that_is_not_there(nobody: str, capsys: pytest.CaptureFixture[str]) -> None:
     log = tracking.PointLog(tracking.Run(nobody, "0" * 32))
-    log.close()
+    assert log.close() == []
     log.add([(1, {"loss": 3.0})])
     log.add([(2, {"loss": 2.0})])
     assert capsys.readouterr().err.count("wait for the tracking store") == 1
     for _ in range(2):
-        with pytest.raises(MlflowException, match="2 steps' metrics of run 00000000"):
-            log.close()
+        assert log.close() == [(1, {"loss": 3.0}), (2, {"loss": 2.0})]
 
 
 def test_no_message_tells_a_password(
@@ -442,8 +442,8 @@ def test_no_message_tells_a_password(
     address = nobody.replace("//", "//anna:pass@word@")
     log = tracking.PointLog(tracking.Run(address, "0" * 32))
     log.add([(1, {"loss": 3.0})])
-    with pytest.raises(MlflowException) as failed:
-        log.close()
+    with pytest.raises(JobFailed, match=r"; it is trained$") as failed, tracking.answering("it is trained"):
+        log.run.log_points(log.close())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(InputError) as refused:
         tracking.connect()
@@ -457,12 +457,30 @@ def test_a_store_that_comes_back(client: MlflowClient, tracking_store: str, caps
     log.add([(1, {"loss": 3.0})])
     with out_of_order(tracking_store, "metrics"):
         log.add([(2, {"loss": 2.0})])
-        with pytest.raises(MlflowException):
-            log.close()
+        assert log.close() == [(2, {"loss": 2.0})]
     log.add([(3, {"loss": 1.0})])
-    log.close()
+    assert log.close() == []
     assert points_of(run, "loss") == {"loss": [(1, 3.0), (2, 2.0), (3, 1.0)]}
     assert "answers again, 2 steps' metrics are logged" in capsys.readouterr().err
+
+
+def test_a_finished_job_waits_for_the_store(
+    client: MlflowClient, tracking_store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tracking.start(INFO, "training", {})
+    tracking.wait_for_store(run)
+    assert not capsys.readouterr().err
+    away = out_of_order(tracking_store, "runs")
+    away.__enter__()
+    waits = threading.Thread(target=tracking.wait_for_store, args=(run,))
+    waits.start()
+    wait_until(lambda: "waiting for the tracking store, 120 s at most" in capsys.readouterr().err)
+    away.__exit__(None, None, None)
+    waits.join(60)
+    assert not waits.is_alive()
+    monkeypatch.setattr(tracking, "PATIENCE", 0.0)
+    with out_of_order(tracking_store, "runs"), pytest.raises(MlflowException):
+        tracking.wait_for_store(run)
 
 
 def test_several_threads_add(client: MlflowClient) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
-from contextlib import redirect_stderr
+import time
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -20,6 +25,7 @@ from safetensors.torch import load_file
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
+from pipeline import tracking
 from pipeline.checkpoints import Checkpoints
 from pipeline.config import make_config
 from pipeline.errors import JobFailed
@@ -110,6 +116,109 @@ def test_a_batch_of_nan_is_kept_while_the_tracking_store_does_not_answer(
     assert json.loads((place / "non-finite-step-2.json").read_text())["step"] == 2
     run_id = json.loads((place / "training.json").read_text())["run_id"]
     assert MlflowClient(tracking_store).get_run(run_id).info.status == "FAILED"
+
+
+def test_a_store_that_is_silent_when_a_training_ends_loses_neither_training_nor_points(
+    ray_started: None, tracking_store: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes when the workers start. The same command only logs and registers."""
+    trained: list[dict[str, Any]] = []
+    away = out_of_order(tracking_store, "runs")
+
+    def in_silence(*arguments: Any) -> dict[str, Any]:
+        away.__enter__()
+        trained.append(run_workers(*arguments))
+        return trained[-1]
+
+    monkeypatch.setattr("pipeline.training.run_workers", in_silence)
+    monkeypatch.setattr(tracking, "PATIENCE", 0.0)
+    config = make_config(SETTINGS | {"log_every": 1})
+    with pytest.raises(JobFailed, match=r"store does not answer .*mine is trained, and the same command goes on from"):
+        train(dataset, config, storage=tmp_path / "runs", name="mine")
+    (outcome,) = trained
+    assert (outcome["state"], outcome["step"]) == ("finished", 2)
+    assert [step for step, _ in outcome["unlogged"]] == [1, 2]
+    away.__exit__(None, None, None)
+    again = train(dataset, config, storage=tmp_path / "runs", name="mine")
+    assert len(trained) == 1
+    assert again.registered and again.registered.version == 1
+    assert str(again.checkpoint).startswith(str(tmp_path / "runs" / "mine"))
+    client = MlflowClient(tracking_store)
+    assert client.get_run(again.run.run_id).info.status == "FINISHED"
+    for metric, steps in {"steps/loss": [1, 2], "valid/map": [2]}.items():
+        assert [point.step for point in client.get_metric_history(again.run.run_id, metric)] == steps
+    assert "unlogged" not in json.loads((tmp_path / "runs" / "mine" / "outcome.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_server_that_is_down_when_a_training_ends_is_waited_for(
+    ray_started: None, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real tracking server, killed when the workers start, and started again when they have ended."""
+    server = Server(tmp_path)
+    starts = 0
+
+    def without_server(*arguments: Any) -> dict[str, Any]:
+        nonlocal starts
+        starts += 1
+        server.kill()
+        try:
+            return run_workers(*arguments)
+        finally:
+            server.start(wait=False)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setattr("pipeline.training.run_workers", without_server)
+    try:
+        server.start()
+        trained = train(dataset, make_config(SETTINGS | {"log_every": 1}), storage=tmp_path / "runs", name="mine")
+        client = MlflowClient(server.uri)
+        assert client.get_run(trained.run.run_id).info.status == "FINISHED"
+        assert [point.step for point in client.get_metric_history(trained.run.run_id, "steps/loss")] == [1, 2]
+    finally:
+        server.kill()
+    assert starts == 1
+    assert trained.registered and trained.registered.uri == "models:/agman-tiny/1"
+
+
+class Server:
+    """`mlflow server`, as a team has one, on a free port."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, wait: bool = True) -> None:
+        stores = ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        stores += ["--artifacts-destination", str(self.folder / "artifacts")]
+        place = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *stores, *place],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 120
+        while wait and not self.answers():
+            assert self.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        with suppress(OSError), urlopen(f"{self.uri}/health") as answer:
+            return bool(answer.status == 200)
+        return False
+
+    def kill(self) -> None:
+        """It and its workers."""
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
 
 
 def test_a_finished_training_is_begun_anew(failed: Failed, store: Path, dataset: Dataset) -> None:

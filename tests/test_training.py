@@ -130,7 +130,8 @@ def _check_pyfunc(uri: str, dataset: Dataset, scored: evaluation.Evaluation) -> 
         name = dataset.info.attribute_names[attribute]
         rows.append({"image": base64.b64encode(data.getvalue()).decode(), "attribute": name})
     answer = mlflow.pyfunc.load_model(uri).predict(pd.DataFrame(rows))
-    np.testing.assert_allclose(np.stack(answer["embedding"]), scored.embeddings[:3], atol=1e-5)
+    assert answer["attributes"].tolist() == [[row["attribute"]] for row in rows]
+    np.testing.assert_allclose(np.concatenate(answer["embeddings"]), scored.embeddings[:3], atol=1e-5)
 
 
 def test_evaluation_agrees_with_ranking_by_hand(two_workers: Trained, dataset: Dataset) -> None:

@@ -143,6 +143,28 @@ def test_a_finished_search_goes_on_to_more_trials(sweep: Sweep, store: Path, dat
     assert more.run == sweep.run
 
 
+@pytest.mark.parametrize("lost", [["test", "registered"], ["registered"], ["0", "test", "registered"]])
+def test_what_a_killed_driver_had_no_time_to_note_is_not_done_again(
+    sweep: Sweep, store: Path, dataset: Dataset, lost: list[str]
+) -> None:
+    """It is killed after the training's end, after the scoring, or after registering: the notes lack what came last."""
+    (notes,) = (store / "runs" / "first" / "final").glob("*.json")
+    whole = json.loads(notes.read_text())
+    assert set(whole) == {"0", "test", "registered"}
+    notes.write_text(json.dumps({key: noted for key, noted in whole.items() if key not in lost}))
+    options: dict[str, Any] = {"space": find_space("margins"), "concurrent": 2, "storage": store / "runs"}
+    again = tune(dataset, CONFIG, trials=TRIALS, final_seeds=1, name="first", resume=True, **options)
+    assert again.final == sweep.final
+    assert json.loads(notes.read_text()) == whole
+    assert len([child for child in children(again) if "trial" not in child.data.tags]) == 1
+    assert [folder.name for folder in notes.parent.iterdir() if folder.is_dir()] == [f"{notes.stem}-seed-0"]
+    client = MlflowClient(sweep.run.uri)
+    (version,) = client.search_model_versions("name='agman-tiny'")
+    assert version.tags["search_run_id"] == sweep.run.run_id
+    assert len(client.get_metric_history(version.run_id, "test/map")) == 1
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+
+
 def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_search(
     ray_started: None, store: Path, dataset: Dataset
 ) -> None:

@@ -124,6 +124,26 @@ def test_an_interrupted_search_says_how_to_go_on(
     check(tmp_path, whole)
 
 
+def test_sigterm_after_the_final_training_says_how_to_go_on(command: Callable[..., Command], tmp_path: Path) -> None:
+    """While the best setting's model is scored or registered; each of it is then done once."""
+
+    def trained() -> bool:
+        return bool(list((tmp_path / "runs" / "search" / "final").glob("*.json")))
+
+    more = ("--trials", "1", "--final-seeds", "1")
+    first = searched(command, *more)
+    first.wait(trained)
+    os.kill(first.process.pid, signal.SIGTERM)
+    said = first.finish(130).strip().splitlines()[-1]
+    assert said == "agman: interrupted: the same command with --resume goes on"
+    assert {run.info.status for run in all_runs(tmp_path)} == {"FINISHED", "KILLED"}
+    searched(command, *more, "--resume").finish()
+    runs = all_runs(tmp_path)
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3  # the search, its trial, the final training
+    (version,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_model_versions("name='agman-tiny'")
+    assert version.tags["search"] == "search"
+
+
 def test_a_killed_trial_goes_on_by_itself(command: Callable[..., Command], tmp_path: Path, whole: list[Trial]) -> None:
     search = searched(command)
     search.wait(lambda: any(trial.history for trial in trials_of(tmp_path)))

@@ -1,0 +1,168 @@
+"""Galleries, and exact search against a plain reference."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from data_prep.errors import InputError
+from pipeline import exact
+from pipeline.exact import nearest_rows
+from pipeline.gallery import Gallery, GalleryInfo, write_gallery
+
+NAMES = ("collar", "skirt", "sleeve")
+
+
+def unit(*shape: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal(shape)
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def make_gallery(folder: Path, embeddings: np.ndarray, **fields: object) -> Path:
+    """A gallery of these embeddings, R×N×D."""
+    folder.mkdir(parents=True)
+    names = [f"{row:03d}.png" for row in range(len(embeddings))]
+    info = {
+        "model": "no-model",
+        "model_digest": "0" * 64,
+        "attributes": NAMES[: embeddings.shape[1]],
+        "width": embeddings.shape[2],
+        "image_size": 32,
+        "images": len(embeddings),
+        "root": str(folder),
+    }
+    images = pa.table({"image": names, "file": names, "row": pa.nulls(len(names))})
+    write_gallery(folder, GalleryInfo(**info | fields), images, iter([embeddings[:7], embeddings[7:]]))  # type: ignore[arg-type]
+    return folder
+
+
+def plain(matrices: list[np.ndarray], queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """All scores at once in float64, rounded to float32; a stable sort."""
+    total = sum(queries[:, a].astype(float) @ matrix.astype(float).T for a, matrix in enumerate(matrices))
+    scores = np.asarray(total).astype(np.float32)
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return np.take_along_axis(scores, rows, 1), rows
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [5, 97, 16_384])
+def test_search_is_exact_whatever_the_chunks_are(asked: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "CHUNK", chunk)
+    monkeypatch.setattr(exact, "QUERIES", 3)
+    rows = unit(389, 3, 13)
+    rows[200:280] = rows[:80]  # equal ones in other chunks, at other places of a chunk
+    rows[300] += np.float32(3e-8)  # and ones that float32 sums can hardly tell apart
+    matrices = [np.ascontiguousarray(rows[:, a]) for a in range(asked)]
+    queries = np.concatenate([unit(7, asked, 13, seed=1), rows[[0, 79, 201, 300], :asked]])
+    scores, found = nearest_rows(matrices, queries, 11)
+    expected_scores, expected = plain(matrices, queries, 11)
+    assert scores.dtype == np.float32
+    assert np.array_equal(found, expected)
+    assert np.array_equal(scores, expected_scores)
+    assert found[7, :2].tolist() == [0, 200]
+
+
+def test_search_of_a_gallery_of_one_picture_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "CHUNK", 31)
+    row = unit(1, 7)
+    scores, found = nearest_rows([np.repeat(row, 500, axis=0)], unit(2, 1, 7, seed=3), 17)
+    assert found.tolist() == [list(range(17))] * 2
+    assert (scores == scores[:, :1]).all()
+
+
+def test_a_rough_score_is_never_further_off_than_the_bound_says() -> None:
+    rows, queries = unit(4_000, 512), unit(5, 2, 512, seed=5)
+    matrices = [rows, rows[::-1].copy()]
+    rough = exact._rough(matrices, queries)
+    true = sum(queries[:, a].astype(float) @ matrices[a].astype(float).T for a in range(2))
+    worst = np.abs(rough - true).max()
+    assert 0 < worst < exact.rounding_error(queries)
+
+
+def test_gallery_search_takes_the_attributes_by_name(tmp_path: Path) -> None:
+    embeddings = unit(23, 3, 5)
+    gallery = Gallery.open(make_gallery(tmp_path / "g", embeddings))
+    assert (len(gallery), gallery.images[3], gallery.images[20:]) == (23, "003.png", ["020.png", "021.png", "022.png"])
+    queries = unit(2, 2, 5, seed=2)
+    scores, rows = gallery.search(queries, ["sleeve", "collar"], top=4)
+    expected = plain([embeddings[:, 2], embeddings[:, 0]], queries, 4)
+    assert np.array_equal(scores, expected[0])
+    assert np.array_equal(rows, expected[1])
+    each = gallery.cosines(queries[0], ["sleeve", "collar"], rows[0])
+    assert np.allclose(each.sum(axis=0), scores[0], atol=1e-6)
+    assert gallery.search(queries, ["sleeve", "collar"], top=100)[1].shape == (2, 23)
+
+
+def test_wrong_questions(tmp_path: Path) -> None:
+    gallery = Gallery.open(make_gallery(tmp_path / "g", unit(9, 3, 5)))
+    with pytest.raises(InputError, match="unknown attribute 'colar'; did you mean 'collar'"):
+        gallery.search(unit(1, 1, 5), ["colar"])
+    with pytest.raises(InputError, match="'skirt' is asked twice"):
+        gallery.search(unit(1, 2, 5), ["skirt", "skirt"])
+    with pytest.raises(InputError, match="no attribute asked; known: collar, skirt, sleeve"):
+        gallery.search(unit(1, 0, 5), [])
+    for queries in (unit(1, 2, 5), unit(1, 1, 4), unit(1, 5)):
+        with pytest.raises(ValueError, match="queries must be Q×1×5"):
+            gallery.search(queries, ["skirt"])
+    for factor in (2, np.nan):
+        with pytest.raises(ValueError, match="unit length"):
+            gallery.search(unit(1, 1, 5) * np.float32(factor), ["skirt"])
+
+
+def test_what_is_no_gallery_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a gallery"):
+        Gallery.open(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="the gallery is empty"):
+        Gallery.open(make_gallery(tmp_path / "empty", unit(0, 2, 5)))
+    place = make_gallery(tmp_path / "g", unit(9, 2, 5))
+    description = (place / "gallery.json").read_text()
+    (place / "gallery.json").write_text(description.replace('"schema_version": 1', '"schema_version": 9'))
+    with pytest.raises(InputError, match="schema version 9, this agman reads 1"):
+        Gallery.open(place)
+    (place / "gallery.json").write_text("{}")
+    with pytest.raises(InputError, match=r"damaged or of another version \(model"):
+        Gallery.open(place)
+    (place / "gallery.json").write_text(description)
+    vectors = place / "vectors" / "attribute-01.npy"
+    vectors.write_bytes(vectors.read_bytes()[:-20])
+    with pytest.raises(InputError, match="damaged"):
+        Gallery.open(place)
+    vectors.unlink()
+    with pytest.raises(InputError, match="damaged"):
+        Gallery.open(place)
+
+
+def png(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_pictures_never_come_from_outside_the_source(tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    root.mkdir()
+    (tmp_path / "secret.png").write_bytes(png(1))
+    (tmp_path / "pictures-not").mkdir()
+    (tmp_path / "pictures-not" / "a.png").write_bytes(png(1))
+    (root / "000.png").write_bytes(png(0))
+    (root / "002.png").symlink_to(tmp_path / "secret.png")
+    (root / "003.png").symlink_to(root / "000.png")
+    (root / "004.png").write_text("not a picture")
+    (root / "out").symlink_to(tmp_path)
+    place = make_gallery(tmp_path / "g", unit(10, 1, 5), root=str(root))
+    names = ["000.png", "001.png", "002.png", "003.png", "004.png"]
+    names += ["../secret.png", str(tmp_path / "secret.png"), "out/secret.png", "../pictures-not/a.png", "."]
+    import pyarrow.parquet as pq
+
+    pq.write_table(
+        pa.table({"image": names, "file": names, "row": pa.nulls(10, pa.int64())}),
+        place / "images.parquet",
+    )
+    gallery = Gallery.open(place)
+    shown = [gallery.picture(row) for row in range(10)]
+    assert shown == [png(0), None, None, png(0), None, None, None, None, None, None]
