@@ -150,7 +150,8 @@ def test_mlflow_serves_it(embedder: Embedder, store: Path, tmp_path: Path) -> No
     program = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/agman-tiny@champion"]
     options = ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.tracking_uri(), "PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen([*program, *options], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # it starts uvicorn by name
+    server = subprocess.Popen([*program, *options], cwd=tmp_path, env=environment, stderr=(tmp_path / "log").open("w"))
 
     def post(rows: list[dict[str, Any]]) -> Any:
         body = json.dumps({"dataframe_records": rows}).encode()
@@ -160,7 +161,7 @@ def test_mlflow_serves_it(embedder: Embedder, store: Path, tmp_path: Path) -> No
 
     try:
         deadline = time.monotonic() + 180
-        while time.monotonic() < deadline:
+        while server.poll() is None and time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
                 break
