@@ -37,7 +37,14 @@ def show(evaluation: Evaluation) -> None:
 
 
 def _show_map(evaluation: Evaluation) -> None:
-    """MAP of every attribute and over all with its interval: the paper's Tables 1 and 2."""
+    _show_wide(*map_table(evaluation))
+
+
+def map_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
+    """MAP of every attribute and over all with its interval: the paper's Tables 1 and 2.
+
+    The title, the attributes' names, and rows: what it is, then a cell for each attribute, the overall figure last.
+    """
     intervals = evaluation.intervals
     names = [name for name in intervals if name]
     rows = [
@@ -48,7 +55,7 @@ def _show_map(evaluation: Evaluation) -> None:
     if _beside(evaluation, of_triplets=False):
         assert evaluation.benchmark
         title, rows = f"{title}; below it as published", rows + _published_map(evaluation.benchmark, names)
-    _show_wide(title, names, rows)
+    return title, names, rows
 
 
 def _show_triplets(evaluation: Evaluation) -> None:

@@ -22,8 +22,11 @@ from pipeline import tracking
 from pipeline.config import TrainConfig
 from pipeline.evaluation import Evaluation, evaluate
 from pipeline.looking import measure
-from pipeline.report.figures import heat_over
-from pipeline.report.galleries import chosen, ranked
+from pipeline.report.confusion import shares
+from pipeline.report.embedding_map import FEW, flattened, grouped
+from pipeline.report.figures import MARKERS, heat_over
+from pipeline.report.galleries import chosen
+from pipeline.report.neighbours import neighbours
 from pipeline.report.page import write_report
 from pipeline.tuning import DONE, FAILED, PRUNED, Sweep, Trial
 
@@ -177,7 +180,8 @@ def test_nothing_overflows_on_a_phone(report: Report, browser: Browser, scheme: 
     page.goto(report.file.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     charts = page.eval_on_selector_all(".chart img", "all => all.map(i => i.naturalWidth > 0)")
-    assert len(charts) == 5 and all(charts)  # losses, MAP, trials, two settings
+    maps = len(report.evaluation.results)
+    assert len(charts) == 5 + maps and all(charts)  # losses, MAP, trials, two settings
     page.close()
 
 
@@ -225,13 +229,108 @@ def test_chosen_queries() -> None:
     assert chosen(precision[1:2], relevant[1:2]) == {"best": 0}
 
 
-def test_ranking_is_that_of_the_metric() -> None:
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_neighbours_are_ranked_as_the_metric_ranks(chunk: int) -> None:
     torch.manual_seed(0)
-    query, candidates = torch.randn(5), torch.randn(7, 5)
-    values = torch.tensor([0, 1, 0, 0, 1, 1, 0])
-    _, order = ranked(query, candidates)
-    scored = agman.retrieval(query[None], candidates, torch.tensor([1]), values, ks=(3,))
-    assert float((values[order[:3]] == 1).double().mean()) == float(scored.precision[3][0])
+    queries, candidates = torch.randn(5, 3), torch.randn(11, 3)
+    candidates[7] = candidates[2]  # a tie
+    scores, places = neighbours(queries, candidates, 4, chunk)
+    similarity = agman.similarities(queries, candidates)
+    order = similarity.sort(dim=1, descending=True, stable=True).indices[:, :4]
+    assert torch.equal(places, order) and torch.equal(scores, similarity.gather(1, order))
+    assert neighbours(queries, candidates, 99)[1].shape == (5, 11)
+
+
+def test_confusion_is_counted_as_by_hand() -> None:
+    asked, found = np.array([0, 2, 0]), np.array([[0, 1], [2, 2], [1, 1]])
+    counted = np.zeros((4, 4))
+    for value, neighbour_values in zip(asked, found, strict=True):
+        for neighbour in neighbour_values:
+            counted[value, neighbour] += 1
+    expected = [[row / sum(of_value) if sum(of_value) else np.nan for row in of_value] for of_value in counted]
+    np.testing.assert_array_equal(shares(asked, found, 4), expected)
+
+
+def test_the_confusion_on_the_page_is_precision_at_ten(report: Report, opened: Opened) -> None:
+    """Over all queries of an attribute, the framed shares come to P@10 (where missing candidates are misses)."""
+    sections = opened.page.query_selector_all("[data-confusion]")
+    assert [one.get_attribute("data-confusion") for one in sections] == list(report.evaluation.results)
+    for section, result in zip(sections, report.evaluation.results.values(), strict=True):
+        rows = section.query_selector_all("tbody tr:not(.summary)")
+        counts = [int(row.query_selector_all("td")[-1].text_content()) for row in rows]
+        own = [float(row.query_selector("td.own").text_content()) for row in rows]
+        assert sum(counts) == len(result.relevant)
+        mean = sum(n * share for n, share in zip(counts, own, strict=True)) / sum(counts)
+        assert mean * min(10, result.candidates) / 10 == pytest.approx(
+            100 * float(result.precision[10].mean()), abs=0.06
+        )
+
+
+def test_the_papers_table_has_the_interval(report: Report, opened: Opened) -> None:
+    rows = [row.query_selector_all("td") for row in opened.page.query_selector_all("#paper-table tbody tr")]
+    overall = report.evaluation.intervals[""]
+    assert [row[-1].text_content() for row in rows[:3]] == [
+        f"{100 * value:.2f}" for value in (overall.mean, overall.low, overall.high)
+    ]
+    assert all(len(row) == len(report.evaluation.results) + 1 for row in rows)
+
+
+def test_a_map_is_the_same_every_time_and_keeps_groups_apart() -> None:
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((3, 20)) * 9
+    points = (centres[np.arange(60) % 3] + generator.standard_normal((60, 20))).astype(np.float32)
+    places = flattened(points)
+    assert np.array_equal(places, flattened(points))
+    nearest = np.linalg.norm(places[:, None] - places[None], axis=2).argsort(axis=1)[:, 1]
+    assert (nearest % 3 == np.arange(60) % 3).all()
+    for few in (0, 1, 2, 3, FEW - 1):
+        assert flattened(points[:few]).shape == (few, 2)
+    names = [f"value {number // 2}" for number in range(40)]
+    assert len(set(grouped(names))) == len(MARKERS) and grouped(names[:8]) == names[:8]
+
+
+CONTRAST = """() => {
+  const channel = c => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4 };
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const parse = text => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255] };
+  const behind = element => {
+    for (let one = element; one; one = one.parentElement) {
+      const colour = parse(getComputedStyle(one).backgroundColor);
+      if (colour[3] > 0.99) return colour;
+    }
+    return [255, 255, 255, 1];
+  };
+  const bad = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let texts = 0;
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || element.closest(".hidden, style, script")) continue;
+    texts += 1;
+    const style = getComputedStyle(element), size = parseFloat(style.fontSize);
+    const large = size >= 24 || (size >= 18.66 && parseInt(style.fontWeight) >= 700);
+    const [one, other] = [light(parse(style.color)), light(behind(element))];
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (ratio < (large ? 3 : 4.5)) bad.push([ratio.toFixed(2), walker.currentNode.textContent.trim().slice(0, 40)]);
+  }
+  return {texts, bad};
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read(report: Report, browser: Browser, scheme: str) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(report.file.as_uri())
+    found = page.evaluate(CONTRAST)
+    assert found["texts"] > 500 and found["bad"] == []
+    page.close()
+
+
+def test_links_lead_somewhere(opened: Opened) -> None:
+    targets = opened.page.eval_on_selector_all("nav a", "all => all.map(a => a.getAttribute('href'))")
+    assert len(targets) >= 7
+    assert all(opened.page.locator(target).count() == 1 for target in targets)
 
 
 def test_the_attention_on_the_page_is_the_evaluations(report: Report, opened: Opened) -> None:

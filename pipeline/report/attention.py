@@ -14,7 +14,7 @@ import agman
 from data_prep.dataset import Dataset, ImageStore
 from pipeline.looking import CORNERS, attention_maps, measure, with_regions
 from pipeline.report import figures
-from pipeline.report.galleries import Pictures
+from pipeline.report.pictures import Pictures
 
 SHOWN = 2
 """Pictures per attribute."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ History = Sequence[tuple[int, float]]
 SIZE = (4.4, 2.7)  # inches
 HEAT = matplotlib.colormaps["inferno"]
 LEGEND_COLOURS = 9
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+"""Shapes of a scatter's groups: nobody has to tell them by colour alone."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,26 @@ def validation(history: History) -> Chart:
 
     alt = f"Validation MAP over steps; best {100 * best:.2f} at step {step}, at the end {100 * history[-1][1]:.2f}"
     return chart("Validation MAP", alt, draw)
+
+
+def scatter(title: str, places: np.ndarray, groups: Sequence[str]) -> Chart:
+    """Points K×2 without axes, by shape and colour of their groups, the largest group first. At most MARKERS groups."""
+    ordered = [name for name, _ in Counter(groups).most_common()]
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for number, (name, marker) in enumerate(zip(ordered, MARKERS, strict=False)):
+            mine = places[[group == name for group in groups]]
+            colour = theme.series[number % len(theme.series)]
+            axes.scatter(
+                mine[:, 0], mine[:, 1], s=26, marker=marker, color=colour, alpha=0.75, linewidths=0, label=name
+            )
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+
+    counts = ", ".join(f"{name} {count}" for name, count in Counter(groups).most_common())
+    return chart(title, f"Map of {len(groups)} embeddings under {title}, by value: {counts}", draw, (5.2, 3.2))
 
 
 def trials(sweep: Sweep) -> Chart:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
-import agman
-from data_prep.dataset import Dataset, ImageStore
+from data_prep.dataset import Dataset
 from data_prep.tables import Attribute
 from pipeline.evaluation import Evaluation
-from pipeline.report import figures
+from pipeline.report.neighbours import neighbours
+from pipeline.report.pairs import of_attributes
+from pipeline.report.pictures import Pictures
 
 SHOWN = 10
 SIDE = 128
@@ -52,20 +52,6 @@ class Gallery:
     queries: list[Query]
 
 
-class Pictures:
-    """Pictures of one split as data: URIs; only the wanted ones are held."""
-
-    def __init__(self, dataset: Dataset, split: str, image_ids: np.ndarray):
-        self._images = ImageStore(dataset, split, dataset.info.image_size, wanted=image_ids)
-
-    def array(self, image_id: int) -> np.ndarray:
-        """uint8 S×S×3."""
-        return self._images.read(np.array([image_id]))[0].permute(1, 2, 0).numpy()
-
-    def uri(self, image_id: int, side: int) -> str:
-        return figures.jpeg(self.array(image_id), side)
-
-
 @dataclass(frozen=True)
 class _Ranking:
     """A query to show; places are rows of the evaluation's pairs."""
@@ -80,46 +66,43 @@ class _Ranking:
 
 def galleries(evaluation: Evaluation, dataset: Dataset) -> list[Gallery]:
     """A gallery for every attribute with queries, in the dataset's order."""
-    pairs = evaluation.pairs.reset_index(drop=True)
     rankings = {
-        attribute: _rankings(evaluation, pairs[pairs["attribute"] == number], attribute.name)
-        for number, attribute in enumerate(dataset.info.attributes)
-        if attribute.name in evaluation.results
+        attribute: _rankings(evaluation, attribute.name, queries, candidates)
+        for attribute, queries, candidates in of_attributes(evaluation, dataset)
     }
     shown = [place for found in rankings.values() for one in found for place in (one.query, *one.candidates)]
-    pictures = Pictures(dataset, evaluation.split, pairs["image_id"].to_numpy()[shown])
+    pictures = Pictures(dataset, evaluation.split, evaluation.pairs["image_id"].to_numpy()[shown])
     return [
         Gallery(
             attribute.name,
             evaluation.figures[f"{evaluation.split}/map/{attribute.name}"],
-            [_query(ranking, pairs, attribute, pictures) for ranking in found],
+            [_query(ranking, evaluation, attribute, pictures) for ranking in found],
         )
         for attribute, found in rankings.items()
     ]
 
 
-def _rankings(evaluation: Evaluation, pairs: pd.DataFrame, attribute: str) -> list[_Ranking]:
+def _rankings(evaluation: Evaluation, attribute: str, queries: np.ndarray, candidates: np.ndarray) -> list[_Ranking]:
     """The chosen queries among one attribute's pairs, with their first candidates."""
-    queries, candidates = (pairs.index[pairs["role"] == role].tolist() for role in ("query", "candidate"))
     result = evaluation.results[attribute]
-    rankings = []
-    for title, number in chosen(result.average_precision, result.relevant).items():
-        scores, order = ranked(evaluation.embeddings[queries[number]], evaluation.embeddings[candidates])
-        rankings.append(
-            _Ranking(
-                title,
-                queries[number],
-                float(result.average_precision[number]),
-                int(result.relevant[number]),
-                [candidates[place] for place in order[:SHOWN].tolist()],
-                scores[:SHOWN].tolist(),
-            )
+    titles = chosen(result.average_precision, result.relevant)
+    asked = queries[list(titles.values())]
+    scores, places = neighbours(evaluation.embeddings[asked], evaluation.embeddings[candidates], SHOWN)
+    return [
+        _Ranking(
+            title,
+            query=int(queries[number]),
+            average_precision=float(result.average_precision[number]),
+            relevant=int(result.relevant[number]),
+            candidates=candidates[found].tolist(),
+            scores=scored.tolist(),
         )
-    return rankings
+        for (title, number), found, scored in zip(titles.items(), places.numpy(), scores, strict=True)
+    ]
 
 
-def _query(ranking: _Ranking, pairs: pd.DataFrame, attribute: Attribute, pictures: Pictures) -> Query:
-    image_ids, values = pairs["image_id"].tolist(), pairs["value"].tolist()
+def _query(ranking: _Ranking, evaluation: Evaluation, attribute: Attribute, pictures: Pictures) -> Query:
+    image_ids, values = (evaluation.pairs[name].tolist() for name in ("image_id", "value"))
     asked = values[ranking.query]
     return Query(
         title=ranking.title,
@@ -151,9 +134,3 @@ def chosen(average_precision: torch.Tensor, relevant: torch.Tensor) -> dict[str,
     ordered = answerable[falling].tolist()
     titles = {len(ordered) // 2: "typical", len(ordered) - 1: "worst", 0: "best"}
     return {titles[place]: ordered[place] for place in sorted(titles)}
-
-
-def ranked(query: torch.Tensor, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of C candidates (C×D) for one query (D), falling, and their order: as agman.retrieval ranks."""
-    ordered = agman.similarities(query[None], candidates)[0].sort(descending=True, stable=True)
-    return ordered.values, ordered.indices

@@ -19,8 +19,11 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline import registry, tracking
 from pipeline.evaluation import Evaluation, evaluate
+from pipeline.evaluation_tables import map_table
 from pipeline.report import figures as draw
 from pipeline.report.attention import Attention, attention
+from pipeline.report.confusion import Confusion, confusions
+from pipeline.report.embedding_map import embedding_maps
 from pipeline.report.galleries import Gallery, galleries
 from pipeline.report.html import render
 from pipeline.report.scores import Scores, score_table
@@ -46,10 +49,14 @@ class Page:
     split: str
     made: datetime
     figures: dict[str, float]
+    paper: tuple[str, list[str], list[list[str]]]
+    """The table as the papers print it; see evaluation_tables.map_table."""
     scores: Scores
     curves: list[draw.Chart]
     attention: Attention
     galleries: list[Gallery]
+    confusions: list[Confusion]
+    maps: list[draw.Chart]
     search: Search | None
     settings: dict[str, Any]
     facts: dict[str, str]
@@ -85,12 +92,15 @@ def write_report(
         split=evaluation.split,
         made=datetime.now(UTC),
         figures={name.split("/", 1)[1]: value for name, value in evaluation.figures.items()},
+        paper=map_table(evaluation),
         scores=score_table(evaluation, dataset.info.attribute_names),
         curves=_curves(description["run_id"]),
         attention=attention(
             network, description["image_size"], dataset, evaluation.split, evaluation.pairs, evaluation.attention
         ),
         galleries=galleries(evaluation, dataset),
+        confusions=confusions(evaluation, dataset),
+        maps=embedding_maps(evaluation, dataset),
         search=search_section(sweep) if sweep else None,
         settings=description["training"],
         facts=_facts(dataset, network, description),
