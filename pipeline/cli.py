@@ -471,6 +471,31 @@ def search(gallery: Path, query: Path, attributes: tuple[str, ...], as_json: boo
 
 
 @cli.command()
+@click.argument("gallery", type=PATH)
+@click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0: every one.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--replicas",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Processes, one GPU each if there are GPUs.",
+)
+@click.option(
+    "--max-batch", default=32, show_default=True, type=click.IntRange(1), help="Pictures that pass the model together."
+)
+@click.option(
+    "--wait-ms", default=5.0, show_default=True, type=click.FloatRange(0), help="How long one waits for others, ms."
+)
+def serve(gallery: Path, model: str | None, **options: Any) -> None:
+    """Serve GALLERY over HTTP, with a page to search it by picture and attribute. Ctrl-C stops it."""
+    from pipeline.serving.run import Options, serve_until_stopped
+
+    serve_until_stopped(gallery, model, Options(**options))
+
+
+@cli.command()
 @click.option("--out", default=Path("demo"), show_default=True, type=PATH, help="Folder to make.")
 @click.option("--images", default=4_000, show_default=True, type=click.IntRange(200), help="Pictures to draw.")
 @seed_option

@@ -157,6 +157,10 @@ class Gallery:
         (query,) = self._checked(query[None], len(attributes))
         return np.stack([exact_scores([one], query[number : number + 1], rows) for number, one in enumerate(vectors)])
 
+    def embeddings(self, row: int) -> np.ndarray:
+        """float32 N×D: a row's embeddings under every attribute."""
+        return np.stack([matrix[row] for matrix in self._vectors])
+
     def picture(self, row: int) -> bytes | None:
         """The picture file of a row as its source has it now; None if it is no longer there.
 

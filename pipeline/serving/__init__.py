@@ -1,0 +1,1 @@
+"""`agman serve`: a gallery over HTTP, with a page to look into it."""

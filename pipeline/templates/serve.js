@@ -1,0 +1,165 @@
+// The page of `agman serve`: a picture and attributes go out, hits come back. Text is set as text, never as HTML.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const words = (name) => name.replaceAll("_", " ");
+let query = null; // {file} of an upload, or {row} of the gallery
+let hits = [];
+let asked = 0; // the newest request; answers to older ones are dropped
+
+function chosen() {
+  return [...document.querySelectorAll("[name=attributes]:checked")].map((box) => box.value);
+}
+
+function say(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("wrong", wrong);
+}
+
+async function answer(request) {
+  let response;
+  try {
+    response = await request;
+  } catch {
+    throw new Error("The service does not answer.");
+  }
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) {
+    throw new Error(body.error || (response.status === 503 ? "The service is busy; try again." : `Error ${response.status}`));
+  }
+  return body;
+}
+
+function form(attributes, extra = {}) {
+  const data = new FormData();
+  data.append("image", query.file);
+  for (const name of attributes) data.append("attributes", name);
+  for (const [key, value] of Object.entries(extra)) data.append(key, value);
+  return { method: "POST", body: data };
+}
+
+function pick(file) {
+  query = { file };
+  if ($("preview").src.startsWith("blob:")) URL.revokeObjectURL($("preview").src);
+  show(URL.createObjectURL(file), `Query picture ${file.name || "from the clipboard"}`);
+  search();
+}
+
+function show(address, text) {
+  $("preview").src = address;
+  $("preview").alt = text;
+  $("preview").hidden = false;
+}
+
+async function search() {
+  const attributes = chosen();
+  if (!query) return say("Give a picture first.", true);
+  if (!attributes.length) return say("Choose at least one attribute.", true);
+  const mine = ++asked;
+  say("Searching …");
+  try {
+    const parameters = new URLSearchParams([...attributes.map((name) => ["attributes", name]), ["top", "10"]]);
+    const found = query.file
+      ? await answer(fetch("search", form(attributes, { top: 10 })))
+      : await answer(fetch(`similar/${query.row}?${parameters}`));
+    if (mine !== asked) return;
+    hits = found.hits;
+    say(`${hits.length} pictures, most alike first.`);
+    heatChoices(attributes);
+    draw(attributes);
+    await heat();
+  } catch (error) {
+    if (mine !== asked) return;
+    hits = [];
+    draw(attributes);
+    say(error.message, true);
+  }
+}
+
+function heatChoices(attributes) {
+  const before = $("heat").value;
+  $("heat").replaceChildren(new Option("none", ""), ...attributes.map((name) => new Option(words(name), name)));
+  $("heat").value = attributes.includes(before) ? before : attributes[0];
+}
+
+function draw(attributes) {
+  $("hits-title").hidden = !hits.length;
+  $("hits").replaceChildren(...hits.map((hit, place) => card(hit, place + 1, attributes)));
+}
+
+function card(hit, rank, attributes) {
+  const item = document.createElement("li");
+  item.className = "card hit";
+  item.dataset.row = hit.row;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.title = "Search with this picture";
+  const picture = document.createElement("img");
+  picture.src = hit.picture;
+  picture.alt = `Rank ${rank}: ${hit.image}`;
+  button.append(picture);
+  button.addEventListener("click", () => {
+    query = { row: hit.row, picture: hit.picture };
+    show(hit.picture, `Query picture ${hit.image}`);
+    scrollTo({ top: 0 });
+    search();
+  });
+  const text = document.createElement("div");
+  const score = document.createElement("strong");
+  score.textContent = `${rank}. ${hit.score.toFixed(3)}`;
+  const name = document.createElement("p");
+  name.className = "name";
+  name.textContent = hit.image;
+  text.append(score, name);
+  if (attributes.length > 1) {
+    const list = document.createElement("dl");
+    for (const attribute of attributes) {
+      const term = document.createElement("dt");
+      term.textContent = words(attribute);
+      const value = document.createElement("dd");
+      value.textContent = hit.cosines[attribute].toFixed(3);
+      list.append(term, value);
+    }
+    text.append(list);
+  }
+  item.append(button, text);
+  return item;
+}
+
+async function heat() {
+  const attribute = $("heat").value;
+  const mine = asked;
+  for (const item of document.querySelectorAll(".hit")) {
+    const path = attribute ? `attention/${item.dataset.row}?attribute=${encodeURIComponent(attribute)}` : `pictures/${item.dataset.row}`;
+    item.querySelector("img").src = path;
+  }
+  if (!query) return;
+  if (!query.file) {
+    $("preview").src = attribute ? `attention/${query.row}?attribute=${encodeURIComponent(attribute)}` : query.picture;
+    return;
+  }
+  try {
+    const address = attribute
+      ? (await answer(fetch("attention", form([attribute])))).attention[attribute]
+      : URL.createObjectURL(query.file);
+    if (mine === asked && $("heat").value === attribute) $("preview").src = address;
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+$("file").addEventListener("change", (event) => event.target.files[0] && pick(event.target.files[0]));
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  search();
+});
+$("heat").addEventListener("change", heat);
+for (const box of document.querySelectorAll("[name=attributes]")) box.addEventListener("change", () => query && search());
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files[0]) pick(event.dataTransfer.files[0]);
+  });
+}
+document.addEventListener("paste", (event) => event.clipboardData.files[0] && pick(event.clipboardData.files[0]));
