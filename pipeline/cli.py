@@ -52,12 +52,15 @@ BENCHMARK = click.Choice(
     [
         "annotation",
         "drawing",
+        "evaluate",
         "loader",
         "model",
         "options",
         "packing",
         "precision",
         "retrieval",
+        "search",
+        "serve",
         "train",
         "triplets",
         "tune",
@@ -514,8 +517,8 @@ def demo(out: Path, images: int, seed: int, overwrite: bool, as_json: bool) -> N
 def bench(name: str) -> None:
     """Measure NAME side by side with the plain way; writes a dated table to benchmarks/results.
 
-    NAME is annotation, drawing, loader, model, options, packing, precision, retrieval,
-    train, triplets or tune.
+    NAME is annotation, drawing, evaluate, loader, model, options, packing, precision, retrieval,
+    search, serve, train, triplets or tune.
     """
     import importlib
 

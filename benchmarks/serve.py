@@ -1,0 +1,118 @@
+"""The service with batching against one picture at a time, and its latency under load: `agman bench serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+
+import agman
+from benchmarks.record import write_table
+from data_prep.cluster import ray_session
+from pipeline.console import say
+from pipeline.embedding import embed_images
+from pipeline.serving.run import Options, served
+
+NAMES = ["collar_design", "skirt_length", "sleeve_length"]
+CLIENTS, PICTURES, TURNS = 64, 64, 2
+WORKS = (("resnet18", 64, 768), ("resnet50", 224, 192))
+"""Backbone, pixels of the model and of the pictures sent, requests a turn."""
+
+
+def jpeg(seed: int, side: int) -> bytes:
+    fields = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(fields).resize((2 * side, 2 * side), Image.Resampling.BICUBIC).save(file, "JPEG")
+    return file.getvalue()
+
+
+def make(folder: Path, backbone: str, side: int) -> Path:
+    """A gallery of PICTURES, by a model of random weights."""
+    torch.manual_seed(0)
+    network = agman.build("agman", n_attributes=len(NAMES), backbone=backbone, embedding_dim=128)
+    description = {"attributes": NAMES, "image_size": side, "training": {}, "dataset_digest": None, "run_id": None}
+    model = agman.save_model(folder / "model", network, description)
+    (folder / "pictures").mkdir()
+    for number in range(PICTURES):
+        (folder / "pictures" / f"{number}.jpg").write_bytes(jpeg(number, side))
+    return embed_images(str(model), folder / "pictures", folder / "gallery").folder
+
+
+def load(address: str, pictures: list[bytes], clients: int) -> tuple[float, list[float]]:
+    """Requests a second, and every request's seconds; `clients` at a time."""
+    taken: list[float] = []
+
+    async def ask(client: httpx.AsyncClient, waiting: asyncio.Queue[bytes]) -> None:
+        while not waiting.empty():
+            data = waiting.get_nowait()
+            started = time.perf_counter()
+            form = {"attributes": NAMES[:1], "top": "10"}
+            answer = await client.post(f"{address}/search", files={"image": ("q.jpg", data)}, data=form)
+            answer.raise_for_status()
+            taken.append(time.perf_counter() - started)
+
+    async def everybody() -> float:
+        waiting: asyncio.Queue[bytes] = asyncio.Queue()
+        for data in pictures:
+            waiting.put_nowait(data)
+        async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=clients)) as client:
+            started = time.perf_counter()
+            await asyncio.gather(*(ask(client, waiting) for _ in range(clients)))
+            return time.perf_counter() - started
+
+    return len(pictures) / asyncio.run(everybody()), taken
+
+
+def measure(folder: Path, backbone: str, side: int, requests: int) -> list[list[str]]:
+    gallery = make(folder, backbone, side)
+    pictures = [jpeg(1_000 + number, side) for number in range(requests)]
+    ways = {"one at a time": 1, "batches of up to 32": 32}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    alone: dict[str, float] = {}
+    for turn in range(TURNS):
+        for name, most in ways.items():
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            with served(gallery, None, Options(port=port, max_batch=most)) as address:
+                load(address, pictures[:32], 8)  # warms up
+                alone[name] = float(np.median(load(address, pictures[:16], 1)[1]))
+                rate, taken = load(address, pictures, CLIENTS)
+            rates[name].append(rate)
+            seconds[name] += taken
+            say(f"{backbone}, turn {turn + 1}, {name}: {rate:.1f} images/s")
+    base = float(np.median(rates["one at a time"]))
+    rows = []
+    for name, found in rates.items():
+        rate = float(np.median(found))
+        p50, p99 = (1000 * np.percentile(seconds[name], share) for share in (50, 99))
+        turns = ", ".join(f"{one:.1f}" for one in found)
+        title = f"{backbone}, {side} px"
+        rows.append([title, name, f"{rate:.1f} ({turns})", f"{rate / base:.2f}", f"{p50:.0f}", f"{p99:.0f}"])
+        rows[-1].append(f"{1000 * alone[name]:.0f}")
+    return rows
+
+
+def main() -> None:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, ray_session():
+        for backbone, side, requests in WORKS:
+            place = Path(folder, backbone)
+            place.mkdir()
+            rows += measure(place, backbone, side, requests)
+    header = ["model", "the model sees", "images/s (turns)", "of one at a time", "p50, ms", "p99, ms", "alone, ms"]
+    notes = (
+        f"{CLIENTS} clients that ask again as soon as they are answered, on the same CPUs as the service; JPEGs of twice the "
+        "model's pixels a side, searched under one attribute, answers checked for their status. Alone: the median of a single "
+        "client. Random weights."
+    )
+    write_table("serve", header, rows, notes)
