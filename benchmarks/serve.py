@@ -111,8 +111,8 @@ def main() -> None:
             rows += measure(place, backbone, side, requests)
     header = ["model", "the model sees", "images/s (turns)", "of one at a time", "p50, ms", "p99, ms", "alone, ms"]
     notes = (
-        f"{CLIENTS} clients that ask again as soon as they are answered, on the same CPUs as the service; JPEGs of twice the "
-        "model's pixels a side, searched under one attribute, answers checked for their status. Alone: the median of a single "
+        f"{CLIENTS} clients that ask again as soon as they are answered, on the same CPUs as the service; JPEGs of "
+        "twice the model's pixels a side, searched under one attribute. Alone: the median of a single "
         "client. Random weights."
     )
     write_table("serve", header, rows, notes)
