@@ -114,7 +114,7 @@ def main() -> None:
     header = ["embeddings", "way", "first query, ms", "one query, ms", "of exact", f"recall@{RECALL_AT}"]
     notes = (
         f"{ROWS:,} × {WIDTH} in float32, queries one at a time, medians of {TURNS - 1} after the first; the files are "
-        f"in the page cache. Recall over {QUERIES} queries that the index was not tuned with: rows of the gallery moved "
-        "by 0.3 of their length. FAISS's flat index holds its own copy in memory."
+        f"in the page cache. Recall over {QUERIES} queries that the index was not tuned with: rows of the gallery "
+        "moved by 0.3 of their length. FAISS's flat index holds its own copy in memory."
     )
     write_table("search", header, rows, notes)
