@@ -328,6 +328,48 @@ def tune(
 
 
 @cli.command()
+@data_option
+@click.option(
+    "--system",
+    "systems",
+    multiple=True,
+    metavar="NAME",
+    help="May be given several times: csn, asenet_v2, attnfashion, isln, agman, no_multi_level, no_classification, "
+    "no_asa, no_sa, no_aca, no_mask.  [default: all]",
+)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Trainings of each system.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="DDP workers of each training.")
+@click.option("--preset", metavar="NAME", help=f"Start from a recipe: {', '.join(PRESETS)}.")
+@click.option("--config", "config_file", type=PATH, metavar="FILE", help="YAML file of settings, over the preset.")
+@click.option(
+    "--storage", default=Path("runs"), show_default=True, type=PATH, help="Where comparisons are kept: a folder."
+)
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE ...]")
+@json_option
+def compare(
+    data: str | Path,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train the systems of the papers' tables, and AG-MAN without its parts, under one budget; score them on test.
+
+    KEY=VALUE is the budget and recipe of all. Killed or stopped, the same command goes on.
+    """
+    from data_prep.dataset import Dataset
+    from pipeline.comparing import compare as run_comparison
+    from pipeline.comparing import refuse_own, show
+    from pipeline.config import load_config
+    from pipeline.console import emit
+
+    refuse_own(settings)
+    config = load_config(config_file, settings, preset)
+    emit(show(run_comparison(Dataset(data), config, **options)), as_json)
+
+
+@cli.command()
 @click.argument("model")
 @data_option
 @click.option(
