@@ -6,6 +6,10 @@ import ray
 
 from data_prep.errors import InputError
 
+ONE_HEAP = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
+"""Runtime environment of processes that compute in a thread, as Ray's do. glibc gives threads heaps of their own, which
+go back to the system again and again, whatever agman.keep_freed_memory says."""
+
 
 def cpus_for(workers: int, option: str = "--workers") -> int:
     """The most CPUs that each of `workers` can have, none of them cut over two nodes.

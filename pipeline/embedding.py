@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+import agman
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError, StorageError
 from data_prep.packing import TRIES, count_try
@@ -65,7 +66,7 @@ def embed_images(
     that cannot be read are in `rejects.parquet`: pictures in = rows + rejects. Raises InputError for what a user can
     mend, also if no picture can be read; nothing is left then.
     """
-    from pipeline.cluster import cpus_for, gpus_for
+    from pipeline.cluster import ONE_HEAP, cpus_for, gpus_for
 
     out = Path(out).resolve()
     network, description = registry.load(model)
@@ -86,7 +87,7 @@ def embed_images(
             stack.enter_context(ray_session())
             on_gpu, cpus = gpus_for(workers), cpus_for(workers)
             shards = _take_up(aside, info, source)
-            resources = {"num_cpus": cpus, "num_gpus": float(on_gpu)}
+            resources = {"num_cpus": cpus, "num_gpus": float(on_gpu), "runtime_env": ONE_HEAP}
             _run(shards, aside, source, (network, description, precision), workers, resources, progress)
             _finish(aside, info, len(shards))
             (aside / LOCK).unlink()
@@ -161,7 +162,7 @@ def _run(
     source: Source,
     model: tuple[Any, dict[str, Any], str],
     workers: int,
-    resources: dict[str, float],
+    resources: dict[str, Any],
     progress: Progress,
 ) -> None:
     """Embed what has no file yet."""
@@ -200,6 +201,7 @@ class _Worker:
 
         network, description, precision = ray.get(model)
         torch.set_num_threads(threads)
+        agman.keep_freed_memory()
         self.embedder = Embedder(network, description, precision=precision)
         self.aside, self.root, self.column = aside, root, column
         self.pool = ThreadPoolExecutor(threads)

@@ -31,6 +31,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline import tracking
 from pipeline.checkpoints import Checkpoint, Checkpoints, Saver
+from pipeline.cluster import ONE_HEAP
 from pipeline.config import TrainConfig
 from pipeline.console import say_above
 from pipeline.loop import Ending, NonFiniteBatch, Share, StepEnd, Training
@@ -101,9 +102,7 @@ def run_workers(
                 name="ray",
                 storage_path=scratch,  # Ray's own notes; checkpoints are ours
                 failure_config=ray.train.FailureConfig(max_failures=-1),  # the board counts fruitless starts
-                # The training runs in a thread. glibc gives threads heaps of their own, which go back to the system
-                # again and again, whatever agman.keep_freed_memory says.
-                worker_runtime_env={"env_vars": {"MALLOC_ARENA_MAX": "1"}},
+                worker_runtime_env=ONE_HEAP,
             ),
         )
 

@@ -44,7 +44,7 @@ def test_the_walk_through_runs_with_smaller_numbers(agman_here: Agman, tmp_path:
 
 @pytest.mark.slow
 def test_the_walk_through_runs_as_it_is_typed(tmp_path: Path) -> None:
-    assert len(WALK) == 6
+    assert len(WALK) == 7
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     for line in WALK:

@@ -18,6 +18,7 @@ from ray import serve
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+import agman
 from data_prep.errors import InputError
 from pipeline.embedder import PictureError
 from pipeline.gallery import Gallery
@@ -89,6 +90,7 @@ class Replica:
     def __init__(self, gallery: str, tracking_uri: str, model: str | None, max_batch: int, wait: float, threads: int):
         os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
         torch.set_num_threads(threads)
+        agman.keep_freed_memory()
         opened = Gallery.open(gallery)
         self.engine = Engine(opened, embedder_of(opened, model))
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")

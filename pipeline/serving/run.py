@@ -49,7 +49,7 @@ def served(place: Path, model: str | None, options: Options) -> Iterator[str]:
     """
     from ray import serve
 
-    from pipeline.cluster import cpus_for, gpus_for
+    from pipeline.cluster import ONE_HEAP, cpus_for, gpus_for
     from pipeline.serving.app import Replica
 
     place = place.absolute()
@@ -65,7 +65,7 @@ def served(place: Path, model: str | None, options: Options) -> Iterator[str]:
             deployment = Replica.options(  # type: ignore[attr-defined]
                 num_replicas=options.replicas,
                 # Less than all CPUs: Ray Serve's own actors need none, but others may.
-                ray_actor_options={"num_cpus": 0.5 * cpus, "num_gpus": float(on_gpu)},
+                ray_actor_options={"num_cpus": 0.5 * cpus, "num_gpus": float(on_gpu), "runtime_env": ONE_HEAP},
                 max_ongoing_requests=AT_ONCE,
                 max_queued_requests=WAITING,
             )
