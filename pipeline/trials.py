@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,9 @@ from typing import Any
 import ray
 from ray import tune as ray_tune
 from ray.actor import ActorHandle
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import tune_controller
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -59,7 +62,33 @@ def run_trials(job: Job, record: Record, runs: TrialRuns, watch: Watch, total: i
             verbose=0,
         ),
     )
-    tuner.fit()
+    with _kills_for_memory_as_kills():
+        tuner.fit()
+
+
+MEMORY = "Ray's memory monitor"
+
+
+class _ActorManager(RayActorManager):
+    """Ray Tune's, for which a process killed by the memory monitor is one that has died.
+
+    Ray's own knows dead actors and errors; an actor that was killed for memory is neither to it, and ends the search.
+    """
+
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=f"killed by {MEMORY}: {exception}")
+        super()._actor_task_failed(tracked_actor_task, exception)
+
+
+@contextmanager
+def _kills_for_memory_as_kills() -> Iterator[None]:
+    """There is no way to hand Ray Tune a manager of one's own."""
+    rays, tune_controller.RayActorManager = tune_controller.RayActorManager, _ActorManager
+    try:
+        yield
+    finally:
+        tune_controller.RayActorManager = rays
 
 
 def _scheduler(record: Record) -> TrialScheduler:
@@ -187,7 +216,7 @@ class _Ledger(_HereOnly, ray_tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         if trial.num_failures <= KILLED_AT_MOST:  # its process died before it began, and Ray gives such a trial up
             return self._release(trial.config["trial"])  # the study has it as running: the next round takes it up
-        self._end(trial, FAILED, f"its process was killed {trial.num_failures} times")
+        self._end(trial, FAILED, _killed(trial))
 
     def _end(self, trial: Any, state: str, reason: str) -> None:
         number, last = trial.config["trial"], trial.last_result or {}
@@ -203,6 +232,14 @@ class _Ledger(_HereOnly, ray_tune.Callback):
         if self.job.held:
             with suppress(ray.exceptions.RayError):
                 ray.get(self.job.held.close.remote(str(self.job.place(number))))
+
+
+def _killed(trial: Any) -> str:
+    """Of a trial that was killed too often."""
+    told = Path(trial.error_file).read_text() if trial.error_file else ""
+    memory = told.count(f"killed by {MEMORY}")
+    by = f", {memory} of them by {MEMORY}: its machine ran out of memory" if memory else ""
+    return f"its process was killed {trial.num_failures} times{by}"
 
 
 def tidy(job: Job, ended: Trial) -> None:

@@ -23,7 +23,7 @@ import ray.train.torch
 import torch.distributed as dist
 from mlflow.exceptions import MlflowException
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from data_prep.dataset import Dataset
@@ -133,7 +133,7 @@ def _fit_while_controllers_die(
     reached, fruitless = -1, 0
     while True:
         error = _fit(trainer, look_after)
-        if not isinstance(error, RayActorError):
+        if not isinstance(error, RayActorError | OutOfMemoryError):
             return error
         step = ray.get(board.look.remote())[0]
         fruitless = 0 if step > reached else fruitless + 1

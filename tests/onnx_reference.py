@@ -388,6 +388,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "MaxPool": max_pool,
     "Mod": modulo,
     "Mul": lambda a, b: a * b,
+    "Reciprocal": lambda x: 1 / x,
     "ReduceL2": partial(reduce_over, lambda x, dim, keepdim: x.square().sum(dim, keepdim=keepdim).sqrt()),
     "ReduceMax": partial(reduce_over, torch.amax),
     "ReduceMean": partial(reduce_over, torch.mean),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sqlite3
 import threading
@@ -23,7 +24,7 @@ from trainings import SETTINGS, Command, processes
 from data_prep.dataset import Dataset
 from pipeline.config import make_config
 from pipeline.spaces import Space, find_space
-from pipeline.sweep import DONE, PRUNED, Trial, trials_in
+from pipeline.sweep import DONE, FAILED, PRUNED, Trial, trials_in
 from pipeline.tuning import tune
 
 pytestmark = pytest.mark.slow
@@ -151,6 +152,79 @@ def test_a_killed_trial_goes_on_by_itself(command: Callable[..., Command], tmp_p
     os.kill(victim, signal.SIGKILL)
     search.finish()
     check(tmp_path, whole)
+
+
+WIDE = 6144
+"""An embedding that takes 0.8 GB, and four times as much while it is trained."""
+OWN_SPACE = f"""
+START = {{"embedding_dim": {WIDE}}}
+def widths(trial):
+    trial.suggest_categorical("embedding_dim", [16, {WIDE}])
+"""
+
+
+def test_a_trial_that_rays_memory_monitor_kills_has_failed_and_the_search_goes_on(
+    command: Callable[..., Command], tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN_SPACE)
+    memory = {line.split(":")[0]: int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()}
+    allowed = memory["MemTotal"] - memory["MemAvailable"] + 4_000_000  # kB: room for Ray, the driver, a small trial
+    variables = {
+        "RAY_memory_usage_threshold": f"{allowed / memory['MemTotal']:.4f}",
+        "RAY_memory_monitor_refresh_ms": "100",
+    }
+    options = ("--space", "own:widths", "--trials", "3", "--concurrent", "1", "--seed", "1", "max_triplets=24")
+    left_out = ("embedding_dim", "epochs")
+    said = command(*OPTIONS, *options, "epochs=1", without=left_out, variables=variables, job="tune").finish()
+    assert "Ray Tune gave up" not in said
+    trials = trials_of(tmp_path)
+    assert len(trials) == 3
+    for trial in trials:
+        wide = trial.setting["embedding_dim"] == WIDE
+        assert trial.state == (FAILED if wide else DONE)
+        if wide:
+            why = "its process was killed 4 times, 4 of them by Ray's memory monitor: its machine ran out of memory"
+            assert trial.reason == why
+    assert {DONE, FAILED} == {trial.state for trial in trials}
+    runs = {run.data.tags["trial"]: run for run in all_runs(tmp_path) if "trial" in run.data.tags}
+    for trial in trials:
+        run = runs[str(trial.number)]
+        assert (run.info.status == "FAILED", run.data.tags["reason"]) == (trial.state == FAILED, trial.reason)
+
+
+def test_a_trial_for_which_there_is_no_memory_is_recorded_with_the_reason(
+    ray_started: None, store: Path, longer: Dataset
+) -> None:
+    """The first trial's process, which is kept for the others, is given a limit as soon as it trains."""
+    over = threading.Event()
+
+    def limit() -> None:
+        while not over.wait(0.05):
+            trial = processes("ray::ImplicitFunc", os.getpid())
+            if trial and list((store / "runs" / "memory").glob("trial-0000/checkpoints/step-*")):
+                status = dict(line.split(":", 1) for line in Path(f"/proc/{trial[0]}/status").read_text().splitlines())
+                allowed = 1024 * int(status["VmData"].split()[0]) + 1_000_000_000
+                resource.prlimit(trial[0], resource.RLIMIT_DATA, (allowed, allowed))
+                return
+
+    def define(trial: optuna.Trial) -> None:
+        trial.suggest_categorical("embedding_dim", [16, WIDE])
+
+    own = Space("own", define, {"embedding_dim": 16}, frozenset(["embedding_dim"]), "")
+    config = CONFIG.model_copy(update={"checkpoint_every": 1})
+    options = {"scheduler": "none", "search": "random", "final_seeds": 0, "name": "memory", "seed": 2}
+    thread = threading.Thread(target=limit)
+    thread.start()
+    try:
+        sweep = tune(longer, config, space=own, trials=5, storage=store / "runs", **options)  # type: ignore[arg-type]
+    finally:
+        over.set()
+        thread.join()
+    wide = [trial for trial in sweep.trials if trial.setting["embedding_dim"] == WIDE]
+    assert wide and [trial for trial in sweep.trials if trial.state == FAILED] == wide
+    for trial in wide:
+        assert "memory" in trial.reason.lower()
+    assert sweep.trials[-1].state == DONE
 
 
 def test_trials_with_workers_of_their_own_are_pruned_while_they_run_and_hold_nothing_afterwards(

@@ -84,6 +84,7 @@ class Command:
     """`agman train`, or another job of trainings, in a process of its own.
 
     without: settings that the command is not to be given.
+    variables: more of its environment.
     storage: where it keeps its state; None is the default, below its working folder.
     """
 
@@ -95,6 +96,7 @@ class Command:
         address: str | None = None,
         storage: str | None = None,
         without: tuple[str, ...] = (),
+        variables: dict[str, str] | None = None,
         job: str = "train",
     ):
         self.folder, self.storage = folder, storage
@@ -104,7 +106,7 @@ class Command:
         settings = [f"{key}={value}" for key, value in SETTINGS.items() if key not in without]
         where = ["--storage", storage] if storage else []
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-        environment |= {MARK: self.mark, "PYTHONPATH": str(ROOT)}
+        environment |= {MARK: self.mark, "PYTHONPATH": str(ROOT)} | (variables or {})
         if address:  # of a cluster that this process has started, in whatever mode its own Ray is in
             environment |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
         self._looked = 0.0
