@@ -258,7 +258,7 @@ def test_a_deletion_that_fails_leaves_no_checkpoint_and_does_not_fail_the_new_on
     assert "cannot be removed now" in caplog.text
     assert MARKER not in first.place.files() and "model.bin" in first.place.files()
     assert (steps(checkpoints), len(torn(checkpoints))) == ([3], 1)
-    with pytest.raises(StorageError, match="kept"):
+    with pytest.raises(StorageError, match="refused"):
         checkpoints.prune()
     bucket.undeletable = None
     checkpoints.prune()

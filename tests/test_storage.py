@@ -33,7 +33,7 @@ def test_a_dataset_in_an_object_store_is_the_local_one(bucket: Bucket, photograp
     remote = prepare_small(photographs, with_keys(bucket.uri("data")))
     assert remote.info == local.info
     assert [key for key in bucket.puts if not key.endswith("/")][-1] == "data/dataset.json", "it comes last"
-    assert not [key for key in bucket.objects if "_partial" in key]
+    assert not [key for key in bucket.keys if "_partial" in key]
     assert str(remote.path) == "s3://bucket/data"
     for split in ("train", "test"):
         assert local.triplets(split).columns().keys() == remote.triplets(split).columns().keys()
@@ -73,19 +73,19 @@ def test_a_shard_that_cannot_be_uploaded_is_one_clear_line(bucket: Bucket, photo
     bucket.failing = "^data/packed/split=train"
     with pytest.raises(StorageError, match=r"s3://bucket/data/packed/split=train/part-00000.parquet: cannot be"):
         prepare_small(photographs, with_keys(bucket.uri("data")))
-    assert not [key for key in bucket.objects if key.startswith("data/packed/split=train")]
+    assert not [key for key in bucket.keys if key.startswith("data/packed/split=train")]
 
 
 def test_a_preparation_never_touches_what_it_did_not_make(bucket: Bucket, photographs: Path) -> None:
-    bucket.objects["killed/_partial/fingerprint"] = b"of a run that was killed before its first shard"
+    bucket.write("killed/_partial/fingerprint", b"of a run that was killed before its first shard")
     assert prepare_small(photographs, with_keys(bucket.uri("killed"))).info.images["train"]
-    bucket.objects["data/thesis.tex"] = b"years of work"
+    bucket.write("data/thesis.tex", b"years of work")
     for overwrite in (False, True):
         with pytest.raises(InputError, match="not made by this command"):
             prepare_small(photographs, with_keys(bucket.uri("data")), overwrite=overwrite)
-    bucket.objects["data/dataset.json"] = b"{}"
+    bucket.write("data/dataset.json", b"{}")
     prepare_small(photographs, with_keys(bucket.uri("data")), overwrite=True)
-    assert bucket.objects["data/thesis.tex"] == b"years of work"
+    assert bucket.read("data/thesis.tex") == b"years of work"
 
 
 @pytest.mark.parametrize("form", ["file://{}", "local://{}"])

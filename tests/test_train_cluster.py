@@ -213,7 +213,7 @@ def _check_bucket(bucket: Bucket, kept: Checkpoints) -> None:
     assert [one.step for one in whole if one.score is not None] == [STEPS_AN_EPOCH, STEPS]
     assert [one.step for one in whole] == [STEPS_AN_EPOCH, STEPS]
     names = {str(one.place).rpartition("/")[2]: one for one in whole}
-    objects = [key for key in bucket.objects if "/checkpoints/" in key and not key.endswith("/")]
+    objects = [key for key in bucket.keys if "/checkpoints/" in key and not key.endswith("/")]
     assert {key.split("/checkpoints/")[1].split("/")[0] for key in objects} == set(names)
     for name, checkpoint in names.items():
         written = [key.split(f"{name}/")[1] for key in bucket.puts if f"/{name}/" in key and not key.endswith("/")]

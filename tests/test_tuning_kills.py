@@ -203,7 +203,9 @@ def test_a_trial_for_which_there_is_no_memory_is_recorded_with_the_reason(
             trial = processes("ray::ImplicitFunc", os.getpid())
             if trial and list((store / "runs" / "memory").glob("trial-0000/checkpoints/step-*")):
                 status = dict(line.split(":", 1) for line in Path(f"/proc/{trial[0]}/status").read_text().splitlines())
-                allowed = 1024 * int(status["VmData"].split()[0]) + 1_000_000_000
+                allowed = (
+                    1024 * int(status["VmData"].split()[0]) + 2_000_000_000
+                )  # the threads of later trials want some, too
                 resource.prlimit(trial[0], resource.RLIMIT_DATA, (allowed, allowed))
                 return
 
