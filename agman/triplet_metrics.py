@@ -27,10 +27,17 @@ CHUNK = 4096
 class TripletScores:
     """What every triplet of one attribute came to; on the CPU."""
 
-    correct: Tensor
-    """B, bool: whether the positive is the more similar one."""
+    similar: Tensor
+    """B, float32: cosine of anchor and positive."""
+    different: Tensor
+    """B, float32: cosine of anchor and negative."""
     loss: Tensor
     """B, float64, at least 0."""
+
+    @property
+    def correct(self) -> Tensor:
+        """B, bool: whether the positive is the more similar one."""
+        return self.similar > self.different
 
 
 def score_triplets(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> TripletScores:
@@ -45,7 +52,7 @@ def score_triplets(anchor: Tensor, positive: Tensor, negative: Tensor, margin: f
     similar_b = (anchor_bd * on_grid("positives", positive)).sum(-1)
     different_b = (anchor_bd * on_grid("negatives", negative)).sum(-1)
     loss_b = F.relu(margin - similar_b + different_b)
-    return TripletScores((similar_b.float() > different_b.float()).cpu(), loss_b.cpu())
+    return TripletScores(similar_b.float().cpu(), different_b.float().cpu(), loss_b.cpu())
 
 
 def score_conditions(
@@ -63,7 +70,11 @@ def score_conditions(
         chunks.append(score_triplets(anchor, positive, negative, margin))
     every = joined(chunks)
     chosen = {name: attributes == number for number, name in enumerate(names)}
-    return {name: TripletScores(every.correct[k], every.loss[k]) for name, k in chosen.items() if k.any()}
+    return {name: _picked(every, k) for name, k in chosen.items() if k.any()}
+
+
+def _picked(scores: TripletScores, k: Tensor) -> TripletScores:
+    return TripletScores(scores.similar[k], scores.different[k], scores.loss[k])
 
 
 def joined(scores: Iterable[TripletScores]) -> TripletScores:
@@ -71,7 +82,9 @@ def joined(scores: Iterable[TripletScores]) -> TripletScores:
     scores = list(scores)
     if not scores:
         raise ValueError("no triplets: nothing to score")
-    return TripletScores(torch.cat([one.correct for one in scores]), torch.cat([one.loss for one in scores]))
+    return TripletScores(
+        *(torch.cat([getattr(one, name) for one in scores]) for name in ("similar", "different", "loss"))
+    )
 
 
 def summarise_triplets(scores: Mapping[str, TripletScores]) -> dict[str, float]:

@@ -59,7 +59,17 @@ def map_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
 
 
 def _show_triplets(evaluation: Evaluation) -> None:
-    """Accuracy and loss of every attribute and over all; the paper's Table 3 has those over all."""
+    title, names, rows = triplet_table(evaluation)
+    _show_wide(title, names, rows)
+    if _beside(evaluation, of_triplets=True):
+        assert evaluation.benchmark
+        mine = [THIS, rows[1][-1], rows[0][-1]]
+        title = f"Triplets on {evaluation.split}; below it as published"
+        show_table(title, TABLE_3, [mine, *_published_triplets(evaluation.benchmark)])
+
+
+def triplet_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
+    """Accuracy and loss of every attribute and over all, as `map_table`; the paper's Table 3 has those over all."""
     figures = _figures(evaluation)
     ends = [*(f"/{name}" for name in evaluation.triplets), ""]
     counts = [*(len(one.correct) for one in evaluation.triplets.values()), int(figures["triplets"])]
@@ -72,12 +82,7 @@ def _show_triplets(evaluation: Evaluation) -> None:
         "" if evaluation.margin_known else ", the papers', the model's is unknown"
     )
     title = f"Triplets on {evaluation.split} (guessing: 50 %; {margin}){_precision(evaluation)}"
-    _show_wide(title, list(evaluation.triplets), rows)
-    if _beside(evaluation, of_triplets=True):
-        assert evaluation.benchmark
-        mine = [THIS, rows[1][-1], rows[0][-1]]
-        title = f"Triplets on {evaluation.split}; below it as published"
-        show_table(title, TABLE_3, [mine, *_published_triplets(evaluation.benchmark)])
+    return title, list(evaluation.triplets), rows
 
 
 def _beside(evaluation: Evaluation, of_triplets: bool) -> bool:

@@ -64,7 +64,7 @@ def visible(pairs: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
         if value == "Invisible"
     }
     seen = [pair not in hidden for pair in zip(pairs["attribute"], pairs["value"], strict=True)]
-    return pairs[seen].sort_values("role", ascending=False, kind="stable")
+    return pairs[np.array(seen, bool)].sort_values("role", ascending=False, kind="stable")
 
 
 def with_regions(pairs: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:

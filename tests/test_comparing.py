@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from conftest import agman_exit_code
 from mlflow.tracking import MlflowClient
+from pages import open_page
 from playwright.sync_api import Browser
 
 import agman
@@ -77,17 +78,13 @@ def test_the_same_command_trains_nothing_again(compared: Comparison, dataset: Da
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page(compared: Comparison, browser: Browser, scheme: str) -> None:
-    page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)  # type: ignore[arg-type]
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("request", lambda request: asked.append(request.url))
     file = compared.folder / "report" / "report.html"
-    page.goto(file.as_uri())
+    opened = open_page(browser, file, width=390, color_scheme=scheme)
+    page = opened.page
     assert page.locator("tbody tr").count() == 2 and "not photographs" in page.text_content("header")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.eval_on_selector_all("img", "all => all.every(one => one.alt && one.naturalWidth)")
-    assert said == [] and [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    assert opened.console == [] and opened.asked_for == [file.as_uri()]
     page.close()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pages import Opened, open_page
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
@@ -138,26 +139,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return Report(dataset, write_prep_report(dataset), folder / "report.html")
 
 
-@dataclass
-class Opened:
-    """A page in the browser and what it said and asked for while loading."""
-
-    page: Page
-    console: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-def open_page(browser: Browser, file: Path, width: int = 1280) -> Opened:
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    opened = Opened(page)
-    page.on("console", lambda message: opened.console.append(message.text))
-    page.on("pageerror", lambda error: opened.console.append(str(error)))
-    page.on("dialog", lambda dialog: (opened.console.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: opened.requests.append(request.url))
-    page.goto(file.as_uri(), wait_until="load")
-    return opened
-
-
 @pytest.fixture(scope="module")
 def opened(report: Report, browser: Browser) -> Opened:
     return open_page(browser, report.file)
@@ -182,7 +163,7 @@ def mean_ap(relevant: int, candidates: int) -> float:
 
 def test_the_page_needs_nothing_but_itself(report: Report, opened: Opened) -> None:
     assert opened.console == []
-    assert [url for url in opened.requests if not url.startswith("data:")] == [report.file.as_uri()]
+    assert opened.asked_for == [report.file.as_uri()]
     assert report.file.stat().st_size < 2_000_000
     pictures = opened.page.eval_on_selector_all("img", "all => all.map(i => [i.alt, i.complete && i.naturalWidth > 0])")
     assert len(pictures) == 2 + 2 * contact_sheet.SHOWN

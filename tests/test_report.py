@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from playwright.sync_api import Browser, Page
+from pages import Opened, open_page
+from playwright.sync_api import Browser
 from s3_server import Bucket
 
 import agman
@@ -43,15 +44,6 @@ class Report:
     checkpoint: Path
     evaluation: Evaluation
     sweep: Sweep
-
-
-@dataclass
-class Opened:
-    """A page in the browser and what it said and asked for while loading."""
-
-    page: Page
-    console: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +91,12 @@ def _sweep(run: tracking.Run) -> Sweep:
 
 @pytest.fixture(scope="module")
 def opened(report: Report, browser: Browser) -> Opened:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened = Opened(page)
-    page.on("console", lambda message: opened.console.append(message.text))
-    page.on("pageerror", lambda error: opened.console.append(str(error)))
-    page.on("request", lambda request: opened.requests.append(request.url))
-    page.goto(report.file.as_uri(), wait_until="load")
-    return opened
+    return open_page(browser, report.file)
 
 
 def test_the_page_needs_nothing_but_itself(report: Report, opened: Opened) -> None:
     assert opened.console == []
-    assert [url for url in opened.requests if not url.startswith("data:")] == [report.file.as_uri()]
+    assert opened.asked_for == [report.file.as_uri()]
     assert report.file.stat().st_size < 3_000_000
     assert [path.name for path in report.file.parent.iterdir() if "partial" in path.name] == []
 
@@ -195,6 +181,40 @@ def test_photographs_and_a_model_without_a_run(report: Report, store: Path) -> N
     assert 'class="region"' not in html
     assert 'id="search"' not in html
     assert "names no run" in html
+
+
+@pytest.fixture(scope="module")
+def of_triplets(report: Report, store: Path) -> tuple[Path, Evaluation]:
+    """The page on a dataset that gives triplets and no queries."""
+    sample("zappos50k", store / "shoes", images=300, size=64)
+    prepare("zappos50k", store / "shoes", store / "given", image_size=64)
+    dataset = Dataset(store / "given")
+    model = _save_model(store / "of-triplets", dataset, run_id=None)
+    network, description = agman.load_model(model)
+    evaluation = evaluate(network, description, dataset, threads=1)
+    write_report(str(model), dataset, store / "triplets.html", evaluation=evaluation)
+    return store / "triplets.html", evaluation
+
+
+def test_a_dataset_of_given_triplets_has_a_page_of_them(of_triplets: tuple[Path, Evaluation], browser: Browser) -> None:
+    file, evaluation = of_triplets
+    opened = open_page(browser, file, width=390)
+    page = opened.page
+    assert opened.console == [] and opened.asked_for == [file.as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.text_content("#headline-accuracy") == f"{100 * evaluation.figures['test/triplet_accuracy']:.2f}"
+    assert page.eval_on_selector_all("nav a", "all => all.every(a => document.querySelector(a.getAttribute('href')))")
+    pictures = page.eval_on_selector_all("img", "all => all.every(i => i.alt && i.complete && i.naturalWidth > 0)")
+    assert pictures
+    assert page.locator("[data-attention]").count() == len(evaluation.triplets)
+    shown = [found.text_content() for found in page.locator("[data-triplets] figcaption span").all()]
+    told = []
+    for scores in evaluation.triplets.values():
+        order = sorted(range(len(scores.loss)), key=lambda k: float(scores.different[k] - scores.similar[k]))
+        for place in (order[0], order[len(order) // 2], order[-1]):
+            told += [f"{float(scores.similar[place]):.3f}", f"{float(scores.different[place]):.3f}"]
+    assert shown == told
+    page.close()
 
 
 def test_a_checkpoints_uri_is_shown_without_its_credentials(report: Report, store: Path, bucket: Bucket) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from pages import Opened, open_page
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
@@ -124,32 +125,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return Report(study, folder, write_sweep_report(study, folder, FACTS))
 
 
-@dataclass
-class Opened:
-    """A page in the browser and what it said and asked for."""
-
-    page: Page
-    console: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-def open_page(browser: Browser, file: Path, width: int = 1280, **options: object) -> Opened:
-    page = browser.new_page(viewport={"width": width, "height": 844}, **options)  # type: ignore[arg-type]
-    opened = Opened(page)
-    page.on("console", lambda message: opened.console.append(message.text))
-    page.on("pageerror", lambda error: opened.console.append(str(error)))
-    page.on("dialog", lambda dialog: (opened.console.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: opened.requests.append(request.url))
-    page.goto(file.as_uri(), wait_until="load")
-    return opened
-
-
 @pytest.fixture
 def opened(report: Report, browser: Browser):
     opened = open_page(browser, report.page)
     yield opened
     assert opened.console == []
-    assert [url for url in opened.requests if not url.startswith("data:")] == [report.page.as_uri()]
+    assert opened.asked_for == [report.page.as_uri()]
     opened.page.close()
 
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 
 import agman
 from data_prep.dataset import Dataset, ImageStore
+from data_prep.triplets import Triplets
+from pipeline.evaluation import Evaluation
 from pipeline.looking import CORNERS, attention_maps, measure, with_regions
 from pipeline.report import figures
 from pipeline.report.pictures import Pictures
@@ -45,6 +47,7 @@ class View:
     heat: str
     image_id: int
     value: str
+    """Empty where the dataset gives triplets and no values."""
     box: Box | None
 
 
@@ -81,11 +84,14 @@ def attention(
     model: agman.RetrievalModel,
     image_size: int,
     dataset: Dataset,
-    split: str,
-    pairs: pd.DataFrame,
-    measured: pd.DataFrame | None,
+    evaluation: Evaluation,
 ) -> Attention:
-    """Maps of `model`, which sees pictures of `image_size` px, for some of the split's pairs; means of `measured`."""
+    """Maps of `model`, which sees pictures of `image_size` px, for some of the split's pairs; means of all measured.
+
+    The pairs are the queries and candidates, or the given triplets' anchors where there are none.
+    """
+    split, measured = evaluation.split, evaluation.attention
+    pairs = evaluation.pairs if evaluation.results else _anchors(dataset.triplets(split))
     pairs = with_regions(pairs, dataset)
     if pairs.empty:
         return Attention([], None, [])
@@ -104,9 +110,16 @@ def attention(
     return Attention(sections, None if measured is None else _mean(measured), figures.heat_colours())
 
 
+def _anchors(triplets: Triplets) -> pd.DataFrame:
+    """As pairs without a value."""
+    columns = {"image_id": triplets.anchor, "attribute": triplets.attribute}
+    return pd.DataFrame(columns).drop_duplicates(ignore_index=True).assign(role="query", value=-1)
+
+
 def _choose(pairs: pd.DataFrame) -> pd.DataFrame:
     """The first pairs of each attribute with different values: nothing the model does has a say."""
-    distinct = pairs.drop_duplicates(["attribute", "value"])
+    known = pairs["value"] >= 0
+    distinct = pd.concat([pairs[known].drop_duplicates(["attribute", "value"]), pairs[~known]])
     return distinct.groupby("attribute").head(SHOWN).sort_values("attribute", kind="stable")
 
 
@@ -125,7 +138,7 @@ def _view(row: pd.Series, cells: torch.Tensor, values: Sequence[str], pictures: 
         plain=figures.jpeg(picture, SIDE),
         heat=figures.jpeg(figures.heat_over(picture, fitted), SIDE),
         image_id=image_id,
-        value=values[row["value"]],
+        value=values[row["value"]] if row["value"] >= 0 else "",
         box=box,
     )
 

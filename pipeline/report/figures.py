@@ -108,8 +108,8 @@ def losses(histories: Mapping[str, History]) -> Chart:
     return chart("Training losses", f"Training losses over steps; at the end {last}", draw)
 
 
-def validation(history: History) -> Chart:
-    """MAP on the validation split over steps, times 100, with its best marked."""
+def validation(history: History, name: str = "MAP") -> Chart:
+    """MAP, or the score called so, on the validation split over steps, times 100, with its best marked."""
     step, best = max(history, key=lambda point: point[1])
 
     def draw(axes: Axes, theme: Theme) -> None:
@@ -122,10 +122,10 @@ def validation(history: History) -> Chart:
             textcoords="offset points",
             ha="right" if step > history[0][0] else "left",
         )
-        axes.set(xlabel="step", ylabel="valid MAP × 100", xlim=(0, None), ylim=(0, 118 * best or 1))
+        axes.set(xlabel="step", ylabel=f"valid {name} × 100", xlim=(0, None), ylim=(0, 118 * best or 1))
 
-    alt = f"Validation MAP over steps; best {100 * best:.2f} at step {step}, at the end {100 * history[-1][1]:.2f}"
-    return chart("Validation MAP", alt, draw)
+    alt = f"Validation {name} over steps; best {100 * best:.2f} at step {step}, at the end {100 * history[-1][1]:.2f}"
+    return chart(f"Validation {name}", alt, draw)
 
 
 def scatter(title: str, places: np.ndarray, groups: Sequence[str]) -> Chart:

@@ -19,7 +19,7 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline import registry, tracking
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.evaluation_tables import map_table
+from pipeline.evaluation_tables import map_table, triplet_table
 from pipeline.report import figures as draw
 from pipeline.report.attention import Attention, attention
 from pipeline.report.confusion import Confusion, confusions
@@ -28,6 +28,7 @@ from pipeline.report.galleries import Gallery, galleries
 from pipeline.report.html import render
 from pipeline.report.scores import Scores, score_table
 from pipeline.report.search import Search, search_section
+from pipeline.report.triplets import AttributeTriplets, shown_triplets
 
 if TYPE_CHECKING:
     from pipeline.tuning import Sweep
@@ -50,11 +51,13 @@ class Page:
     made: datetime
     figures: dict[str, float]
     paper: tuple[str, list[str], list[list[str]]]
-    """The table as the papers print it; see evaluation_tables.map_table."""
-    scores: Scores
+    """The table as the papers print it; see evaluation_tables.map_table and triplet_table."""
+    scores: Scores | None
+    """None where the dataset gives triplets and no queries; `triplets` are for these alone."""
     curves: list[draw.Chart]
     attention: Attention
     galleries: list[Gallery]
+    triplets: list[AttributeTriplets]
     confusions: list[Confusion]
     maps: list[draw.Chart]
     search: Search | None
@@ -79,8 +82,6 @@ def write_report(
     """
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; give a file")
-    if not dataset.info.queries[split]:
-        raise InputError(f"{dataset.path}: no queries to show in split {split!r}; `agman evaluate` scores its triplets")
     network, description = registry.load(model, dataset.info.attribute_names)
     evaluation = evaluation or evaluate(network, description, dataset, split)
     page = Page(
@@ -92,13 +93,12 @@ def write_report(
         split=evaluation.split,
         made=datetime.now(UTC),
         figures={name.split("/", 1)[1]: value for name, value in evaluation.figures.items()},
-        paper=map_table(evaluation),
-        scores=score_table(evaluation, dataset.info.attribute_names),
+        paper=map_table(evaluation) if evaluation.results else triplet_table(evaluation),
+        scores=score_table(evaluation, dataset.info.attribute_names) if evaluation.results else None,
         curves=_curves(description["run_id"]),
-        attention=attention(
-            network, description["image_size"], dataset, evaluation.split, evaluation.pairs, evaluation.attention
-        ),
-        galleries=galleries(evaluation, dataset),
+        attention=attention(network, description["image_size"], dataset, evaluation),
+        galleries=galleries(evaluation, dataset) if evaluation.results else [],
+        triplets=[] if evaluation.results else shown_triplets(evaluation, dataset),
         confusions=confusions(evaluation, dataset),
         maps=embedding_maps(evaluation, dataset),
         search=search_section(sweep) if sweep else None,
@@ -131,8 +131,10 @@ def _curves(run_id: str | None) -> list[draw.Chart]:
         return []
     histories = {name: tracking.history(run, name) for name in LOSSES}
     losses = {name: history for name, history in histories.items() if any(value for _, value in history)}
-    valid = tracking.history(run, "valid/map")
-    return ([draw.losses(losses)] if losses else []) + ([draw.validation(valid)] if valid else [])
+    scores = {"MAP": tracking.history(run, "valid/map")}
+    scores = scores if scores["MAP"] else {"triplet accuracy": tracking.history(run, "valid/triplet_accuracy")}
+    valid = [draw.validation(history, name) for name, history in scores.items() if history]
+    return ([draw.losses(losses)] if losses else []) + valid
 
 
 def _facts(dataset: Dataset, network: agman.RetrievalModel, description: dict[str, Any]) -> dict[str, str]:
