@@ -36,6 +36,8 @@ LOCAL = re.compile(r"(file|local)://", re.IGNORECASE)
 LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")  # what pathlib makes of a URI
 BEING_WRITTEN = ".writing"
 """How names of local files end that are not whole yet."""
+PIECE = 16 << 20
+"""Bytes that a download asks for at a time: pyarrow's own 64 KiB are a round trip each."""
 
 
 class Storage:
@@ -129,7 +131,7 @@ class Storage:
     def download(self, copy: Path) -> None:
         """Copy a file, of any size, to a local one. Raises FileNotFoundError."""
         with self._plainly(), self._filesystem.open_input_file(self._path) as file:
-            file.download(str(copy))
+            file.download(str(copy), buffer_size=PIECE)
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Make the file, or replace it, in one go."""
