@@ -15,7 +15,7 @@ import click
 
 from data_prep.errors import InputError
 from pipeline.errors import JobFailed
-from pipeline.presets import PRESETS
+from pipeline.presets import PRESETS, nearest
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -538,6 +538,52 @@ def serve(gallery: Path, model: str | None, **options: Any) -> None:
     from pipeline.serving.run import Options, serve_until_stopped
 
     serve_until_stopped(gallery, model, Options(**options))
+
+
+@cli.command()
+@click.option("--data", type=PLACE, metavar="OUT", help="Prepared dataset to look through: folder or URI.")
+@click.option(
+    "--storage", default="runs", show_default=True, type=PLACE, metavar="PLACE", help="Where checkpoints would go."
+)
+@json_option
+def doctor(data: str | Path | None, storage: str | Path, as_json: bool) -> None:
+    """Check versions, devices, Ray, storage, MLflow and, with --data, a dataset; exit code 1 if one is wrong."""
+    from pipeline.console import emit, progress_bar, say
+    from pipeline.doctor import examine
+
+    findings = []
+    for finding in examine(data, storage, progress_bar):
+        findings.append(finding)
+        say(f"{'ok  ' if finding.ok else 'WRONG'} {finding.check}: {finding.found}")
+        if finding.remedy:
+            say(f"      what to do: {finding.remedy}")
+    ill = [finding.check for finding in findings if not finding.ok]
+    emit({"checks": len(findings), "wrong": ill}, as_json)
+    if ill:
+        raise JobFailed(f"{len(ill)} of {len(findings)} checks: {', '.join(ill)}")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--address",
+    envvar="RAY_API_SERVER_ADDRESS",
+    default="http://127.0.0.1:8265",
+    show_default=True,
+    metavar="URL",
+    help="The head's dashboard; RAY_API_SERVER_ADDRESS.",
+)
+@click.option("--env", "names", multiple=True, metavar="NAME", help="Hand this variable's value to the job; repeat it.")
+@click.option(
+    "--working-dir", type=PATH, metavar="DIR", help="Files that the job is to have in its working folder; uploaded."
+)
+def submit(command: tuple[str, ...], address: str, names: tuple[str, ...], working_dir: Path | None) -> int:
+    """Run an agman COMMAND on a cluster, as in `submit -- train --data s3://…`; follow its log, exit as it does."""
+    from pipeline.submitting import submit as run_submission
+
+    if command[0] not in cli.commands:
+        raise InputError(f"{command[0]}: no such command; {nearest(command[0], cli.commands)}")
+    return run_submission(command, address, names, working_dir)
 
 
 @cli.command()

@@ -1,0 +1,275 @@
+"""`agman doctor`: is all there that a training needs, and what to do where it is not.
+
+Every check is bounded in time, changes nothing that stays, and says one line: ok, or what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, requires, version
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from data_prep.errors import InputError
+from data_prep.progress import Progress, silent
+
+SECONDS = 60
+"""That a check may take, but for reading a whole dataset."""
+PROBE = 32 << 20
+"""Bytes written to the storage, about a small checkpoint's."""
+SLOW = 10.0
+"""MB/s: a checkpoint of ResNet-50 with its moments, 0.4 GB, would take more than half a minute."""
+ROOM = 5 << 30
+"""Bytes free below which a local storage will not hold a few checkpoints."""
+EXPERIMENT = "agman-doctor"
+"""Where the run goes that is written to the tracking store; deleted, as that is."""
+PACKAGES = ("torch", "torchvision", "ray", "mlflow", "optuna", "pandas", "pyarrow")
+
+
+class Ailment(Exception):
+    """What is wrong, and what to do."""
+
+    def __init__(self, wrong: str, remedy: str):
+        super().__init__(wrong)
+        self.wrong, self.remedy = wrong, remedy
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check."""
+
+    check: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def examine(data: str | Path | None, storage: str | Path, progress: Progress = silent) -> list[Finding]:
+    """All checks, one after the other; the dataset's only if `data` names one."""
+    checks: dict[str, Callable[[], str]] = {
+        "python": _python,
+        **{name: lambda name=name: package(name) for name in PACKAGES},  # type: ignore[misc]
+        "devices": _devices,
+        "collectives": _collectives,
+        "ray": _ray,
+        "storage": lambda: place(storage),
+        "mlflow store": _tracking,
+    }
+    if data is not None:
+        checks["dataset"] = lambda: _dataset(data, progress)
+    return [_finding(name, check) for name, check in checks.items()]
+
+
+def _finding(name: str, check: Callable[[], str]) -> Finding:
+    from pipeline.tracking import reason
+
+    try:
+        return Finding(name, True, check())
+    except Ailment as ailment:
+        return Finding(name, False, ailment.wrong, ailment.remedy)
+    except InputError as error:
+        return Finding(name, False, str(error), "see above")
+    except Exception as error:  # whatever a sick machine throws is a finding
+        return Finding(name, False, f"{type(error).__name__}: {reason(error)}", "see the message")
+
+
+def _python() -> str:
+    return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+
+
+def package(name: str, distribution: str = "agman-pipeline") -> str:
+    """Its version; Ailment if it is not one that the distribution asks for."""
+    wanted = [Requirement(line) for line in requires(distribution) or []]
+    allowed = next(one.specifier for one in wanted if one.name == name)
+    remedy = f'pip install "{name}{allowed}"'
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        raise Ailment("is not installed", remedy) from None
+    if not allowed.contains(found, prereleases=True):
+        raise Ailment(f"{found}, but {allowed} is needed", remedy)
+    return f"{found} ({allowed})"
+
+
+def _devices() -> str:
+    cpus = len(os.sched_getaffinity(0))
+    if not torch.cuda.is_available():
+        if shutil.which("nvidia-smi"):
+            raise Ailment(
+                f"{cpus} CPUs; there is an NVIDIA driver, but PyTorch {torch.__version__} sees no GPU",
+                "install the PyTorch build of the driver's CUDA version, or look at CUDA_VISIBLE_DEVICES",
+            )
+        return f"{cpus} CPUs, no GPU"
+    total = sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(torch.cuda.device_count()))
+    names = sorted({torch.cuda.get_device_name(gpu) for gpu in range(torch.cuda.device_count())})
+    x = torch.ones(1024, 1024, device="cuda")
+    if float((x @ x)[0, 0]) != 1024:
+        raise Ailment(f"{names[0]}: a product of matrices is wrong", "the GPU is defect; leave it out")
+    return f"{cpus} CPUs, {torch.cuda.device_count()} × {', '.join(names)} ({total / 2**30:.0f} GiB)"
+
+
+def _collectives() -> str:
+    """Two processes add a number, as the workers of a training add their gradients."""
+    backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
+    context = get_context("spawn")
+    results = context.Queue()
+    port = _free_port()
+    both = [context.Process(target=_add, args=(backend, rank, port, results), daemon=True) for rank in (0, 1)]
+    began = time.monotonic()
+    for process in both:
+        process.start()
+    try:
+        for process in both:
+            process.join(max(0.0, SECONDS - (time.monotonic() - began)))
+        sums = [results.get(timeout=1) for _ in both] if all(process.exitcode == 0 for process in both) else []
+    finally:
+        for process in both:
+            process.kill()
+            process.join()
+    if sums != [3.0, 3.0]:
+        raise Ailment(
+            f"two processes could not add a number with {backend} in {SECONDS} s",
+            "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) to the network interface that the nodes share",
+        )
+    return f"{backend}: two processes agree"
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _add(backend: str, rank: int, port: int, results: object) -> None:
+    import torch.distributed as dist
+
+    store = dist.TCPStore("127.0.0.1", port, 2, rank == 0, timeout=timedelta(seconds=SECONDS))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS))
+    device = f"cuda:{rank}" if backend == "nccl" else "cpu"
+    number = torch.tensor([rank + 1.0], device=device)
+    dist.all_reduce(number)
+    results.put(float(number))  # type: ignore[attr-defined]
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _ray() -> str:
+    import ray
+
+    from data_prep.cluster import ray_session
+
+    address = os.environ.get("RAY_ADDRESS")
+    with ray_session():
+        total = ray.cluster_resources()
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        has = f"{nodes} nodes, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
+        if not total.get("CPU"):
+            raise Ailment(f"{has}: nothing can run", "start workers: `ray status` says what is asked for")
+        ray.get(ray.remote(num_cpus=1)(_process).remote(), timeout=SECONDS)
+    where = f"the cluster at {address}" if address else "a local one can be started"
+    return f"{where}: {has}; a task ran"
+
+
+def _process() -> int:
+    return os.getpid()
+
+
+def place(storage: str | Path) -> str:
+    """A probe is written, read back and removed."""
+    from data_prep.storage import Storage
+
+    root = Storage(storage)
+    if root.local:
+        existing = next(each for each in (root.local.absolute(), *root.local.absolute().parents) if each.exists())
+        if not os.access(existing, os.W_OK):
+            raise Ailment(f"{storage}: cannot be written", "give --storage a folder of yours")
+        root = Storage(existing)
+    folder = root / f"agman-doctor-{uuid.uuid4().hex[:8]}"
+    data = os.urandom(PROBE)
+    try:
+        written = _seconds(lambda: (folder / "probe").write_bytes(data))
+        same: list[bool] = []
+        read = _seconds(lambda: same.append((folder / "probe").read_bytes() == data))
+    finally:
+        folder.delete()
+    if not all(same):
+        raise Ailment(f"{root}: reads back other bytes than were written", "do not trust it with checkpoints")
+    rates = f"{root}: writes {PROBE / 1e6 / written:,.0f} MB/s, reads {PROBE / 1e6 / read:,.0f} MB/s"
+    if PROBE / 1e6 / max(written, read) < SLOW:
+        raise Ailment(
+            f"{rates}; under {SLOW:g} MB/s", "checkpoints will be late: take a nearer place, or raise checkpoint_every"
+        )
+    if root.local and (free := shutil.disk_usage(root.local).free) < ROOM:
+        raise Ailment(f"{rates}; {free / 2**30:.1f} GiB free", f"make room for {ROOM / 2**30:.0f} GiB")
+    return rates
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return max(time.perf_counter() - began, 1e-9)
+
+
+def _tracking() -> str:
+    from pipeline import tracking
+
+    shown = tracking.public(tracking.tracking_uri())
+    client = tracking.connect()
+    known = client.get_experiment_by_name(EXPERIMENT)  # deleted ones too: they keep their names
+    if known:
+        client.restore_experiment(known.experiment_id)
+    experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
+    try:
+        run = client.create_run(experiment)
+        client.log_metric(run.info.run_id, "probe", 1.0)
+        client.set_terminated(run.info.run_id)
+        client.delete_run(run.info.run_id)
+    finally:
+        client.delete_experiment(experiment)
+    return f"{shown}: a run was written and removed"
+
+
+def _dataset(data: str | Path, progress: Progress) -> str:
+    """Every table is there, and every packed picture of every shard is read and decoded."""
+    from data_prep.dataset import Dataset
+
+    dataset = Dataset(data)
+    count = dict.fromkeys(dataset.info.images, 0)
+    advance = progress("pictures read", sum(dataset.info.images.values()))
+    for split in count:
+        for table in dataset.packed(split):
+            rows = zip(*table.to_pydict().values(), strict=True)
+            broken = [image for image, jpeg in rows if not _decodes(jpeg)]
+            if broken:
+                raise Ailment(
+                    f"{dataset.path}: picture {broken[0]} of split {split} is damaged", "run `agman prep` again"
+                )
+            count[split] += table.num_rows
+            advance(sum(count.values()))
+        if count[split]:
+            dataset.triplets(split)
+    if len(dataset.labels) and not set(dataset.labels["image_id"]) <= set(dataset.images["image_id"]):
+        raise Ailment(f"{dataset.path}: labels name pictures that are not there", "run `agman prep` again")
+    return f"{dataset.path}: {sum(count.values()):,} pictures, {dataset.info.digest[:12]}"
+
+
+def _decodes(jpeg: bytes) -> bool:
+    from data_prep.pictures import open_picture
+
+    try:
+        open_picture(jpeg).load()
+    except Exception:  # a decoder may raise nearly anything
+        return False
+    return True
