@@ -1,9 +1,9 @@
 """The on-premises file tried on three hosts that are made for it on this machine: `make cluster-test`.
 
 A host is a set of Linux namespaces (network, processes, mounts, name) with an sshd, its own /tmp, home and /dev/shm,
-and an address on a bridge. Data goes through one shared folder. `ray up` installs the project on them with the file's
-own commands; its libraries are not fetched anew: this Python's environment lies below each host's own, as a layer that is
-only read.
+and an address on a bridge. Data goes through one shared folder. `ray up` installs the project on them with the
+file's own commands; its libraries are not fetched anew: this Python's environment lies below each host's own, as a
+layer that is only read.
 """
 
 from __future__ import annotations
