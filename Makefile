@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install browser demo test test-slow check format constraints clean
+.PHONY: install browser demo test test-slow cluster-test check format constraints clean
 
 install: $(READY)
 
@@ -26,6 +26,9 @@ test: $(READY) browser
 
 test-slow: $(READY)  ## the tests that take minutes: preparations killed at several moments, for one
 	$(BIN)/python -m pytest -m slow
+
+cluster-test: $(READY)  ## ray up, jobs, a lost host and ray down, on three hosts made of namespaces; needs root
+	$(BIN)/python cluster/test_on_hosts.py
 
 check: $(READY)  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff format --check .

@@ -1,0 +1,305 @@
+"""The on-premises file tried on three hosts that are made for it on this machine: `make cluster-test`.
+
+A host is a set of Linux namespaces (network, processes, mounts, name) with an sshd, its own /tmp, home and /dev/shm,
+and an address on a bridge. Data goes through one shared folder. `ray up` installs the project on them with the
+file's own commands; its libraries are not fetched anew: this Python's environment lies below each host's own, as a
+layer that is only read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow.tracking import MlflowClient
+
+ROOT = Path(__file__).parent.parent
+NET = "10.98.76"
+BRIDGE = "agman0"
+DASHBOARD = 18265
+SETTINGS = "backbone=resnet18 embedding_dim=16 batch_size=12 threads=1 precision=fp32 checkpoint_every=5 seed=11"
+EPOCHS, STEPS_AN_EPOCH = 4, 20
+STEPS = EPOCHS * STEPS_AN_EPOCH
+TOOLS = ["ip", "nsenter", "unshare", "sshd", "ssh", "ssh-keygen", "rsync"]
+UNSHARE = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork"]
+
+# The first process of a host: mounts, then sshd, then nothing but collecting orphans.
+BOOT = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs tmpfs $WORK/layer-$NAME
+mkdir $WORK/layer-$NAME/upper $WORK/layer-$NAME/work
+mount -t overlay overlay -o lowerdir=$VENV,upperdir=$WORK/layer-$NAME/upper,workdir=$WORK/layer-$NAME/work $VENV
+mount --bind $WORK/passwd /etc/passwd
+mount --bind $WORK/hosts /etc/hosts
+for place in /run /home /srv /dev/shm; do mount -t tmpfs tmpfs $place; done
+mkdir -p /run/sshd /srv/agman /home/agman/.ssh /home/agman/.config/pip
+mount --bind $WORK/shared /srv/agman
+cp $WORK/key.pub /home/agman/.ssh/authorized_keys
+printf '[global]\\nno-index = true\\nfind-links = /srv/agman/wheels\\n' > /home/agman/.config/pip/pip.conf
+echo 'export PATH="'$VENV'/bin:$PATH" RAY_USAGE_STATS_ENABLED=0' > /home/agman/.bashrc
+ln -s $VENV /home/agman/agman-venv
+cp $WORK/key /run/hostkey
+hostname $NAME
+while ! ip -4 addr show dev eth0 2>/dev/null | grep -q inet; do sleep 0.1; done
+SSHD=$(command -v sshd)
+mount -t tmpfs tmpfs /tmp
+cd /
+env -i PATH="$PATH" $SSHD -D -f /dev/null -h /run/hostkey -o PidFile=none -o StrictModes=no &
+set +e
+while :; do sleep 1000 & wait; done
+"""
+
+
+@dataclass
+class Host:
+    name: str
+    address: str
+    launcher: subprocess.Popen[bytes]
+    init: int
+
+    def processes(self, named: str = "") -> list[int]:
+        """Ids of what runs on it, of those whose command line has this in it."""
+        space = Path(f"/proc/{self.init}/ns/pid").readlink()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (process / "ns/pid").readlink() == space and named.encode() in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+        return found
+
+    def cut_power(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.init, signal.SIGKILL)  # a namespace's first process takes all others along
+        self.launcher.wait()
+
+
+def run(*words: object, **more: Any) -> str:
+    return subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, **more).stdout
+
+
+def why_not() -> str | None:
+    if os.geteuid():
+        return "making network namespaces needs root"
+    if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
+        return f"not installed: {', '.join(missing)} (Debian: openssh-server, openssh-client, rsync, iproute2)"
+    if subprocess.run([*UNSHARE, "true"], check=False, capture_output=True).returncode:
+        return "namespaces are not allowed here"
+    return None
+
+
+@contextmanager
+def hosts(work: Path) -> Iterator[list[Host]]:
+    """The head and two more, reachable from here; nothing is left of them afterwards."""
+    names = ["agman-head", "agman-one", "agman-two"]
+    passwd = [line.split(":") for line in Path("/etc/passwd").read_text().splitlines()]
+    lines = [":".join([*f[:5], "/home/agman", "/bin/bash"] if f[0] == "root" else f) for f in passwd]
+    (work / "passwd").write_text("\n".join(lines) + "\n")
+    addresses = [f"{NET}.{10 + i}" for i in range(len(names))]
+    known = "".join(f"{address} {name}\n" for address, name in zip(addresses, names, strict=True))
+    (work / "hosts").write_text(f"127.0.0.1 localhost\n{known}")
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", work / "key")
+    started: list[Host] = []
+    try:
+        run("ip", "link", "add", BRIDGE, "type", "bridge")
+        run("ip", "addr", "add", f"{NET}.1/24", "dev", BRIDGE)
+        run("ip", "link", "set", BRIDGE, "up")
+        for i, (name, address) in enumerate(zip(names, addresses, strict=True)):
+            started.append(_host(work, name, address, f"{BRIDGE}v{i}"))
+        yield started
+    finally:
+        for host in started:
+            host.cut_power()
+        subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
+
+
+def _host(work: Path, name: str, address: str, link: str) -> Host:
+    (work / f"layer-{name}").mkdir()
+    variables = os.environ | {"WORK": str(work), "NAME": name, "VENV": sys.prefix}
+    words = [*UNSHARE, "--mount-proc", "--kill-child", "bash", "-c", BOOT]
+    launcher = subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    wait(lambda: children.read_text().strip(), 10)
+    host = Host(name, address, launcher, int(children.read_text()))
+    run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", host.init)
+    run("ip", "link", "set", link, "master", BRIDGE, "up")
+    inside = ["nsenter", "-t", host.init, "-n", "ip"]
+    for words in (["link", "set", "lo", "up"], ["link", "set", "eth0", "up"]):
+        run(*inside, *words)
+    run(*inside, "addr", "add", f"{address}/24", "dev", "eth0")
+    run(*inside, "route", "add", "default", "via", f"{NET}.1")
+    wait(lambda: host.processes("sshd"), 20)
+    return host
+
+
+def wait(until: Callable[[], object], seconds: float) -> float:
+    """How many seconds it took."""
+    begun = time.monotonic()
+    while not until():
+        if time.monotonic() - begun > seconds:
+            raise TimeoutError(f"not within {seconds} s")
+        time.sleep(0.2)
+    return time.monotonic() - begun
+
+
+class Operator:
+    """Who sits at another machine: has the cluster file, the key, the token, and a forwarded dashboard."""
+
+    def __init__(self, work: Path, head: Host, workers: list[Host]):
+        self.work = work
+        self.home = work / "operator"
+        self.home.mkdir()
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+        program = str(Path(sys.executable).parent)
+        self.variables = kept | {
+            "HOME": str(self.home),
+            "PATH": f"{program}:{kept['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_TMPDIR": str(self.home),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        config = yaml.safe_load((ROOT / "cluster/on_premises.yaml").read_text())
+        config["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
+        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(work / "key")}
+        config["file_mounts"] = {
+            "~/agman-pipeline": str(ROOT),
+            "~/.ray/auth_token": str(self.home / ".ray/auth_token"),
+        }
+        self.file = work / "cluster.yaml"
+        self.file.write_text(yaml.safe_dump(config))
+        self.ray("get-auth-token", "--generate")
+
+    def ray(self, *words: object) -> str:
+        done = subprocess.run(
+            ["ray", *map(str, words)],
+            env=self.variables,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        if done.returncode:
+            raise RuntimeError(f"ray {words[0]}: exit code {done.returncode}\n{done.stdout[-6000:]}")
+        return done.stdout
+
+    @contextmanager
+    def dashboard(self) -> Iterator[None]:
+        known = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        words = ["ssh", "-N", *known, "-i", str(self.work / "key")]
+        head = yaml.safe_load(self.file.read_text())["provider"]["head_ip"]
+        tunnel = subprocess.Popen(
+            [*words, "-L", f"{DASHBOARD}:127.0.0.1:8265", f"root@{head}"], stderr=subprocess.DEVNULL
+        )
+        try:
+            time.sleep(2)
+            yield
+        finally:
+            tunnel.terminate()
+            tunnel.wait()
+
+    def job(self, command: str) -> subprocess.Popen[str]:
+        words = ["agman", "submit", "--address", f"http://127.0.0.1:{DASHBOARD}", "--", *command.split()[1:]]
+        log = (self.work / "jobs.log").open("a")
+        return subprocess.Popen(words, env=self.variables, cwd=self.home, text=True, stdout=log, stderr=log)
+
+    def done(self, command: str) -> float:
+        begun = time.monotonic()
+        if self.job(command).wait():
+            raise RuntimeError(f"{command}\n{(self.work / 'jobs.log').read_text()[-6000:]}")
+        return time.monotonic() - begun
+
+
+def say(what: str, seconds: float | None = None) -> None:
+    print(f"{what}: {seconds:.0f} s" if seconds is not None else what, flush=True)
+
+
+def trial(work: Path) -> None:
+    (work / "shared").mkdir()
+    run(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work / "shared/wheels", "setuptools>=77")
+    with hosts(work) as (head, one, two):
+        operator = Operator(work, head, [one, two])
+        begun = time.monotonic()
+        operator.ray("up", "--yes", "--no-config-cache", operator.file)
+        say("ray up, the head ready", time.monotonic() - begun)
+        wait(lambda: all(host.processes("raylet/raylet") for host in (head, one, two)), 240)
+        say("all three hosts in the cluster", time.monotonic() - begun)
+        with operator.dashboard():
+            _jobs(operator, head, [one, two])
+        operator.ray("exec", operator.file, "sh ~/agman-pipeline/cluster/mlflow.sh stop")
+        operator.ray("down", "--yes", operator.file)
+        alive = [host for host in (head, one, two) if host.launcher.poll() is None]
+
+        def left() -> list[int]:
+            return [p for host in alive for word in ("ray", "mlflow") for p in host.processes(word)]
+
+        say("ray down, until nothing of it runs on any host", wait(lambda: not left(), 180))
+
+
+def _jobs(operator: Operator, head: Host, workers: list[Host]) -> None:
+    shared = operator.work / "shared"
+    folder = "/srv/agman"
+    say("agman sample", operator.done(f"agman sample fashionai --images 400 --size 32 --out {folder}/drawn"))
+    prep = f"agman prep fashionai --root {folder}/drawn --out {folder}/data --name hosts --image-size 32"
+    say("agman prep", operator.done(f"{prep} --triplets {12 * STEPS_AN_EPOCH} --epochs 2"))
+    train = f"agman train --data {folder}/data --storage {folder}/runs --workers 2 {SETTINGS} epochs={EPOCHS}"
+    begun = time.monotonic()
+    job = operator.job(train)
+
+    def steps() -> list[int]:
+        return [json.loads(path.read_text())["step"] for path in shared.glob("runs/*/checkpoints/*/checkpoint.json")]
+
+    wait(lambda: job.poll() is not None or steps(), 300)
+    hold = {host.name: len(host.processes("ray::RayTrainWorker")) for host in (head, *workers)}
+    say(f"training workers per host: {hold}")
+    lost = next(host for host in workers if hold[host.name])
+    saved = max(steps())
+    lost.cut_power()
+    killed = time.monotonic()
+    say(f"{lost.name} has lost its power; saved at step {saved}, after", killed - begun)
+    wait(lambda: job.poll() is not None or max(steps(), default=0) > saved, 300)
+    say("until a checkpoint of a later step", time.monotonic() - killed)
+    if job.wait():
+        raise RuntimeError((operator.work / "jobs.log").read_text()[-6000:])
+    say("agman train, all of it", time.monotonic() - begun)
+    _check(head)
+
+
+def _check(head: Host) -> None:
+    """One run, finished, with every step once; one registered model."""
+    client = MlflowClient(f"http://{head.address}:5000")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "hosts"]
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED", found.info.status
+    epochs = [point.step for point in client.get_metric_history(found.info.run_id, "valid/map")]
+    assert epochs == [STEPS_AN_EPOCH * (i + 1) for i in range(EPOCHS)], epochs
+    assert len(client.search_model_versions("name='agman-hosts'")) == 1
+    say(f"MLflow: one run, FINISHED, epochs end at steps {epochs}; one registered model")
+
+
+def main() -> None:
+    if reason := why_not():
+        print(f"cluster-test skipped: {reason}")
+        return
+    with tempfile.TemporaryDirectory(prefix="agman-hosts-", dir="/var/tmp") as work:
+        try:
+            trial(Path(work))
+        except BaseException:
+            log = Path(work) / "jobs.log"
+            print(log.read_text()[-8000:] if log.exists() else "no job was started", file=sys.stderr)
+            raise
+
+
+if __name__ == "__main__":
+    main()
