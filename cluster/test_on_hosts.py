@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parent.parent
@@ -274,6 +275,11 @@ def _jobs(operator: Operator, head: Host, workers: list[Host]) -> None:
         raise RuntimeError((operator.work / "jobs.log").read_text()[-6000:])
     say("agman train, all of it", time.monotonic() - begun)
     _check(head)
+    tune = f"agman tune --data {folder}/data --storage {folder}/runs --name search --space margins --trials 2"
+    say("agman tune", operator.done(f"{tune} --concurrent 1 --final-seeds 1 {SETTINGS} epochs=1"))
+    (_, second) = _versions(head)
+    assert second.tags["search"] == "search" and second.aliases == ["challenger"], second
+    say("MLflow: the search's model is registered as challenger")
 
 
 def _check(head: Host) -> None:
@@ -284,8 +290,14 @@ def _check(head: Host) -> None:
     assert found.info.status == "FINISHED", found.info.status
     epochs = [point.step for point in client.get_metric_history(found.info.run_id, "valid/map")]
     assert epochs == [STEPS_AN_EPOCH * (i + 1) for i in range(EPOCHS)], epochs
-    assert len(client.search_model_versions("name='agman-hosts'")) == 1
+    assert len(_versions(head)) == 1
     say(f"MLflow: one run, FINISHED, epochs end at steps {epochs}; one registered model")
+
+
+def _versions(head: Host) -> list[ModelVersion]:
+    client = MlflowClient(f"http://{head.address}:5000")
+    found = client.search_model_versions("name='agman-hosts'")
+    return [client.get_model_version(one.name, one.version) for one in sorted(found, key=lambda one: int(one.version))]
 
 
 def main() -> None:
