@@ -59,29 +59,37 @@ def find_source(place: str | Path) -> Source:
             return _of_parquet("parquet", Storage(root.local.parent), [root.local.name], place)
         raise InputError(f"--images {root}: give the folder that the Parquet files are in")
     files = [name for name in root.files() if name.endswith(PARQUET)]
-    if files:
+    # Tables beside picture files, such as a dataset's annotations, hide no pictures.
+    if files and not (root.local and _picture_files(root.local) and not any(_has_pictures(root / f) for f in files)):
         return _of_parquet("parquet", root, files, place)
     if not root.local:
         raise InputError(f"--images {root}: no {PARQUET} file there; a folder of picture files must be a local one")
     return _of_folder(root.local)
 
 
-def _of_folder(root: Path) -> Source:
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    names, total = [], hashlib.sha256()
+def _picture_files(root: Path) -> list[Path]:
+    found, endings = [], _endings()
     for folder, below, files in os.walk(root):
         below.sort()
-        for name in sorted(files):
-            path = Path(folder, name)
-            if path.suffix.lower() in endings:
-                names.append(path.relative_to(root).as_posix())
-                status = path.lstat()
-                total.update(f"{names[-1]}\0{status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        found += [Path(folder, name) for name in sorted(files) if Path(name).suffix.lower() in endings]
+    return found
+
+
+def _endings() -> set[str]:
+    return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+
+
+def _of_folder(root: Path) -> Source:
+    names, total = [], hashlib.sha256()
+    for path in _picture_files(root):
+        names.append(path.relative_to(root).as_posix())
+        status = path.lstat()
+        total.update(f"{names[-1]}\0{status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     unreadable = [name for name in names if not name.isprintable()]
     if unreadable:
         raise InputError(f"--images {root}: {unreadable[0]!r} has unprintable characters in its name; rename it")
     if not names:
-        raise InputError(f"--images {root}: no picture there (looked for {', '.join(sorted(endings))})")
+        raise InputError(f"--images {root}: no picture there (looked for {', '.join(sorted(_endings()))})")
     table = pa.table({"image": names, "file": names, "row": pa.nulls(len(names), pa.int64())}, schema=IMAGES)
     return Source("folder", Storage(root), None, table, total.hexdigest())
 
@@ -95,9 +103,7 @@ def _of_parquet(kind: Kind, root: Storage, files: list[str], asked: str | Path) 
             except pa.ArrowInvalid as error:
                 raise InputError(f"{root / name}: not a Parquet file ({error})") from error
             schema = parquet.schema_arrow
-            column = next(
-                (one for one in COLUMNS if one in schema.names and _holds_bytes(schema.field(one).type)), None
-            )
+            column = _picture_column(schema)
             if column is None:
                 raise InputError(
                     f"{root / name}: no column of pictures' bytes (looked for {', '.join(COLUMNS)}; it has "
@@ -115,6 +121,18 @@ def _of_parquet(kind: Kind, root: Storage, files: list[str], asked: str | Path) 
     if not len(pictures):
         raise InputError(f"--images {Storage(asked)}: no picture there")
     return Source(kind, root, column, pictures.combine_chunks(), total.hexdigest())
+
+
+def _has_pictures(file: Storage) -> bool:
+    with file.open() as opened:
+        try:
+            return _picture_column(pq.read_schema(opened)) is not None
+        except pa.ArrowInvalid:
+            return False
+
+
+def _picture_column(schema: pa.Schema) -> str | None:
+    return next((one for one in COLUMNS if one in schema.names and _holds_bytes(schema.field(one).type)), None)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

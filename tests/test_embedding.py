@@ -28,6 +28,7 @@ from pipeline.embedder import Embedder, PictureError
 from pipeline.embedding import embed_images
 from pipeline.gallery import Gallery
 from pipeline.searching import embedder_of, search
+from pipeline.sources import find_source
 
 NAMES = ["collar", "skirt", "sleeve"]
 SIDE, PICTURES = 32, 30
@@ -117,6 +118,16 @@ def test_a_prepared_dataset_and_parquet_files_are_embedded_too(model: str, datas
     assert list(of_files.images) == [f"train.parquet#{row}" for row in range(3)]
     assert of_files.info.rejects == {"there is nothing in it": 1}
     assert of_files.picture(2) == jpeg(2)
+
+
+def test_tables_without_pictures_beside_picture_files_hide_none(photographs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(photographs, tmp_path / "pictures")
+    alone = find_source(folder)
+    pq.write_table(pa.table({"path": ["a.jpg"], "attribute": ["sleeve"]}), folder / "regions.parquet")
+    assert (source := find_source(folder)).kind == "folder" and source.fingerprint == alone.fingerprint
+    pq.write_table(pa.table({"image": [jpeg(1)]}), folder / "pictures.parquet")
+    with pytest.raises(InputError, match=r"regions\.parquet: no column of pictures' bytes"):
+        find_source(folder)
 
 
 def test_the_same_command_again_opens_what_is_there(gallery: Gallery, model: str, photographs: Path) -> None:
