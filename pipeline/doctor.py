@@ -10,18 +10,23 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 
 import torch
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
+from data_prep.storage import Storage
 
 SECONDS = 60
 """That a check may take, but for reading a whole dataset."""
@@ -33,6 +38,7 @@ ROOM = 5 << 30
 """Bytes free below which a local storage will not hold a few checkpoints."""
 EXPERIMENT = "agman-doctor"
 """Where the run goes that is written to the tracking store; deleted, as that is."""
+DISTRIBUTION = "agman-pipeline"
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "optuna", "pandas", "pyarrow")
 
 
@@ -54,23 +60,26 @@ class Finding:
     remedy: str = ""
 
 
-def examine(data: str | Path | None, storage: str | Path, progress: Progress = silent) -> list[Finding]:
-    """All checks, one after the other; the dataset's only if `data` names one."""
-    checks: dict[str, Callable[[], str]] = {
-        "python": _python,
-        **{name: lambda name=name: package(name) for name in PACKAGES},  # type: ignore[misc]
-        "devices": _devices,
-        "collectives": _collectives,
-        "ray": _ray,
-        "storage": lambda: place(storage),
-        "mlflow store": _tracking,
-    }
+def examine(data: str | Path | None, storage: str | Path, progress: Progress = silent) -> Iterator[Finding]:
+    """All checks, one after the other, each as soon as it is over; the dataset's only if `data` names one."""
+    yield finding("python", _python, "make the environment anew with a Python that is allowed")
+    for name in PACKAGES:
+        yield finding(name, lambda name=name: package(name), "install agman-pipeline again")  # type: ignore[misc]
+    yield finding("devices", _devices, "look at CUDA_VISIBLE_DEVICES and at what nvidia-smi says")
+    yield finding("collectives", _collectives, "training on one worker does not need them")
+    yield finding("cluster", _ray, "start a cluster, or unset RAY_ADDRESS for a local one")
+    yield finding("storage", _in_time(lambda: place(storage)), "look at the address, and at who may write there")
+    yield finding(
+        "mlflow store", _in_time(_tracking), "start the server, or set MLFLOW_TRACKING_URI to one that answers"
+    )
     if data is not None:
-        checks["dataset"] = lambda: _dataset(data, progress)
-    return [_finding(name, check) for name, check in checks.items()]
+        yield finding(
+            "dataset", lambda: _dataset(data, progress), "give the folder that `agman prep` wrote, or run it again"
+        )
 
 
-def _finding(name: str, check: Callable[[], str]) -> Finding:
+def finding(name: str, check: Callable[[], str], remedy: str) -> Finding:
+    """What the check says; `remedy` is for what it did not foresee."""
     from pipeline.tracking import reason
 
     try:
@@ -78,18 +87,42 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
     except Ailment as ailment:
         return Finding(name, False, ailment.wrong, ailment.remedy)
     except InputError as error:
-        return Finding(name, False, str(error), "see above")
+        return Finding(name, False, str(error), remedy)
     except Exception as error:  # whatever a sick machine throws is a finding
-        return Finding(name, False, f"{type(error).__name__}: {reason(error)}", "see the message")
+        return Finding(name, False, f"{type(error).__name__}: {reason(error)}", remedy)
+
+
+def _in_time(check: Callable[[], str]) -> Callable[[], str]:
+    """The check, left alone in its thread if it is not over in time: libraries wait for a silent server without end."""
+
+    def bounded() -> str:
+        outcome: Future[str] = Future()
+
+        def work() -> None:
+            try:
+                outcome.set_result(check())
+            except Exception as error:
+                outcome.set_exception(error)
+
+        Thread(target=work, daemon=True).start()
+        try:
+            return outcome.result(SECONDS)
+        except FutureTimeout:
+            raise InputError(f"no answer in {SECONDS} s") from None
+
+    return bounded
 
 
 def _python() -> str:
-    return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    found, allowed = platform.python_version(), SpecifierSet(metadata(DISTRIBUTION)["Requires-Python"])
+    if not allowed.contains(found, prereleases=True):
+        raise InputError(f"{found}, but {allowed} is needed")
+    return f"{found} ({allowed}) on {platform.system()} {platform.machine()}"
 
 
-def package(name: str, distribution: str = "agman-pipeline") -> str:
-    """Its version; Ailment if it is not one that the distribution asks for."""
-    wanted = [Requirement(line) for line in requires(distribution) or []]
+def package(name: str) -> str:
+    """Its version; Ailment if it is not one that ours asks for."""
+    wanted = [Requirement(line) for line in requires(DISTRIBUTION) or []]
     allowed = next(one.specifier for one in wanted if one.name == name)
     remedy = f'pip install "{name}{allowed}"'
     try:
@@ -188,8 +221,6 @@ def _process() -> int:
 
 def place(storage: str | Path) -> str:
     """A probe is written, read back and removed."""
-    from data_prep.storage import Storage
-
     root = Storage(storage)
     if root.local:
         existing = next(each for each in (root.local.absolute(), *root.local.absolute().parents) if each.exists())
@@ -199,7 +230,7 @@ def place(storage: str | Path) -> str:
     folder = root / f"agman-doctor-{uuid.uuid4().hex[:8]}"
     data = os.urandom(PROBE)
     try:
-        written = _seconds(lambda: (folder / "probe").write_bytes(data))
+        written = _seconds(lambda: _write_through(folder / "probe", data))
         same: list[bool] = []
         read = _seconds(lambda: same.append((folder / "probe").read_bytes() == data))
     finally:
@@ -214,6 +245,13 @@ def place(storage: str | Path) -> str:
     if root.local and (free := shutil.disk_usage(root.local).free) < ROOM:
         raise Ailment(f"{rates}; {free / 2**30:.1f} GiB free", f"make room for {ROOM / 2**30:.0f} GiB")
     return rates
+
+
+def _write_through(file: Storage, data: bytes) -> None:
+    file.write_bytes(data)
+    if file.local:  # or the speed is the memory's
+        with file.local.open("rb") as written:
+            os.fsync(written.fileno())
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -8,8 +8,11 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -20,6 +23,8 @@ from pipeline.tracking import public, reason
 
 LEFT_OUT = [".git", ".venv", "runs", "mlartifacts", "*.db", "*.parquet"]
 """Of an uploaded working folder, beside what its .gitignore says."""
+ANSWERING = 10.0
+"""Seconds in which a head answers at all."""
 SETTLING = 30.0
 """Seconds after the end of its log in which a job says how it ended."""
 
@@ -63,10 +68,13 @@ def _client(address: str) -> JobSubmissionClient:
     if not address.startswith(("http://", "https://")):
         raise InputError(f"--address {public(address)}: the dashboard's address, as http://127.0.0.1:8265")
     try:
+        with suppress(HTTPError):  # any answer will do: Ray's client would wait for one without an end
+            urlopen(address, timeout=ANSWERING).close()
         return JobSubmissionClient(address)
-    except Exception as error:  # ConnectionError, and RuntimeError for a refused token
+    except Exception as error:  # ConnectionError, and RuntimeError for a refused token or another version of Ray
+        said = public(" ".join(str(error).split()))
         raise InputError(
-            f"--address {public(address)}: no Ray head takes jobs there ({reason(error)}); "
+            f"--address {public(address)}: no Ray head takes jobs there ({said}); "
             "`ray dashboard ray_cluster.yaml` makes a way to one"
         ) from error
 

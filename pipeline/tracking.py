@@ -62,8 +62,11 @@ def reason(error: Exception) -> str:
 
 
 def public(text: str) -> str:
-    """Without the user names and passwords of addresses: MLflow repeats them in its errors."""
-    return re.sub(r"://[^/\s]*@", "://", text)
+    """Without the user names and passwords of addresses: MLflow repeats them in its errors.
+
+    SQLAlchemy takes a password with any sign in it but `@`; up to the last `@` goes, should there be one in it too.
+    """
+    return re.sub(r"://[^:/\s]*(:\S*)?@", "://", text)
 
 
 def connect() -> MlflowClient:

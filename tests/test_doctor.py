@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_a_machine_on_which_the_tests_run_is_well(
 ) -> None:
     done = agman_here("doctor", "--data", dataset.path, "--storage", tmp_path / "runs" / "deep", "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out) == {"checks": 6 + len(doctor.PACKAGES), "wrong": []}
+    assert json.loads(done.out) == {"checks": 7 + len(doctor.PACKAGES), "wrong": []}
     for said in ("gloo: two processes agree", "a task ran", "MB/s", "a run was written and removed", "pictures"):
         assert said in done.err
     assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db"}
@@ -60,6 +61,8 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert package("ray").startswith("2.")
     monkeypatch.setattr(doctor, "version", lambda name: "1.2.3")
     found = ailment(package, "ray")
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.8.1")
+    assert "3.8.1, but >=3.11" in doctor.finding("python", doctor._python, "another").found
     assert "1.2.3, but >=2.60 is needed" in found.wrong and found.remedy.startswith('pip install "ray')
 
 
@@ -76,7 +79,7 @@ def test_an_object_store_is_tried_too(bucket: Bucket) -> None:
     assert "writes" in place(bucket.uri("runs").replace("s3://", "s3://access:sesame@"))
     assert bucket.keys == [] or all(key.endswith("/") for key in bucket.keys)
     bucket.failing, bucket.code = ".", 403
-    finding = doctor._finding("storage", lambda: place(bucket.uri("runs")))
+    finding = doctor.finding("storage", lambda: place(bucket.uri("runs")), "look")
     assert not finding.ok and "ACCESS_DENIED" in finding.found
 
 
@@ -89,5 +92,19 @@ def test_whatever_a_check_throws_is_a_finding() -> None:
     def broken() -> str:
         raise ZeroDivisionError("by nothing")
 
-    found = doctor._finding("odd", broken)
-    assert (found.ok, found.found) == (False, "ZeroDivisionError: by nothing")
+    found = doctor.finding("odd", broken, "mend it")
+    assert (found.ok, found.found, found.remedy) == (False, "ZeroDivisionError: by nothing", "mend it")
+
+
+def test_a_server_that_says_nothing_does_not_keep_one_waiting(
+    agman_here: Agman, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "SECONDS", 1)
+    monkeypatch.setattr(doctor, "PACKAGES", ())
+    for name in ("_collectives", "_ray", "_devices"):
+        monkeypatch.setattr(doctor, name, lambda: "left out")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        done = agman_here("doctor", "--storage", tmp_path)
+    assert done.code == 1 and "mlflow store: no answer in 1 s" in done.err
+    assert "what to do: start the server" in done.err

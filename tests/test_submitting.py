@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Finished
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -141,3 +142,18 @@ def test_a_wrong_token_is_refused(head: str) -> None:
     done = submit("--address", head, "--", "train", RAY_AUTH_TOKEN="0" * 32)
     assert done.code == 2, done.err
     assert "no Ray head takes jobs there" in done.err.splitlines()[-1]
+
+
+def test_a_head_that_says_nothing_does_not_keep_one_waiting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = submit("--address", f"http://127.0.0.1:{silent.getsockname()[1]}", "--", "train")
+    assert done.code == 2, done.err
+    assert "no Ray head takes jobs there (timed out)" in done.err.splitlines()[-1]
+
+
+def test_the_dashboard_listens_on_loopback_alone(head: str) -> None:
+    port = int(head.rpartition(":")[2])
+    listening = {
+        each.laddr.ip for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.laddr.port == port
+    }
+    assert listening == {"127.0.0.1"}

@@ -534,3 +534,18 @@ def test_system_metrics_that_cannot_start(client: MlflowClient, monkeypatch: pyt
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "often")
     with pytest.raises(ZeroDivisionError), tracking.system_metrics(tracking.start(INFO, "training", {})):
         raise ZeroDivisionError  # the block's own errors pass
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://user:sesame@db:5432/mlflow", "postgresql://db:5432/mlflow"),
+        ("no answer from 'postgresql://user:se/sa:me@db/x' now", "no answer from 'postgresql://db/x' now"),
+        ("mysql+pymysql://user:se@same@db/x?y=1", "mysql+pymysql://db/x?y=1"),
+        ("http://token@host/path", "http://host/path"),
+        ("s3://bucket/runs@night", "s3://bucket/runs@night"),
+        ("sqlite:////srv/mlflow.db and me@home", "sqlite:////srv/mlflow.db and me@home"),
+    ],
+)
+def test_addresses_are_shown_without_names_and_passwords(address: str, shown: str) -> None:
+    assert tracking.public(address) == shown
