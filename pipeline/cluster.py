@@ -1,6 +1,10 @@
-"""What the Ray cluster can give to the workers of a job."""
+"""What the Ray cluster can give to the workers of a job: what it has, and what its autoscaler may add."""
 
 from __future__ import annotations
+
+import json
+import math
+import os
 
 import ray
 
@@ -9,6 +13,9 @@ from data_prep.errors import InputError
 ONE_HEAP = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 """Runtime environment of processes that compute in a thread, as Ray's do. glibc gives threads heaps of their own, which
 go back to the system again and again, whatever agman.keep_freed_memory says."""
+GROWN = "AGMAN_GROWN_CLUSTER"
+"""Set where a cluster's head starts, so that its jobs have it: how many workers the autoscaler may have, and what each
+of them has, as `{"nodes": 8, "CPU": 8, "GPU": 1}`. Ray tells its jobs of no more than there is now."""
 
 
 def cpus_for(workers: int, option: str = "--workers") -> int:
@@ -16,28 +23,53 @@ def cpus_for(workers: int, option: str = "--workers") -> int:
 
     Raises InputError, naming the `option`, if there is not one for each.
     """
-    nodes = _cpus_of_nodes()
+    nodes = _each_node("CPU")
     if workers > sum(nodes):
-        raise InputError(f"{option} {workers}: the cluster has {sum(nodes)} CPUs, and each needs one")
+        raise InputError(f"{option} {workers}: the cluster has {_total(nodes)} CPUs, and each needs one")
     return max(share for share in range(1, max(nodes) + 1) if sum(node // share for node in nodes) >= workers)
 
 
 def cpus_for_elastic(least: int, most: int) -> int:
-    """The same for as many workers, up to `most`, as there is room for now; more may come with more nodes.
+    """The same for as many workers, up to `most`, as there is room for.
 
     Raises InputError if there is no room for `least`.
     """
     cpus_for(least)
-    return cpus_for(min(most, sum(_cpus_of_nodes())))
+    return cpus_for(min(most, sum(_each_node("CPU"))))
 
 
-def _cpus_of_nodes() -> list[int]:
-    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-
-
-def gpus_for(workers: int) -> bool:
+def gpus_for(workers: int, option: str = "--workers") -> bool:
     """Whether the workers train on GPUs, one each. Raises InputError if there are some but too few."""
-    total = int(ray.cluster_resources().get("GPU", 0))
-    if 0 < total < workers:
-        raise InputError(f"--workers {workers}: the cluster has {total} GPUs, and a worker needs one")
-    return total > 0
+    nodes = _each_node("GPU")
+    if 0 < sum(nodes) < workers:
+        raise InputError(f"{option} {workers}: the cluster has {_total(nodes)} GPUs, and a worker needs one")
+    return sum(nodes) > 0
+
+
+def gpu_share(processes: int) -> float:
+    """GPUs for each of so many processes; several share one where there are more of them."""
+    gpus = sum(_each_node("GPU"))
+    return 1 / max(1, math.ceil(processes / gpus)) if gpus else 0.0
+
+
+def _each_node(resource: str) -> list[int]:
+    """What every node has of it, those that may yet come too."""
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most, kind = _grown()
+    alike = sum(all(node.get(name, 0) >= count for name, count in kind.items()) for node in there)
+    return [int(node.get(resource, 0)) for node in there + [kind] * (most - alike)]
+
+
+def _grown() -> tuple[int, dict[str, int]]:
+    text = os.environ.get(GROWN)
+    if not text:
+        return 0, {}
+    try:
+        kind = {name: int(count) for name, count in json.loads(text).items()}
+        return kind.pop("nodes"), kind
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f'{GROWN}={text}: give it as {{"nodes": 8, "CPU": 8, "GPU": 1}}') from error
+
+
+def _total(nodes: list[int]) -> str:
+    return f"{'at most ' if os.environ.get(GROWN) else ''}{sum(nodes)}"

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import os
 import signal
 import statistics
@@ -36,7 +35,7 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline import evaluation, registry, tracking
-from pipeline.cluster import cpus_for
+from pipeline.cluster import cpus_for, gpu_share, gpus_for
 from pipeline.config import TrainConfig, make_config
 from pipeline.console import bar_of, say, say_above, show_table
 from pipeline.errors import JobFailed
@@ -198,16 +197,11 @@ def _check(
 
 def _resources(concurrent: int, workers: int) -> tuple[int, float]:
     """CPUs and GPUs of each worker. Raises InputError where the cluster has not enough."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
     option = f"--concurrent {concurrent} × --workers-per-trial {workers} =" if workers > 1 else "--concurrent"
-    all_workers = concurrent * workers
-    cpus = cpus_for(all_workers, option)
+    cpus = cpus_for(concurrent * workers, option)
     if workers > 1:
-        if 0 < gpus < all_workers:
-            raise InputError(f"{option} {all_workers}: the cluster has {gpus} GPUs, and a worker needs one")
-        return cpus, float(gpus > 0)
-    # Several trials share a GPU where there are more of them.
-    return cpus, 1 / max(1, math.ceil(concurrent / gpus)) if gpus else 0.0
+        return cpus, float(gpus_for(concurrent * workers, option))
+    return cpus, gpu_share(concurrent)
 
 
 def _claimed(

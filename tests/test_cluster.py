@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from data_prep.errors import InputError
-from pipeline.cluster import cpus_for, cpus_for_elastic
+from pipeline.cluster import GROWN, cpus_for, cpus_for_elastic, gpu_share, gpus_for
 
 
 def of_cpus(monkeypatch: pytest.MonkeyPatch, *cpus: float) -> None:
@@ -50,3 +50,25 @@ def test_too_few_cpus_for_the_least_are_refused(
 
 def test_of_a_real_cluster_of_one_node_one_worker_gets_all(ray_started: None) -> None:
     assert cpus_for_elastic(1, 1) == int(ray.cluster_resources()["CPU"])
+
+
+def test_what_the_autoscaler_may_add_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"memory": 1.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert (cpus_for(1), gpus_for(1), gpu_share(4)) == (8, True, 0.25)
+    with pytest.raises(InputError, match=r"^--workers 2: the cluster has 1 GPUs, and a worker needs one$"):
+        gpus_for(2)
+    monkeypatch.setenv(GROWN, '{"nodes": 3, "CPU": 8, "GPU": 1}')  # one of them is there
+    assert (cpus_for(3), cpus_for(4), gpus_for(3), gpu_share(3), gpu_share(4)) == (8, 4, True, 1.0, 0.5)
+    with pytest.raises(InputError, match=r"^--workers 4: the cluster has at most 3 GPUs, and a worker needs one$"):
+        gpus_for(4)
+    with pytest.raises(InputError, match=r"^--workers 25: the cluster has at most 24 CPUs"):
+        cpus_for_elastic(25, 30)
+
+
+@pytest.mark.parametrize("text", ["8", "[8, 8, 1]", '{"CPU": 8}', '{"nodes": "many"}', "{"])
+def test_a_garbled_word_on_growth_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(GROWN, text)
+    monkeypatch.setattr(ray, "nodes", list)
+    with pytest.raises(InputError, match=f"^{GROWN}=.*: give it as "):
+        cpus_for(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from copy import deepcopy
@@ -13,6 +15,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from pipeline.cluster import GROWN
 
 ROOT = Path(__file__).parent.parent
 LAUNCHED = ["ray_cluster.yaml", "cluster/gcp.yaml", "cluster/on_premises.yaml"]
@@ -72,6 +76,27 @@ def test_gpu_workers_are_bought_on_demand_and_spot(file: str) -> None:
         assert kinds[kind]["labels"]["market-type"] == market
         assert kinds[kind]["max_workers"] > kinds[kind]["min_workers"]
         assert ("spot" in str(kinds[kind]["node_config"]).lower()) == (market == "spot")
+
+
+@pytest.mark.parametrize("file", LAUNCHED[:2])
+def test_jobs_are_told_what_the_cluster_grows_to(file: str) -> None:
+    config = prepared(file)
+    (start,) = [c for c in config["head_start_ray_commands"] if "ray start" in c]
+    told = json.loads(shlex.split(start.partition(f"{GROWN}=")[2])[0])
+    workers = [kind for name, kind in config["available_node_types"].items() if name != "head"]
+    assert told.pop("nodes") == min(config["max_workers"], sum(kind["max_workers"] for kind in workers))
+    assert all(kind["resources"] == told for kind in workers)
+
+
+def test_and_so_are_those_of_kubernetes() -> None:
+    spec = documents(KUBERNETES[0])["RayCluster"]["spec"]
+    (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    told = json.loads(next(one["value"] for one in head["env"] if one["name"] == GROWN))
+    assert told["nodes"] == sum(group["maxReplicas"] for group in spec["workerGroupSpecs"])
+    for group in spec["workerGroupSpecs"]:
+        resources = group["template"]["spec"]["containers"][0]["resources"]
+        assert str(told["CPU"]) == resources["requests"]["cpu"]
+        assert str(told["GPU"]) == resources["limits"]["nvidia.com/gpu"]
 
 
 @pytest.mark.parametrize("file", LAUNCHED + KUBERNETES)
