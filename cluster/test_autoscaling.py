@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,13 +20,13 @@ from pathlib import Path
 from threading import Event, Thread
 
 import psutil
-import ray
-import yaml
 
 MOST = 3
 """Nodes of one CPU; the head has none for tasks, as in ray_cluster.yaml."""
 IDLE_MINUTES = 0.2
 SETTINGS = "backbone=resnet18 embedding_dim=16 batch_size=12 threads=1 precision=fp32 seed=11"
+COMMANDS = ["initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"]
+COMMANDS += ["head_start_ray_commands", "worker_start_ray_commands"]
 PROGRAM = Path(sys.executable).parent
 
 
@@ -39,7 +39,6 @@ def free_port() -> int:
 @contextmanager
 def autoscaling_head(folder: Path) -> Iterator[dict[str, str]]:
     """The variables with which a command uses it."""
-    example = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node/example.yaml"
     kinds = {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {
@@ -49,14 +48,32 @@ def autoscaling_head(folder: Path) -> Iterator[dict[str, str]]:
             "max_workers": MOST,
         },
     }
-    config = yaml.safe_load(example.read_text()) | {
+    port = free_port()
+    provider = {
+        "type": "fake_multinode",
+        "gcs_address": f"127.0.0.1:{port}",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    }
+    config = {command: [] for command in COMMANDS} | {
+        "cluster_name": "agman",
+        "provider": provider,
         "available_node_types": kinds,
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
         "max_workers": MOST,
         "idle_timeout_minutes": IDLE_MINUTES,
     }
     (folder / "cluster.json").write_text(json.dumps(config))
-    port = free_port()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("RAY_AUTH") or not name.startswith(("RAY_", "MLFLOW_"))
+    }
     variables = kept | {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_FAKE_CLUSTER": "1",
@@ -97,11 +114,15 @@ class Watch:
         self._thread.start()
 
     def _look(self) -> None:
+        import ray  # which reads its token when it is imported
+
+        ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
         while not self._over.wait(0.5):
             count = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
             if count != self.seen[-1][1]:
                 self.seen.append((time.monotonic() - self.begun, count))
                 print(f"  {self.seen[-1][0]:6.1f} s  {count} workers", flush=True)
+        ray.shutdown()
 
     @property
     def now(self) -> int:
@@ -130,28 +151,31 @@ def agman(command: str, folder: Path, variables: dict[str, str]) -> None:
 
 
 def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="agman-grow-", dir="/tmp"))  # the names of Ray's sockets have to be short
-    try:
-        with autoscaling_head(folder) as variables:
-            ray.init(address=variables["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
-            watch = Watch()
-            agman("sample fashionai --images 240 --size 32 --out drawn", folder, variables)
-            agman("prep fashionai --root drawn --out data --image-size 32 --triplets 96", folder, variables)
-            print(f"  idle until none is left: {watch.wait_for(0, 120):.0f} s", flush=True)
-            agman(f"train --data data --workers 2 {SETTINGS} epochs=2", folder, variables)
-            assert max(count for _, count in watch.seen) >= 2
-            print(f"  idle until none is left: {watch.wait_for(0, 120):.0f} s", flush=True)
-            search = f"tune --data data --space margins --trials 4 --concurrent {MOST} --final-seeds 0 {SETTINGS}"
-            agman(f"{search} epochs=2", folder, variables)
-            assert max(count for _, count in watch.seen) == MOST
-            print(f"  idle until none is left: {watch.wait_for(0, 120):.0f} s", flush=True)
-            watch.close()
-            ray.shutdown()
-    except BaseException:
-        print((folder / "head.log").read_text()[-3000:], file=sys.stderr)
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    with tempfile.TemporaryDirectory(prefix="agman-grow-", dir="/tmp") as work:  # Ray's sockets need a short path
+        folder = Path(work)
+        try:
+            with autoscaling_head(folder) as variables:
+                trial(folder, variables)
+        except BaseException:
+            print((folder / "head.log").read_text()[-3000:], file=sys.stderr)
+            raise
+
+
+def trial(folder: Path, variables: dict[str, str]) -> None:
+    os.environ["RAY_ADDRESS"] = variables["RAY_ADDRESS"]
+    watch = Watch()
+    agman("sample fashionai --images 240 --size 32 --out drawn", folder, variables)
+    agman("prep fashionai --root drawn --out data --image-size 32 --triplets 96", folder, variables)
+    print(f"  idle until none is left: {watch.wait_for(0, 120):.0f} s", flush=True)
+    agman(f"train --data data --workers 2 {SETTINGS} epochs=2", folder, variables)
+    assert max(count for _, count in watch.seen) >= 2
+    print(f"  idle until none is left: {watch.wait_for(0, 120):.0f} s", flush=True)
+    search = f"tune --data data --space margins --trials 4 --concurrent {MOST} --final-seeds 0 {SETTINGS}"
+    agman(f"{search} epochs=2", folder, variables)
+    assert max(count for _, count in watch.seen) == MOST
+    print(f"  idle until none is left: {watch.wait_for(0, 120):.0f} s", flush=True)
+    watch.close()
 
 
 if __name__ == "__main__":
