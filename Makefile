@@ -27,7 +27,8 @@ test: $(READY) browser
 test-slow: $(READY)  ## the tests that take minutes: preparations killed at several moments, for one
 	$(BIN)/python -m pytest -m slow
 
-cluster-test: $(READY)  ## ray up, jobs, a lost host and ray down, on three hosts made of namespaces; needs root
+cluster-test: $(READY)  ## a cluster that grows and shrinks; ray up to ray down on three hosts of namespaces, as root
+	$(BIN)/python cluster/test_autoscaling.py
 	$(BIN)/python cluster/test_on_hosts.py
 
 check: $(READY)  ## formatting, lint and types; changes nothing

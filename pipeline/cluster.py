@@ -5,8 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from data_prep.errors import InputError
 
@@ -73,3 +80,55 @@ def _grown() -> tuple[int, dict[str, int]]:
 
 def _total(nodes: list[int]) -> str:
     return f"{'at most ' if os.environ.get(GROWN) else ''}{sum(nodes)}"
+
+
+LOOK_EVERY, PATIENCE = 1.0, 30.0
+"""Seconds between two looks for orphans, and that the last ones are waited for at the end."""
+
+
+@contextmanager
+def orphans_removed() -> Iterator[None]:
+    """While it lasts, this job's placement groups go when the actor that made them is dead.
+
+    A stopped trial's process takes its workers' controller along, maybe when that has just asked for room to start them
+    anew. Ray keeps such a group to the end of the job, and its own cleaner fails where two clusters share a host.
+    """
+    over, before = threading.Event(), {group.placement_group_id for group in _groups_of_actors()}
+
+    def look() -> None:
+        while not over.wait(LOOK_EVERY):
+            _remove_orphans()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        deadline = time.monotonic() + PATIENCE
+        while {group.placement_group_id for group in _remove_orphans()} - before and time.monotonic() < deadline:
+            time.sleep(LOOK_EVERY)
+
+
+def _remove_orphans() -> list[PlacementGroupTableData]:
+    """Those that are left."""
+    groups = _groups_of_actors()
+    for group in groups:
+        if group.creator_actor_dead:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    return [group for group in groups if not group.creator_actor_dead]
+
+
+def _groups_of_actors() -> list[PlacementGroupTableData]:
+    """This job's that are not removed. Ray's public tables do not tell who made a group."""
+    rows = state._connect_and_get_accessor().get_placement_group_table()
+    groups = [PlacementGroupTableData.FromString(row) for row in rows]
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    return [
+        group
+        for group in groups
+        if group.creator_job_id == job
+        and not ray.ActorID(group.creator_actor_id).is_nil()
+        and group.state != PlacementGroupTableData.REMOVED
+    ]

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from ray import tune as ray_tune
-from ray.actor import ActorHandle
 
 from data_prep.dataset import Dataset
 from data_prep.storage import Storage
@@ -46,7 +45,6 @@ class Job:
     gpus: float
     workers: int = 1
     against: str | None = None
-    held: ActorHandle | None = None
 
     def place(self, number: int) -> Storage:
         """A trial's folder; removed when the trial has ended, but of a failed one only its checkpoints."""
@@ -112,7 +110,7 @@ def _on_workers(number: int, settings: dict[str, Any], job: Job, report: Report)
     workers.write_json(place / workers.DESCRIPTION, {"run_id": nobody.run_id})
     steps = config.epochs * steps_per_epoch(dataset, config, config.parts or job.workers)
     result = partial(result_of, against=job.against)
-    task = workers.Task(job.data, config, place, nobody, steps, at_epoch_end=result, held=job.held)
+    task = workers.Task(job.data, config, place, nobody, steps, at_epoch_end=result)
     resources = {"CPU": float(job.cpus), "GPU": job.gpus}
     outcome = workers.run_workers(task, f"trial {number}", (job.workers, job.workers), resources, report=report)
     if outcome["state"] == workers.FAILED:

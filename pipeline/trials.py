@@ -8,25 +8,21 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import ray
 from ray import tune as ray_tune
-from ray.actor import ActorHandle
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import tune_controller
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.sweep import DONE, FAILED, METRIC, PRUNED, Record, Trial, past
 from pipeline.trial import CHECKPOINTS, Job, run_trial
 from pipeline.trial_runs import TrialRuns
-from pipeline.workers import HeldGroups
 
 KILLED_AT_MOST = 3
 """So often a trial whose process was killed goes on from its checkpoint; then it has failed."""
@@ -182,10 +178,7 @@ class _Ledger(_HereOnly, ray_tune.Callback):
         self.failures: dict[int, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        number = trial.config["trial"]
-        if self.job.held:
-            ray.get(self.job.held.open.remote(str(self.job.place(number))))
-        self.runs.begin(self.record[number])
+        self.runs.begin(self.record[trial.config["trial"]])
         self.watch()
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
@@ -197,9 +190,6 @@ class _Ledger(_HereOnly, ray_tune.Callback):
         metrics = {key: value for key, value in result.items() if key.startswith(("train/", "valid/"))}
         self.runs.log(number, result["epoch"], metrics)
         self.watch()
-
-    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._release(trial.config["trial"])
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         number, last = trial.config["trial"], trial.last_result or {}
@@ -215,23 +205,16 @@ class _Ledger(_HereOnly, ray_tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         if trial.num_failures <= KILLED_AT_MOST:  # its process died before it began, and Ray gives such a trial up
-            return self._release(trial.config["trial"])  # the study has it as running: the next round takes it up
+            return  # the study has it as running: the next round takes it up
         self._end(trial, FAILED, _killed(trial))
 
     def _end(self, trial: Any, state: str, reason: str) -> None:
         number, last = trial.config["trial"], trial.last_result or {}
-        self._release(number)
         against = last.get(self.job.against) if self.job.against else None
         ended = self.record.end(number, state, reason, against, last.get("seconds", 0.0))
         self.runs.end(ended)
         tidy(self.job, ended)
         self.watch()
-
-    def _release(self, number: int) -> None:
-        """What the workers of a killed trial may still hold of the cluster."""
-        if self.job.held:
-            with suppress(ray.exceptions.RayError):
-                ray.get(self.job.held.close.remote(str(self.job.place(number))))
 
 
 def _killed(trial: Any) -> str:
@@ -247,9 +230,3 @@ def tidy(job: Job, ended: Trial) -> None:
     place = job.place(ended.number).local
     assert place
     shutil.rmtree(place / CHECKPOINTS if ended.state == FAILED else place, ignore_errors=True)
-
-
-def new_held_groups() -> ActorHandle:
-    """Where the workers of trials write down what they hold of the cluster; lives and dies with the driver."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return HeldGroups.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]

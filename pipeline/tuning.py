@@ -6,7 +6,6 @@ a run for the search and one for every trial; the best setting is trained again 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -23,7 +22,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from ray.exceptions import RayError
@@ -35,7 +33,7 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline import evaluation, registry, tracking
-from pipeline.cluster import cpus_for, gpu_share, gpus_for
+from pipeline.cluster import cpus_for, gpu_share, gpus_for, orphans_removed
 from pipeline.config import TrainConfig, make_config
 from pipeline.console import bar_of, say, say_above, show_table
 from pipeline.errors import JobFailed
@@ -47,7 +45,7 @@ from pipeline.sweep_report.page import write_sweep_report
 from pipeline.training import NOT_DECISIVE, check, locked, train
 from pipeline.trial import Job
 from pipeline.trial_runs import TrialRuns
-from pipeline.trials import new_held_groups, run_trials, tidy
+from pipeline.trials import run_trials, tidy
 from pipeline.workers import read_json, write_json
 
 DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
@@ -136,6 +134,7 @@ def tune(
     started = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(ray_session())
+        stack.enter_context(orphans_removed())
         cpus, gpus = _resources(concurrent, workers)
         folder, begun = _claimed(stack, storage.absolute(), name, resume, dataset, plan, space)
         base = resolved(base, "cuda" if gpus else "cpu", workers, cpus)
@@ -275,8 +274,6 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
 
     bar = bar_of("trials", max(trials, ended()))
     bar.initial = bar.n = ended()
-    held = new_held_groups() if job.workers > 1 else None
-    job = dataclasses.replace(job, held=held)
     fruitless = 0
     with _signals_for_ray() as stopped:
         try:
@@ -298,9 +295,6 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
             bar.close()
             runs.close()
             _tidy(job, record)
-            if held:
-                ray.get(held.close_all.remote())
-                ray.kill(held)
 
 
 def _tidy(job: Job, record: Record) -> None:

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from mlflow.exceptions import MlflowException
 from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
-from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
@@ -61,8 +61,6 @@ class Task:
     at_epoch_end: Callable[[Training, dict[str, float]], dict[str, Any]] | None = None
     """A search's trial: what rank 0 tells of an epoch, from its metrics; it waits until the driver has dealt with it.
     Such a training is its driver's to log."""
-    held: ActorHandle | None = None
-    """A HeldGroups, for a driver that may itself be killed."""
 
 
 class GivenUp(Exception):
@@ -226,8 +224,6 @@ def _worker(settings: dict[str, Any]) -> None:
 def _begin(task: Task, board: ActorHandle, workers: int) -> str:
     """Why not to begin, if so."""
     leader, group = ray.get_runtime_context().current_actor, get_current_placement_group()
-    if task.held and group:
-        ray.get(task.held.holds.remote(str(task.place), group))
     return str(ray.get(board.begin.remote(workers, leader, group)))
 
 
@@ -336,37 +332,6 @@ def _note(end: StepEnd, epochs: int) -> str:
         parts.append(f"{end.recent['triplets_per_second']:.1f} triplets/s")
         parts.append(f"wait {end.recent['data_wait_share']:.1%}")
     return ", ".join(parts)
-
-
-@ray.remote(num_cpus=0)
-class HeldGroups:
-    """What the workers of a search's trials hold of the cluster.
-
-    A trial's process may be stopped or killed at any moment; its controller may even start the workers anew before
-    Ray ends it too, and Ray's own cleaner of such leftovers fails where two clusters share a host.
-    """
-
-    def __init__(self) -> None:
-        self.groups: dict[str, list[PlacementGroup]] = {}
-
-    def open(self, training: str) -> None:
-        """Its workers may hold something."""
-        self.groups.setdefault(training, [])
-
-    def holds(self, training: str, group: PlacementGroup) -> None:
-        if training in self.groups:
-            self.groups[training].append(group)
-        else:
-            remove_placement_group(group)
-
-    def close(self, training: str) -> None:
-        """From now on they may not."""
-        for group in self.groups.pop(training, []):
-            remove_placement_group(group)
-
-    def close_all(self) -> None:
-        for training in list(self.groups):
-            self.close(training)
 
 
 # Files that both ends read

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import ray
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from data_prep.errors import InputError
-from pipeline.cluster import GROWN, cpus_for, cpus_for_elastic, gpu_share, gpus_for
+from pipeline.cluster import GROWN, cpus_for, cpus_for_elastic, gpu_share, gpus_for, orphans_removed
 
 
 def of_cpus(monkeypatch: pytest.MonkeyPatch, *cpus: float) -> None:
@@ -72,3 +76,31 @@ def test_a_garbled_word_on_growth_is_refused(monkeypatch: pytest.MonkeyPatch, te
     monkeypatch.setattr(ray, "nodes", list)
     with pytest.raises(InputError, match=f"^{GROWN}=.*: give it as "):
         cpus_for(1)
+
+
+def test_groups_of_dead_actors_are_removed_and_no_others(ray_started: None) -> None:
+    @ray.remote(num_cpus=0)
+    class Maker:
+        def make(self) -> PlacementGroup:
+            self.group = placement_group([{"CPU": 0.25}])
+            ray.get(self.group.ready())
+            return self.group
+
+    def states() -> list[str]:
+        return [placement_group_table(group)["state"] for group in (orphan, kept, ours)]
+
+    dying, living = Maker.remote(), Maker.remote()
+    with orphans_removed():
+        ours = placement_group([{"CPU": 0.25}])
+        orphan, kept = ray.get([dying.make.remote(), living.make.remote()])
+        ray.get(ours.ready())
+        assert states() == ["CREATED"] * 3
+        ray.kill(dying)
+        deadline = time.monotonic() + 30
+        while states()[0] != "REMOVED":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert states() == ["REMOVED", "CREATED", "CREATED"]
+        ray.kill(living)  # the end waits for it
+    assert states() == ["REMOVED", "REMOVED", "CREATED"]
+    remove_placement_group(ours)

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Agman
+from PIL import Image
 from s3_server import Bucket
 
 import agman
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline import registry
@@ -57,3 +60,33 @@ def test_what_is_wrong_with_a_uri_is_one_line_without_credentials(uri: str, tmp_
     for error in (missing, sizeless):
         assert "\n" not in str(error.value)
         assert "sesame" not in str(error.value) and "endpoint" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "evaluate models:/agman-fashionai@champion --data DATA",
+        "report models:/agman-fashionai@champion --data DATA --out made",
+        "embed models:/agman-fashionai@champion --images pictures --out made",
+        "export models:/agman-fashionai@champion --out made",
+        "promote agman-fashionai --data DATA",
+        "rollback agman-fashionai --reason worse",
+        "compare --data DATA --storage made",
+        "tune --data DATA --space margins --trials 1 --storage made",
+        "train --data DATA --storage made",
+    ],
+)
+def test_a_registry_that_does_not_answer_is_one_line_and_nothing_is_made(
+    agman_here: Agman, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_started: None, typed: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "pictures" / "one.png")
+    done = agman_here(*typed.replace("DATA", str(dataset.path)).split())
+    assert done.code == 2, done.err
+    said = done.err.strip().splitlines()[-1]
+    assert said.startswith("agman: MLFLOW_TRACKING_URI=http://127.0.0.1:9: the tracking store does not answer")
+    assert "sesame" not in done.err
+    made = [path for path in (tmp_path / "made").rglob("*") if path.is_file() and path.name != "lock"]
+    assert made == []
