@@ -242,9 +242,13 @@ def test_trials_with_workers_of_their_own_are_pruned_while_they_run_and_hold_not
     states = [trial.state for trial in sweep.trials]
     assert states.count(PRUNED) >= 1
     assert set(states) == {DONE, PRUNED}
-    job = ray.get_runtime_context().get_job_id()
+    here = ray.get_runtime_context()
     deadline = time.monotonic() + 60
-    while [g for g in list_placement_groups(limit=1000) if g.creator_job_id == job and g.state != "REMOVED"]:
+    while [
+        group
+        for group in list_placement_groups(address=here.gcs_address, limit=1000)  # another Ray may run on this machine
+        if group.creator_job_id == here.get_job_id() and group.state != "REMOVED"
+    ]:
         assert time.monotonic() < deadline, placement_group_table()
         time.sleep(1)
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
