@@ -51,7 +51,8 @@ mount --bind $WORK/shared /srv/agman
 cp $WORK/key.pub /home/agman/.ssh/authorized_keys
 printf '[global]\\nno-index = true\\nfind-links = /srv/agman/wheels\\n' > /home/agman/.config/pip/pip.conf
 echo 'export PATH="'$VENV'/bin:$PATH" RAY_USAGE_STATS_ENABLED=0' > /home/agman/.bashrc
-ln -s $VENV /home/agman/agman-venv
+mkdir /home/agman/agman-venv
+mount --bind $VENV /home/agman/agman-venv
 cp $WORK/key /run/hostkey
 hostname $NAME
 while ! ip -4 addr show dev eth0 2>/dev/null | grep -q inet; do sleep 0.1; done
