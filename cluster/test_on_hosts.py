@@ -72,15 +72,15 @@ class Host:
     launcher: subprocess.Popen[bytes]
     init: int
 
-    def processes(self, named: str = "") -> list[int]:
-        """Ids of what runs on it, of those whose command line has this in it."""
+    def processes(self, *named: str) -> list[str]:
+        """Command lines of what runs on it, of those that have one of these words in them."""
         space = Path(f"/proc/{self.init}/ns/pid").readlink()
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if (process / "ns/pid").readlink() == space and named.encode() in (process / "cmdline").read_bytes():
-                    found.append(int(process.name))
-        return found
+                if (process / "ns/pid").readlink() == space:
+                    found.append((process / "cmdline").read_text().replace("\0", " "))
+        return [line for line in found if any(word in line for word in named)]
 
     def cut_power(self) -> None:
         with suppress(ProcessLookupError):
@@ -131,7 +131,8 @@ def _host(work: Path, name: str, address: str, link: str) -> Host:
     (work / f"layer-{name}").mkdir()
     variables = os.environ | {"WORK": str(work), "NAME": name, "VENV": sys.prefix}
     words = [*UNSHARE, "--mount-proc", "--kill-child", "bash", "-c", BOOT]
-    launcher = subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL)
+    with (work / f"{name}.log").open("w") as log:
+        launcher = subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
     wait(lambda: children.read_text().strip(), 10)
     host = Host(name, address, launcher, int(children.read_text()))
@@ -243,16 +244,19 @@ def trial(work: Path) -> None:
         operator.ray("down", "--yes", operator.file)
         alive = [host for host in (head, one, two) if host.launcher.poll() is None]
 
-        def left() -> list[int]:
-            return [p for host in alive for word in ("ray", "mlflow") for p in host.processes(word)]
+        def left() -> list[str]:
+            return [f"{host.name}: {line}" for host in alive for line in host.processes("ray", "mlflow")]
 
-        say("ray down, until nothing of it runs on any host", wait(lambda: not left(), 180))
+        try:
+            say("ray down, until nothing of it runs on any host", wait(lambda: not left(), 180))
+        except TimeoutError:
+            raise RuntimeError("\n".join(["ray down has left", *left()])) from None
 
 
 def _jobs(operator: Operator, head: Host, workers: list[Host]) -> None:
     shared = operator.work / "shared"
     folder = "/srv/agman"
-    say("agman sample", operator.done(f"agman sample fashionai --images 400 --size 32 --out {folder}/drawn"))
+    say("agman sample", operator.done(f"agman sample fashionai --images 1600 --size 32 --out {folder}/drawn"))
     prep = f"agman prep fashionai --root {folder}/drawn --out {folder}/data --name hosts --image-size 32"
     say("agman prep", operator.done(f"{prep} --triplets {12 * STEPS_AN_EPOCH} --epochs 2"))
     train = f"agman train --data {folder}/data --storage {folder}/runs --workers 2 {SETTINGS} epochs={EPOCHS}"
@@ -309,8 +313,8 @@ def main() -> None:
         try:
             trial(Path(work))
         except BaseException:
-            log = Path(work) / "jobs.log"
-            print(log.read_text()[-8000:] if log.exists() else "no job was started", file=sys.stderr)
+            for log in sorted(Path(work).glob("*.log")):
+                print(f"--- {log.name}\n{log.read_text()[-8000:]}", file=sys.stderr)
             raise
 
 

@@ -62,10 +62,10 @@ class TrialRuns:
         self._of(trial.number).ended = trial
         self.write()
 
-    def write(self, now: bool = False) -> bool:
-        """Write what waits, if it is time (or `now`). Whether nothing is left."""
+    def write(self, now: bool = False) -> None:
+        """Write what waits, if it is time (or `now`)."""
         if not now and time.monotonic() < self._not_before:
-            return False
+            return
         for number in list(self._waiting):
             try:
                 self._write(number, self._waiting[number])
@@ -75,10 +75,9 @@ class TrialRuns:
                         f"note: the tracking store does not answer, the search goes on ({tracking.reason(error)})"
                     )
                 self._not_before, self._unsure = time.monotonic() + PAUSE, True
-                return False
+                return
             del self._waiting[number]
         self._not_before = 0.0
-        return True
 
     def close(self) -> None:
         """End the runs of trials that are still running: their driver ends."""
