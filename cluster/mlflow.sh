@@ -5,7 +5,7 @@
 #   mlflow.sh stop
 #
 # HOST is the one address it listens on. ARTIFACTS is a folder or a URI; models go there through the server, so the
-# workers need no rights to it. State and log are in ~/mlflow.
+# workers need no rights to it. MLflow answers requests to that address and to a forwarded localhost alone. State and log are in ~/mlflow.
 set -eu
 state="$HOME/mlflow"
 answers() { python3 -c "import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=5)" "http://$1:5000/health" 2>/dev/null; }
@@ -15,6 +15,7 @@ start)
     if answers "$2"; then exit 0; fi
     mkdir -p "$state"
     MLFLOW_TRACKING_URI= setsid nohup mlflow server --host "$2" --port 5000 --workers 1 \
+        --allowed-hosts "$2:*,localhost:*,127.0.0.1:*" \
         --backend-store-uri "sqlite:///$state/mlflow.db" --artifacts-destination "$3" \
         >"$state/log" 2>&1 </dev/null &
     echo $! >"$state/pid"

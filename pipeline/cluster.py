@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray._private.state import state
@@ -28,12 +28,22 @@ of them has, as `{"nodes": 8, "CPU": 8, "GPU": 1}`. Ray tells its jobs of no mor
 def cpus_for(workers: int, option: str = "--workers") -> int:
     """The most CPUs that each of `workers` can have, none of them cut over two nodes.
 
-    Raises InputError, naming the `option`, if there is not one for each.
+    Where there are GPUs, each is on a node that has one for it; more workers than GPUs share them evenly. Raises
+    InputError, naming the `option`, if there is not a CPU for each.
     """
-    nodes = _each_node("CPU")
-    if workers > sum(nodes):
-        raise InputError(f"{option} {workers}: the cluster has {_total(nodes)} CPUs, and each needs one")
-    return max(share for share in range(1, max(nodes) + 1) if sum(node // share for node in nodes) >= workers)
+    cpus, gpus = _each_node("CPU"), _each_node("GPU")
+    if workers > sum(cpus):
+        raise InputError(f"{option} {workers}: the cluster has {_total(cpus)} CPUs, and each needs one")
+    on_a_gpu = math.ceil(workers / sum(gpus)) if sum(gpus) else workers
+
+    def room(share: int) -> int:
+        most = [gpu * on_a_gpu for gpu in gpus] if sum(gpus) else [workers] * len(cpus)
+        return sum(min(cpu // share, limit) for cpu, limit in zip(cpus, most, strict=True))
+
+    shares = [share for share in range(1, max(cpus) + 1) if room(share) >= workers]
+    if not shares:
+        raise InputError(f"{option} {workers}: the nodes with GPUs have too few CPUs, and each needs one there")
+    return max(shares)
 
 
 def cpus_for_elastic(least: int, most: int) -> int:
@@ -42,7 +52,8 @@ def cpus_for_elastic(least: int, most: int) -> int:
     Raises InputError if there is no room for `least`.
     """
     cpus_for(least)
-    return cpus_for(min(most, sum(_each_node("CPU"))))
+    gpus = sum(_each_node("GPU"))
+    return cpus_for(min(most, sum(_each_node("CPU")), gpus or most))
 
 
 def gpus_for(workers: int, option: str = "--workers") -> bool:
@@ -94,21 +105,27 @@ def orphans_removed() -> Iterator[None]:
     anew. Ray keeps such a group to the end of the job, and its own cleaner fails where two clusters share a host.
     """
     over, before = threading.Event(), {group.placement_group_id for group in _groups_of_actors()}
+    patience = PATIENCE
 
     def look() -> None:
         while not over.wait(LOOK_EVERY):
-            _remove_orphans()
+            with suppress(Exception):  # Ray is busy, or gone; the next look may do
+                _remove_orphans()
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try:
         yield
+    except KeyboardInterrupt:
+        patience = 0.0  # who interrupts does not wait; Ray's session ends with the command
+        raise
     finally:
         over.set()
         thread.join()
-        deadline = time.monotonic() + PATIENCE
-        while {group.placement_group_id for group in _remove_orphans()} - before and time.monotonic() < deadline:
-            time.sleep(LOOK_EVERY)
+        deadline = time.monotonic() + patience
+        with suppress(Exception):
+            while {group.placement_group_id for group in _remove_orphans()} - before and time.monotonic() < deadline:
+                time.sleep(LOOK_EVERY)
 
 
 def _remove_orphans() -> list[PlacementGroupTableData]:

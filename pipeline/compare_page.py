@@ -54,7 +54,7 @@ def write_page(comparison: comparing.Comparison, out: Path) -> None:
 
 
 def _curves(comparison: comparing.Comparison) -> figures.Chart:
-    """Validation MAP over steps: every system's first seed."""
+    """Validation MAP over steps: of every system the first training that did not fail."""
     histories = {key: comparison.of(key)[0].history for key in comparison.systems if comparison.of(key)}
 
     def draw(axes: Axes, theme: figures.Theme) -> None:
@@ -67,4 +67,6 @@ def _curves(comparison: comparing.Comparison) -> figures.Chart:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
 
     last = ", ".join(f"{comparing.SYSTEMS[key].title} {100 * one[-1][1]:.2f}" for key, one in histories.items())
-    return figures.chart("Validation MAP", f"Validation MAP over steps, seed 0; at the end {last}", draw, (8.0, 3.6))
+    return figures.chart(
+        "Validation MAP", f"Validation MAP over steps, one training each; at the end {last}", draw, (8.0, 3.6)
+    )

@@ -170,9 +170,7 @@ def compare(
                 dataset=dataset.info.name,
                 digest=dataset.info.digest,
                 drawn=dataset.drawn,
-                attributes=[
-                    name for name in dataset.info.attribute_names if any(name in s.average_precision for s in scored)
-                ],
+                attributes=_asked(dataset, scored),
                 settings=settings,
                 scored=scored,
                 folder=folder,

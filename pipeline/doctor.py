@@ -108,6 +108,8 @@ def _in_time(check: Callable[[], str]) -> Callable[[], str]:
         try:
             return outcome.result(SECONDS)
         except FutureTimeout:
+            if outcome.done():  # the check's own: TimeoutError is one class
+                raise
             raise InputError(f"no answer in {SECONDS} s") from None
 
     return bounded
@@ -166,12 +168,13 @@ def _collectives() -> str:
             process.join(max(0.0, SECONDS - (time.monotonic() - began)))
         sums = [results.get(timeout=1) for _ in both] if all(process.exitcode == 0 for process in both) else []
     finally:
+        hung = any(process.is_alive() for process in both)
         for process in both:
             process.kill()
             process.join()
     if sums != [3.0, 3.0]:
         raise Ailment(
-            f"two processes could not add a number with {backend} in {SECONDS} s",
+            f"two processes could not add a number with {backend}{f' in {SECONDS} s' if hung else ''}",
             "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) to the network interface that the nodes share",
         )
     return f"{backend}: two processes agree"
@@ -202,6 +205,7 @@ def _ray() -> str:
     import ray
 
     from data_prep.cluster import ray_session
+    from pipeline.cluster import cpus_for
 
     address = os.environ.get("RAY_ADDRESS")
     with ray_session():
@@ -209,7 +213,12 @@ def _ray() -> str:
         nodes = sum(node["Alive"] for node in ray.nodes())
         has = f"{nodes} nodes, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
         if not total.get("CPU"):
-            raise Ailment(f"{has}: nothing can run", "start workers: `ray status` says what is asked for")
+            try:
+                cpus_for(1)
+            except InputError:
+                remedy = "start workers: `ray status` says what is asked for"
+                raise Ailment(f"{has}: nothing can run", remedy) from None
+            return f"the cluster at {address}: {has}; its autoscaler adds nodes when there is work"
         ray.get(ray.remote(num_cpus=1)(_process).remote(), timeout=SECONDS)
     where = f"the cluster at {address}" if address else "a local one can be started"
     return f"{where}: {has}; a task ran"
@@ -252,6 +261,7 @@ def _write_through(file: Storage, data: bytes) -> None:
     if file.local:  # or the speed is the memory's
         with file.local.open("rb") as written:
             os.fsync(written.fileno())
+            os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # to be read from the disk, too
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -295,7 +305,7 @@ def _dataset(data: str | Path, progress: Progress) -> str:
                     f"{dataset.path}: picture {broken[0]} of split {split} is damaged", "run `agman prep` again"
                 )
             count[split] += table.num_rows
-            advance(sum(count.values()))
+            advance(table.num_rows)
         if count[split]:
             dataset.triplets(split)
     if len(dataset.labels) and not set(dataset.labels["image_id"]) <= set(dataset.images["image_id"]):

@@ -193,6 +193,7 @@ def log(evaluation: Evaluation, description: dict[str, Any], dataset: Dataset) -
         run = tracking.existing(run_id)
         if not run:
             return say(f"note: the tracking store has no run {run_id}, so the figures are not logged")
-        run.log(evaluation.figures, step=description["step"])
+        # Not what the training has logged of its own validation at that step.
+        run.log_points([(description["step"], evaluation.figures)])
     except MlflowException as error:
         raise JobFailed(f"the figures could not be logged to run {run_id} ({tracking.reason(error)})") from None

@@ -91,7 +91,7 @@ def as_description(card: str) -> str:
     """The card, cut at a line's end if the registry's databases could not hold it."""
     if len(card) <= DESCRIPTION_LENGTH:
         return card
-    rest = f"\n\n… the whole card is {FILE}, beside the model."
+    rest = f"\n\n… cut here; {FILE} beside the model has the card as it was registered."
     return card[: DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
 
 

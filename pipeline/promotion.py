@@ -26,6 +26,7 @@ from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from pipeline import model_card, registry, tracking
 from pipeline.console import say, show_table
+from pipeline.errors import JobFailed
 from pipeline.evaluation import Evaluation, evaluate
 from pipeline.registry import CHALLENGER, CHAMPION
 
@@ -64,7 +65,7 @@ class Decision:
     metric: str
     challenger_scores: dict[str, agman.Interval]
     verdict: Verdict | None
-    """None without a champion."""
+    """None without a champion, or where --force passes over one that cannot be scored."""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -120,11 +121,12 @@ def promote(
     `force` is the reason to promote it whatever the scores say. Datasets without queries are judged by triplet
     accuracy. Raises InputError for what a user can mend, JobFailed where the store stops answering.
     """
+    if force is not None and not force.strip():
+        raise InputError("--force: give the reason; it is recorded")
     client = tracking.connect()
     with tracking.answering():
         name, version = _version(client, model)
-        champion = client.get_registered_model(name).aliases.get(CHAMPION)
-        champion = None if champion is None else str(champion)
+        champion = _champion(client, name)
         if version == champion:
             _take_challenger_away(client, name, version)  # a command that was killed may have left it
             raise InputError(f"{model}: version {version} is {name}'s champion already")
@@ -132,19 +134,21 @@ def promote(
         metric, challenger = _scores(challenger_scored)
         verdict = None
         if champion is not None:
-            _, before = _scores(_scored(name, champion, dataset, split, progress))
-            verdict = judge(before, challenger, tolerance)
+            before = _champion_scores(name, champion, dataset, split, progress, force)
+            verdict = judge(before, challenger, tolerance) if before else None
         decision = Decision(
             name=name,
             version=version,
             champion=champion,
             promoted=bool(force) or verdict is None or verdict.better,
-            forced=force is not None and verdict is not None and not verdict.better,
+            forced=force is not None and champion is not None and not (verdict and verdict.better),
             reason=force or (verdict.reason if verdict else "there was no champion"),
             metric=metric,
             challenger_scores=agman.intervals(challenger),
             verdict=verdict,
         )
+        if _champion(client, name) != champion:
+            raise JobFailed(f"{name}: the champion has changed meanwhile, nothing is decided; give the command again")
         _record(client, decision, dataset, split, tolerance)
         if decision.promoted:
             client.set_registered_model_alias(name, CHAMPION, version)
@@ -169,7 +173,8 @@ def rollback(name: str, reason: str) -> tuple[str, str]:
             raise InputError(f"{name}: version {now} replaced no other champion, so there is nothing to go back to")
         try:
             client.get_model_version(name, before)
-        except MlflowException:
+        except MlflowException as error:
+            _not_there(error)
             raise InputError(f"{name}: version {before}, which version {now} replaced, is gone") from None
         _tag(client, name, now, {"rolled_back": _today(), "rolled_back.to": before, "rolled_back.reason": reason})
         client.set_registered_model_alias(name, CHAMPION, before)
@@ -180,11 +185,21 @@ def _registered(client: mlflow.MlflowClient, name: str) -> Any:
     try:
         return client.get_registered_model(name)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+        _not_there(error)
         raise InputError(
             f"{name}: no such registered model{registry.there_is(client, f'models:/{name}@{CHAMPION}')}"
         ) from None
+
+
+def _not_there(error: MlflowException) -> None:
+    """Raises `error` again unless it says that something is not there: the store may just be silent."""
+    if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        raise error
+
+
+def _champion(client: mlflow.MlflowClient, name: str) -> str | None:
+    version = client.get_registered_model(name).aliases.get(CHAMPION)
+    return None if version is None else str(version)
 
 
 def _version(client: mlflow.MlflowClient, model: str) -> tuple[str, str]:
@@ -198,7 +213,8 @@ def _version(client: mlflow.MlflowClient, model: str) -> tuple[str, str]:
     if number:
         try:
             found: ModelVersion = client.get_model_version(name, number)
-        except MlflowException:
+        except MlflowException as error:
+            _not_there(error)
             raise InputError(
                 f"{model}: no version {number}{registry.there_is(client, f'models:/{name}/{number}')}"
             ) from None
@@ -212,6 +228,19 @@ def _version(client: mlflow.MlflowClient, model: str) -> tuple[str, str]:
 def _scored(name: str, version: str, dataset: Dataset, split: str, progress: Progress) -> Evaluation:
     network, description = registry.load(f"models:/{name}/{version}", dataset.info.attribute_names)
     return evaluate(network, description, dataset, split, progress=progress)
+
+
+def _champion_scores(
+    name: str, champion: str, dataset: Dataset, split: str, progress: Progress, force: str | None
+) -> Scores | None:
+    """None where it cannot be scored and `force` says to go on: its files may be gone, or its attributes others."""
+    try:
+        return _scores(_scored(name, champion, dataset, split, progress))[1]
+    except InputError as error:
+        if force is None:
+            raise
+        say(f"note: the champion, version {champion}, cannot be scored ({error})")
+        return None
 
 
 def _scores(scored: Evaluation) -> tuple[str, Scores]:

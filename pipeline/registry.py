@@ -200,10 +200,15 @@ def shown(model: str) -> str:
     return str(Storage(model)) if "://" in model else model
 
 
-def _fetched(place: Storage) -> Path:
-    """A copy that goes when this process ends."""
+def _folder_of_this_process() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="agman-model-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _fetched(place: Storage) -> Path:
+    """A copy that goes when this process ends."""
+    folder = _folder_of_this_process()
     for name in (WEIGHTS, DESCRIPTION):
         with suppress(FileNotFoundError):
             (place / name).download(folder / name)
@@ -219,7 +224,7 @@ def _downloaded(uri: str) -> Path:
             if not outputs or not outputs.model_outputs:
                 raise InputError(f"{uri}: the run has no model")
             uri = f"models:/{outputs.model_outputs[-1].model_id}"
-        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(_folder_of_this_process())))
     except (MlflowException, OSError) as error:
         raise InputError(f"{uri}: {tracking.reason(error)}{there_is(client, uri)}") from error
     found = sorted(local.rglob(DESCRIPTION))

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+from aiohttp import ClientError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from data_prep.errors import InputError
@@ -54,7 +55,7 @@ def submit(command: Sequence[str], address: str, variables: Sequence[str] = (), 
         return _outcome(client, job)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the job goes on; {stop}") from None
-    except (RuntimeError, ConnectionError, OSError) as error:
+    except (RuntimeError, OSError, ClientError) as error:
         raise JobFailed(f"job {job} is out of sight ({reason(error)}); it may go on; {stop}") from error
 
 

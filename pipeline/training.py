@@ -22,7 +22,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline import registry, tracking
 from pipeline.checkpoints import Checkpoints
-from pipeline.cluster import cpus_for_elastic, gpus_for
+from pipeline.cluster import cpus_for_elastic, gpus_for, orphans_removed
 from pipeline.config import TrainConfig
 from pipeline.console import say
 from pipeline.errors import JobFailed
@@ -113,6 +113,7 @@ def train(
     started = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(ray_session())
+        stack.enter_context(orphans_removed())
         use_gpu, cpus = gpus_for(least), cpus_for_elastic(least, most)
         asked = config
         config = resolved(config, "cuda" if use_gpu else "cpu", most, cpus)

@@ -56,6 +56,26 @@ def test_of_a_real_cluster_of_one_node_one_worker_gets_all(ray_started: None) ->
     assert cpus_for_elastic(1, 1) == int(ray.cluster_resources()["CPU"])
 
 
+@pytest.mark.parametrize(
+    ("workers", "share"),
+    [(1, 8), (2, 8), (4, 4)],  # four share the two GPUs, two on each node
+)
+def test_workers_on_gpus_get_cpus_of_the_nodes_that_have_them(
+    monkeypatch: pytest.MonkeyPatch, workers: int, share: int
+) -> None:
+    gpu = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 32.0}}, gpu, gpu])
+    assert cpus_for(workers) == share
+    assert cpus_for_elastic(1, 64) == 8
+
+
+def test_gpus_without_cpus_beside_them_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": True, "Resources": {"GPU": 2.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with pytest.raises(InputError, match=r"^--concurrent 2: the nodes with GPUs have too few CPUs"):
+        cpus_for(2, "--concurrent")
+
+
 def test_what_the_autoscaler_may_add_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"memory": 1.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)

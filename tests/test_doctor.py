@@ -7,6 +7,8 @@ import shutil
 import socket
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Agman
 from s3_server import Bucket
@@ -52,9 +54,27 @@ def test_what_is_wrong_is_named_and_exits_with_1(
     assert done.err.count("what to do:") == 3
 
 
-def test_a_damaged_picture_is_found(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_decodes", lambda jpeg: False)
-    assert "is damaged" in ailment(doctor._dataset, dataset.path, lambda title, total: lambda done: None).wrong
+def test_a_torn_picture_is_found_and_all_are_counted(dataset: Dataset, tmp_path: Path) -> None:
+    read: list[int] = []
+    doctor._dataset(dataset.path, lambda title, total: read.append)
+    assert sum(read) == sum(dataset.info.images.values())
+
+    torn = tmp_path / "torn"
+    shutil.copytree(dataset.path, torn)
+    shard = sorted((torn / "packed").rglob("*.parquet"))[-1]
+    table = pq.read_table(shard)
+    whole = table["jpeg"].to_pylist()
+    column = pa.array([*whole[:-1], whole[-1][: len(whole[-1]) // 2]], table.schema.field("jpeg").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("jpeg"), "jpeg", column), shard)
+    last = table["image_id"].to_pylist()[-1]
+    assert f"picture {last} of split" in ailment(doctor._dataset, torn, lambda title, total: lambda done: None).wrong
+
+
+def test_a_check_that_times_out_by_itself_says_so() -> None:
+    def refuse() -> str:
+        raise TimeoutError("the server took its time")
+
+    assert "took its time" in doctor.finding("mlflow store", doctor._in_time(refuse), "look").found
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:

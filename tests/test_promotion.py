@@ -15,7 +15,8 @@ from mlflow.tracking import MlflowClient
 import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline import model_card, registry, tracking
+from pipeline import model_card, promotion, registry, tracking
+from pipeline.errors import JobFailed
 from pipeline.promotion import judge, promote, rollback
 
 NAME = "agman-tiny"
@@ -116,6 +117,78 @@ def test_champions_come_and_go(
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"champion": int(first), "rolled_back": int(third)}
     assert aliases() == {"champion": first}
     assert client.get_model_version(NAME, third).tags["rolled_back.reason"] == "complaints"
+
+
+def better_by(gain: float, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """From now on every second model that is scored, the champion, is that much worse than the first."""
+    asked = 0
+
+    def score(evaluation: object) -> tuple[str, dict[str, torch.Tensor]]:
+        nonlocal asked
+        asked += 1
+        if asked % 2:
+            return "MAP", scores(gain=gain)
+        meanwhile()
+        return "MAP", scores()
+
+    monkeypatch.setattr(promotion, "_scores", score)
+
+
+def test_a_better_challenger_is_promoted_by_its_scores(
+    versions: Callable[[int], str], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(tracking.tracking_uri())
+    version = versions(5)
+    before = str(client.get_registered_model(NAME).aliases["champion"])
+    better_by(0.02, monkeypatch)
+    decision = promote(NAME, dataset)
+    assert decision.promoted and not decision.forced and decision.champion == before
+    assert str(client.get_registered_model(NAME).aliases["champion"]) == version
+    now, old = (client.get_model_version(NAME, number).tags for number in (version, before))
+    assert (now["decision.result"], now["previous_champion"], old["decision.result"]) == (
+        "promoted",
+        before,
+        "replaced",
+    )
+    assert rollback(NAME, "a try") == (before, version)
+
+
+def test_a_champion_that_changes_meanwhile_is_not_replaced(
+    versions: Callable[[int], str], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(tracking.tracking_uri())
+    other, version = versions(6), versions(7)
+    before = str(client.get_registered_model(NAME).aliases["champion"])
+    better_by(0.02, monkeypatch, lambda: client.set_registered_model_alias(NAME, "champion", other))
+    with pytest.raises(JobFailed, match="the champion has changed meanwhile"):
+        promote(NAME, dataset)
+    assert str(client.get_registered_model(NAME).aliases["champion"]) == other
+    assert "decision.result" not in client.get_model_version(NAME, version).tags
+    client.set_registered_model_alias(NAME, "champion", before)
+
+
+def test_a_champion_that_is_lost_can_be_replaced_by_force(
+    versions: Callable[[int], str], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(tracking.tracking_uri())
+    version = versions(8)
+    before = str(client.get_registered_model(NAME).aliases["champion"])
+    load = registry.load
+
+    def lost(model: str, attributes: list[str]) -> object:
+        if model.endswith(f"/{before}"):
+            raise InputError(f"{model}: its files are gone")
+        return load(model, attributes)
+
+    monkeypatch.setattr(registry, "load", lost)
+    with pytest.raises(InputError, match="files are gone"):
+        promote(NAME, dataset)
+    with pytest.raises(InputError, match="--force: give the reason"):
+        promote(NAME, dataset, force=" ")
+    decision = promote(NAME, dataset, force="its files are gone")
+    assert decision.promoted and decision.forced and decision.verdict is None
+    assert str(client.get_registered_model(NAME).aliases["champion"]) == version
+    assert rollback(NAME, "a try") == (before, version)
 
 
 def test_what_cannot_be_promoted(versions: Callable[[int], str], dataset: Dataset) -> None:

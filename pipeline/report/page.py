@@ -71,22 +71,21 @@ def write_report(
     dataset: Dataset,
     out: Path,
     *,
-    split: str = "test",
     sweep: Sweep | None = None,
     evaluation: Evaluation | None = None,
 ) -> dict[str, float]:
     """Write one self-contained HTML page on `model` to `out`; returns the figures on it.
 
-    `model` is a registry URI, a run's URI or a checkpoint folder. It is scored on `split`, unless an
+    `model` is a registry URI, a run's URI or a checkpoint folder. It is scored on the test split, unless an
     `evaluation` of it is given. Raises InputError for what a user can mend.
     """
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; give a file")
     network, description = registry.load(model, dataset.info.attribute_names)
-    evaluation = evaluation or evaluate(network, description, dataset, split)
+    evaluation = evaluation or evaluate(network, description, dataset, "test")
     page = Page(
         dataset=dataset.info.name,
-        drawn=dataset.regions is not None,
+        drawn=dataset.drawn,
         other_dataset=description["dataset_digest"] != dataset.info.digest,
         model=registry.shown(model),
         run_id=description["run_id"],
@@ -129,10 +128,11 @@ def _curves(run_id: str | None) -> list[draw.Chart]:
     run = tracking.existing(run_id)
     if not run:
         return []
-    histories = {name: tracking.history(run, name) for name in LOSSES}
-    losses = {name: history for name, history in histories.items() if any(value for _, value in history)}
-    scores = {"MAP": tracking.history(run, "valid/map")}
-    scores = scores if scores["MAP"] else {"triplet accuracy": tracking.history(run, "valid/triplet_accuracy")}
+    with tracking.answering():
+        histories = {name: tracking.history(run, name) for name in LOSSES}
+        losses = {name: history for name, history in histories.items() if any(value for _, value in history)}
+        scores = {"MAP": tracking.history(run, "valid/map")}
+        scores = scores if scores["MAP"] else {"triplet accuracy": tracking.history(run, "valid/triplet_accuracy")}
     valid = [draw.validation(history, name) for name, history in scores.items() if history]
     return ([draw.losses(losses)] if losses else []) + valid
 
