@@ -260,20 +260,20 @@ def _one(
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as the papers print them: attributes as columns, then overall; mean ± standard deviation."""
-    header = ["system", *comparison.attributes, "overall", "− AG-MAN [95 %]", "triplets, %"]
+    """Header and rows, overall before the attributes, for a narrow window; mean ± standard deviation."""
+    header = ["system", "overall", "− AG-MAN [95 %]", "triplets, %", *comparison.attributes]
     rows = []
     for key in comparison.systems:
         title = SYSTEMS[key].title + (" *" if SYSTEMS[key].interpretation else "")
         if not comparison.of(key):
             reason = next(one.failed for one in comparison.scored if one.system == key)
-            rows.append([title, *[""] * len(comparison.attributes), f"failed: {reason}", "", ""])
+            rows.append([title, f"failed: {reason}", "", "", *[""] * len(comparison.attributes)])
             continue
-        names = [*(f"map/{name}" for name in comparison.attributes), "map"]
-        cells = [_spread(comparison.spread(key, name)) for name in names]
+        overall, accuracy = (_spread(comparison.spread(key, name)) for name in ("map", "triplet_accuracy"))
+        cells = [_spread(comparison.spread(key, f"map/{name}")) for name in comparison.attributes]
         one = comparison.difference(key)
         difference = f"{100 * one.mean:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]" if one else ""
-        rows.append([title, *cells, difference, _spread(comparison.spread(key, "triplet_accuracy"))])
+        rows.append([title, overall, difference, accuracy, *cells])
     return header, rows
 
 
