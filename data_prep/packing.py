@@ -204,7 +204,7 @@ def _run(shards: list[Shard], root: Path, storage: Storage, image_size: int, fin
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with ray_session():
-        _probe(root, storage, fingerprint)
+        check_shared(root, storage, f"{STATE}/{FINGERPRINT}", fingerprint)
         job = partial(_pack_shard, root=root, storage=storage, image_size=image_size)
         work = ray.data.from_arrow([_block(shard) for shard in shards])
         work.context.enable_progress_bars = False
@@ -228,8 +228,11 @@ def _block(shard: Shard) -> pa.Table:
     return pa.table(columns | {"shard": same})
 
 
-def _probe(root: Path, storage: Storage, fingerprint: str) -> None:
-    """Let every node look at `root` and `storage`. Raises InputError naming the first that does not see them."""
+def check_shared(root: Path | None, storage: Storage, marker: str, content: str) -> None:
+    """Let every node look at the pictures' folder `root`, if they are in one, and at `storage`'s file `marker`.
+
+    Raises InputError naming the first that does not see the folder, or the marker with this content.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -237,7 +240,7 @@ def _probe(root: Path, storage: Storage, fingerprint: str) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     answers = [
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            root, storage, fingerprint
+            root, storage, marker, content
         )
         for node in nodes
     ]
@@ -246,12 +249,12 @@ def _probe(root: Path, storage: Storage, fingerprint: str) -> None:
             raise InputError(f"{problem} on the cluster's node {node['NodeManagerHostname']}")
 
 
-def _look(root: Path, storage: Storage, fingerprint: str) -> str | None:
+def _look(root: Path | None, storage: Storage, marker: str, content: str) -> str | None:
     """What a worker does not see, as the start of a sentence."""
-    if not root.is_dir() or not any(root.iterdir()):
+    if root and (not root.is_dir() or not any(root.iterdir())):
         return f"{root}: not there, or empty; the images must be in a folder that all nodes share, but it is not seen"
     try:
-        if (storage / STATE / FINGERPRINT).read_bytes().decode() == fingerprint:
+        if (storage / marker).read_bytes().decode() == content:
             return None
         why = "another folder of this name is"
     except FileNotFoundError:

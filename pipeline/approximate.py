@@ -109,8 +109,12 @@ def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress 
             advance(len(matrix[start : start + ADDED]))
         indexes.append(index)
     built = _tuned(indexes, vectors, lists)
-    for number, index in enumerate(indexes):
-        faiss.write_index(index, str(aside / _file(number)))
+    try:
+        for number, index in enumerate(indexes):
+            faiss.write_index(index, str(aside / _file(number)))
+    except RuntimeError as error:  # as FAISS says that a disk is full
+        shutil.rmtree(aside, ignore_errors=True)
+        raise InputError(f"{folder}: the index cannot be written ({str(error).splitlines()[-1]})") from error
     (aside / DESCRIPTION).write_text(json.dumps(asdict(built.measured), indent=2) + "\n")
     shutil.rmtree(folder / INDEX, ignore_errors=True)
     aside.rename(folder / INDEX)

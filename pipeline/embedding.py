@@ -28,7 +28,7 @@ import torch
 import agman
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError, StorageError
-from data_prep.packing import TRIES, count_try
+from data_prep.packing import TRIES, check_shared, count_try
 from data_prep.pictures import MAX_BYTES, read_file
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage, is_full
@@ -75,21 +75,31 @@ def embed_images(
         raise InputError(f"{model}: an attribute named {min(clash)!r} cannot be a gallery's column")
     source = find_source(images)
     info = _info(model, embedder, source)
+    _restore(out)
     if (there := _there(out, info, overwrite)) is not None:
         say(f"{out}: holds these embeddings already")
         return there
     aside = out.parent / f".{out.name}.partial"
-    if aside.exists() and not (aside / PLAN).exists() and {one.name for one in aside.iterdir()} - {LOCK, STATE}:
+    finished = _is_finished(aside, info)
+    if (
+        aside.exists()
+        and not finished
+        and not (aside / PLAN).exists()
+        and {one.name for one in aside.iterdir()} - {LOCK, STATE}
+    ):
         raise InputError(f"{aside}: is in the way, and was not made by this command; move it, or give another --out")
     try:
         with ExitStack() as stack:
             stack.enter_context(locked(aside, "another --out"))
-            stack.enter_context(ray_session())
-            on_gpu, cpus = gpus_for(workers), cpus_for(workers)
-            shards = _take_up(aside, info, source)
-            resources = {"num_cpus": cpus, "num_gpus": float(on_gpu), "runtime_env": ONE_HEAP}
-            _run(shards, aside, source, (network, description, precision), workers, resources, progress)
-            _finish(aside, info, len(shards))
+            if not finished:
+                stack.enter_context(ray_session())
+                on_gpu, cpus = gpus_for(workers), cpus_for(workers)
+                shards = _take_up(aside, info, source)
+                check_shared(source.root.local, Storage(aside), PLAN, info.fingerprint)
+                resources = {"num_cpus": cpus, "num_gpus": float(on_gpu), "runtime_env": ONE_HEAP}
+                _run(shards, aside, source, (network, description, precision), workers, resources, progress)
+                _finish(aside, info, len(shards))
+            shutil.rmtree(aside / STATE, ignore_errors=True)
             (aside / LOCK).unlink()
             put_in_place(aside, out, out.parent / f".{out.name}.replaced-{info.fingerprint[:8]}")
     except OSError as error:
@@ -103,7 +113,7 @@ def _info(model: str, embedder: Embedder, source: Source) -> GalleryInfo:
     """Without the counts, which are known at the end."""
     decisive = [source.fingerprint, source.kind, str(source.root), embedder.digest, embedder.side, embedder.precision]
     return GalleryInfo(
-        model=registry.shown(model),
+        model=str(Path(model).absolute()) if Path(model).exists() else registry.shown(model),
         model_digest=embedder.digest,
         attributes=tuple(embedder.attributes),
         width=embedder.width,
@@ -115,6 +125,23 @@ def _info(model: str, embedder: Embedder, source: Source) -> GalleryInfo:
         column=source.column,
         fingerprint=hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
     )
+
+
+def _restore(out: Path) -> None:
+    """The older gallery under its name again, where a command was killed between taking it away and replacing it."""
+    for old in sorted(out.parent.glob(f".{out.name}.replaced-*")):
+        if not out.exists() and (old / DESCRIPTION).is_file():
+            old.rename(out)
+
+
+def _is_finished(aside: Path, info: GalleryInfo) -> bool:
+    """Whether a command that was killed had nothing left to do but to put the gallery in its place."""
+    if not (aside / DESCRIPTION).is_file():
+        return False
+    try:
+        return Gallery.open(aside).info.fingerprint == info.fingerprint
+    except InputError:
+        return False
 
 
 def _there(out: Path, info: GalleryInfo, overwrite: bool) -> Gallery | None:
@@ -144,6 +171,8 @@ def _take_up(aside: Path, info: GalleryInfo, source: Source) -> list[pa.Table]:
             if one.name != LOCK:
                 shutil.rmtree(one) if one.is_dir() else one.unlink()
         Storage(plan).write_bytes(info.fingerprint.encode())
+    for tries in (aside / STATE).glob("*.tries"):  # of an earlier command, that may have been stopped by anything
+        tries.unlink()
     return [source.pictures.slice(start, SHARD) for start in range(0, len(source.pictures), SHARD)]
 
 
@@ -229,6 +258,11 @@ class _Worker:
             good += [isinstance(one, np.ndarray) for one in squares]
             details += [str(one) for one in squares if isinstance(one, PictureError)]
             embedded.append(self.embedder.embed([one for one in squares if isinstance(one, np.ndarray)]))
+            if not np.isfinite(embedded[-1]).all():
+                raise StorageError(
+                    f"the model gives NaN or infinity for some of the pictures from {shard['image'][start]} on: its "
+                    "training diverged, or its weights are damaged"
+                )
         mask = pa.array(good)
         refused = shard.filter(pa.array([not one for one in good])).append_column(
             "detail", pa.array(details, pa.string())
@@ -246,7 +280,10 @@ class _Worker:
         data: list[bytes | None] = []
         for file in dict.fromkeys(pictures["file"].to_pylist()):  # a shard may begin in one file and end in the next
             rows = [one["row"] for one in pictures.to_pylist() if one["file"] == file]
-            data += read_cells(self.root, file, rows, self.column)
+            try:
+                data += read_cells(self.root, file, rows, self.column)
+            except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+                raise StorageError(f"{self.root / file}: cannot be read ({error}); is it being written?") from error
         return list(self.pool.map(self._of_bytes, data))
 
     def _of_file(self, name: str) -> np.ndarray | PictureError:
@@ -289,7 +326,6 @@ def _finish(aside: Path, info: GalleryInfo, shards: int) -> None:
     reasons = Counter(detail.partition(" (")[0] for detail in refused["detail"].to_pylist())
     info = info.model_copy(update={"images": len(pictures), "rejects": dict(sorted(reasons.items()))})
     write_gallery(aside, info, pictures, _blocks(parts, info.attributes))
-    shutil.rmtree(aside / STATE)
 
 
 def _blocks(parts: list[Path], attributes: tuple[str, ...]) -> Iterator[np.ndarray]:

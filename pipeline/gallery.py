@@ -182,7 +182,10 @@ class Gallery:
         return read_file(inside(Path(self.info.root), name))
 
     def _in_parquet(self, file: str, row: int) -> bytes:
-        (data,) = read_cells(Storage(self.info.root), file, [row], str(self.info.column))
+        root = Storage(self.info.root)
+        if root.local:
+            inside(root.local, file)
+        (data,) = read_cells(root, file, [row], str(self.info.column))
         return data or b""
 
     def numbers(self, attributes: Sequence[str]) -> list[int]:

@@ -40,7 +40,7 @@ class Source:
     pictures: pa.Table
     """Columns of IMAGES."""
     fingerprint: str
-    """sha256 over the pictures' names and their files' sizes and times: another content shows."""
+    """sha256 over the files' names and sizes, and picture files' times: another content shows."""
 
 
 def find_source(place: str | Path) -> Source:
@@ -95,7 +95,8 @@ def _of_folder(root: Path) -> Source:
 
 
 def _of_parquet(kind: Kind, root: Storage, files: list[str], asked: str | Path) -> Source:
-    tables, total, column = [], hashlib.sha256(), None
+    tables, total = [], hashlib.sha256()
+    column: str | None = None
     for name in files:
         with (root / name).open() as opened:
             try:
@@ -103,7 +104,11 @@ def _of_parquet(kind: Kind, root: Storage, files: list[str], asked: str | Path) 
             except pa.ArrowInvalid as error:
                 raise InputError(f"{root / name}: not a Parquet file ({error})") from error
             schema = parquet.schema_arrow
-            column = _picture_column(schema)
+            before, column = column, _picture_column(schema)
+            if column and before not in (None, column):
+                raise InputError(
+                    f"{root / name}: its pictures are in {column!r}, those of the files before in {before!r}"
+                )
             if column is None:
                 raise InputError(
                     f"{root / name}: no column of pictures' bytes (looked for {', '.join(COLUMNS)}; it has "

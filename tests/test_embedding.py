@@ -26,6 +26,7 @@ from data_prep.errors import InputError
 from pipeline import embedding, registry
 from pipeline.embedder import Embedder, PictureError
 from pipeline.embedding import embed_images
+from pipeline.errors import JobFailed
 from pipeline.gallery import Gallery
 from pipeline.searching import embedder_of, search
 from pipeline.sources import find_source
@@ -163,6 +164,75 @@ def test_an_interrupted_embedding_goes_on_and_ends_the_same(
     for number in range(len(NAMES)):
         one, other = (np.load(g.folder / "vectors" / f"attribute-{number:02d}.npy") for g in (again, gallery))
         assert np.allclose(one, other, atol=1e-6)
+
+
+def test_a_gallery_that_only_wants_its_place_gets_it(
+    gallery: Gallery, model: str, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside = tmp_path / ".g.partial"  # killed just before the rename
+    shutil.copytree(gallery.folder, aside)
+    (aside / "lock").touch()
+    monkeypatch.setattr(embedding, "_run", lambda *_: pytest.fail("embeds again"))
+    assert len(embed_images(model, photographs, tmp_path / "g")) == PICTURES
+    assert [one.name for one in tmp_path.iterdir()] == ["g"]
+    assert {one.name for one in (tmp_path / "g").iterdir()} == {one.name for one in gallery.folder.iterdir()}
+
+
+def test_an_older_gallery_that_was_being_replaced_is_back(
+    gallery: Gallery, model: str, photographs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(gallery.folder, tmp_path / ".g.replaced-0123abcd")
+    assert len(embed_images(model, photographs, tmp_path / "g")) == PICTURES
+    assert [one.name for one in tmp_path.iterdir()] == ["g"]
+
+
+def test_only_deaths_in_one_command_use_up_the_tries(model: str, photographs: Path, tmp_path: Path) -> None:
+    source = find_source(photographs)
+    info = embedding._info(model, Embedder(*registry.load(model)), source)
+    aside = tmp_path / ".g.partial"
+    (aside / "_partial").mkdir(parents=True)
+    (aside / "_partial" / "plan").write_text(info.fingerprint)
+    (aside / "_partial" / "shard-00000.tries").write_text("4")
+    assert len(embed_images(model, photographs, tmp_path / "g")) == PICTURES
+
+
+def test_a_model_that_has_diverged_makes_no_gallery(photographs: Path, tmp_path: Path) -> None:
+    network = agman.build("agman", n_attributes=len(NAMES), backbone="resnet18", embedding_dim=8)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    description = {"attributes": NAMES, "image_size": SIDE, "training": {}, "dataset_digest": None, "run_id": None}
+    diverged = str(agman.save_model(tmp_path / "diverged", network, description))
+    with pytest.raises(JobFailed, match="gives NaN or infinity for some of the pictures from a/01"):
+        embed_images(diverged, photographs, tmp_path / "g")
+    assert not (tmp_path / "g").exists()
+
+
+def test_parquet_files_that_change_are_one_line(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    pq.write_table(pa.table({"id": ["x", "y"], "jpeg": [jpeg(1), jpeg(2)]}), folder / "a.parquet")
+    run = embedding._run
+
+    def shortened(*arguments: object) -> None:
+        pq.write_table(pa.table({"id": ["x"], "jpeg": [jpeg(1)]}), folder / "a.parquet")
+        run(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embedding, "_run", shortened)
+        with pytest.raises(JobFailed, match=r"tables/a\.parquet: cannot be read \(.*has no row 1"):
+            embed_images(model, folder, tmp_path / "g")
+    pq.write_table(pa.table({"id": ["z"], "image": [jpeg(3)]}), folder / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet: its pictures are in 'image', .*before in 'jpeg'"):
+        find_source(folder)
+
+
+def test_a_gallery_finds_its_model_from_anywhere(
+    model: str, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(model).parent)
+    made = embed_images(Path(model).name, photographs, tmp_path / "g")
+    monkeypatch.chdir(tmp_path)
+    assert embedder_of(Gallery.open(made.folder)).attributes == NAMES
 
 
 def test_an_approximate_index_states_its_recall_and_scores_exactly(gallery: Gallery, tmp_path: Path) -> None:

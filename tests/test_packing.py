@@ -355,16 +355,19 @@ def test_what_is_packed_is_kept_if_nothing_that_decides_it_has_changed(tmp_path:
         assert all(file.stat().st_mtime_ns > before[name] for name, file in files.items() if file.exists())
 
 
+MARKER = f"{packing.STATE}/{packing.FINGERPRINT}"
+
+
 def test_a_worker_that_does_not_see_the_images_says_so(tmp_path: Path) -> None:
     images = make_images(tmp_path / "root", 4)
     with pytest.raises(InputError, match=r"nowhere: not there.*all nodes share.* node "):
         pack(images, tmp_path / "nowhere", Storage(tmp_path / "out"), SIZE, seed=0)
     here = Storage(tmp_path / "other")
     root = tmp_path / "root"
-    assert "but it is not seen" in str(packing._look(root, here, "x"))
-    (here / packing.STATE / "fingerprint").write_bytes(b"y")
-    assert "but another folder of this name is" in str(packing._look(root, here, "x"))
-    assert packing._look(root, here, "y") is None
+    assert "but it is not seen" in str(packing._look(root, here, MARKER, "x"))
+    (here / MARKER).write_bytes(b"y")
+    assert "but another folder of this name is" in str(packing._look(root, here, MARKER, "x"))
+    assert packing._look(root, here, MARKER, "y") is None
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(tmp_path: Path, small_shards: None) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 import agman
+from data_prep.errors import InputError
 from pipeline.embedder import Embedder
 from pipeline.embedding import embed_images
 from pipeline.gallery import Gallery
@@ -203,14 +204,17 @@ def test_the_page_finds_shows_scores_and_attention(
     ]
     assert page.locator(".hit .name").all_text_contents() == [hit.image for hit in found]
     expect(page.locator("#preview")).to_have_attribute("src", re.compile("^data:image/jpeg"))
-    expect(page.locator(".hit img").first).to_have_attribute("src", f"attention/{found[0].row}?attribute={NAMES[0]}")
+    of = f"?of={gallery.info.fingerprint[:8]}"
+    first = page.locator(".hit img").first
+    expect(first).to_have_attribute("src", f"attention/{found[0].row}{of}&attribute={NAMES[0]}")
     for picture in page.locator(".hit img").all():
         expect(picture).not_to_have_js_property("naturalWidth", 0)
     page.select_option("#heat", "")
-    expect(page.locator(".hit img").first).to_have_attribute("src", f"pictures/{found[0].row}")
+    expect(first).to_have_attribute("src", f"pictures/{found[0].row}{of}")
     page.locator(".hit button").nth(4).click()
     expect(page.locator(".hit strong").first).to_have_text("1. 2.000")
     expect(page.locator(".hit .name").first).to_have_text(found[4].image)
+    expect(first).to_have_attribute("src", f"pictures/{found[4].row}{of}")  # no attention still, as was chosen
     assert said == [] and all(url.startswith((address, "blob:", "data:")) for url in asked)
 
 
@@ -235,6 +239,15 @@ def test_the_page_on_a_phone(browser: Browser, address: str, scheme: str) -> Non
     expect(opened.locator(".hit .name").first).to_have_text(NASTY)  # as text
     assert opened.evaluate("document.documentElement.scrollWidth") == 390
     opened.close()
+
+
+def test_a_cluster_that_serves_already_is_left_alone(address: str, gallery: Gallery) -> None:
+    with (
+        pytest.raises(InputError, match="runs Ray Serve already"),
+        served(gallery.folder, None, Options(port=0)),
+    ):
+        pass
+    assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
 
 
 def test_what_cannot_be_served(gallery: Gallery, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
     "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
-FOREVER = "public, max-age=3600"
+AN_HOUR = "public, max-age=3600"
 
 app = FastAPI(title="agman", version=version("agman-pipeline"), docs_url=None, redoc_url=None)  # they ask a CDN
 app.add_middleware(BodyLimit, most=MOST_BYTES)
@@ -146,7 +146,7 @@ class Replica:
         """For each attribute a data: URI of the uploaded picture with the attention over it."""
         self.engine.numbers(attributes)
         square = await self._in_thread(self.engine.read, await image.read())
-        heats = [await self._on_model(self.engine.heat, square, attribute) for attribute in attributes]
+        heats = await self._on_model(self.engine.heats, square, attributes)
         uris = [f"data:image/jpeg;base64,{base64.b64encode(heat).decode()}" for heat in heats]
         return {"attention": dict(zip(attributes, uris, strict=True))}
 
@@ -156,14 +156,14 @@ class Replica:
         self.engine.numbers([attribute])
         data, _ = await self._in_thread(self.engine.picture, row)
         square = await self._in_thread(self.engine.embedder.read, data)
-        heat = await self._on_model(self.engine.heat, square, attribute)
-        return Response(heat, media_type="image/jpeg", headers={"Cache-Control": FOREVER})
+        (heat,) = await self._on_model(self.engine.heats, square, [attribute])
+        return Response(heat, media_type="image/jpeg", headers={"Cache-Control": AN_HOUR})
 
     @app.get("/pictures/{row}")
     async def picture(self, row: int) -> Response:
         """A picture of the gallery, as its source has it."""
         data, kind = await self._in_thread(self.engine.picture, row)
-        return Response(data, media_type=kind, headers={"Cache-Control": FOREVER})
+        return Response(data, media_type=kind, headers={"Cache-Control": AN_HOUR})
 
     async def _embedded(self, data: bytes) -> np.ndarray:
         return await self._together(await self._in_thread(self.engine.read, data))

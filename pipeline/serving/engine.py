@@ -53,8 +53,10 @@ class Engine:
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
         query = embeddings_nd[self.numbers(attributes)]
+        of = self.gallery.info.fingerprint[:8]  # browsers keep pictures by their address
         return [
-            asdict(hit) | {"cosines": dict(zip(attributes, hit.cosines, strict=True)), "picture": f"pictures/{hit.row}"}
+            asdict(hit)
+            | {"cosines": dict(zip(attributes, hit.cosines, strict=True)), "picture": f"pictures/{hit.row}?of={of}"}
             for hit in ranked(self.gallery, query, attributes, top, approximate)
         ]
 
@@ -72,15 +74,19 @@ class Engine:
         with Image.open(io.BytesIO(data)) as image:
             return data, Image.MIME.get(image.format or "", "application/octet-stream")
 
-    def heat(self, square: np.ndarray, attribute: str) -> bytes:
-        """JPEG: the attention for an attribute over a picture (S×S×3). Raises InputError for an unknown attribute."""
-        (cells,) = self.embedder.attention(square, [attribute])
-        fitted = F.interpolate(torch.from_numpy(cells)[None, None], size=square.shape[:2], mode="bilinear")[0, 0]
-        file = io.BytesIO()
-        Image.fromarray(heat_over(square, fitted.numpy())).save(file, "JPEG", quality=85)
-        return file.getvalue()
+    def heats(self, square: np.ndarray, attributes: Sequence[str]) -> list[bytes]:
+        """JPEGs: the attention for each attribute over a picture (S×S×3). Raises InputError for an unknown one."""
+        cells = torch.from_numpy(self.embedder.attention(square, attributes))
+        fitted = F.interpolate(cells[:, None], size=square.shape[:2], mode="bilinear")[:, 0]
+        return [_jpeg(heat_over(square, one)) for one in fitted.numpy()]
 
     def check(self, row: int) -> None:
         """Raises InputError if the gallery has no such row."""
         if not 0 <= row < len(self.gallery):
             raise InputError(f"no picture {row}: the gallery has {len(self.gallery):,}")
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=85)
+    return file.getvalue()

@@ -16,12 +16,13 @@ from data_prep.cluster import ray_session
 from data_prep.errors import InputError
 from pipeline import tracking
 from pipeline.console import say
+from pipeline.errors import JobFailed
 from pipeline.gallery import Gallery
 from pipeline.searching import embedder_of
 
 NAME = "agman"
 WAITING = 256
-"""Requests that may wait at a replica; more are answered with 503."""
+"""Requests that may wait at a node's proxy; more are answered with 503."""
 STOPS_WITHIN = 20
 """Seconds."""
 AT_ONCE = 128
@@ -59,7 +60,8 @@ def served(place: Path, model: str | None, options: Options) -> Iterator[str]:
         model = str(Path(model).absolute())
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with ray_session():
-        on_gpu, cpus = gpus_for(options.replicas), cpus_for(options.replicas, "--replicas")
+        _check_alone()
+        on_gpu, cpus = gpus_for(options.replicas, "--replicas"), cpus_for(options.replicas, "--replicas")
         serve.start(http_options={"host": options.host, "port": options.port}, logging_config={"log_level": "ERROR"})
         try:
             deployment = Replica.options(  # type: ignore[attr-defined]
@@ -72,8 +74,11 @@ def served(place: Path, model: str | None, options: Options) -> Iterator[str]:
             bound = deployment.bind(
                 str(place), tracking.tracking_uri(), model, options.max_batch, options.wait_ms / 1000, cpus
             )
-            serve.run(bound, name=NAME, route_prefix="/")
-            yield f"http://{options.host}:{options.port}"
+            try:
+                serve.run(bound, name=NAME, route_prefix="/")
+            except RuntimeError as error:
+                raise JobFailed(f"the service did not come up ({tracking.reason(error)})") from error
+            yield f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
         finally:
             _within(serve.shutdown, STOPS_WITHIN)
 
@@ -101,9 +106,23 @@ def serve_until_stopped(place: Path, model: str | None, options: Options) -> Non
     say(f"stopped (process {os.getpid()})")
 
 
+def _check_alone() -> None:
+    """A cluster has one Ray Serve: to join another's would change its applications, and to stop would end them."""
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:  # no such actor
+        return
+    raise InputError(
+        "the cluster runs Ray Serve already: stop that (`serve shutdown`), or unset RAY_ADDRESS for another"
+    )
+
+
 def _check_free(options: Options) -> None:
     """Ray Serve itself would go on trying."""
-    with socket.socket() as trial:
+    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((options.host, options.port))

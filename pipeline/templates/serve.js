@@ -3,9 +3,10 @@
 
 const $ = (id) => document.getElementById(id);
 const words = (name) => name.replaceAll("_", " ");
-let query = null; // {file} of an upload, or {row} of the gallery
+let query = null; // {file, address} of an upload, or {row, picture} of the gallery
 let hits = [];
 let asked = 0; // the newest request; answers to older ones are dropped
+let plain = false; // no attention, by choice
 
 function chosen() {
   return [...document.querySelectorAll("[name=attributes]:checked")].map((box) => box.value);
@@ -39,9 +40,9 @@ function form(attributes, extra = {}) {
 }
 
 function pick(file) {
-  query = { file };
-  if ($("preview").src.startsWith("blob:")) URL.revokeObjectURL($("preview").src);
-  show(URL.createObjectURL(file), `Query picture ${file.name || "from the clipboard"}`);
+  if (query && query.file) URL.revokeObjectURL(query.address);
+  query = { file, address: URL.createObjectURL(file) };
+  show(query.address, `Query picture ${file.name || "from the clipboard"}`);
   search();
 }
 
@@ -79,7 +80,7 @@ async function search() {
 function heatChoices(attributes) {
   const before = $("heat").value;
   $("heat").replaceChildren(new Option("none", ""), ...attributes.map((name) => new Option(words(name), name)));
-  $("heat").value = attributes.includes(before) ? before : attributes[0];
+  $("heat").value = plain ? "" : attributes.includes(before) ? before : attributes[0];
 }
 
 function draw(attributes) {
@@ -91,6 +92,7 @@ function card(hit, rank, attributes) {
   const item = document.createElement("li");
   item.className = "card hit";
   item.dataset.row = hit.row;
+  item.dataset.picture = hit.picture;
   const button = document.createElement("button");
   button.type = "button";
   button.title = "Search with this picture";
@@ -99,6 +101,7 @@ function card(hit, rank, attributes) {
   picture.alt = `Rank ${rank}: ${hit.image}`;
   button.append(picture);
   button.addEventListener("click", () => {
+    if (query.file) URL.revokeObjectURL(query.address);
     query = { row: hit.row, picture: hit.picture };
     show(hit.picture, `Query picture ${hit.image}`);
     scrollTo({ top: 0 });
@@ -126,22 +129,25 @@ function card(hit, rank, attributes) {
   return item;
 }
 
+function heated(picture, attribute) {
+  return attribute ? `${picture.replace("pictures/", "attention/")}&attribute=${encodeURIComponent(attribute)}` : picture;
+}
+
 async function heat() {
   const attribute = $("heat").value;
   const mine = asked;
   for (const item of document.querySelectorAll(".hit")) {
-    const path = attribute ? `attention/${item.dataset.row}?attribute=${encodeURIComponent(attribute)}` : `pictures/${item.dataset.row}`;
-    item.querySelector("img").src = path;
+    item.querySelector("img").src = heated(item.dataset.picture, attribute);
   }
   if (!query) return;
   if (!query.file) {
-    $("preview").src = attribute ? `attention/${query.row}?attribute=${encodeURIComponent(attribute)}` : query.picture;
+    $("preview").src = heated(query.picture, attribute);
     return;
   }
   try {
     const address = attribute
       ? (await answer(fetch("attention", form([attribute])))).attention[attribute]
-      : URL.createObjectURL(query.file);
+      : query.address;
     if (mine === asked && $("heat").value === attribute) $("preview").src = address;
   } catch (error) {
     say(error.message, true);
@@ -153,7 +159,10 @@ $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   search();
 });
-$("heat").addEventListener("change", heat);
+$("heat").addEventListener("change", () => {
+  plain = !$("heat").value;
+  heat();
+});
 for (const box of document.querySelectorAll("[name=attributes]")) box.addEventListener("change", () => query && search());
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
