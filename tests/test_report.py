@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,8 +173,9 @@ def test_nothing_overflows_on_a_phone(report: Report, browser: Browser, scheme: 
 
 
 def test_photographs_and_a_model_without_a_run(report: Report, store: Path) -> None:
-    photographs = Dataset(report.dataset.path)
-    photographs.regions = None
+    folder = shutil.copytree(report.dataset.path, store / "photographs")
+    (folder / "regions.parquet").unlink()
+    photographs = Dataset(folder)
     model = _save_model(store / "stranger", photographs, run_id=None)
     write_report(str(model), photographs, store / "new" / "plain.html", evaluation=report.evaluation)
     html = (store / "new" / "plain.html").read_text(encoding="utf-8")
