@@ -72,7 +72,7 @@ def test_a_slow_disk_sets_the_rate_too():
 def test_batches_made_ahead_cost_nothing_and_others_all_of_their_time():
     data = replace(QUICK, decode_rate=480)  # 0.1 s a batch
     assert simulate(WORK, 1, ENDLESS, data).data_wait == pytest.approx(0)
-    assert simulate(WORK, 1, ENDLESS, replace(data, prefetch=0)).data_wait == pytest.approx(0.1)
+    assert simulate(WORK, 1, ENDLESS, replace(data, prefetch=0)).data_wait == pytest.approx(0.1, rel=1e-4)
 
 
 def test_the_loader_makes_no_more_than_it_was_asked_for():
@@ -91,7 +91,8 @@ def test_the_slowest_worker_sets_the_pace():
 
 def test_a_quick_store_costs_its_snapshots_alone():
     found = simulate(WORK, 1, ENDLESS, QUICK, STORE, steps=1_000)  # written in 1 s, 4 steps: every 46th is saved
-    assert found.stall == pytest.approx(0.1 / 46, rel=0.1)
+    late = 0.67 + 0.34 + 0.01  # the first three begin so late that training waits for them
+    assert found.stall == pytest.approx((1_000 / 46 * 0.1 + late) / 1_000, rel=0.05)
 
 
 def test_a_store_slower_than_the_interval_sets_the_pace():
