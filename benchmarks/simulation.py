@@ -59,7 +59,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Data:
-    """How a worker comes by the pictures of a step: reads packed bytes, decodes them, up to `prefetch` batches ahead."""
+    """How a worker comes by a step's pictures: reads packed bytes, decodes them, up to `prefetch` batches ahead."""
 
     images: float
     """Of a worker, for a step."""
