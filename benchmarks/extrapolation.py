@@ -35,8 +35,8 @@ READ, COPY, UPLOAD = 2e9, 20e9, 200e6
 STORAGE = 10e9
 """Bytes/s that a shared store gives to all workers together. Assumed."""
 
-TRIPLETS, BATCH, IMAGES, VALIDATED = 100_000, 64, 144_335, 18_000
-"""Of an epoch; of a step, as preset `fast` has it; FashionAI's for training and validation."""
+TRIPLETS, BATCH, IMAGES = 100_000, 64, 144_335
+"""Of an epoch; of a step, as preset `fast` has it; FashionAI's for training."""
 EVERY = 500
 
 RECORDS, WIDTH, ATTRIBUTES = 1_000_000_000, 512, 8
@@ -168,13 +168,14 @@ def tables(decode_rate: float, shard_rate: float) -> str:
         f"AG-MAN on ResNet-50, 224 px, {ATTRIBUTES} attributes, counted: {sizes.parameters:,} parameters; an image in "
         f"training {sizes.forward / 1e9:.1f} + {sizes.backward / 1e9:.1f} GFLOP, {sizes.moved / 1e6:.0f} MB moved, "
         f"{sizes.activations / 1e6:.0f} MB of activations kept (float32); an epoch of {TRIPLETS:,} triplets "
-        f"{3 * TRIPLETS * (sizes.forward + sizes.backward) / 1e15:.1f} PFLOP; FashionAI's {IMAGES:,} images "
-        f"are {IMAGES * PHOTO / 1e9:.1f} GB at {PHOTO:,} bytes packed; an epoch reads {3 * TRIPLETS * PHOTO / 1e9:.1f} GB."
+        f"{3 * TRIPLETS * (sizes.forward + sizes.backward) / 1e15:.1f} PFLOP. FashionAI's {IMAGES:,} images are "
+        f"{IMAGES * PHOTO / 1e9:.1f} GB packed, at {PHOTO:,} bytes; an epoch reads {3 * TRIPLETS * PHOTO / 1e9:.1f} GB."
     )
     assumed = (
         f"GPUs are **assumed, not measured**: A100 80 GB, {USED:.0%} of {PEAK / 1e12:.0f} TFLOP/s, "
-        f"{OPERATION * 1e6:.0f} µs an operation at least, {NVLINK / 1e9:.0f} GB/s in a node, {NETWORK / 1e9:.0f} GB/s between nodes of "
-        f"{GPUS_OF_NODE}, workers uneven by {JITTER:.0%}; `benchmarks/extrapolation.py` has every one and its source."
+        f"{OPERATION * 1e6:.0f} µs an operation at least, {NVLINK / 1e9:.0f} GB/s in a node, "
+        f"{NETWORK / 1e9:.0f} GB/s between nodes of {GPUS_OF_NODE}, workers uneven by {JITTER:.0%}; "
+        "`benchmarks/extrapolation.py` has every one and its source."
     )
     return "\n\n".join(
         [
