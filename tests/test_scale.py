@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from benchmarks import extrapolation
+from benchmarks.scale import MESSAGES, Passes, fitted, work_of
 from benchmarks.simulation import Bucket, Data, Link, Loader, Saving, Store, Work, simulate, start_seconds
 from benchmarks.sizes import FIRST_BUCKET, Gradient, buckets_of, sizes_of
 
@@ -150,3 +152,34 @@ def test_sizes_are_counted_on_the_model_itself():
     assert twice.forward == pytest.approx(4 * found.forward, rel=0.05)
     assert twice.activations == pytest.approx(4 * found.activations, rel=0.1)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("wire", [1, 2])
+def test_the_link_that_made_the_figures_is_found_again(wire):
+    link = Link(2e9, 3e-4)
+    found = fitted([(float(size), link.all_reduce(wire * size, 2)) for size in MESSAGES], wire)
+    assert found.bytes_per_second == pytest.approx(2e9) and found.latency == pytest.approx(3e-4)
+    assert not found.overlap
+
+
+def test_measured_passes_keep_their_mean_and_spread():
+    sizes = sizes_of("resnet18", attributes=3, width=16, size=32)
+    steps = [Passes(0.1 * slow, 0.2 * slow, 0.03) for slow in (0.9, 0.95, 1.0, 1.05, 1.1)]
+    work = work_of(steps, sizes, wire=1)
+    assert (work.forward + work.backward) * (1 + work.jitter / 2) == pytest.approx(0.3)
+    found = simulate(work, 1, ENDLESS, QUICK, steps=5_000)
+    assert found.step == pytest.approx(0.33, rel=0.01)
+    assert simulate(work, 2, ENDLESS, QUICK, steps=5_000).straggling == pytest.approx(
+        work.jitter / 6 * (work.forward + work.backward), rel=0.05
+    )
+
+
+def test_tables_are_whole_and_a_batch_that_grows_with_the_gpus_keeps_them_busy():
+    rows = extrapolation.training_rows(decode_rate=2_944, shard_rate=3e8)
+    assert {len(row) for row in rows} == {len(extrapolation.TRAINING)}
+    share = {(row[0], row[1]): int(row[4].rstrip("%")) for row in rows}
+    assert share["1", "64"] == 100
+    assert share["64", "64"] < share["8", "64"] < 60
+    assert min(share["8", "512"], share["64", "4,096"]) > 90
+    assert {len(row) for row in extrapolation.gallery_rows()} == {len(extrapolation.GALLERY)}
+    assert {len(row) for row in extrapolation.embedding_rows()} == {len(extrapolation.EMBEDDING)}
