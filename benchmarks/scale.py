@@ -7,12 +7,14 @@ training in bf16 and fp32, and then it is measured, by turns. CPU workers have o
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +41,9 @@ from pipeline.presets import PRESETS
 
 PRECISIONS = {"bf16": 1, "fp32": 2}
 """Bytes sent for each byte of a gradient: fp32's are added up in float64."""
-IMAGES, SIZE, TRIPLETS, TURNS, STEPS = 1_000, 64, 640, 2, 16
+IMAGES, SIZE, TRIPLETS, TURNS, STEPS = 1_000, 64, 320, 3, 10
+LONGER = 640
+"""Triplets, where checkpoints are measured."""
 LARGE_IMAGES, LARGE = 300, 224
 EVERY = 8
 """Steps between checkpoints, where their cost is measured."""
@@ -59,13 +63,14 @@ class Passes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Of one precision."""
+class Turn:
+    """What was measured in one turn, of one precision."""
 
     steps: dict[int, list[Passes]]
     """By the number of workers that compute at the same time and exchange nothing."""
     link: Link
-    store: Store
+    rates: dict[int, float]
+    """Steps a second of a real training, by the number of workers."""
 
 
 class TimedStepper(agman.Stepper):
@@ -101,13 +106,15 @@ def passes(dataset: Dataset, config: TrainConfig, workers: int) -> tuple[list[Pa
     """Of all workers' steps, each with its share of the batch; and of two, (bytes, seconds) of all-reduces."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_passes_worker, args=(workers, dataset.storage, config, folder), nprocs=workers)
-        files = [Path(folder, f"{rank}.pt") for rank in range(workers)]
-        found = [torch.load(file, weights_only=False) for file in files]
-    return [one for steps, _ in found for one in steps], found[0][1]
+        found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(workers)]
+    return [Passes(*one) for steps, _ in found for one in steps], [(size, took) for size, took in found[0][1]]
 
 
 def _passes_worker(rank: int, workers: int, data: Any, config: TrainConfig, folder: str) -> None:
     exchanges = []
+    cores = sorted(os.sched_getaffinity(0))
+    if 1 < workers <= len(cores):  # else the system may leave two that have waited for each other on one core
+        os.sched_setaffinity(0, {cores[rank]})
     training = Training(config, Dataset(data), Share())
     options = {"precision": training.autocast, "channels_last": bool(training.config.channels_last)}
     stepper = TimedStepper(training.objective, training.optimizer, clip_norm=config.clip_norm, **options)
@@ -121,7 +128,7 @@ def _passes_worker(rank: int, workers: int, data: Any, config: TrainConfig, fold
         stepper.step(batch)
     if workers > 1:
         dist.destroy_process_group()
-    torch.save((stepper.took[1 + WARM_UP :], exchanges), f"{folder}/{rank}.pt")
+    Path(folder, f"{rank}.json").write_text(json.dumps([stepper.took[1 + WARM_UP :], exchanges]))
 
 
 def _batch(triplets: int, attributes: int) -> agman.Batch:
@@ -157,11 +164,12 @@ def storing(dataset: Dataset, config: TrainConfig, every: int) -> tuple[Store, l
     """What a checkpoint weighs and takes; and the seconds that each step of a training stood still for them."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_storing_worker, args=(dataset.storage, config, folder, every), nprocs=1)
-        return torch.load(Path(folder, "store.pt"), weights_only=False)
+        store, stalls = json.loads(Path(folder, "store.json").read_text())
+    return Store(**store), stalls
 
 
 def _storing_worker(rank: int, data: Any, config: TrainConfig, folder: str, every: int) -> None:
-    training = Training(config.model_copy(update={"epochs": 1}), Dataset(data), Share())
+    training = Training(config.model_copy(update={"epochs": 1, "max_triplets": LONGER}), Dataset(data), Share())
     kept = Checkpoints(Storage(Path(folder, "kept")))
     saver = Saver(kept, every)
     waited: list[float] = []
@@ -178,7 +186,7 @@ def _storing_worker(rank: int, data: Any, config: TrainConfig, folder: str, ever
         writing.append(time.perf_counter() - copied)
     size = sum(kept.latest().files.values())  # type: ignore[union-attr]
     store = Store(size, size / statistics.median(copying), size / statistics.median(writing), every)
-    torch.save((store, np.diff(waited[WARM_UP - 1 :]).tolist()), f"{folder}/store.pt")
+    Path(folder, "store.json").write_text(json.dumps([asdict(store), np.diff(waited[WARM_UP - 1 :]).tolist()]))
 
 
 def reading(dataset: Dataset, size: int) -> tuple[float, float, float]:
@@ -216,69 +224,76 @@ def work_of(steps: Sequence[Passes], sizes: Sizes, wire: int) -> Work:
     )
 
 
-def foretell(measured: Measured, sizes: Sizes, data: Data, wire: int, workers: int, **changes: Any) -> Outcome:
-    work = work_of(measured.steps[workers], sizes, wire)
-    data = replace(data, images=data.images / workers, **changes)
-    return simulate(work, workers, measured.link, data)
+def foretell(turn: Turn, sizes: Sizes, data: Data, wire: int, workers: int) -> Outcome:
+    data = replace(data, images=data.images / workers)
+    return simulate(work_of(turn.steps[workers], sizes, wire), workers, turn.link, data)
 
 
-def compare(dataset: Dataset, precision: str, data: Data, sizes: Sizes) -> tuple[list[list[str]], Measured]:
-    """Rows of the table, and what was measured on the way."""
+def take_turn(dataset: Dataset, config: TrainConfig, wire: int, seed: int) -> Turn:
+    steps, rates = {}, {}
+    for workers in (1, 2):
+        steps[workers], exchanges = passes(dataset, config, workers)
+        speed, _ = plain(dataset, config.model_copy(update={"seed": seed}), workers)
+        rates[workers] = speed / config.batch_size
+        say(f"{config.precision}, turn {seed + 1}, {workers} workers: {rates[workers]:.2f} steps/s")
+    return Turn(steps, fitted(exchanges, wire), rates)
+
+
+def compare(dataset: Dataset, precision: str, data: Data, sizes: Sizes) -> tuple[list[list[str]], str]:
+    """Rows of the table, and a line of the figures that went into the simulation."""
     wire, config = PRECISIONS[precision], config_of(precision)
-    steps: dict[int, list[Passes]] = {1: [], 2: []}
-    exchanges: list[tuple[float, float]] = []
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    for turn in range(TURNS):
-        for workers in (1, 2):
-            of_steps, of_exchanges = passes(dataset, config, workers)
-            steps[workers] += of_steps
-            exchanges += of_exchanges
-            speed, _ = plain(dataset, config.model_copy(update={"seed": turn}), workers)
-            rates[workers].append(speed / config.batch_size)
-            say(f"{precision}, turn {turn + 1}, {workers} workers: {rates[workers][-1]:.2f} steps/s")
+    turns = [take_turn(dataset, config, wire, seed) for seed in range(TURNS)]
     store, stalls = storing(dataset, config, EVERY)
-    measured = Measured(steps, fitted(exchanges, wire), store)
-    told = {workers: 1 / foretell(measured, sizes, data, wire, workers).step for workers in (1, 2)}
-    found = {workers: statistics.fmean(turns) for workers, turns in rates.items()}
+    told = {workers: [1 / foretell(turn, sizes, data, wire, workers).step for turn in turns] for workers in (1, 2)}
+    found = {workers: [turn.rates[workers] for turn in turns] for workers in (1, 2)}
+    scaling = [[two / one for one, two in zip(rates[1], rates[2], strict=True)] for rates in (told, found)]
     rows = [
-        _row("steps/s, 1 worker", told[1], found[1], ".2f", rates[1]),
-        _row("steps/s, 2 workers", told[2], found[2], ".2f", rates[2]),
-        _row("2 workers against 1", told[2] / told[1], found[2] / found[1], ".2f"),
+        _row("steps/s, 1 worker", told[1], found[1], ".2f"),
+        _row("steps/s, 2 workers", told[2], found[2], ".2f"),
+        _row("2 workers against 1", scaling[0], scaling[1], ".2f"),
     ]
-    saving = simulate(work_of(steps[1], sizes, wire), 1, measured.link, data, store, steps=len(stalls))
+    work = work_of(turns[-1].steps[1], sizes, wire)
+    saving = simulate(work, 1, turns[-1].link, data, store, steps=len(stalls))
     what = f"ms that a step stands still, a checkpoint every {EVERY}"
-    rows.append(_row(what, 1000 * saving.stall, 1000 * statistics.fmean(stalls), ".1f"))
+    rows.append(_row(what, [1000 * saving.stall], [1000 * statistics.fmean(stalls)], ".1f"))
     if precision == "bf16":
-        waits = foretell(measured, sizes, data, wire, 1, prefetch=0)
+        waits = simulate(work, 1, turns[-1].link, replace(data, prefetch=0))
         _, share = plain(dataset, config.model_copy(update={"prefetch": 0}), 1)
-        rows.append(_row("data wait, 1 worker, prefetch=0", waits.data_wait / waits.step, share, ".1%"))
+        rows.append(_row("data wait, 1 worker, prefetch=0", [waits.data_wait / waits.step], [share], ".1%"))
     title = f"ResNet-18, {SIZE} px, {config.batch_size} triplets, {precision}"
-    return [[title, *row] for row in rows], measured
+    return [[title, *row] for row in rows], f"{precision}: {_described(turns)}; {_described_store(store)}"
 
 
-def _row(what: str, told: float, found: float, form: str, turns: Sequence[float] = ()) -> list[str]:
-    of_turns = f" ({', '.join(f'{one:{form}}' for one in turns)})" if turns else ""
-    return [what, f"{told:{form}}", f"{found:{form}}{of_turns}", f"{told / found - 1:+.0%}"]
+def _row(what: str, told: Sequence[float], found: Sequence[float], form: str) -> list[str]:
+    """Medians, and the turns that they are of."""
+    cells = []
+    for turns in (told, found):
+        of_turns = f" ({', '.join(f'{one:{form}}' for one in turns)})" if len(turns) > 1 else ""
+        cells.append(f"{statistics.median(turns):{form}}{of_turns}")
+    return [what, *cells, f"{statistics.median(told) / statistics.median(found) - 1:+.0%}"]
 
 
-def describe(precision: str, measured: Measured) -> str:
-    """The figures that went into the simulation."""
-    link, store = measured.link, measured.store
+def _described(turns: Sequence[Turn]) -> str:
+    """Medians over all turns."""
     parts = []
-    for workers, steps in measured.steps.items():
-        means = [1000 * statistics.fmean(column) for column in zip(*steps, strict=True)]
-        parts.append(f"{workers} at once: forward {means[0]:.0f}, backward {means[1]:.0f}, optimizer {means[2]:.0f} ms")
-    return (
-        f"{precision}: {'; '.join(parts)}; all-reduce of two {link.bytes_per_second / 1e9:.2f} GB/s as sent and "
-        f"{1e6 * link.latency:.0f} µs a message; checkpoint of {store.bytes / 1e6:.0f} MB: copied at "
-        f"{store.copy_rate / 1e9:.1f} GB/s, written at {store.upload_rate / 1e6:.0f} MB/s"
-    )
+    for workers in (1, 2):
+        columns = zip(*(one for turn in turns for one in turn.steps[workers]), strict=True)
+        forward, backward, optimizer = (1000 * statistics.median(column) for column in columns)
+        parts.append(f"{workers} at once: forward {forward:.0f}, backward {backward:.0f}, optimizer {optimizer:.0f} ms")
+    rate = statistics.median(turn.link.bytes_per_second for turn in turns) / 1e9
+    latency = statistics.median(turn.link.latency for turn in turns) * 1e6
+    return f"{'; '.join(parts)}; all-reduce of two {rate:.2f} GB/s as sent and {latency:.0f} µs a message"
+
+
+def _described_store(store: Store) -> str:
+    copied, written = store.copy_rate / 1e9, store.upload_rate / 1e6
+    return f"checkpoint of {store.bytes / 1e6:.0f} MB: copied at {copied:.1f} GB/s, written at {written:.0f} MB/s"
 
 
 def make(folder: Path, images: int, size: int) -> Dataset:
     sample("fashionai", folder / "raw", images=images, size=size, seed=0, progress=progress_bar)
     out = folder / "out"
-    prepare("fashionai", folder / "raw", out, image_size=size, triplets=TRIPLETS, epochs=1, progress=progress_bar)
+    prepare("fashionai", folder / "raw", out, image_size=size, triplets=LONGER, epochs=1, progress=progress_bar)
     return Dataset(out)
 
 
@@ -292,15 +307,15 @@ def main() -> None:
         sizes = sizes_of("resnet18", len(dataset.info.attributes), config.embedding_dim or 0, SIZE)
         rows, figures = [], []
         for precision in PRECISIONS:
-            of_precision, measured = compare(dataset, precision, data, sizes)
+            of_precision, figure = compare(dataset, precision, data, sizes)
             rows += of_precision
-            figures.append(describe(precision, measured))
+            figures.append(figure)
     notes = (
         "Simulated with what was measured in the same run, two workers with passes of two at once that exchange "
-        f"nothing; {TURNS} turns of {TRIPLETS} triplets a row.\n\n"
+        f"nothing; medians of {TURNS} turns, each simulated with its own figures.\n\n"
         + "\n\n".join(figures)
         + f"\n\nPictures of {SIZE} px: {weight:,.0f} bytes, {decoded:,.0f} decoded a second and core; of {LARGE} px: "
         f"{large[0]:,.0f} bytes (drawn ones), {large[2]:,.0f} a second and core; shards are read, and the pictures "
         f"kept, at {large[1] / 1e6:,.0f} MB/s.\n\n" + extrapolation.tables(decode_rate=large[2], shard_rate=large[1])
     )
-    write_table("scale", ["training", "what", "simulated", "measured (turns)", "error"], rows, notes)
+    write_table("scale", ["training", "what", "simulated (turns)", "measured (turns)", "error"], rows, notes)
