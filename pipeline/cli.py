@@ -59,6 +59,7 @@ BENCHMARK = click.Choice(
         "packing",
         "precision",
         "retrieval",
+        "scale",
         "search",
         "serve",
         "train",
@@ -606,7 +607,7 @@ def bench(name: str) -> None:
     """Measure NAME side by side with the plain way; writes a dated table to benchmarks/results.
 
     NAME is annotation, drawing, evaluate, loader, model, options, packing, precision, retrieval,
-    search, serve, train, triplets or tune.
+    scale, search, serve, train, triplets or tune.
     """
     import importlib
 
