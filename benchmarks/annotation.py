@@ -52,7 +52,7 @@ def write_files(root: Path) -> None:
 
 def ours(root: Path) -> list[tuple[str, int]]:
     """The marks alone, as the plain readers give them."""
-    from data_prep.deepfashion_matrix import read_marks
+    from data_prep.layouts.deepfashion_matrix import read_marks
 
     marks = read_marks(root / "Anno_coarse/list_attr_img.txt", root, COLUMNS)
     return [(marks.paths[i], int(c)) for i, c in zip(marks.image, marks.column, strict=True)]
@@ -60,7 +60,7 @@ def ours(root: Path) -> list[tuple[str, int]]:
 
 def adapter(root: Path) -> list[tuple[str, int]]:
     """The whole adapter: schema, marks, partition, repeats, queries and candidates."""
-    from data_prep.deepfashion import read
+    from data_prep.layouts.deepfashion import read
     from data_prep.request import Request
 
     annotation = read(Request(root))

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.record import write_table
-from data_prep.catalogue_vocabulary import DRAWN
-from data_prep.fashionai_vocabulary import ATTRIBUTES
-from data_prep.garments import Drawing, draw, draw_catalogue
-from data_prep.shoes import SHOE_VALUES, draw_shoe
+from data_prep.layouts.catalogue_vocabulary import DRAWN
+from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
+from data_prep.synthetic.garments import Drawing, draw, draw_catalogue
+from data_prep.synthetic.shoes import SHOE_VALUES, draw_shoe
 
 IMAGES = 400
 WARM_UP = 300  # enough to fill the caches of patterns

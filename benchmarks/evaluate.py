@@ -21,8 +21,8 @@ import agman
 from benchmarks.record import write_table
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.prepare import prepare
-from data_prep.samples import sample
-from pipeline.console import say
+from data_prep.synthetic.samples import sample
+from pipeline.common.console import say
 
 IMAGES, ATTRIBUTES, WHOLE, TURNS, PAIRS = 64, 8, 18_000, 3, 16
 """PAIRS: of a batch of the published way."""

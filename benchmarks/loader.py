@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.record import write_table
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.prepare import prepare
-from data_prep.samples import sample
+from data_prep.synthetic.samples import sample
 
 IMAGES, BATCH, SIZE, SOURCE = 600, 48, 224, 512
 ROUNDS = 4

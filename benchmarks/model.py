@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import agman
 from benchmarks.record import write_table
-from pipeline.console import say
+from pipeline.common.console import say
 
 TRIPLETS, IMAGES, SIZE = 16, 16, 224
 ATTRIBUTES, ASKED = 8, 5

@@ -17,11 +17,11 @@ from benchmarks.record import write_table
 from benchmarks.train import COMMON, IMAGES, WORKS
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
-from data_prep.samples import sample
-from pipeline.config import TrainConfig, make_config
-from pipeline.console import progress_bar, say
-from pipeline.loop import EpochEnd, Share, Training, resolved
-from pipeline.presets import PRESETS
+from data_prep.synthetic.samples import sample
+from pipeline.common.console import progress_bar, say
+from pipeline.config.presets import PRESETS
+from pipeline.config.schema import TrainConfig, make_config
+from pipeline.training.trainer import EpochEnd, Share, Training, resolved
 
 TURNS, EPOCHS = 2, 2
 SETTINGS = PRESETS[WORKS[0].preset].settings | COMMON

@@ -12,12 +12,12 @@ from pathlib import Path
 from benchmarks.record import write_table
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
-from data_prep.samples import sample
-from pipeline.config import TrainConfig
-from pipeline.console import progress_bar, say
-from pipeline.demo import CONFIG
-from pipeline.evaluation import evaluate
-from pipeline.loop import Share, Training
+from data_prep.synthetic.samples import sample
+from pipeline.cli.demo import CONFIG
+from pipeline.common.console import progress_bar, say
+from pipeline.config.schema import TrainConfig
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.training.trainer import Share, Training
 
 IMAGES, SIZE, TRIPLETS, EPOCHS, THREADS = 4_000, 64, 1_600, 5, 2
 SEEDS = (0, 1, 2)

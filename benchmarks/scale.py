@@ -31,13 +31,13 @@ from benchmarks.sizes import Sizes, buckets_of, sizes_of
 from benchmarks.train import COMMON, plain
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.prepare import prepare
-from data_prep.samples import sample
 from data_prep.storage import Storage
-from pipeline.checkpoints import Checkpoints, Saver
-from pipeline.config import TrainConfig, make_config
-from pipeline.console import progress_bar, say
-from pipeline.loop import Share, Training
-from pipeline.presets import PRESETS
+from data_prep.synthetic.samples import sample
+from pipeline.common.console import progress_bar, say
+from pipeline.config.presets import PRESETS
+from pipeline.config.schema import TrainConfig, make_config
+from pipeline.training.checkpoints import Checkpoints, Saver
+from pipeline.training.trainer import Share, Training
 
 PRECISIONS = {"bf16": 1, "fp32": 2}
 """Bytes sent for each byte of a gradient: fp32's are added up in float64."""

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.record import write_table
-from pipeline.approximate import RECALL_AT, recall_of, sample_queries
-from pipeline.console import progress_bar, say
-from pipeline.gallery import Gallery, GalleryInfo, write_gallery
-from pipeline.sources import IMAGES
+from pipeline.common.console import progress_bar, say
+from pipeline.retrieval.faiss_index import RECALL_AT, recall_of, sample_queries
+from pipeline.retrieval.gallery import Gallery, GalleryInfo, write_gallery
+from pipeline.retrieval.image_sources import IMAGES
 
 ROWS, WIDTH, CENTRES, BLOCK = 1_000_000, 512, 2_000, 50_000
 QUERIES, TURNS, TOP = 256, 15, 10

@@ -17,8 +17,8 @@ from PIL import Image
 import agman
 from benchmarks.record import write_table
 from data_prep.cluster import ray_session
-from pipeline.console import say
-from pipeline.embedding import embed_images
+from pipeline.common.console import say
+from pipeline.retrieval.embed import embed_images
 from pipeline.serving.run import Options, served
 
 NAMES = ["collar_design", "skirt_length", "sleeve_length"]

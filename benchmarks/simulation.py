@@ -2,7 +2,8 @@
 
 It follows agman's loop event by event: batches decoded ahead in a thread (`agman.Ahead`), forward and backward pass,
 an all-reduce of every bucket of gradients as soon as all workers have it (DistributedDataParallel with agman.Stepper's
-hook), one of batch norm's statistics, the optimizer, and checkpoints in the background (`pipeline.checkpoints.Saver`).
+hook), one of batch norm's statistics, the optimizer, and checkpoints in the background
+(`pipeline.training.checkpoints.Saver`).
 Times are seconds, sizes bytes. Plain Python: the same figures and seed give the same outcome everywhere.
 """
 
@@ -127,7 +128,7 @@ class Loader:
 
 
 class Saving:
-    """The rule of pipeline.checkpoints.Saver: one write at a time, begun so early that `every` steps are never lost."""
+    """The rule of pipeline.training.checkpoints.Saver: one write at a time, at most `every` steps lost."""
 
     def __init__(self, store: Store):
         self.every = store.every

@@ -27,15 +27,15 @@ from benchmarks.record import write_table
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
-from data_prep.samples import sample
 from data_prep.storage import Storage
-from pipeline import tracking
-from pipeline.checkpoints import Checkpoints, Saver
-from pipeline.config import TrainConfig, make_config
-from pipeline.console import progress_bar, say
-from pipeline.loop import EpochEnd, Share, Training
-from pipeline.presets import PRESETS
-from pipeline.training import train
+from data_prep.synthetic.samples import sample
+from pipeline.common.console import progress_bar, say
+from pipeline.config.presets import PRESETS
+from pipeline.config.schema import TrainConfig, make_config
+from pipeline.tracking import runs as tracking
+from pipeline.training.checkpoints import Checkpoints, Saver
+from pipeline.training.train import train
+from pipeline.training.trainer import EpochEnd, Share, Training
 
 ON_GPU = torch.cuda.is_available()
 IMAGES, EPOCHS = 2_000, 2

@@ -21,14 +21,14 @@ from benchmarks.train import SAME_PRIORITY
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
-from data_prep.samples import sample
-from pipeline.config import TrainConfig, make_config
-from pipeline.console import progress_bar, say
-from pipeline.loop import Share, Training
-from pipeline.presets import PRESETS
-from pipeline.spaces import find_space
-from pipeline.sweep import Plan, Record
-from pipeline.tuning import Sweep, tune
+from data_prep.synthetic.samples import sample
+from pipeline.common.console import progress_bar, say
+from pipeline.config.presets import PRESETS
+from pipeline.config.schema import TrainConfig, make_config
+from pipeline.training.trainer import Share, Training
+from pipeline.tuning.spaces import find_space
+from pipeline.tuning.study import Plan, Record
+from pipeline.tuning.tune import Sweep, tune
 
 SIZE, IMAGES, TRIPLETS = 32, 1_200, 640
 TRIALS, EPOCHS, CONCURRENT = 20, 1, 2

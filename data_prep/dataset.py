@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from data_prep.atomic import hidden_folder
 from data_prep.errors import InputError, StorageError
 from data_prep.packing import begun
 from data_prep.pictures import to_square
 from data_prep.storage import Storage, is_full
 from data_prep.tables import DESCRIPTION, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
 from data_prep.triplets import Triplets
-from data_prep.whole import hidden_folder
 
 OPENED_AT_ONCE = 16
 """Files whose ends are read at a time; a remote one takes a round trip or two."""

@@ -14,16 +14,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import darn, deepfashion, fashionai, tables, zappos50k
+from data_prep import tables
 from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
+from data_prep.atomic import whole_dataset
 from data_prep.errors import InputError, Resumable, TooManyRejects
+from data_prep.layouts import darn, deepfashion, fashionai, zappos50k
 from data_prep.packing import Packing, pack
 from data_prep.progress import Progress, silent
 from data_prep.request import Request
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, DRAWN_REGIONS_FILE, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
 from data_prep.triplets import TripletSampler
-from data_prep.whole import whole_dataset
 
 
 class Reader(Protocol):

@@ -23,13 +23,13 @@ from s3_server import Bucket, served
 from trainings import command, longer, undisturbed  # noqa: F401
 
 from data_prep.annotation import Row, frame_of
-from data_prep.asen_split import assign_splits
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
-from data_prep.fashionai_vocabulary import ATTRIBUTES
+from data_prep.layouts.asen_split import assign_splits
+from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
 from data_prep.prepare import prepare
-from data_prep.samples import sample
-from data_prep.writers import write_split_files
+from data_prep.synthetic.samples import sample
+from data_prep.synthetic.writers import write_split_files
 from pipeline.cli import _exit_code, cli
 
 if TYPE_CHECKING:  # only the pages' tests need a browser
@@ -40,7 +40,7 @@ SWITCHES += ["--disable-component-update", "--disable-sync"]
 SIZE = 32
 FORKS = multiprocessing.get_context("forkserver")
 """Starts processes that have imported already what takes seconds."""
-FORKS.set_forkserver_preload(["agman", "torch.distributed", "pipeline.tracking"])
+FORKS.set_forkserver_preload(["agman", "torch.distributed", "pipeline.tracking.runs"])
 NECKS = ("ynnnn", "nynnn", "nnynn", "nnnyn", "nnnny")
 
 

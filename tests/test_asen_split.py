@@ -11,13 +11,13 @@ from conftest import records, write_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import darn
 from data_prep.annotation import Row, count_reasons, frame_of
-from data_prep.asen_split import GlobalValue, assign_roles, assign_splits, ranked, read_split_files
 from data_prep.errors import InputError
+from data_prep.layouts import darn
+from data_prep.layouts.asen_split import GlobalValue, assign_roles, assign_splits, ranked, read_split_files
 from data_prep.request import Request
+from data_prep.synthetic.writers import write_split_files
 from data_prep.tables import Attribute
-from data_prep.writers import write_split_files
 
 SCHEMA = tuple(Attribute(name=name, values=tuple(map(str, range(n)))) for name, n in (("texture", 3), ("part", 2)))
 # Rows of list_attr_cloth.txt: texture, part, texture, texture, part.

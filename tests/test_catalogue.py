@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from data_prep.catalogue_vocabulary import DARN, DEEPFASHION, DRAWN
-from data_prep.garments import Drawing, catalogue_sheet, draw_catalogue
-from data_prep.garments.accessories import BELTS, EMBLEMS, HATS
-from data_prep.garments.cloth import distance
-from data_prep.garments.collars import FASHIONAI_NAME, OWN_COLLARS, OWN_EDGES
-from data_prep.garments.darn import HEM, SILHOUETTE, garment_colour
-from data_prep.garments.deepfashion import palette_colours
-from data_prep.garments.prints import FINISHES, PRINT_TILES, WEAVE_TILES
-from data_prep.garments.sleeves import SLEEVE_END, SLEEVE_SHAPES
+from data_prep.layouts.catalogue_vocabulary import DARN, DEEPFASHION, DRAWN
+from data_prep.synthetic.garments import Drawing, catalogue_sheet, draw_catalogue
+from data_prep.synthetic.garments.accessories import BELTS, EMBLEMS, HATS
+from data_prep.synthetic.garments.cloth import distance
+from data_prep.synthetic.garments.collars import FASHIONAI_NAME, OWN_COLLARS, OWN_EDGES
+from data_prep.synthetic.garments.darn import HEM, SILHOUETTE, garment_colour
+from data_prep.synthetic.garments.deepfashion import palette_colours
+from data_prep.synthetic.garments.prints import FINISHES, PRINT_TILES, WEAVE_TILES
+from data_prep.synthetic.garments.sleeves import SLEEVE_END, SLEEVE_SHAPES
 
 NAMES = {"deepfashion": DEEPFASHION, "darn": DARN}
 EVERY_ATTRIBUTE = [(layout, attribute) for layout, attributes in NAMES.items() for attribute in attributes]

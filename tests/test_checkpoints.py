@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from data_prep.errors import StorageError
 from data_prep.storage import Storage
-from pipeline.checkpoints import MARKER, Checkpoint, Checkpoints, Saver
+from pipeline.training.checkpoints import MARKER, Checkpoint, Checkpoints, Saver
 
 FILES = {"model.bin": b"weights" * 11, "optimizer/moments.bin": b"moments" * 13, "empty": b""}
 ROOT = Path(__file__).parents[1]
@@ -323,7 +323,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from data_prep.storage import Storage
-from pipeline.checkpoints import Checkpoints
+from pipeline.training.checkpoints import Checkpoints
 
 class Snap:
     epoch, metrics, score = 0, {}, None
@@ -353,7 +353,7 @@ TRAINING = """
 import sys
 from pathlib import Path
 from data_prep.storage import Storage
-from pipeline.checkpoints import Checkpoints, Saver
+from pipeline.training.checkpoints import Checkpoints, Saver
 
 class Snap:
     epoch, metrics = 0, {}
@@ -700,5 +700,7 @@ def test_a_snapshot_of_another_step_is_refused(tmp_path: Path, saver_of: Callabl
 
 
 def test_neither_ray_nor_torch_is_needed() -> None:
-    program = "import sys, pipeline.checkpoints; sys.exit(bool({'ray', 'mlflow', 'torch'} & sys.modules.keys()))"
+    program = (
+        "import sys, pipeline.training.checkpoints; sys.exit(bool({'ray', 'mlflow', 'torch'} & sys.modules.keys()))"
+    )
     assert started(program).wait() == 0

@@ -19,8 +19,8 @@ from mlflow.tracking import MlflowClient
 
 from data_prep.dataset import Dataset
 from data_prep.storage import Storage
-from pipeline.checkpoints import Checkpoints
 from pipeline.cli import cli
+from pipeline.training.checkpoints import Checkpoints
 
 
 @pytest.mark.parametrize("command", ["sample", "prep", "train", "evaluate", "tune", "report", "export", "demo"])
@@ -145,7 +145,7 @@ def test_a_bar_that_nobody_reads_holds_nothing_up() -> None:
     """As in `agman train 2>&1 | head`; tqdm alone would wait for its own lock for ever."""
     script = """
 import sys
-from pipeline.console import bar_of
+from pipeline.common.console import bar_of
 bar = bar_of("steps", 100)
 bar.mininterval = 0
 print(sys.stdin.readline(), flush=True)  # nobody reads stderr from here on

@@ -10,7 +10,7 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.placement_group import PlacementGroup
 
 from data_prep.errors import InputError
-from pipeline.cluster import GROWN, cpus_for, cpus_for_elastic, gpu_share, gpus_for, orphans_removed
+from pipeline.cluster.resources import GROWN, cpus_for, cpus_for_elastic, gpu_share, gpus_for, orphans_removed
 
 
 def of_cpus(monkeypatch: pytest.MonkeyPatch, *cpus: float) -> None:

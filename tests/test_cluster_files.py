@@ -16,7 +16,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipeline.cluster import GROWN
+from pipeline.cluster.resources import GROWN
 
 ROOT = Path(__file__).parent.parent
 LAUNCHED = ["ray_cluster.yaml", "cluster/gcp.yaml", "cluster/on_premises.yaml"]

@@ -16,10 +16,10 @@ from playwright.sync_api import Browser
 import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline import tracking
-from pipeline.comparing import SYSTEMS, Comparison, _config, compare, table
-from pipeline.config import make_config
-from pipeline.loop import build_model
+from pipeline.compare.compare import SYSTEMS, Comparison, _config, compare, table
+from pipeline.config.schema import make_config
+from pipeline.tracking import runs as tracking
+from pipeline.training.trainer import build_model
 
 SETTINGS = {"backbone": "resnet18", "embedding_dim": 16, "batch_size": 24, "epochs": 1, "proxy_weight": 1, "threads": 1}
 ASKED = ("agman", "csn")
@@ -105,7 +105,7 @@ def test_what_cannot_be_compared(dataset: Dataset, tmp_path: Path, capsys: pytes
 
 
 def test_figures_of_a_comparison_are_json(compared: Comparison) -> None:
-    from pipeline.comparing import show
+    from pipeline.compare.compare import show
 
     figures = show(compared)
     assert json.loads(json.dumps(figures))["agman/test/map"] == pytest.approx(compared.spread("agman", "map")[0])

@@ -8,10 +8,10 @@ import pytest
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline.config import TrainConfig, allowed, load_config, make_config
-from pipeline.loop import build_model, resolved
-from pipeline.presets import PRESETS
-from pipeline.summaries import describe_settings
+from pipeline.cli.summaries import describe_settings
+from pipeline.config.presets import PRESETS
+from pipeline.config.schema import TrainConfig, allowed, load_config, make_config
+from pipeline.training.trainer import build_model, resolved
 
 
 def test_the_defaults_are_the_papers_recipe() -> None:

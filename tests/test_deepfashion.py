@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import deepfashion, deepfashion_matrix
 from data_prep.annotation import Annotation, count_reasons
 from data_prep.dataset import Dataset, ImageStore
-from data_prep.deepfashion import TYPE_NAMES
 from data_prep.errors import InputError
+from data_prep.layouts import deepfashion, deepfashion_matrix
+from data_prep.layouts.deepfashion import TYPE_NAMES
 from data_prep.prepare import prepare
 from data_prep.request import Request
-from data_prep.samples import sample
+from data_prep.synthetic.samples import sample
 
 CLOTH = """5
 attribute_name  attribute_type

@@ -14,8 +14,8 @@ from conftest import Agman
 from s3_server import Bucket
 
 from data_prep.dataset import Dataset
-from pipeline import doctor
-from pipeline.doctor import Ailment, package, place
+from pipeline.cluster import doctor
+from pipeline.cluster.doctor import Ailment, package, place
 
 
 def ailment(check: object, *arguments: object) -> Ailment:

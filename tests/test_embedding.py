@@ -23,13 +23,14 @@ from PIL import Image
 import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline import embedding, registry
-from pipeline.embedder import Embedder, PictureError
-from pipeline.embedding import embed_images
-from pipeline.errors import JobFailed
-from pipeline.gallery import Gallery
-from pipeline.searching import embedder_of, search
-from pipeline.sources import find_source
+from pipeline.common.errors import JobFailed
+from pipeline.inference.embedder import Embedder, PictureError
+from pipeline.registry import models as registry
+from pipeline.retrieval import embed as embedding
+from pipeline.retrieval.embed import embed_images
+from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.image_sources import find_source
+from pipeline.retrieval.search import embedder_of, search
 
 NAMES = ["collar", "skirt", "sleeve"]
 SIDE, PICTURES = 32, 30

@@ -19,10 +19,14 @@ from mlflow.tracking import MlflowClient
 import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
-from pipeline import console, evaluation, published_results, registry, tracking
-from pipeline.errors import JobFailed
-from pipeline.evaluation import Evaluation, evaluate
-from pipeline.evaluation_tables import show
+from pipeline.common import console
+from pipeline.common.errors import JobFailed
+from pipeline.evaluation import evaluate as evaluation
+from pipeline.evaluation import published_results
+from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.evaluation.tables import show
+from pipeline.registry import models as registry
+from pipeline.tracking import runs as tracking
 
 MARGIN, STEP = 0.35, 7
 

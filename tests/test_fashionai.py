@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import records, write_files
 
-from data_prep import fashionai
 from data_prep.annotation import Annotation, count_reasons
-from data_prep.asen_split import assign_splits, read_split_files
 from data_prep.errors import InputError
-from data_prep.fashionai import SCHEMA
+from data_prep.layouts import fashionai
+from data_prep.layouts.asen_split import assign_splits, read_split_files
+from data_prep.layouts.fashionai import SCHEMA
 from data_prep.request import Request
-from data_prep.writers import write_split_files
+from data_prep.synthetic.writers import write_split_files
 
 COLLAR, LAPEL = 4, 5
 

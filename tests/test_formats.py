@@ -15,14 +15,14 @@ from conftest import SIZE, records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import darn, deepfashion, fashionai, zappos50k
 from data_prep.annotation import Annotation, Row, frame_of
 from data_prep.dataset import Dataset
+from data_prep.layouts import darn, deepfashion, fashionai, zappos50k
 from data_prep.prepare import prepare
 from data_prep.request import Request
-from data_prep.samples import sample
+from data_prep.synthetic.samples import sample
+from data_prep.synthetic.writers import COLUMNS, write_deepfashion, write_fashionai
 from data_prep.tables import Attribute
-from data_prep.writers import COLUMNS, write_deepfashion, write_fashionai
 
 Folder = Callable[[], Path]
 word = st.text("abcdefgh ÄéЖ_-", min_size=1, max_size=10).filter(lambda name: name.strip() == name)

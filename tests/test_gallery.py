@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from data_prep.errors import InputError
-from pipeline import exact
-from pipeline.exact import nearest_rows
-from pipeline.gallery import Gallery, GalleryInfo, write_gallery
+from pipeline.retrieval import exact
+from pipeline.retrieval.exact import nearest_rows
+from pipeline.retrieval.gallery import Gallery, GalleryInfo, write_gallery
 
 NAMES = ("collar", "skirt", "sleeve")
 

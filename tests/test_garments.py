@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.garments import ATTRIBUTES, Drawing, contact_sheet, draw
-from data_prep.garments.drawing import WINDOWS
-from data_prep.garments.hiding import COVERS, CROPS, PLACES
-from data_prep.garments.lengths import COAT_HEM, PANT_END, SKIRT_HEM, SLEEVE_END
-from data_prep.garments.tops import COLLARS, LAPELS, NECKLINES, NECKS
+from data_prep.synthetic.garments import ATTRIBUTES, Drawing, contact_sheet, draw
+from data_prep.synthetic.garments.drawing import WINDOWS
+from data_prep.synthetic.garments.lengths import COAT_HEM, PANT_END, SKIRT_HEM, SLEEVE_END
+from data_prep.synthetic.garments.occlusion import COVERS, CROPS, PLACES
+from data_prep.synthetic.garments.tops import COLLARS, LAPELS, NECKLINES, NECKS
 
 EVERY_VALUE = [(attribute, value) for attribute, names in ATTRIBUTES.items() for value in range(len(names))]
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pipeline.interrupts import saying_how_to_go_on
+from pipeline.common.signals import saying_how_to_go_on
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -21,12 +21,12 @@ from data_prep.batches import BatchPlan, batches_per_epoch, plan_epoch
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
-from data_prep.samples import sample
 from data_prep.storage import Storage
+from data_prep.synthetic.samples import sample
 from data_prep.triplets import Triplets
-from pipeline.checkpoints import Checkpoints, Saver
-from pipeline.config import TrainConfig
-from pipeline.loop import EpochEnd, NonFiniteBatch, Share, Training, computes_in_bfloat16, resolved
+from pipeline.config.schema import TrainConfig
+from pipeline.training.checkpoints import Checkpoints, Saver
+from pipeline.training.trainer import EpochEnd, NonFiniteBatch, Share, Training, computes_in_bfloat16, resolved
 
 CONFIG = TrainConfig(
     backbone="resnet18",

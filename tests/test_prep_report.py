@@ -23,10 +23,10 @@ from data_prep.dataset import Dataset
 from data_prep.packing import discard
 from data_prep.storage import Storage
 from data_prep.tables import SPLITS, Attribute, DatasetInfo, write_table
-from pipeline.prep_report import charts, contact_sheet
-from pipeline.prep_report.expectations import expectations
-from pipeline.prep_report.page import PrepSummary, write_prep_report
-from pipeline.summaries import show_prepared
+from pipeline.cli.summaries import show_prepared
+from pipeline.reports.dataset import charts, contact_sheet
+from pipeline.reports.dataset.expectations import expectations
+from pipeline.reports.dataset.page import PrepSummary, write_prep_report
 
 COLOURS = [(200, 30, 30), (30, 160, 30), (40, 60, 200)]
 HOSTILE = "<script>document.title='gone'</script><img src=x onerror=alert(1)>\x1b[31m\x00\u202e{{ 7*7 }} \ufffd&amp;"

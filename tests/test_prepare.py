@@ -16,10 +16,10 @@ from conftest import NECKS, SIZE, make_photographs, prepare_small, told
 from PIL import Image
 
 from data_prep import tables
+from data_prep.atomic import hidden_folder, replaced_folder, whole_dataset, whole_folder
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
-from data_prep.samples import sample
-from data_prep.whole import hidden_folder, replaced_folder, whole_dataset, whole_folder
+from data_prep.synthetic.samples import sample
 
 
 def rejects_of(dataset: Dataset) -> dict[str, str]:

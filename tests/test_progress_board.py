@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline import progress_board
-from pipeline.progress_board import FRUITLESS_STARTS, ProgressBoard, Reporter, hears
+from pipeline.training import progress as progress_board
+from pipeline.training.progress import FRUITLESS_STARTS, ProgressBoard, Reporter, hears
 
 
 @pytest.fixture

@@ -15,9 +15,11 @@ from mlflow.tracking import MlflowClient
 import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline import model_card, promotion, registry, tracking
-from pipeline.errors import JobFailed
-from pipeline.promotion import judge, promote, rollback
+from pipeline.common.errors import JobFailed
+from pipeline.registry import model_card, promotion
+from pipeline.registry import models as registry
+from pipeline.registry.promotion import judge, promote, rollback
+from pipeline.tracking import runs as tracking
 
 NAME = "agman-tiny"
 

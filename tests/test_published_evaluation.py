@@ -12,7 +12,8 @@ from conftest import agman_exit_code, prepare_small
 
 import agman
 from data_prep.dataset import Dataset, ImageStore
-from pipeline import evaluation, registry
+from pipeline.evaluation import evaluate as evaluation
+from pipeline.registry import models as registry
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,9 @@ from PIL import Image
 
 import agman
 from data_prep.dataset import Dataset
-from pipeline import registry, tracking
-from pipeline.embedder import Embedder
+from pipeline.inference.embedder import Embedder
+from pipeline.registry import models as registry
+from pipeline.tracking import runs as tracking
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from pipeline import registry
+from pipeline.registry import models as registry
 
 NAMES = ["skirt", "sleeve", "collar"]
 

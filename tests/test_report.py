@@ -18,19 +18,19 @@ import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
-from data_prep.samples import sample
 from data_prep.storage import Storage
-from pipeline import tracking
-from pipeline.config import TrainConfig
-from pipeline.evaluation import Evaluation, evaluate
-from pipeline.looking import measure
-from pipeline.report.confusion import shares
-from pipeline.report.embedding_map import FEW, flattened, grouped
-from pipeline.report.figures import MARKERS, heat_over
-from pipeline.report.galleries import chosen
-from pipeline.report.neighbours import neighbours
-from pipeline.report.page import write_report
-from pipeline.tuning import DONE, FAILED, PRUNED, Sweep, Trial
+from data_prep.synthetic.samples import sample
+from pipeline.config.schema import TrainConfig
+from pipeline.evaluation.attention import measure
+from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.reports.charts import MARKERS, heat_over
+from pipeline.reports.model.confusion import shares
+from pipeline.reports.model.embedding_map import FEW, flattened, grouped
+from pipeline.reports.model.galleries import chosen
+from pipeline.reports.model.neighbours import neighbours
+from pipeline.reports.model.page import write_report
+from pipeline.tracking import runs as tracking
+from pipeline.tuning.tune import DONE, FAILED, PRUNED, Sweep, Trial
 
 STEPS = {"train/loss": 0.9, "train/loss_triplet": 0.2, "train/loss_class": 0.7, "valid/map": 0.31}
 
@@ -64,7 +64,7 @@ def report(store: Path) -> Report:
 
 
 def _save_model(folder: Path, dataset: Dataset, run_id: str | None) -> Path:
-    """An untrained model, described as pipeline.loop.Training.save does."""
+    """An untrained model, described as pipeline.training.trainer.Training.save does."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = TrainConfig(backbone="resnet18", embedding_dim=16)

@@ -21,10 +21,10 @@ from playwright.sync_api import Browser, Page, expect
 
 import agman
 from data_prep.errors import InputError
-from pipeline.embedder import Embedder
-from pipeline.embedding import embed_images
-from pipeline.gallery import Gallery
-from pipeline.searching import embedder_of, search
+from pipeline.inference.embedder import Embedder
+from pipeline.retrieval.embed import embed_images
+from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.search import embedder_of, search
 from pipeline.serving.app import MOST_BYTES
 from pipeline.serving.run import Options, served
 

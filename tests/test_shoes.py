@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from data_prep.garments import Drawing
-from data_prep.shoes import REGION_NAMES, SHOE_VALUES, draw_shoe, shoe_sheet
-from data_prep.shoes.closures import CLOSURES
-from data_prep.shoes.drawing import LENGTHS, SOLES
-from data_prep.shoes.last import HEEL_HEIGHTS
-from data_prep.shoes.uppers import UPPERS
+from data_prep.synthetic.garments import Drawing
+from data_prep.synthetic.shoes import REGION_NAMES, SHOE_VALUES, draw_shoe, shoe_sheet
+from data_prep.synthetic.shoes.closures import CLOSURES
+from data_prep.synthetic.shoes.drawing import LENGTHS, SOLES
+from data_prep.synthetic.shoes.last import HEEL_HEIGHTS
+from data_prep.synthetic.shoes.uppers import UPPERS
 
 EVERY_VALUE = [(key, name) for key, names in SHOE_VALUES.items() for name in names]
 

@@ -17,10 +17,10 @@ import torch
 import agman
 import tune_spaces
 from data_prep.errors import InputError
-from pipeline.config import TrainConfig, make_config
-from pipeline.loop import MODEL_OPTIONS, resolved
-from pipeline.presets import PUBLISHED
-from pipeline.spaces import draw, find_space, refuse_varied, space_names
+from pipeline.config.presets import PUBLISHED
+from pipeline.config.schema import TrainConfig, make_config
+from pipeline.training.trainer import MODEL_OPTIONS, resolved
+from pipeline.tuning.spaces import draw, find_space, refuse_varied, space_names
 
 SAMPLES = 100
 MOST_ATTRIBUTES = 8

@@ -9,10 +9,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from pipeline.errors import JobFailed
-from pipeline.spaces import Space, find_space
-from pipeline.sweep import DONE, FAILED, PRUNED, RUNNING, Plan, Record, Trial
-from pipeline.trials import _scheduler
+from pipeline.common.errors import JobFailed
+from pipeline.tuning.ray_tune import _scheduler
+from pipeline.tuning.spaces import Space, find_space
+from pipeline.tuning.study import DONE, FAILED, PRUNED, RUNNING, Plan, Record, Trial
 
 START = {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
 

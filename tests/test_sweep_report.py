@@ -22,11 +22,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
 from data_prep.errors import InputError
-from pipeline.config import load_config
-from pipeline.sweep_report import page as page_module
-from pipeline.sweep_report.importance import importances
-from pipeline.sweep_report.page import write_sweep_report
-from pipeline.sweep_report.trials import ENDED, EPOCHS, HISTORY, OBJECTIVES, REASON, RUN_ID, SECONDS, read_study
+from pipeline.config.schema import load_config
+from pipeline.reports.sweep import page as page_module
+from pipeline.reports.sweep.importance import importances
+from pipeline.reports.sweep.page import write_sweep_report
+from pipeline.reports.sweep.trials import ENDED, EPOCHS, HISTORY, OBJECTIVES, REASON, RUN_ID, SECONDS, read_study
 
 HOSTILE = "</script><script>document.title='gone'</script><img src=x onerror=alert(1)>\x1b[31m\u202e,\"\n{{ 7*7 }}"
 LONG = "torch.OutOfMemoryError: " + "CUDA out of memory. " * 12

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import darn, deepfashion, fashionai, text_files, zappos50k
 from data_prep.errors import InputError
+from data_prep.layouts import darn, deepfashion, fashionai, text_files, zappos50k
+from data_prep.layouts.text_files import integers, read_lines
 from data_prep.request import Request
-from data_prep.text_files import integers, read_lines
 
 
 @given(text=st.text("a\r\n", max_size=30))

@@ -22,8 +22,9 @@ from trainings import descendants
 
 from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
-from pipeline import run_guard, tracking
-from pipeline.errors import JobFailed
+from pipeline.common.errors import JobFailed
+from pipeline.tracking import runs as tracking
+from pipeline.tracking import watchdog as run_guard
 
 INFO = DatasetInfo(
     schema_version=1,

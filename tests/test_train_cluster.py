@@ -31,7 +31,7 @@ from trainings import (
 )
 
 from data_prep.errors import StorageError
-from pipeline.checkpoints import MARKER, Checkpoints
+from pipeline.training.checkpoints import MARKER, Checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -25,12 +25,12 @@ from safetensors.torch import load_file
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from pipeline import tracking
-from pipeline.checkpoints import Checkpoints
-from pipeline.config import make_config
-from pipeline.errors import JobFailed
-from pipeline.training import train
-from pipeline.workers import run_workers
+from pipeline.common.errors import JobFailed
+from pipeline.config.schema import make_config
+from pipeline.tracking import runs as tracking
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.ray_driver import run_workers
+from pipeline.training.train import train
 
 SETTINGS = {"backbone": "resnet18", "embedding_dim": 16, "batch_size": 12, "epochs": 1, "max_triplets": 24}
 SETTINGS |= {"threads": 1, "precision": "fp32", "seed": 11}
@@ -104,7 +104,7 @@ def test_a_batch_of_nan_is_kept_while_the_tracking_store_does_not_answer(
         with out_of_order(tracking_store, "runs"):
             return run_workers(*arguments)
 
-    monkeypatch.setattr("pipeline.training.run_workers", in_silence)
+    monkeypatch.setattr("pipeline.training.train.run_workers", in_silence)
     with pytest.raises(JobFailed) as failed:
         train(dataset, make_config(SETTINGS | {"lr": 1e30}), storage=tmp_path / "runs", name="mine")
     place = tmp_path / "runs" / "mine"
@@ -130,7 +130,7 @@ def test_a_store_that_is_silent_when_a_training_ends_loses_neither_training_nor_
         trained.append(run_workers(*arguments))
         return trained[-1]
 
-    monkeypatch.setattr("pipeline.training.run_workers", in_silence)
+    monkeypatch.setattr("pipeline.training.train.run_workers", in_silence)
     monkeypatch.setattr(tracking, "PATIENCE", 0.0)
     config = make_config(SETTINGS | {"log_every": 1})
     with pytest.raises(JobFailed, match=r"store does not answer .*mine is trained, and the same command goes on from"):
@@ -168,7 +168,7 @@ def test_a_server_that_is_down_when_a_training_ends_is_waited_for(
             server.start(wait=False)
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setattr("pipeline.training.run_workers", without_server)
+    monkeypatch.setattr("pipeline.training.train.run_workers", without_server)
     try:
         server.start()
         trained = train(dataset, make_config(SETTINGS | {"log_every": 1}), storage=tmp_path / "runs", name="mine")

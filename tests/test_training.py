@@ -18,10 +18,12 @@ from PIL import Image
 import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
-from pipeline import evaluation, registry, tracking
-from pipeline.config import TrainConfig
-from pipeline.loop import EpochEnd, Share, Training
-from pipeline.training import Trained, train
+from pipeline.config.schema import TrainConfig
+from pipeline.evaluation import evaluate as evaluation
+from pipeline.registry import models as registry
+from pipeline.tracking import runs as tracking
+from pipeline.training.train import Trained, train
+from pipeline.training.trainer import EpochEnd, Share, Training
 
 CONFIG = TrainConfig(
     backbone="resnet18", embedding_dim=16, batch_size=12, epochs=2, lr=1e-4, precision="fp32", threads=1, seed=11

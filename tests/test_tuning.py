@@ -17,10 +17,10 @@ from ray.util import placement_group_table
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.cli import _exit_code, cli
-from pipeline.config import make_config
-from pipeline.errors import JobFailed
-from pipeline.spaces import Space, find_space
-from pipeline.tuning import Sweep, tune
+from pipeline.common.errors import JobFailed
+from pipeline.config.schema import make_config
+from pipeline.tuning.spaces import Space, find_space
+from pipeline.tuning.tune import Sweep, tune
 
 CONFIG = make_config(
     {

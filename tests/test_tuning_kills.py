@@ -22,10 +22,10 @@ from ray.util.state import list_placement_groups
 from trainings import SETTINGS, Command, processes
 
 from data_prep.dataset import Dataset
-from pipeline.config import make_config
-from pipeline.spaces import Space, find_space
-from pipeline.sweep import DONE, FAILED, PRUNED, Trial, trials_in
-from pipeline.tuning import tune
+from pipeline.config.schema import make_config
+from pipeline.tuning.spaces import Space, find_space
+from pipeline.tuning.study import DONE, FAILED, PRUNED, Trial, trials_in
+from pipeline.tuning.tune import tune
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,12 @@ import ray
 import agman
 from data_prep.dataset import Dataset
 from data_prep.storage import Storage
-from pipeline import tracking
-from pipeline.checkpoints import Checkpoint, Checkpoints, Snapshot
-from pipeline.config import make_config
-from pipeline.loop import NonFiniteBatch, Share, Training
-from pipeline.progress_board import ProgressBoard
-from pipeline.workers import Task, _lead
+from pipeline.config.schema import make_config
+from pipeline.tracking import runs as tracking
+from pipeline.training.checkpoints import Checkpoint, Checkpoints, Snapshot
+from pipeline.training.progress import ProgressBoard
+from pipeline.training.ray_driver import Task, _lead
+from pipeline.training.trainer import NonFiniteBatch, Share, Training
 
 SETTINGS = {"backbone": "resnet18", "embedding_dim": 16, "batch_size": 12, "epochs": 1, "max_triplets": 24}
 SETTINGS |= {"threads": 1, "precision": "fp32", "seed": 11, "lr": 1e30, "log_every": 1, "checkpoint_every": 2}

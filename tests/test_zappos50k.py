@@ -12,14 +12,14 @@ from conftest import SIZE, records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import zappos50k
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.layouts import zappos50k
 from data_prep.prepare import prepare
 from data_prep.request import Request
-from data_prep.samples import sample
-from pipeline.config import load_config
-from pipeline.training import check
+from data_prep.synthetic.samples import sample
+from pipeline.config.schema import load_config
+from pipeline.training.train import check
 
 HEADER = "CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle\n"
 

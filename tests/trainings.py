@@ -24,9 +24,9 @@ import agman
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.storage import Storage
-from pipeline.checkpoints import Checkpoint, Checkpoints
-from pipeline.config import make_config
-from pipeline.loop import Share, StepEnd, Training
+from pipeline.config.schema import make_config
+from pipeline.training.checkpoints import Checkpoint, Checkpoints
+from pipeline.training.trainer import Share, StepEnd, Training
 
 ROOT = Path(__file__).parent.parent
 AGMAN = "from pipeline.cli import main; main()"

@@ -17,7 +17,7 @@ START = {"backbone": "resnet50", "embedding_dim": 512, "sa_kernel": 7}
 
 
 def space(trial: Trial) -> None:
-    """Suggest values for keys of pipeline.config.TrainConfig."""
+    """Suggest values for keys of pipeline.config.schema.TrainConfig."""
     trial.suggest_categorical("backbone", ["resnet18", "resnet34", "resnet50"])
     # Not any number: in bf16, GPUs are made for widths that are multiples of 8.
     trial.suggest_categorical("embedding_dim", [64, 128, 256, 512, 1024])

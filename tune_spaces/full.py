@@ -18,7 +18,7 @@ START = {"margin": margins.START["margin"], **loss_weights.START, **embedding.ST
 
 
 def space(trial: Trial) -> None:
-    """Suggest values for keys of pipeline.config.TrainConfig."""
+    """Suggest values for keys of pipeline.config.schema.TrainConfig."""
     margins.margin(trial)
     loss_weights.space(trial)
     embedding.space(trial)

@@ -16,7 +16,7 @@ START = {"loss_weighting": "fixed", "class_weight": 1.0, "proxy_weight": 0.0}
 
 
 def space(trial: Trial) -> None:
-    """Suggest values for keys of pipeline.config.TrainConfig; learned weights have no fixed one beside them."""
+    """Suggest values for keys of pipeline.config.schema.TrainConfig; learned weights have no fixed one beside them."""
     if trial.suggest_categorical("loss_weighting", ["fixed", "learned"]) == "fixed":
         class_weight(trial)
     trial.suggest_float("proxy_weight", 0.0, 2.0, step=0.25)  # steps, so that none at all is drawn too

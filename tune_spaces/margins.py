@@ -18,7 +18,7 @@ START = {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
 
 
 def space(trial: Trial) -> None:
-    """Suggest values for keys of pipeline.config.TrainConfig."""
+    """Suggest values for keys of pipeline.config.schema.TrainConfig."""
     margin(trial)
     learning_rate(trial)
     class_weight(trial)

@@ -16,7 +16,7 @@ START = {"lr": 1e-4, "lr_decay": 0.9, "lr_decay_epochs": 3, "batch_size": 16, "c
 
 
 def space(trial: Trial) -> None:
-    """Suggest values for keys of pipeline.config.TrainConfig."""
+    """Suggest values for keys of pipeline.config.schema.TrainConfig."""
     learning_rate(trial)
     trial.suggest_float("lr_decay", 0.7, 1.0)
     trial.suggest_int("lr_decay_epochs", 1, 10)

@@ -20,10 +20,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 import agman
 from data_prep.errors import InputError
-from pipeline.embedder import PictureError
-from pipeline.gallery import Gallery
-from pipeline.report.html import render
-from pipeline.searching import embedder_of
+from pipeline.inference.embedder import PictureError
+from pipeline.reports.html import render
+from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.search import embedder_of
 from pipeline.serving.engine import Engine
 from pipeline.serving.limits import BodyLimit
 
@@ -106,7 +106,9 @@ class Replica:
     @app.get("/serve.js")
     async def script(self) -> Response:
         """The page's script."""
-        return Response((files("pipeline") / "templates" / "serve.js").read_bytes(), media_type="text/javascript")
+        return Response(
+            (files("pipeline.reports") / "templates" / "serve.js").read_bytes(), media_type="text/javascript"
+        )
 
     @app.get("/healthz")
     async def health(self) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from data_prep.errors import InputError
-from pipeline.embedder import MAX_QUERY_PIXELS, Embedder
-from pipeline.gallery import Gallery
-from pipeline.report.figures import heat_over
-from pipeline.searching import ranked
+from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder
+from pipeline.reports.charts import heat_over
+from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.search import ranked
 
 MOST_HITS = 100
 """That one request may ask for."""

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError
-from pipeline import tracking
-from pipeline.console import say
-from pipeline.errors import JobFailed
-from pipeline.gallery import Gallery
-from pipeline.searching import embedder_of
+from pipeline.common.console import say
+from pipeline.common.errors import JobFailed
+from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.search import embedder_of
+from pipeline.tracking import runs as tracking
 
 NAME = "agman"
 WAITING = 256
@@ -50,7 +50,7 @@ def served(place: Path, model: str | None, options: Options) -> Iterator[str]:
     """
     from ray import serve
 
-    from pipeline.cluster import ONE_HEAP, cpus_for, gpus_for
+    from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
     from pipeline.serving.app import Replica
 
     place = place.absolute()

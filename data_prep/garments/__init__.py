@@ -1,9 +1,0 @@
-"""Pictures of clothed figures, drawn: the attributes of FashionAI, DeepFashion and DARN without a photograph."""
-
-from data_prep.fashionai_vocabulary import ATTRIBUTES
-from data_prep.garments.canvas import Region
-from data_prep.garments.catalogue import draw_catalogue
-from data_prep.garments.contact_sheet import catalogue_sheet, contact_sheet
-from data_prep.garments.drawing import Drawing, draw
-
-__all__ = ["ATTRIBUTES", "Drawing", "Region", "catalogue_sheet", "contact_sheet", "draw", "draw_catalogue"]

@@ -1,0 +1,288 @@
+"""The split files of ASEN (Ma et al. 2020), on which every method of the paper's tables reports.
+
+    filenames_{train,valid,test}.txt     one path a line, relative to the dataset's folder
+    label_train.txt                      idx attribute value [attribute value ...]
+    {query,candidate}_{valid,test}.txt   idx attribute value
+
+idx is the 0-based line of the split's file names; attribute and value are 0-based. DeepFashion has one more
+kind, with all labels of the images that the queries and candidates take one of:
+
+    label_{valid,test}.txt               idx attribute value [attribute value ...], attribute 1-based, value *global*
+
+A global value is the row of list_attr_cloth.txt; the local one is its rank among the rows of its attribute.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from data_prep.annotation import (
+    SHOWN,
+    Annotation,
+    Reject,
+    Row,
+    bad_line,
+    contained,
+    counted,
+    frame_of,
+    rejected,
+    settled,
+)
+from data_prep.errors import InputError
+from data_prep.layouts.text_files import LONGEST_PATH, integers, is_file, numbered_lines, read_lines
+from data_prep.request import Request
+from data_prep.tables import SPLITS, Attribute
+
+ROLES = ("query", "candidate")
+QUERY_EVERY = 5
+"""One query for four candidates."""
+
+
+class GlobalValue(NamedTuple):
+    """What a row of list_attr_cloth.txt is: which attribute, and which of its values."""
+
+    attribute: int
+    value: int
+
+
+def has_split_files(folder: Path) -> bool:
+    """Whether the folder itself holds file names of any split."""
+    return any(is_file(folder / f"filenames_{split}.txt") for split in SPLITS)
+
+
+def find_split_files(request: Request, dataset: str) -> Path | None:
+    """The folder with the split files: --split-files, its subfolder named after the dataset, or the root itself.
+
+    Raises InputError if --split-files has none, or if they lie in the root's subfolder: paths start where they lie.
+    """
+    if request.split_files:
+        return named_split_files(request.split_files, dataset)
+    if has_split_files(request.root / dataset) and not has_split_files(request.root):
+        raise InputError(f"{request.root}: the split files are in {dataset}/; give --root {request.root / dataset}")
+    return request.root if has_split_files(request.root) else None
+
+
+def named_split_files(folder: Path, dataset: str) -> Path:
+    """`folder` or its subfolder named after the dataset. Raises InputError if neither has split files."""
+    for candidate in (folder, folder / dataset):
+        if has_split_files(candidate):
+            return candidate
+    raise InputError(f"{folder}: no filenames_train.txt, filenames_valid.txt or filenames_test.txt")
+
+
+def read_split_files(
+    folder: Path,
+    attributes: tuple[Attribute, ...],
+    *,
+    several_values: bool = False,
+    global_values: list[GlobalValue] | None = None,
+) -> Annotation:
+    """Read whichever of the three splits `folder` holds.
+
+    `global_values` says what the values of label_{valid,test}.txt mean; without it, that is worked out from those
+    files themselves. Raises InputError if a file is missing or the meaning cannot be worked out.
+    """
+    parts = [_read_split(folder, split) for split in SPLITS if (folder / f"filenames_{split}.txt").is_file()]
+    rejects = [reject for part in parts for reject in part.rejects]
+    rows_in = sum(part.rows_in for part in parts)
+    everything = [part.labels for part in parts if len(part.labels)]
+    labels = pd.concat(everything, ignore_index=True) if everything else frame_of([]).assign(whole=False)
+    if labels["whole"].any():
+        labels = _local(labels, global_values or _worked_out(labels[labels["whole"]], attributes, folder))
+    labels, refused = _in_range(labels, attributes)
+    labels, unlike = _roles_among_labels(labels)
+    return settled(
+        Annotation(
+            attributes,
+            rows=labels.drop(columns="whole"),
+            rejects=rejects + refused + unlike,
+            rows_in=rows_in,
+            several_values=several_values,
+        )
+    )
+
+
+class _Part(NamedTuple):
+    """One split's files as they are: attributes and values not yet checked."""
+
+    labels: pd.DataFrame
+    """Row's columns, and `whole`: whether it is from label_{valid,test}.txt."""
+    rejects: list[Reject]
+    rows_in: int
+
+
+def _read_split(folder: Path, split: str) -> _Part:
+    names_file = folder / f"filenames_{split}.txt"
+    names = read_lines(names_file, folder)
+    while names and not names[-1].strip():
+        names.pop()
+    rows: list[Row] = []
+    whole: list[bool] = []
+    rejects: list[Reject] = []
+    labelled: set[int] = set()
+    filled: Counter[str] = Counter()
+    for file, role in _label_files(folder, split):
+        all_labels = split != "train" and not role
+        for number, line in numbered_lines(file, folder):
+            filled[file.name] += 1
+            read = _read_line(line, names, file.name, number)
+            if isinstance(read, Reject):
+                rejects.append(read)
+                continue
+            index, pairs = read
+            labelled.add(index)
+            rows += [Row(names[index], a - all_labels, v, split, role, file.name, number) for a, v in pairs]
+            whole += [all_labels] * len(pairs)
+    unlabelled = [
+        Reject(names_file.name, i + 1, "no_label", name[:SHOWN]) for i, name in enumerate(names) if i not in labelled
+    ]
+    # Not yet in the columns' types: the numbers may be any.
+    labels = pd.DataFrame(rows, columns=list(Row._fields)).assign(whole=np.array(whole, bool))
+    return _Part(labels, rejects + unlabelled, counted(labels, rejects, filled) + len(unlabelled))
+
+
+def _label_files(folder: Path, split: str) -> Iterator[tuple[Path, str]]:
+    """(file, role): the labels first, so that a query's row finds its image's labels there."""
+    everything = folder / f"label_{split}.txt"
+    if split == "train":
+        yield _present(everything), ""
+        return
+    if everything.is_file():
+        yield everything, ""
+    for role in ROLES:
+        yield _present(folder / f"{role}_{split}.txt"), role
+
+
+def _present(file: Path) -> Path:
+    if not file.is_file():
+        split = file.stem.rpartition("_")[2]
+        raise InputError(f"{file.parent}: filenames_{split}.txt is there but {file.name} is missing")
+    return file
+
+
+def _read_line(line: str, names: list[str], source: str, number: int) -> tuple[int, list[tuple[int, int]]] | Reject:
+    numbers = integers(line)
+    if numbers is None or len(numbers) < 3 or len(numbers) % 2 == 0:
+        return bad_line(source, number, line)
+    index = numbers[0]
+    if not 0 <= index < len(names):
+        return Reject(source, number, "index_out_of_range", f"{str(index)[:40]} of {len(names)} file names")
+    if len(names[index]) > LONGEST_PATH:
+        return Reject(source, number, "bad_line", f"its file name has {len(names[index]):,} characters")
+    return index, list(zip(numbers[1::2], numbers[2::2], strict=True))
+
+
+def _worked_out(whole: pd.DataFrame, attributes: tuple[Attribute, ...], folder: Path) -> list[GlobalValue]:
+    """What every global value means, where the files themselves show it: each occurs, under one attribute.
+
+    Raises InputError if they do not.
+    """
+    sizes = [len(attribute.values) for attribute in attributes]
+    known = whole[whole["attribute"].between(0, len(sizes) - 1) & whole["value"].between(0, sum(sizes) - 1)]
+    counts = pd.crosstab(known["value"].astype(int), known["attribute"].astype(int))
+    attribute_of = counts.idxmax(axis=1)  # a stray wrong line does not outvote the others
+    if attribute_of.value_counts().reindex(range(len(sizes)), fill_value=0).tolist() != sizes:
+        raise InputError(
+            f"{folder}: the values of label_valid.txt and label_test.txt are rows of list_attr_cloth.txt, and only "
+            f"{len(attribute_of)} of {sum(sizes)} occur; put Anno_coarse/list_attr_cloth.txt into the dataset's folder"
+        )
+    return ranked(attribute_of.sort_index().tolist())
+
+
+def ranked(attribute_of_row: list[int]) -> list[GlobalValue]:
+    """Rows of list_attr_cloth.txt, given each one's attribute, as (attribute, rank among that attribute's rows)."""
+    seen: dict[int, int] = {}
+    result = []
+    for attribute in attribute_of_row:
+        result.append(GlobalValue(attribute, seen.get(attribute, 0)))
+        seen[attribute] = seen.get(attribute, 0) + 1
+    return result
+
+
+def _local(labels: pd.DataFrame, meaning: list[GlobalValue]) -> pd.DataFrame:
+    """Global values replaced by local ones; negative where the row's attribute has no such value."""
+    rank_of = {(pair.attribute, row): pair.value for row, pair in enumerate(meaning)}
+    whole = labels["whole"].to_numpy()
+    pairs = zip(labels["attribute"][whole], labels["value"][whole], strict=True)
+    values = labels["value"].to_numpy(object, copy=True)
+    values[whole] = [rank_of.get(pair, -1) for pair in pairs]
+    return labels.assign(value=values)
+
+
+def _in_range(labels: pd.DataFrame, attributes: tuple[Attribute, ...]) -> tuple[pd.DataFrame, list[Reject]]:
+    """Reject rows with attributes or values that the dataset does not have."""
+    known = labels["attribute"].between(0, len(attributes) - 1).to_numpy(bool)
+    sizes = np.array([len(attribute.values) for attribute in attributes])
+    size = np.zeros(len(labels), int)
+    size[known] = sizes[labels["attribute"][known].to_numpy(int)]
+    values = labels["value"]
+    fits = known & ((values >= 0) & (values < size)).to_numpy(bool)
+    names = dict(enumerate(attribute.name for attribute in attributes))
+    misfits = labels.assign(name=labels["attribute"].map(names))
+    for column in ("attribute", "value"):
+        misfits[column] = misfits[column].astype(str).str[:40]  # the number may have thousands of digits
+    rejects = rejected(misfits[~known], "unknown_attribute", "attribute {attribute} of {path}")
+    rejects += rejected(misfits[known & ~fits], "value_out_of_range", "{name} value {value} of {path}")
+    checked = labels[fits].reset_index(drop=True)
+    return checked.astype({"attribute": "int16", "value": "int32", "line": "int64"}), rejects
+
+
+def _roles_among_labels(labels: pd.DataFrame) -> tuple[pd.DataFrame, list[Reject]]:
+    """Where a split's files list all labels, a query's or candidate's must be one of them."""
+    label = ["path", "attribute", "value", "split"]
+    listed = labels[labels["whole"]]
+    asked = (labels["role"] != "") & labels["split"].isin(listed["split"].unique())
+    unlike = (asked & ~contained(labels, listed, label)).to_numpy(bool)
+    rejects = rejected(labels[unlike], "labels_disagree", "{path}: not in label_{split}.txt")
+    return labels[~unlike].reset_index(drop=True), rejects
+
+
+def assign_splits(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Make a reproducible split in ASEN's proportions: train : valid : test = 8 : 1 : 1, query : candidate = 1 : 4.
+
+    Images are dealt out in turn within each value, in an order shuffled by `seed`, so that every value appears in
+    the three splits as evenly as its number of images allows. All labels of an image go to the same split; one of
+    them, drawn by lot, is what it is asked or offered for.
+    """
+    image, place, chosen = _dealt(rows, seed)
+    split = np.select([place % 10 == 8, place % 10 == 9], ["valid", "test"], "train")
+    role = np.where(split == "train", "", np.where(place // 10 % QUERY_EVERY == 0, *ROLES))
+    return _with(rows, split[image], np.where(chosen, role[image], ""))
+
+
+def assign_roles(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Make queries and candidates, 1 : 4, of the images of validation and test, which rows already name."""
+    dealt = [rows[rows["split"] == "train"]]
+    for number, split in enumerate(SPLITS[1:]):
+        of_split = rows[rows["split"] == split]
+        image, place, chosen = _dealt(of_split, [seed, number])
+        role = np.where(place % QUERY_EVERY == 0, *ROLES)
+        dealt.append(_with(of_split, split, np.where(chosen, role[image], "")))
+    return pd.concat(dealt).sort_index()
+
+
+def _with(rows: pd.DataFrame, split: np.ndarray | str, role: np.ndarray) -> pd.DataFrame:
+    return rows.assign(split=split, role=role).astype({"split": "str", "role": "str"})
+
+
+def _dealt(rows: pd.DataFrame, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Deal images out within each value: every row's image, every image's place, and which rows were drawn by lot."""
+    rng = np.random.default_rng(seed)
+    image, paths = pd.factorize(rows["path"])
+    order = rng.permutation(len(paths))
+    by_image = np.argsort(image, kind="stable")
+    labels = np.bincount(image, minlength=len(paths))
+    lot = rng.integers(0, np.maximum(labels, 1))
+    drawn = by_image[np.cumsum(labels) - labels + lot]
+    chosen = np.zeros(len(rows), bool)
+    chosen[drawn] = True
+    attribute, value = rows["attribute"].to_numpy()[drawn][order], rows["value"].to_numpy()[drawn][order]
+    place = np.empty(len(paths), np.int64)
+    place[order[np.lexsort((value, attribute))]] = np.arange(len(paths))
+    return image, place, chosen

@@ -1,0 +1,140 @@
+"""DeepFashion's `list_attr_img.txt`: 289,222 lines of a path and 1,000 values of 1, -1 or 0, 0.9 GB of text.
+
+Read in blocks, all lines of a block at once: no Python loop over values, and memory for one block only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.annotation import SHOWN, Reject
+from data_prep.layouts.text_files import HEADER, LONGEST_PATH, annotation_file, check_header
+
+BLOCK = 8_000_000  # bytes
+LONGEST = 1_000_000
+"""Bytes of one line; a real one has about 4,000."""
+MINUS, ZERO, ONE = (ord(letter) for letter in "-01")
+TAB, SPACE = ord("\t"), ord(" ")
+
+
+@dataclass
+class Marks:
+    """Which image has which column marked 1, in the file's order."""
+
+    paths: list[str]
+    """Of every line that could be read."""
+    lines: np.ndarray
+    """1-based line of every path."""
+    image: np.ndarray
+    """Of every mark: number of its path."""
+    column: np.ndarray
+    """Of every mark: 0-based column."""
+    rejects: list[Reject]
+
+
+def read_marks(file: Path, root: Path, n_columns: int, advance: Callable[[int], None] = lambda read: None) -> Marks:
+    """Read the whole file; `advance` is told of every block's bytes.
+
+    Raises InputError for a file that has another number of rows than it says, or is not inside `root`.
+    """
+    source = annotation_file(file, root).relative_to(root).as_posix()
+    marks = Marks([], np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int16), [])
+    images, columns, numbers = [], [], []
+    line = HEADER + 1
+    for block in _blocks(file, advance):
+        part = _parse(block, line, source, n_columns)
+        images.append(part.image + len(marks.paths))
+        columns.append(part.column)
+        numbers.append(part.lines)
+        marks.paths += part.paths
+        marks.rejects += part.rejects
+        line += block.count(b"\n")
+    if images:
+        marks.image, marks.column, marks.lines = (np.concatenate(parts) for parts in (images, columns, numbers))
+    with file.open("rb") as stream:
+        check_header(file, stream.readline(100).decode(errors="replace"), len(marks.paths) + len(marks.rejects))
+    return marks
+
+
+def _blocks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+    """Blocks of whole lines after the header. Of a line beyond all measure only the beginning is given, spoilt."""
+    with file.open("rb") as stream:
+        for _ in range(HEADER):
+            stream.readline(LONGEST)
+        rest = b""
+        cutting = False
+        while read := stream.read(BLOCK):
+            advance(len(read))
+            if cutting:
+                _, end, read = read.partition(b"\n")
+                cutting = not end
+                read = end + read
+            rest += read
+            whole, end, rest = rest.rpartition(b"\n")
+            if end:
+                yield whole + end
+            if len(rest) > LONGEST:
+                rest, cutting = b"too long: " + rest[:SHOWN], True
+        if rest:
+            yield rest + b"\n"
+
+
+def _parse(block: bytes, first_line: int, source: str, n_columns: int) -> Marks:
+    text = np.frombuffer(block, np.uint8)
+    # The five control characters from tab to carriage return; smaller ones wrap round to large numbers.
+    blank = (text == SPACE) | (text - np.uint8(TAB) < 5)
+    after_blank = np.empty_like(blank)
+    after_blank[0], after_blank[1:] = True, blank[:-1]
+    start = after_blank & ~blank
+    tokens = np.cumsum(start, dtype=np.int32)
+
+    end = np.flatnonzero(text == ord("\n"))
+    begin = np.concatenate([[0], end[:-1] + 1])
+    before = tokens[begin] - start[begin]
+    count = tokens[end] - before
+    bad = (count != n_columns + 1) & (count > 0)
+
+    # A value is 1, 0 or -1 between blanks; whatever else stands behind the path spoils its line.
+    before_blank = np.empty_like(blank)
+    before_blank[-1], before_blank[:-1] = True, blank[1:]
+    one, minus = text == ONE, text == MINUS
+    positive = one & start
+    after_minus = np.zeros_like(blank)
+    after_minus[1:] = (minus & start)[:-1]
+    value = ((positive | (start & (text == ZERO)) | (one & after_minus)) & before_blank) | (minus & start)
+    odd = np.flatnonzero(~(value | blank))
+    lone_minus = np.flatnonzero(minus & start & before_blank)
+    for places in (odd, lone_minus):
+        line = np.searchsorted(end, places)
+        bad[line[tokens[places] - before[line] > 1]] = True
+
+    marked = np.flatnonzero(positive & before_blank)
+    line = np.searchsorted(end, marked)
+    column = tokens[marked] - before[line] - 2
+    good = (count > 0) & ~bad
+    fits = good[line] & (column >= 0)
+    number = np.cumsum(good) - 1
+    return Marks(
+        paths=_paths(block, np.flatnonzero(start)[before[good]]),
+        lines=np.flatnonzero(good) + first_line,
+        image=number[line[fits]].astype(np.int32),
+        column=column[fits].astype(np.int16),
+        rejects=[
+            Reject(source, int(i) + first_line, "bad_line", _shown(block, begin[i], end[i]))
+            for i in np.flatnonzero(bad)
+        ],
+    )
+
+
+def _paths(block: bytes, begin: np.ndarray) -> list[str]:
+    """The words that begin there. A path is much shorter than this; one that is not will be found missing."""
+    words = (block[i : i + LONGEST_PATH].split(None, 1)[0] for i in begin.tolist())
+    return [word.decode("utf-8", errors="replace") for word in words]
+
+
+def _shown(block: bytes, begin: int, end: int) -> str:
+    return " ".join(block[begin : min(end, begin + SHOWN)].decode("utf-8", errors="replace").split())

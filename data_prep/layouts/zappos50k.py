@@ -1,0 +1,260 @@
+"""UT-Zap50K: the triplet lists of CSN (Veit et al. 2017) as they are, or labels from meta-data.csv.
+
+    ut-zap50k-images/<Category>/<SubCategory>/<Brand>/<CID>.jpg
+    ut-zap50k-data/meta-data.csv      CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle
+    filenames.json                    plain text, one path a line
+    tripletlists/{class,closure,gender,heel}_tripletlist_{train,val,test}.txt    anchor far close: line numbers
+
+The lists give triplets and no labels, so a dataset made of them has no queries. Where they are missing, the four
+conditions' labels come from meta-data.csv and triplets are drawn from those.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data_prep.annotation import (
+    SHOWN,
+    SPLIT_OF,
+    TRIPLET_COLUMNS,
+    Annotation,
+    Reject,
+    Row,
+    bad_line,
+    counted,
+    frame_of,
+    rejected,
+    settled,
+)
+from data_prep.errors import InputError
+from data_prep.layouts.asen_split import assign_splits
+from data_prep.layouts.text_files import LONGEST_LINE, LONGEST_PATH, integers, is_file, numbered_lines, read_lines
+from data_prep.request import Request
+from data_prep.tables import SPLITS, Attribute
+
+CONDITIONS = {"class": "Category", "closure": "Closure", "gender": "Gender", "heel": "HeelHeight"}
+"""The four conditions (our attributes), and the column of meta-data.csv that each is."""
+IMAGE_FOLDERS = ("ut-zap50k-images", "ut-zap50k-images-square")
+SEPARATOR = ";"
+"""Between the values of a cell that has several."""
+
+
+def read(request: Request) -> Annotation:
+    """Read the triplet lists where there are any (in the root or in --split-files), else the labels."""
+    for folder in (request.split_files, request.root):
+        lists = folder and lists_below(folder)
+        if lists:
+            return read_lists(lists, request.root)
+        if folder and folder == request.split_files:
+            raise InputError(f"{folder}: no filenames.json with a folder tripletlists beside it")
+    table = next(iter(sorted(request.root.rglob("meta-data.csv"))), None)
+    if not table:
+        raise InputError(
+            f"{request.root}: not UT-Zap50K's layout (neither filenames.json with tripletlists/ nor meta-data.csv "
+            "below it; give --split-files if the lists lie elsewhere)"
+        )
+    annotation = read_table(table, request.root)
+    return replace(annotation, rows=assign_splits(annotation.rows, request.seed))
+
+
+def lists_below(folder: Path) -> Path | None:
+    """The folder that holds filenames.json and tripletlists/. Raises InputError if it holds the lists alone."""
+    for lists in sorted(folder.rglob("tripletlists")):
+        if not (lists.parent / "filenames.json").exists():
+            raise InputError(f"{lists.parent}: tripletlists/ is there but filenames.json is missing")
+        return lists.parent
+    return None
+
+
+def read_lists(folder: Path, root: Path) -> Annotation:
+    """All triplets of all lists. An image belongs to the first split that uses it; a triplet across splits is bad."""
+    names = [name.strip() for name in read_lines(folder / "filenames.json", folder)]
+    if names and names[0].startswith("["):
+        raise InputError(
+            f"{folder / 'filenames.json'}: is JSON; CSN's file of this name is plain text, one path a line"
+        )
+    paths = _paths(names, root)
+    # A file that is listed twice is one image.
+    image_of, images = pd.factorize(pd.Series(paths, dtype="str"))
+    columns: dict[str, list] = {name: [] for name in TRIPLET_COLUMNS}
+    rejects: list[Reject] = []
+    attributes = tuple(Attribute(name=name, values=()) for name in CONDITIONS)
+    filled: Counter[str] = Counter()
+    found = False
+    for part, split in SPLIT_OF.items():
+        for attribute, condition in enumerate(CONDITIONS):
+            file = folder / "tripletlists" / f"{condition}_tripletlist_{part}.txt"
+            if not file.is_file():
+                continue
+            found = True
+            for number, line in numbered_lines(file, folder):
+                filled[file.name] += 1
+                read = _read_triplet(line, paths, image_of, file.name, number)
+                if isinstance(read, Reject):
+                    rejects.append(read)
+                    continue
+                triplet = (*read, attribute, split, file.name, number)
+                for name, value in zip(TRIPLET_COLUMNS, triplet, strict=True):
+                    columns[name].append(value)
+    if not found:
+        raise InputError(f"{folder / 'tripletlists'}: none of its files is a CONDITION_tripletlist_SPLIT.txt")
+    triplets = pd.DataFrame(columns).astype({"attribute": "int16", "line": "int64"})
+    rows_in = counted(triplets, rejects, filled)
+    triplets, refused = _within_splits(triplets, images.to_numpy(object))
+    for name in TRIPLET_COLUMNS[:3]:
+        triplets[name] = images.take(triplets[name].to_numpy(int))
+    triplets = triplets.astype(dict.fromkeys(TRIPLET_COLUMNS[:3], "str"))
+    return Annotation(attributes, rejects=rejects + refused, rows_in=rows_in, triplets=triplets)
+
+
+def _read_triplet(
+    line: str, paths: list[str], image_of: np.ndarray, source: str, number: int
+) -> tuple[int, int, int] | Reject:
+    """Anchor, positive and negative: the lists put the far one, the negative, before the close one."""
+    numbers = integers(line)
+    if numbers is None or len(numbers) != 3:
+        return bad_line(source, number, line)
+    if not all(0 <= index < len(paths) for index in numbers):
+        return Reject(source, number, "index_out_of_range", f"{line.strip()[:80]}: {len(paths)} file names")
+    if max(len(paths[index]) for index in numbers) > LONGEST_PATH:
+        return Reject(source, number, "bad_line", f"{line.strip()}: a file name has too many characters")
+    anchor, far, close = image_of[numbers].tolist()
+    if len({anchor, far, close}) < 3:
+        return Reject(source, number, "same_image_twice", line.strip())
+    return anchor, close, far
+
+
+def _within_splits(triplets: pd.DataFrame, paths: np.ndarray) -> tuple[pd.DataFrame, list[Reject]]:
+    """Reject triplets with an image that an earlier split has: it would be learned from and tested on."""
+    rank = triplets["split"].map({split: i for i, split in enumerate(SPLITS)}).to_numpy(int)
+    owner = np.full(len(paths), len(SPLITS))
+    images = triplets[list(TRIPLET_COLUMNS[:3])].to_numpy(int)
+    for column in images.T:
+        np.minimum.at(owner, column, rank)
+    foreign = (owner[images] != rank[:, None]).reshape(len(images), 3)
+    bad = foreign.any(axis=1)
+    first = images[np.arange(len(images)), foreign.argmax(axis=1)][bad]
+    misplaced = triplets[bad].assign(path=[paths[i] for i in first], owner=[SPLITS[owner[i]] for i in first])
+    rejects = rejected(misplaced, "in_two_splits", "{path}: already in {owner}")
+    return triplets[~bad].reset_index(drop=True), rejects
+
+
+def _paths(names: list[str], root: Path) -> list[str]:
+    """File names of the lists as paths below the root: in the images' folder, and with their folders' own spelling.
+
+    Brands that end in a full stop lose it on some file systems, so that names are compared without it.
+    """
+    prefix = next((f"{folder}/" for folder in IMAGE_FOLDERS if (root / folder).is_dir()), "")
+    paths = [name if name.startswith(prefix) else prefix + name for name in names]
+    there = [is_file(root / path) for path in paths]
+    if all(there):
+        return paths
+    actual = {_undotted(path): path for path in _pictures(root)}
+    found = zip(paths, there, strict=True)
+    return [path if is_there else actual.get(_undotted(path), path) for path, is_there in found]
+
+
+def _undotted(path: str) -> str:
+    *folders, name = path.split("/")
+    return "/".join([*(folder.rstrip(". ") for folder in folders), name])
+
+
+def _pictures(root: Path) -> Iterator[str]:
+    """Every .jpg below the images' folder, relative to the root."""
+    top = next((root / folder for folder in IMAGE_FOLDERS if (root / folder).is_dir()), root)
+    for folder, folders, files in os.walk(top):
+        folders.sort()
+        relative = Path(folder).relative_to(root).as_posix()
+        for name in sorted(files):
+            if name.lower().endswith((".jpg", ".jpeg")):
+                yield name if relative == "." else f"{relative}/{name}"
+
+
+def read_table(file: Path, root: Path) -> Annotation:
+    """Labels of the four conditions from meta-data.csv: a row for every value that a cell names.
+
+    An empty cell is no label; a line of four empty cells is rejected. The picture is the file named after the CID,
+    in which meta-data-bin.csv and some copies write `-` for `.`.
+    """
+    source = file.relative_to(root).as_posix()
+    paths_of: dict[str, list[str]] = {}
+    for path in _pictures(root):
+        paths_of.setdefault(_cid(Path(path).stem), []).append(path)
+    first: dict[str, set[tuple[int, str]]] = {}
+    filled = 0
+    cells: list[tuple[str, int, str, int]] = []
+    rejects: list[Reject] = []
+    for number, record in _records(file, root):
+        filled += 1
+        if isinstance(record, str):
+            rejects.append(bad_line(source, number, record))
+            continue
+        labels = [
+            (attribute, value.strip())
+            for attribute, column in enumerate(CONDITIONS.values())
+            for value in dict.fromkeys(record[column].split(SEPARATOR))
+            if value.strip()
+        ]
+        cid, paths = record["CID"][:SHOWN], paths_of.get(_cid(record["CID"]), [])
+        known = first.setdefault(_cid(record["CID"]), set(labels))
+        if not paths:
+            rejects += [Reject(source, number, "missing_image", f"{cid}.jpg")] * max(1, len(labels))
+        elif len(paths) > 1:
+            detail = f"{cid}: {paths[0]} and {paths[1]}"
+            rejects += [Reject(source, number, "several_images", detail)] * max(1, len(labels))
+        elif not labels:
+            rejects.append(Reject(source, number, "no_value", f"{cid}: no cell of the four is filled"))
+        else:
+            cells += [
+                (paths[0], attribute, value, number) for attribute, value in labels if (attribute, value) in known
+            ]
+            rejects += [
+                Reject(source, number, "labels_disagree", f"{cid}: {value!r}, but not so in an earlier line")
+                for attribute, value in labels
+                if (attribute, value) not in known
+            ]
+    values = [sorted({value for _, a, value, _ in cells if a == attribute}) for attribute in range(len(CONDITIONS))]
+    number_of = [{value: number for number, value in enumerate(of_attribute)} for of_attribute in values]
+    rows = frame_of(
+        Row(path, attribute, number_of[attribute][value], "", "", source, number)
+        for path, attribute, value, number in cells
+    )
+    schema = tuple(Attribute(name=name, values=tuple(v)) for name, v in zip(CONDITIONS, values, strict=True))
+    rows_in = counted(rows, rejects, {source: filled})
+    return settled(Annotation(schema, rows, rejects, rows_in=rows_in, several_values=True))
+
+
+def _cid(text: str) -> str:
+    return text.strip().replace(".", "-")
+
+
+def _records(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """(line, cells by column name) of every line, or the line itself where it has not as many cells as the header."""
+    lines = read_lines(file, root)
+    header = _cells(lines[0]) if lines else None
+    missing = {"CID", *CONDITIONS.values()} - set(header or [])
+    if not header or missing:
+        raise InputError(f"{file}: line 1 lacks the column{'s' * (len(missing) > 1)} {', '.join(sorted(missing))}")
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        cells = _cells(line)
+        fits = cells is not None and len(cells) == len(header)
+        yield number, dict(zip(header, cells or [], strict=False)) if fits else line
+
+
+def _cells(line: str) -> list[str] | None:
+    if len(line) > LONGEST_LINE:
+        return None
+    try:
+        return next(csv.reader([line], strict=True), None)
+    except csv.Error:
+        return None

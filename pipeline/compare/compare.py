@@ -1,0 +1,326 @@
+"""`agman compare`: the systems of the papers' tables, and AG-MAN without its parts, under one budget on one dataset.
+
+Every training is one of `agman train`'s, on Ray, with the same triplets, seeds, epochs, batches and learning rate; its
+best checkpoint by validation is scored on test once. A comparison is known by its settings, systems aside, and its
+dataset: killed or stopped, the same command goes on, and what is trained and scored already stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+import agman
+from data_prep.cluster import ray_session
+from data_prep.dataset import Dataset
+from data_prep.errors import InputError
+from data_prep.storage import Storage
+from pipeline.common.console import bar_of, say, say_above, show_table
+from pipeline.common.errors import JobFailed
+from pipeline.common.signals import saying_how_to_go_on
+from pipeline.config.presets import nearest
+from pipeline.config.schema import TrainConfig, make_config
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.validation import METRIC
+from pipeline.registry import models as registry
+from pipeline.tracking import runs as tracking
+from pipeline.training.ray_driver import read_json, write_json
+from pipeline.training.train import NOT_DECISIVE, check, locked, train
+
+SPLIT = "test"
+BASE = "agman"
+"""The system that the others are compared with."""
+AGAIN = "the same command goes on"
+MODELS_OWN = ("embedding_dim", "sa_kernel", "mask", "rounds")
+"""Settings that not every model has; those that have them get them."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What is trained."""
+
+    title: str
+    settings: dict[str, Any]
+    interpretation: bool = False
+    """Of a paper without public code and equations."""
+
+
+SYSTEMS = {
+    "csn": System("CSN", {"model": "csn"}),
+    "asenet_v2": System("ASENet_V2", {"model": "asenet_v2"}),
+    "attnfashion": System("AttnFashion", {"model": "attnfashion"}, interpretation=True),
+    "isln": System("ISLN", {"model": "isln"}, interpretation=True),
+    BASE: System("AG-MAN", {"model": "agman"}),
+    "no_multi_level": System("without multi-level features", {"model": "agman", "without": "multi_level"}),
+    "no_classification": System("without branch 1", {"model": "agman", "classify": False}),
+    "no_asa": System("without ASA", {"model": "agman", "without": "asa"}),
+    "no_sa": System("without SA", {"model": "agman", "without": "sa"}),
+    "no_aca": System("without ACA", {"model": "agman", "without": "aca"}),
+    "no_mask": System("without the mask", {"model": "agman", "without": "mask"}),
+}
+"""In the order of the tables."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One training's test scores, or why there are none."""
+
+    system: str
+    seed: int
+    figures: dict[str, float]
+    """As `agman evaluate` gives them."""
+    average_precision: dict[str, list[float]]
+    """Attribute -> AP of its queries, in the dataset's order."""
+    history: list[tuple[int, float]]
+    """(step, validation MAP)."""
+    seconds: float
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that was trained."""
+
+    dataset: str
+    digest: str
+    drawn: bool
+    attributes: list[str]
+    settings: dict[str, Any]
+    scored: list[Scored]
+    folder: Path
+    run: tracking.Run
+
+    @property
+    def systems(self) -> list[str]:
+        """In the tables' order."""
+        return [key for key in SYSTEMS if any(one.system == key for one in self.scored)]
+
+    def of(self, system: str) -> list[Scored]:
+        """Its trainings that did not fail."""
+        return [one for one in self.scored if one.system == system and one.failed is None]
+
+    def spread(self, system: str, name: str) -> tuple[float, float] | None:
+        """Mean and standard deviation (0 of one) of a figure over the seeds; None where every training failed."""
+        values = [one.figures[f"{SPLIT}/{name}"] for one in self.of(system) if f"{SPLIT}/{name}" in one.figures]
+        if not values:
+            return None
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def difference(self, system: str) -> agman.Difference | None:
+        """Its MAP minus AG-MAN's, AP averaged over the seeds, with the paired bootstrap's interval over queries."""
+        if system == BASE or not self.of(system) or not self.of(BASE):
+            return None
+        base, other = ({name: self._mean(key, name) for name in self.attributes} for key in (BASE, system))
+        return agman.paired_differences(base, other)[""]
+
+    def _mean(self, system: str, attribute: str) -> torch.Tensor:
+        return torch.tensor([one.average_precision.get(attribute, []) for one in self.of(system)]).double().mean(0)
+
+
+def refuse_own(settings: Sequence[str]) -> None:
+    """Raises InputError if KEY=VALUE is what a comparison varies."""
+    for setting in settings:
+        key = setting.partition("=")[0].strip()
+        if key in ("model", "without", "classify", "seed"):
+            raise InputError(
+                f"{setting}: is what a comparison varies; leave it out, and choose by --system and --seeds"
+            )
+
+
+def compare(
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    systems: Sequence[str] = (),
+    seeds: int = 3,
+    workers: int = 1,
+    storage: Path = Path("runs"),
+) -> Comparison:
+    """Train and score `systems` (all of SYSTEMS by default) with seeds 0 to `seeds` - 1, on `workers` DDP workers each.
+
+    A training that fails is noted with its reason, and the others go on. Raises InputError for what a user can mend,
+    JobFailed if every training failed, and KeyboardInterrupt after Ctrl-C or SIGTERM; the same command goes on.
+    """
+    systems = _checked(systems or tuple(SYSTEMS), config, dataset, workers)
+    settings = config.model_dump(exclude={*NOT_DECISIVE, "seed", "model"})
+    identity = {"settings": settings, "dataset": dataset.info.digest, "workers": workers}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    folder = storage.absolute() / f"{dataset.info.name}-compare-{digest[:8]}"
+    note = Storage(folder / "comparison.json")
+    with locked(folder, "--storage DIR"), ray_session(), tracking.answering():
+        params = config.model_dump(exclude={"model", "seed"}) | {"systems": " ".join(systems), "seeds": seeds}
+        begun = read_json(note).get("run_id")
+        with (
+            tracking.run(dataset.info, folder.name, params, resume=begun, job="compare") as parent,
+            saying_how_to_go_on(AGAIN),
+        ):
+            write_json(note, {"run_id": parent.run_id})
+            scored = _all(dataset, config, systems, range(seeds), workers, folder, parent)
+            done = Comparison(
+                dataset=dataset.info.name,
+                digest=dataset.info.digest,
+                drawn=dataset.drawn,
+                attributes=_asked(dataset, scored),
+                settings=settings,
+                scored=scored,
+                folder=folder,
+                run=tracking.Run(parent.uri, parent.run_id),
+            )
+            if all(one.failed for one in scored):
+                raise JobFailed(f"every training failed; the first: {scored[0].failed}")
+            _write(done)
+    return done
+
+
+def _asked(dataset: Dataset, scored: list[Scored]) -> list[str]:
+    """The attributes with queries."""
+    return [name for name in dataset.info.attribute_names if any(name in one.average_precision for one in scored)]
+
+
+def _checked(systems: Sequence[str], config: TrainConfig, dataset: Dataset, workers: int) -> list[str]:
+    for key in systems:
+        if key not in SYSTEMS:
+            raise InputError(f"--system {key}: no such system; {nearest(key, SYSTEMS)}")
+    if not dataset.info.queries["valid"] or not dataset.info.queries[SPLIT]:
+        raise InputError(f"{dataset.path}: a comparison needs queries in the valid and test splits")
+    for key in systems:
+        check(_config(config, key, 0), dataset, workers)
+    return [key for key in SYSTEMS if key in systems]
+
+
+def _config(config: TrainConfig, system: str, seed: int) -> TrainConfig:
+    """The common settings with the system's own; a width only where the model has one."""
+    own = SYSTEMS[system].settings
+    known = agman.options_of(own["model"])
+    common = {key: value for key, value in config.model_dump().items() if key not in MODELS_OWN or key in known}
+    return make_config(common | {"without": None, "classify": None} | own | {"seed": seed})
+
+
+def _all(
+    dataset: Dataset,
+    config: TrainConfig,
+    systems: Sequence[str],
+    seeds: range,
+    workers: int,
+    folder: Path,
+    parent: tracking.OpenRun,
+) -> list[Scored]:
+    """Seed after seed, so that what is there early is a comparison already."""
+    wanted = [(system, seed) for seed in seeds for system in systems]
+    bar = bar_of("trainings", len(wanted))
+    scored = []
+    try:
+        for system, seed in wanted:
+            notes = Storage(folder / f"{system}-seed-{seed}.json")
+            found = read_json(notes)
+            if not found:
+                say_above(f"{SYSTEMS[system].title}, seed {seed}")
+                found = _one(dataset, _config(config, system, seed), f"{system}-seed-{seed}", workers, folder, parent)
+                if not found["failed"]:  # one that failed is tried again by the same command
+                    write_json(notes, found)
+            scored.append(Scored(system, seed, **found))
+            bar.update(1)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{len(scored)} of {len(wanted)} trainings are scored; {AGAIN}") from stop
+    finally:
+        bar.close()
+    return scored
+
+
+def _one(
+    dataset: Dataset, config: TrainConfig, name: str, workers: int, folder: Path, parent: tracking.OpenRun
+) -> dict[str, Any]:
+    """Fields of Scored."""
+    started = time.perf_counter()
+    try:
+        trained = train(dataset, config, workers=workers, storage=str(folder / "trainings"), name=name, parent=parent)
+        network, description = registry.load(str(trained.checkpoint), dataset.info.attribute_names)
+        evaluation = evaluate(network, description, dataset, SPLIT)
+    except JobFailed as error:
+        say(f"note: {name} failed: {error}")
+        return {"figures": {}, "average_precision": {}, "history": [], "seconds": 0.0, "failed": str(error)}
+    trained.run.log_points([(description["step"], evaluation.figures)])
+    return {
+        "figures": evaluation.figures,
+        "average_precision": {n: one.average_precision.tolist() for n, one in evaluation.results.items()},
+        "history": tracking.history(trained.run, METRIC),
+        "seconds": time.perf_counter() - started,
+        "failed": None,
+    }
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, overall before the attributes, for a narrow window; mean ± standard deviation."""
+    header = ["system", "overall", "− AG-MAN [95 %]", "triplets, %", *comparison.attributes]
+    rows = []
+    for key in comparison.systems:
+        title = SYSTEMS[key].title + (" *" if SYSTEMS[key].interpretation else "")
+        if not comparison.of(key):
+            reason = next(one.failed for one in comparison.scored if one.system == key)
+            rows.append([title, f"failed: {reason}", "", "", *[""] * len(comparison.attributes)])
+            continue
+        overall, accuracy = (_spread(comparison.spread(key, name)) for name in ("map", "triplet_accuracy"))
+        cells = [_spread(comparison.spread(key, f"map/{name}")) for name in comparison.attributes]
+        one = comparison.difference(key)
+        difference = f"{100 * one.mean:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]" if one else ""
+        rows.append([title, overall, difference, accuracy, *cells])
+    return header, rows
+
+
+def _spread(found: tuple[float, float] | None) -> str:
+    return "" if found is None else f"{100 * found[0]:.2f} ± {100 * found[1]:.2f}"
+
+
+def frame(comparison: Comparison) -> pd.DataFrame:
+    """A row for each training: system, seed, seconds, failed, and every figure."""
+    rows = [
+        {"system": one.system, "seed": one.seed, "seconds": one.seconds, "failed": one.failed or ""} | one.figures
+        for one in comparison.scored
+    ]
+    return pd.DataFrame(rows)
+
+
+def _write(comparison: Comparison) -> None:
+    """Table, trainings and page, into the comparison's folder and its run."""
+    from pipeline.reports.compare import write_page
+
+    report = comparison.folder / "report"
+    report.mkdir(exist_ok=True)
+    trainings = frame(comparison)
+    with Storage(report / "trainings.parquet").whole_file() as file:
+        trainings.to_parquet(file)
+    header, rows = table(comparison)
+    Storage(report / "trainings.csv").write_bytes(trainings.to_csv(index=False).encode())
+    Storage(report / "table.csv").write_bytes(pd.DataFrame(rows, columns=header).to_csv(index=False).encode())
+    write_page(comparison, report / "report.html")
+    try:
+        MlflowClient(comparison.run.uri).log_artifacts(comparison.run.run_id, str(report), "comparison")
+    except (MlflowException, OSError) as error:
+        say(f"note: the report could not be sent to MLflow ({tracking.reason(error)}); it is in {report}")
+
+
+def show(comparison: Comparison) -> dict[str, Any]:
+    """The table, a row for each system; returns the figures."""
+    header, rows = table(comparison)
+    seeds = len({one.seed for one in comparison.scored})
+    show_table(f"MAP on {SPLIT} of {comparison.dataset}, times 100, mean ± deviation over {seeds} seeds", header, rows)
+    if any(SYSTEMS[key].interpretation for key in comparison.systems):
+        say("* an interpretation: its paper has neither public code nor equations")
+    page = comparison.folder / "report" / "report.html"
+    say(f"page: {page}")
+    figures: dict[str, Any] = {"page": str(page), "run_id": comparison.run.run_id, "seeds": seeds}
+    for key in comparison.systems:
+        if (found := comparison.spread(key, "map")) is not None:
+            figures |= {f"{key}/{SPLIT}/map": found[0], f"{key}/{SPLIT}/map_deviation": found[1]}
+    return figures | {"failed": [f"{one.system}, seed {one.seed}" for one in comparison.scored if one.failed]}

@@ -1,0 +1,185 @@
+"""An evaluation as tables: as the papers print them, with their figures beside it, and in detail."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import agman
+from pipeline.common.console import line_width, say, show_table
+from pipeline.evaluation.evaluate import Evaluation
+from pipeline.evaluation.published_results import Benchmark
+
+OVERALL = "overall"
+THIS = "this model"
+TABLE_3 = ["system", "average loss", "accuracy, %"]
+"""The columns of the paper's."""
+AVERAGE_PRECISION = {"map": "MAP", "map_answerable": "MAP*", "chance": "chance", "ceiling": "ceiling"}
+"""Keys of agman.summarise, and their headings."""
+
+
+def show(evaluation: Evaluation) -> None:
+    """The figures on stderr: what the papers' tables show, then the details.
+
+    Published figures stand beside the model's where they are of the same split; else by themselves, at the end.
+    """
+    if evaluation.results:
+        _show_map(evaluation)
+        _show_retrieval(evaluation)
+    if evaluation.triplets:
+        _show_triplets(evaluation)
+    if evaluation.attention is not None:
+        _show_attention(evaluation)
+    if evaluation.benchmark:
+        if evaluation.difference:
+            _show_published(evaluation.benchmark, evaluation.difference)
+        say(f"published: {evaluation.benchmark.sources}")
+
+
+def _show_map(evaluation: Evaluation) -> None:
+    _show_wide(*map_table(evaluation))
+
+
+def map_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
+    """MAP of every attribute and over all with its interval: the paper's Tables 1 and 2.
+
+    The title, the attributes' names, and rows: what it is, then a cell for each attribute, the overall figure last.
+    """
+    intervals = evaluation.intervals
+    names = [name for name in intervals if name]
+    rows = [
+        [label, *(f"{100 * getattr(intervals[name], bound):.2f}" for name in (*names, ""))]
+        for label, bound in ((THIS, "mean"), ("95 %: from", "low"), ("95 %: to", "high"))
+    ]
+    title = f"MAP on {evaluation.split}, times 100{_precision(evaluation)}"
+    if _beside(evaluation, of_triplets=False):
+        assert evaluation.benchmark
+        title, rows = f"{title}; below it as published", rows + _published_map(evaluation.benchmark, names)
+    return title, names, rows
+
+
+def _show_triplets(evaluation: Evaluation) -> None:
+    title, names, rows = triplet_table(evaluation)
+    _show_wide(title, names, rows)
+    if _beside(evaluation, of_triplets=True):
+        assert evaluation.benchmark
+        mine = [THIS, rows[1][-1], rows[0][-1]]
+        title = f"Triplets on {evaluation.split}; below it as published"
+        show_table(title, TABLE_3, [mine, *_published_triplets(evaluation.benchmark)])
+
+
+def triplet_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
+    """Accuracy and loss of every attribute and over all, as `map_table`; the paper's Table 3 has those over all."""
+    figures = _figures(evaluation)
+    ends = [*(f"/{name}" for name in evaluation.triplets), ""]
+    counts = [*(len(one.correct) for one in evaluation.triplets.values()), int(figures["triplets"])]
+    rows = [
+        ["accuracy, %", *(f"{100 * figures[f'triplet_accuracy{end}']:.2f}" for end in ends)],
+        ["loss", *(f"{figures[f'triplet_loss{end}']:.4f}" for end in ends)],
+        ["triplets", *(f"{count:,}" for count in counts)],
+    ]
+    margin = f"margin {evaluation.margin:g}" + (
+        "" if evaluation.margin_known else ", the papers', the model's is unknown"
+    )
+    title = f"Triplets on {evaluation.split} (guessing: 50 %; {margin}){_precision(evaluation)}"
+    return title, list(evaluation.triplets), rows
+
+
+def _beside(evaluation: Evaluation, of_triplets: bool) -> bool:
+    """Whether figures of this kind are published on this very split."""
+    benchmark = evaluation.benchmark
+    return benchmark is not None and not evaluation.difference and benchmark.of_triplets == of_triplets
+
+
+def _show_published(benchmark: Benchmark, difference: str) -> None:
+    title = f"Published on {benchmark.name}, {difference}: not to be compared with the above"
+    if benchmark.of_triplets:
+        show_table(title, TABLE_3, _published_triplets(benchmark))
+    else:
+        _show_wide(title, benchmark.attributes, _published_map(benchmark, benchmark.attributes))
+
+
+def _published_map(benchmark: Benchmark, names: Iterable[str]) -> list[list[str]]:
+    """A row for each system: MAP of these attributes, empty where it is not published, and over all."""
+    rows = []
+    for one in benchmark.results:
+        known = dict(zip(benchmark.attributes, one.of_attributes, strict=False))  # none where only the overall one is
+        of_attributes = [f"{known[name]:.2f}" if name in known else "" for name in names]
+        rows.append([one.system, *of_attributes, f"{one.overall:.2f}"])
+    return rows
+
+
+def _published_triplets(benchmark: Benchmark) -> list[list[str]]:
+    return [
+        [one.system, "" if one.loss is None else f"{one.loss:.4f}", f"{one.overall:.2f}"] for one in benchmark.results
+    ]
+
+
+def _precision(evaluation: Evaluation) -> str:
+    return "" if evaluation.precision == "fp32" else f", embedded in {evaluation.precision}"
+
+
+def _figures(evaluation: Evaluation) -> dict[str, float]:
+    """Without the split before their names."""
+    return {name.split("/", 1)[1]: value for name, value in evaluation.figures.items()}
+
+
+def _show_wide(title: str, names: Iterable[str], rows: list[list[str]]) -> None:
+    """A table with an attribute a column and the overall figure last; in several where the terminal is too narrow."""
+    headings = [re.sub(r"[_ -]", "\n", name) for name in (*names, OVERALL)]
+    first = max(len(row[0]) for row in rows)
+    widths = [
+        max(*map(len, heading.split("\n")), *(len(row[number]) for row in rows))
+        for number, heading in enumerate(headings, start=1)
+    ]
+    start = 0
+    while start < len(headings):
+        end, needed = start, first + 4
+        while end < len(headings) and (end == start or needed + widths[end] + 3 <= line_width()):
+            needed += widths[end] + 3
+            end += 1
+        cut = [[row[0], *row[1 + start : 1 + end]] for row in rows]
+        show_table(title if not start else "", ["", *headings[start:end]], cut)
+        start = end
+
+
+def _show_retrieval(evaluation: Evaluation) -> None:
+    """Rows: attributes, their mean over queries, their mean over attributes. Two tables, so that 80 columns do."""
+    figures = _figures(evaluation)
+    ks = next(iter(evaluation.results.values())).precision
+    at_k = {"map_at_r": "MAP@R"} | {f"p_at_{k}": f"P@{k}" for k in ks} | {f"r_at_{k}": f"R@{k}" for k in ks}
+    columns = AVERAGE_PRECISION | at_k
+    alone = {name: agman.summarise({name: result}) for name, result in evaluation.results.items()}
+    macro = {key: sum(one[key] for one in alone.values()) / len(alone) for key in columns}
+    macro["map_answerable"] = figures["map_macro_answerable"]  # an attribute of hopeless queries has no part in it
+    counts = {name: [f"{len(one.relevant):,}", f"{one.candidates:,}"] for name, one in evaluation.results.items()}
+    counts |= {"all": [f"{figures['queries']:,.0f}", ""], "macro": ["", ""]}
+    lines = alone | {"all": figures, "macro": macro}
+    header = ["attribute", *AVERAGE_PRECISION.values(), "queries", "cands"]
+    rows = [[name, *_times_100(line, AVERAGE_PRECISION), *counts[name]] for name, line in lines.items()]
+    show_table(
+        f"Retrieval on {evaluation.split}, times 100 (all: mean over queries; macro: over attributes)", header, rows
+    )
+    rows = [[name, *_times_100(line, at_k)] for name, line in lines.items()]
+    show_table(f"The first ranks on {evaluation.split}, times 100", ["attribute", *at_k.values()], rows)
+    say(
+        f"MAP*: without the {figures['unanswerable']:,.0f} queries that have no relevant candidate. They score 0; the "
+        "ceiling is the share of the others"
+    )
+
+
+def _show_attention(evaluation: Evaluation) -> None:
+    figures, split = evaluation.figures, evaluation.split
+    ends = {name: f"/{name}" for name in evaluation.results} | {"all": ""}
+    rows = [
+        [name, *(f"{100 * figures[f'{split}/attention_{key}{end}']:.2f}" for key in ("mass", "hits", "area"))]
+        for name, end in ends.items()
+        if f"{split}/attention_mass{end}" in figures
+    ]
+    pairs = f"{figures[f'{split}/attention_pairs']:,.0f}"
+    title = f"Attention in the true regions on {split}, times 100 ({pairs} pairs, evenly spaced)"
+    show_table(title, ["attribute", "mass inside", "maximum inside", "area (chance)"], rows)
+
+
+def _times_100(figures: dict[str, float], keys: Iterable[str]) -> list[str]:
+    return [f"{100 * figures[key]:.2f}" for key in keys]

@@ -1,1 +1,0 @@
-"""The page on a prepared dataset that `agman prep` writes beside it; `pipeline.prep_report.page` makes it."""

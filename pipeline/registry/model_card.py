@@ -1,0 +1,196 @@
+"""The model card: what a registered version was made of, what it scored, and where its figures end.
+
+Markdown; beside the model's weights as MODEL_CARD.md, and as the version's description.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+
+import agman
+from data_prep.tables import SPLITS
+from pipeline.common.console import printable
+from pipeline.evaluation.validation import SPLIT
+from pipeline.tracking import runs as tracking
+
+FILE = "MODEL_CARD.md"
+DESCRIPTION_LENGTH = 5_000
+"""Characters that a description may have in MLflow's databases."""
+PRETRAINED = "A backbone that starts from {} has seen their pictures too, and has their blind spots."
+RANDOM = "The backbone started from random weights, not from ImageNet's: it knows its training pictures and no others."
+DRAWN = (
+    "A program drew the pictures: garments in plain colours on plain grounds. The figures say that the software works; "
+    "of photographs they say nothing."
+)
+PHOTOGRAPHS = "The photographs are {}'s alone. Other shops, cameras, poses and people were never measured."
+UNKNOWN_PICTURES = "The checkpoint does not say whether its pictures are photographs or drawn."
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What `agman promote` measured."""
+
+    metric: str
+    """MAP, or triplet accuracy."""
+    intervals: Mapping[str, agman.Interval]
+    """Attribute -> its score with its interval; over all queries (or triplets) under ""."""
+    dataset: str
+    digest: str
+    split: str
+    date: str
+
+
+def validation_of(run: tracking.Run, step: int) -> dict[str, float]:
+    """What the run logged of validation at the checkpoint's step: MAP (or triplet accuracy), with every attribute's.
+
+    Raises MlflowException.
+    """
+    logged = MlflowClient(run.uri).get_run(run.run_id).data.metrics
+    wanted = [name for name in logged if name.startswith((f"{SPLIT}/map", f"{SPLIT}/triplet_accuracy"))]
+    found = {name: dict(tracking.history(run, name)).get(step) for name in wanted}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def write_card(
+    name: str,
+    build: Mapping[str, Any],
+    description: Mapping[str, Any],
+    valid: Mapping[str, float],
+    tags: Mapping[str, str],
+    tested: Tested | None = None,
+) -> str:
+    """The card of a version of the registered model `name`, as Markdown.
+
+    build: `agman.build`'s arguments; description: what its checkpoint says of itself; valid: as `validation_of` gives
+    it; tags: the version's, for the search that it is of.
+    """
+    attributes = description["attributes"]
+    title = f"# {_plain(name)}: {build['name']} on {build['backbone']}"
+    about = (
+        f"Pictures in, one embedding of {build['embedding_dim']} numbers (unit length) for each of {len(attributes)} "
+        "attributes out: the cosine of two is how alike the pictures are under that attribute. Written by "
+        f"agman-pipeline {version('agman-pipeline')}."
+    )
+    parts = [
+        f"{title}\n\n{about}",
+        f"## Data\n\n{_data(description)}",
+        f"## Recipe\n\n{_recipe(description, tags)}",
+        f"## Figures\n\n{_figures(description, valid, tested)}",
+        f"## Limits\n\n{_limits(description, tested)}",
+    ]
+    return tracking.public("\n\n".join(parts)) + "\n"
+
+
+def as_description(card: str) -> str:
+    """The card, cut at a line's end if the registry's databases could not hold it."""
+    if len(card) <= DESCRIPTION_LENGTH:
+        return card
+    rest = f"\n\n… cut here; {FILE} beside the model has the card as it was registered."
+    return card[: DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
+
+
+def _data(description: Mapping[str, Any]) -> str:
+    facts = description.get("data", {})
+    pictures = {True: "drawn by a program", False: "photographs", None: "unknown"}[facts.get("drawn")]
+    rows = {
+        "dataset": description.get("dataset", "unknown"),
+        "digest": description.get("dataset_digest") or "unknown",
+        "layout": facts.get("layout", "unknown"),
+        "pictures": f"{pictures}, {description['image_size']} px",
+    }
+    for counted in ("images", "queries"):
+        if counted in facts:
+            rows[counted] = ", ".join(f"{split} {facts[counted][split]:,}" for split in SPLITS)
+    if "triplets" in facts:
+        rows["triplets an epoch"] = f"{facts['triplets']:,}"
+    return _table(["", ""], [[key, str(value)] for key, value in rows.items()])
+
+
+def _recipe(description: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    settings = {key: value for key, value in description.get("training", {}).items() if value is not None}
+    lines = [" ".join(_code(f"{key}={value}") for key, value in settings.items()) or "Settings unknown."]
+    if description.get("run_id"):
+        lines.append(f"Checkpoint of step {description.get('step', 0):,}, MLflow run {_code(description['run_id'])}.")
+    if "search_run_id" in tags:
+        search, run_id = (_code(tags.get(key, "")) for key in ("search", "search_run_id"))
+        lines.append(f"The settings are a search's: {search}, MLflow run {run_id}.")
+    return "\n\n".join(lines)
+
+
+def _figures(description: Mapping[str, Any], valid: Mapping[str, float], tested: Tested | None) -> str:
+    metric = tested.metric if tested else "triplet accuracy" if f"{SPLIT}/triplet_accuracy" in valid else "MAP"
+    key = f"{SPLIT}/triplet_accuracy" if metric == "triplet accuracy" else f"{SPLIT}/map"
+    counts = description.get("data", {}).get("values")
+    header = ["attribute", *(["values"] if counts else []), "validation"]
+    header += [f"{_plain(tested.split)} [95 % interval]"] if tested else []
+    rows = []
+    for number, name in [*enumerate(description["attributes"]), (None, "")]:
+        row = [name or "all"]
+        if counts:
+            row.append("" if number is None else str(counts[number]))
+        row.append(_share(valid.get(f"{key}/{name}" if name else key)))
+        if tested:
+            row.append(_interval(tested.intervals.get(name)))
+        rows.append(row)
+    said = f"{metric}, times 100. "
+    if tested:
+        same = tested.digest == description.get("dataset_digest")
+        where = "the dataset it was trained on" if same else "another dataset than it was trained on"
+        said += (
+            f"Measured on {_plain(tested.split)} of {_plain(tested.dataset)} ({where}), digest "
+            f"{_code(tested.digest)}, {tested.date}."
+        )
+    else:
+        said += "Not measured on test yet: `agman promote` does that."
+    return f"{said}\n\n{_table(header, rows)}"
+
+
+def _limits(description: Mapping[str, Any], tested: Tested | None) -> str:
+    drawn = description.get("data", {}).get("drawn")
+    dataset = _plain(str(description.get("dataset", "the dataset")))
+    lines = [UNKNOWN_PICTURES if drawn is None else DRAWN if drawn else PHOTOGRAPHS.format(dataset)]
+    training = description.get("training", {})
+    if "weights" in training:
+        weights = training["weights"]
+        lines.append(PRETRAINED.format(_code(str(weights))) if weights else RANDOM)
+    lines.append(
+        f"It knows {len(description['attributes'])} attributes: {', '.join(map(_plain, description['attributes']))}. "
+        "Embeddings under different ones do not compare, and of anything else it knows nothing."
+    )
+    lines.append("One training, one seed, one split. Intervals tell of other queries, not of other trainings.")
+    lines.append("The checkpoint was picked by its validation score, which therefore flatters it.")
+    if tested:
+        lines.append("Models are promoted by this split's score: the more often, the more the champion's flatters it.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _interval(interval: agman.Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"{_share(interval.mean)} [{_share(interval.low)}, {_share(interval.high)}]"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Somebody's text as Markdown shows it: no markup of its own, no line breaks."""
+    escaped = html.escape(printable(text), quote=False)
+    return escaped.replace("|", "\\|").replace("`", "'")
+
+
+def _code(text: str) -> str:
+    """The same as code."""
+    return f"`{printable(text).replace('`', chr(39))}`"

@@ -1,5 +1,0 @@
-"""`agman report`: one self-contained HTML page on a model.
-
-`pipeline.report.page` writes it. Nothing is imported here: `html` and `figures` serve the page on a prepared
-dataset too, which does without Ray and MLflow.
-"""

@@ -1,0 +1,100 @@
+"""A few packed pictures under each attribute, so that a person sees that they stand upright and are cut right."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from data_prep.dataset import Dataset
+from data_prep.tables import SPLITS, Attribute
+from pipeline.reports.charts import jpeg
+
+SHOWN = 6
+"""Pictures per attribute."""
+TRIPLETS = SHOWN // 3
+SIDE = 132
+"""Pixels of a picture's long side."""
+GROUPS = 4
+"""Row groups (of about 1,000 pictures) read at most. Pictures are packed in shuffled order, so any will do."""
+OUTSIDE = 0.7
+"""How far what the model's square leaves out is faded to grey."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture."""
+
+    picture: str
+    image_id: int
+    caption: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The pictures of one attribute."""
+
+    attribute: str
+    tiles: list[Tile]
+
+
+def contact_sheet(dataset: Dataset) -> list[Strip]:
+    """Pictures (of training, if there are any) with different values of each attribute; of ready-made triplets, whole
+    triplets.
+    """
+    split = next(split for split in SPLITS if dataset.info.images[split])
+    labels = dataset.labels[dataset.labels["split"] == split]
+    triplets = pd.DataFrame(dataset.triplets(split).columns())
+    pictures: dict[int, bytes] = {}
+    chosen: list[list[tuple[int, str]]] = []
+    for group in islice(dataset.packed(split), GROUPS):
+        pictures |= zip(group["image_id"].to_pylist(), group["jpeg"].to_pylist(), strict=True)
+        chosen = [
+            _of_values(labels[labels["attribute"] == number], attribute, pictures)
+            if len(labels)
+            else _of_triplets(triplets[triplets["attribute"] == number], pictures)
+            for number, attribute in enumerate(dataset.info.attributes)
+        ]
+        if all(len(rows) == SHOWN for rows in chosen):
+            break
+    return [
+        Strip(name, [Tile(jpeg(_marked(pictures[i]), SIDE), i, caption) for i, caption in rows])
+        for name, rows in zip(dataset.info.attribute_names, chosen, strict=True)
+        if rows
+    ]
+
+
+def _of_values(labels: pd.DataFrame, attribute: Attribute, pictures: Collection[int]) -> list[tuple[int, str]]:
+    """Labels that were read, of as many values as there are, from the first to the last of them."""
+    read = labels[labels["image_id"].isin(list(pictures))]
+    # The first of every value, then the second of every value, and so on.
+    read = read.assign(nth=read.groupby("value").cumcount()).sort_values(["nth", "value"], kind="stable")
+    n = max(int((read["nth"] == 0).sum()), min(SHOWN, len(read)))
+    places = np.unique(np.linspace(0, n - 1, min(SHOWN, n)).round().astype(int))
+    shown = read.iloc[places].sort_values("value", kind="stable")
+    return [(i, attribute.values[v]) for i, v in zip(shown["image_id"], shown["value"], strict=True)]
+
+
+def _of_triplets(triplets: pd.DataFrame, pictures: Collection[int]) -> list[tuple[int, str]]:
+    """The first triplets of which all three pictures were read."""
+    roles = ["anchor", "positive", "negative"]
+    whole = triplets[triplets[roles].isin(list(pictures)).all(axis=1)].head(TRIPLETS)
+    return [(i, role) for row in whole[roles].to_numpy().tolist() for i, role in zip(row, roles, strict=True)]
+
+
+def _marked(data: bytes) -> np.ndarray:
+    """The packed picture, small, uint8 H×W×3; faded where it is cut off to make the square that a model sees."""
+    with Image.open(io.BytesIO(data)) as opened:
+        image = opened.convert("RGB")
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = (left, top, left + side, top + side)
+    shown = Image.blend(image, Image.new("RGB", image.size, "grey"), OUTSIDE)
+    shown.paste(image.crop(square), square)
+    return np.asarray(shown)

@@ -1,0 +1,113 @@
+"""The page: a dataset's content gathered into plain values, and those put into the template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data_prep.dataset import Dataset
+from data_prep.storage import Storage
+from data_prep.tables import REPORT, SPLITS
+from pipeline.reports.charts import DARK, LIGHT
+from pipeline.reports.dataset.charts import Distribution, distributions
+from pipeline.reports.dataset.contact_sheet import Strip, contact_sheet
+from pipeline.reports.dataset.contents import EXAMPLES, Contents, contents
+from pipeline.reports.dataset.expectations import Expectations, expectations
+from pipeline.reports.html import render
+
+
+@dataclass(frozen=True)
+class PrepSummary:
+    """The figures on a prepared dataset, for the page and for the terminal."""
+
+    contents: Contents
+    expected: dict[str, Expectations]
+    """Of valid and test, as far as they have queries."""
+    page: Storage
+    """Where the page is."""
+
+
+@dataclass(frozen=True)
+class _Page:
+    """All that the template shows."""
+
+    contents: Contents
+    expected: dict[str, Expectations]
+    drawn: bool
+    tiles: dict[str, str]
+    counts: dict[str, dict[str, int]]
+    """What is counted -> split -> how many; only what the dataset has."""
+    distributions: list[Distribution]
+    colours: dict[str, tuple[str, str]]
+    """Split -> its colour in the charts, light and dark."""
+    sheet: list[Strip]
+    facts: dict[str, str]
+    examples: int = EXAMPLES
+
+
+def write_prep_report(dataset: Dataset) -> PrepSummary:
+    """Write one self-contained HTML page on `dataset` beside its tables; returns the figures on it.
+
+    The same dataset gives the same page. Of the pictures only a few thousand are read.
+    """
+    counted = contents(dataset)
+    found = {split: expectations(dataset, split) for split in SPLITS[1:]}
+    expected = {split: of_split for split, of_split in found.items() if of_split}
+    page = _Page(
+        contents=counted,
+        expected=expected,
+        drawn=dataset.drawn,
+        tiles=_tiles(counted, expected),
+        counts=_counts(counted),
+        distributions=distributions(counted),
+        colours={
+            split: (LIGHT.series[i], DARK.series[i]) for i, split in enumerate(SPLITS) if counted.info.images[split]
+        },
+        sheet=contact_sheet(dataset),
+        facts=_facts(counted),
+    )
+    file = dataset.storage / REPORT
+    file.write_bytes(render("prep_report.html.j2", page).encode())
+    return PrepSummary(counted, expected, file)
+
+
+def _tiles(counted: Contents, expected: dict[str, Expectations]) -> dict[str, str]:
+    info = counted.info
+    tiles = {"images": f"{sum(info.images.values()):,}", "attributes": f"{len(info.attributes):,}"}
+    if labels := sum(counted.labels.values()):
+        tiles["labels"] = f"{labels:,}"
+    if info.given_triplets:
+        tiles["triplets given"] = f"{info.given_triplets:,}"
+    tiles["rejects"] = f"{counted.rejects:,}"
+    for split, of_split in expected.items():
+        tiles[f"chance MAP, {split}"] = f"{100 * of_split.over_all.chance:.2f}"
+        tiles[f"ceiling, {split}"] = f"{100 * of_split.over_all.ceiling:.2f}"
+    return tiles
+
+
+def _counts(counted: Contents) -> dict[str, dict[str, int]]:
+    info = counted.info
+    columns = {
+        "images": info.images,
+        "labels": counted.labels,
+        "queries": info.queries,
+        "candidates": info.candidates,
+        "triplets an epoch": {split: int(counts.sum()) for split, counts in counted.triplets.items()},
+    }
+    return {
+        name: {split: column.get(split, 0) for split in SPLITS}
+        for name, column in columns.items()
+        if any(column.values())
+    }
+
+
+def _facts(counted: Contents) -> dict[str, str]:
+    info = counted.info
+    return {
+        "layout": info.layout,
+        "image size": f"{info.image_size} px, the short side of a packed picture",
+        "epochs of triplets": f"{info.triplet_epochs:,}; longer trainings go round them",
+        "seed": str(info.seed),
+        "digest": info.digest,
+        "schema version": str(info.schema_version),
+        "software": ", ".join(f"{name} {version}" for name, version in info.versions.items()),
+    }

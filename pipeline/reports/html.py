@@ -1,0 +1,25 @@
+"""Templates to HTML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+
+from pipeline.common.console import printable
+
+
+def render(template: str, page: Any) -> str:
+    """The page of one of pipeline/templates, which sees the content as `page`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["x100"] = lambda share, digits=2: f"{100 * share:.{digits}f}"
+    environment.filters["words"] = lambda name: name.replace("_", " ")
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["printable"] = printable
+    return environment.get_template(template).render(page=page)

@@ -1,0 +1,136 @@
+"""What a model finds: per attribute the best, a typical and the worst query with their first candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data_prep.dataset import Dataset
+from data_prep.tables import Attribute
+from pipeline.evaluation.evaluate import Evaluation
+from pipeline.reports.model.neighbours import neighbours
+from pipeline.reports.model.pairs import of_attributes
+from pipeline.reports.model.pictures import Pictures
+
+SHOWN = 10
+SIDE = 128
+"""Pixels of a picture in a gallery."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A picture at one rank."""
+
+    picture: str
+    image_id: int
+    value: str
+    right: bool
+    score: float
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query and what came first."""
+
+    title: str
+    picture: str
+    image_id: int
+    value: str
+    average_precision: float
+    relevant: int
+    candidates: list[Candidate]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """One attribute's queries."""
+
+    attribute: str
+    map: float
+    queries: list[Query]
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """A query to show; places are rows of the evaluation's pairs."""
+
+    title: str
+    query: int
+    average_precision: float
+    relevant: int
+    candidates: list[int]
+    scores: list[float]
+
+
+def galleries(evaluation: Evaluation, dataset: Dataset) -> list[Gallery]:
+    """A gallery for every attribute with queries, in the dataset's order."""
+    rankings = {
+        attribute: _rankings(evaluation, attribute.name, queries, candidates)
+        for attribute, queries, candidates in of_attributes(evaluation, dataset)
+    }
+    shown = [place for found in rankings.values() for one in found for place in (one.query, *one.candidates)]
+    pictures = Pictures(dataset, evaluation.split, evaluation.pairs["image_id"].to_numpy()[shown])
+    return [
+        Gallery(
+            attribute.name,
+            evaluation.figures[f"{evaluation.split}/map/{attribute.name}"],
+            [_query(ranking, evaluation, attribute, pictures) for ranking in found],
+        )
+        for attribute, found in rankings.items()
+    ]
+
+
+def _rankings(evaluation: Evaluation, attribute: str, queries: np.ndarray, candidates: np.ndarray) -> list[_Ranking]:
+    """The chosen queries among one attribute's pairs, with their first candidates."""
+    result = evaluation.results[attribute]
+    titles = chosen(result.average_precision, result.relevant)
+    asked = queries[list(titles.values())]
+    scores, places = neighbours(evaluation.embeddings[asked], evaluation.embeddings[candidates], SHOWN)
+    return [
+        _Ranking(
+            title,
+            query=int(queries[number]),
+            average_precision=float(result.average_precision[number]),
+            relevant=int(result.relevant[number]),
+            candidates=candidates[found].tolist(),
+            scores=scored.tolist(),
+        )
+        for (title, number), found, scored in zip(titles.items(), places.numpy(), scores, strict=True)
+    ]
+
+
+def _query(ranking: _Ranking, evaluation: Evaluation, attribute: Attribute, pictures: Pictures) -> Query:
+    image_ids, values = (evaluation.pairs[name].tolist() for name in ("image_id", "value"))
+    asked = values[ranking.query]
+    return Query(
+        title=ranking.title,
+        picture=pictures.uri(image_ids[ranking.query], SIDE),
+        image_id=image_ids[ranking.query],
+        value=attribute.values[asked],
+        average_precision=ranking.average_precision,
+        relevant=ranking.relevant,
+        candidates=[
+            Candidate(
+                picture=pictures.uri(image_ids[place], SIDE),
+                image_id=image_ids[place],
+                value=attribute.values[values[place]],
+                right=values[place] == asked,
+                score=score,
+            )
+            for place, score in zip(ranking.candidates, ranking.scores, strict=True)
+        ],
+    )
+
+
+def chosen(average_precision: torch.Tensor, relevant: torch.Tensor) -> dict[str, int]:
+    """Which queries to show: title -> place. Only those that have a relevant candidate, where there are any.
+
+    The typical one is the median by AP; equal APs stand in the queries' order.
+    """
+    answerable = (relevant > 0).nonzero()[:, 0] if (relevant > 0).any() else torch.arange(len(relevant))
+    falling = average_precision[answerable].sort(descending=True, stable=True).indices
+    ordered = answerable[falling].tolist()
+    titles = {len(ordered) // 2: "typical", len(ordered) - 1: "worst", 0: "best"}
+    return {titles[place]: ordered[place] for place in sorted(titles)}

@@ -1,0 +1,27 @@
+"""Pictures of one split, for the sections that show some."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_prep.dataset import Dataset, ImageStore
+from pipeline.reports import charts as figures
+
+
+class Pictures:
+    """Pictures of one split as data: URIs; only the wanted ones are held."""
+
+    def __init__(self, dataset: Dataset, split: str, image_ids: np.ndarray):
+        self._images = ImageStore(dataset, split, dataset.info.image_size, wanted=image_ids)
+
+    def array(self, image_id: int) -> np.ndarray:
+        """uint8 S×S×3, as packed."""
+        return squares(self._images, np.array([image_id]))[0]
+
+    def uri(self, image_id: int, side: int) -> str:
+        return figures.jpeg(self.array(image_id), side)
+
+
+def squares(images: ImageStore, image_ids: np.ndarray) -> np.ndarray:
+    """uint8 U×S×S×3."""
+    return images.read(image_ids).permute(0, 2, 3, 1).numpy()

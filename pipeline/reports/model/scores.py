@@ -1,0 +1,69 @@
+"""The table of scores: a row for each attribute, for all queries and for the mean of the attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import agman
+from pipeline.evaluation.evaluate import Evaluation
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row; shares in [0, 1]."""
+
+    name: str
+    map: float
+    chance: float
+    queries: int
+    candidates: int
+    at_k: dict[str, float]
+    """Every P@k, and R@k of the largest k."""
+
+    @property
+    def ratio(self) -> float:
+        return self.map / self.chance if self.chance else 0.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The table."""
+
+    attributes: list[Score]
+    over_all: Score
+    macro: Score
+    unasked: list[str]
+    """Attributes without queries."""
+
+
+def score_table(evaluation: Evaluation, names: Sequence[str]) -> Scores:
+    """The scores of an evaluation; `names` are the dataset's attributes."""
+    rows = [_score(name, result) for name, result in evaluation.results.items()]
+    figures = {key.split("/", 1)[1]: value for key, value in evaluation.figures.items()}
+    queries, candidates = sum(row.queries for row in rows), sum(row.candidates for row in rows)
+    labels = list(rows[0].at_k)
+    of_all = {label: figures[label.lower().replace("@", "_at_")] for label in labels}
+    of_mean = {label: fmean(row.at_k[label] for row in rows) for label in labels}
+    macro_chance = fmean(row.chance for row in rows)
+    return Scores(
+        attributes=rows,
+        over_all=Score("all, query-weighted", figures["map"], figures["chance"], queries, candidates, of_all),
+        macro=Score("all, macro", figures["map_macro"], macro_chance, queries, candidates, of_mean),
+        unasked=[name for name in names if name not in evaluation.results],
+    )
+
+
+def _score(name: str, result: agman.Retrieval) -> Score:
+    chance = agman.chance_average_precision(result.relevant, result.candidates)
+    last = max(result.recall)
+    return Score(
+        name=name,
+        map=float(result.average_precision.mean()),
+        chance=float(chance.mean()),
+        queries=len(result.relevant),
+        candidates=result.candidates,
+        at_k={f"P@{k}": float(value.mean()) for k, value in result.precision.items()}
+        | {f"R@{last}": float(result.recall[last].mean())},
+    )

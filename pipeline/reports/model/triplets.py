@@ -1,0 +1,94 @@
+"""What a model makes of given triplets: per attribute the clearest, a typical and the worst one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.dataset import Dataset
+from data_prep.triplets import Triplets
+from pipeline.evaluation.evaluate import Evaluation
+from pipeline.reports.model.pictures import Pictures
+
+SIDE = 128
+"""Pixels of a picture."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The positive or the negative of a triplet."""
+
+    picture: str
+    image_id: int
+    similarity: float
+    """Cosine to the anchor."""
+
+
+@dataclass(frozen=True)
+class ShownTriplet:
+    """One triplet."""
+
+    title: str
+    anchor: str
+    image_id: int
+    positive: Side
+    negative: Side
+
+    @property
+    def right(self) -> bool:
+        return self.positive.similarity > self.negative.similarity
+
+
+@dataclass(frozen=True)
+class AttributeTriplets:
+    """One attribute's."""
+
+    attribute: str
+    accuracy: float
+    triplets: list[ShownTriplet]
+
+
+def shown_triplets(evaluation: Evaluation, dataset: Dataset) -> list[AttributeTriplets]:
+    """For every attribute with triplets, in the dataset's order."""
+    every = dataset.triplets(evaluation.split)
+    numbers = {name: number for number, name in enumerate(dataset.info.attribute_names)}
+    chosen = {}
+    for name, scores in evaluation.triplets.items():
+        of_attribute = np.flatnonzero(every.attribute == numbers[name])
+        chosen[name] = _chosen((scores.similar - scores.different).numpy()), of_attribute
+    rows = np.concatenate([of_attribute[list(places.values())] for places, of_attribute in chosen.values()])
+    ids = np.concatenate([every.anchor[rows], every.positive[rows], every.negative[rows]])
+    pictures = Pictures(dataset, evaluation.split, ids)
+    return [
+        AttributeTriplets(
+            attribute=name,
+            accuracy=float(evaluation.triplets[name].correct.double().mean()),
+            triplets=[
+                _shown(title, evaluation, name, place, every, of_attribute[place], pictures)
+                for title, place in places.items()
+            ],
+        )
+        for name, (places, of_attribute) in chosen.items()
+    ]
+
+
+def _chosen(leads: np.ndarray) -> dict[str, int]:
+    """Title -> place: of the largest lead of the positive, the median and the smallest; equal ones in their order."""
+    ordered = np.argsort(-leads, kind="stable")
+    titles = {len(ordered) // 2: "typical", len(ordered) - 1: "worst", 0: "clearest"}
+    return {titles[place]: int(ordered[place]) for place in sorted(titles)}
+
+
+def _shown(
+    title: str, evaluation: Evaluation, name: str, place: int, every: Triplets, row: int, pictures: Pictures
+) -> ShownTriplet:
+    scores = evaluation.triplets[name]
+    anchor, positive, negative = int(every.anchor[row]), int(every.positive[row]), int(every.negative[row])
+    return ShownTriplet(
+        title=title,
+        anchor=pictures.uri(anchor, SIDE),
+        image_id=anchor,
+        positive=Side(pictures.uri(positive, SIDE), positive, float(scores.similar[place])),
+        negative=Side(pictures.uri(negative, SIDE), negative, float(scores.different[place])),
+    )

@@ -1,0 +1,133 @@
+"""What a search's trial runs, in a process that Ray Tune keeps for the next one.
+
+Imported there before the first epoch, so nothing heavy that one worker does without: no MLflow, no Optuna.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune as ray_tune
+
+from data_prep.dataset import Dataset
+from data_prep.storage import Storage
+from pipeline.common.errors import JobFailed
+from pipeline.config.schema import make_config
+from pipeline.evaluation.validation import METRIC
+from pipeline.inference.latency import milliseconds_an_image
+from pipeline.training.checkpoints import Checkpoints, Saver
+from pipeline.training.trainer import NonFiniteBatch, Share, Training, steps_per_epoch
+
+CHECKPOINTS = "checkpoints"
+"""In a trial's folder."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials have in common; it travels to them."""
+
+    data: Storage
+    base: dict[str, Any]
+    folder: Path
+    """The search's; all machines see it."""
+    cpus: int
+    """Of each worker."""
+    gpus: float
+    workers: int = 1
+    against: str | None = None
+
+    def place(self, number: int) -> Storage:
+        """A trial's folder; removed when the trial has ended, but of a failed one only its checkpoints."""
+        return Storage(self.folder / f"trial-{number:04d}")
+
+
+def run_trial(config: dict[str, Any], job: Job) -> None:
+    """One training, in this process or on workers of its own; reports after every epoch.
+
+    An error is reported, not raised: Ray starts a trial anew whose process was killed, and that alone.
+    """
+    # The process takes the next trial when this one has ended; Ray loses a trial if it does not wait long enough.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "86400"
+    number, started = config["trial"], time.monotonic()
+
+    def report(result: dict[str, Any]) -> None:
+        ray_tune.report(result | {"seconds": time.monotonic() - started})
+
+    try:
+        if not job.folder.is_dir():
+            raise JobFailed(f"{job.folder}: this trial's machine does not see it; --storage must be shared by all")
+        run = _on_workers if job.workers > 1 else _here
+        run(number, job.base | config["setting"], job, report)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        reason = first if isinstance(error, JobFailed) else f"{type(error).__name__}: {first}"
+        report({"epoch": 0, METRIC: math.nan, "failed": reason})
+
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def _here(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
+    config = make_config(settings)
+    share = Share(device="cuda" if job.gpus and torch.cuda.is_available() else "cpu", threads=job.cpus)
+    training = Training(config, Dataset(job.data), share)
+    kept = Checkpoints(job.place(number) / CHECKPOINTS, keep_best=0)
+    if latest := kept.latest():
+        with kept.opened(latest) as folder:
+            training.load(folder)
+        if not training.step_in_epoch:  # the driver may not have heard of this epoch's end
+            report(result_of(training, latest.metrics, job.against))
+    saver = Saver(kept, config.checkpoint_every, start=training.step)
+    try:
+        training.run(saver=saver, epoch_end=lambda end: report(result_of(training, end.metrics, job.against)))
+    except NonFiniteBatch as error:
+        file = job.place(number) / f"non-finite-step-{error.record['step']}.json"
+        file.write_bytes((json.dumps(error.record, indent=2) + "\n").encode())
+        raise JobFailed(f"{error}; its triplets are in {file}") from error
+    except SystemExit:  # stopped: the folder may be gone, and nobody waits for a report
+        with suppress(Exception):
+            saver.finish()
+        raise
+    finally:
+        saver.finish()  # nothing, the second time
+
+
+def _on_workers(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
+    from pipeline.tracking import runs as tracking
+    from pipeline.training import ray_driver as workers
+
+    config, place, dataset = make_config(settings), job.place(number), Dataset(job.data)
+    nobody = tracking.Run("", f"trial {number}")
+    workers.write_json(place / workers.DESCRIPTION, {"run_id": nobody.run_id})
+    steps = config.epochs * steps_per_epoch(dataset, config, config.parts or job.workers)
+    result = partial(result_of, against=job.against)
+    task = workers.Task(job.data, config, place, nobody, steps, at_epoch_end=result)
+    resources = {"CPU": float(job.cpus), "GPU": job.gpus}
+    outcome = workers.run_workers(task, f"trial {number}", (job.workers, job.workers), resources, report=report)
+    if outcome["state"] == workers.FAILED:
+        raise JobFailed(outcome["message"])
+
+
+def result_of(training: Training, metrics: dict[str, float], against: str | None) -> dict[str, Any]:
+    """What a trial reports after an epoch. `ended` says why this was the last one, if it was."""
+    result: dict[str, Any] = metrics | {"epoch": training.epoch, "ended": ""}
+    if not training.ended:
+        return result
+    config = training.config
+    full = training.epoch >= config.epochs
+    result["ended"] = f"all {config.epochs} epochs" if full else f"no better MAP in {config.patience} epochs"
+    if against == "embedding_dim":
+        result[against] = training.model.embedding_dim
+    elif against == "latency_ms":
+        result[against] = milliseconds_an_image(training.model, training.image_size, training.autocast)
+    return result

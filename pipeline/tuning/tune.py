@@ -1,0 +1,448 @@
+"""`agman tune`: a search from its space to a registered model, taken up again after whatever killed it.
+
+Optuna suggests (the study on disk is the record of it all), Ray Tune runs the trials and ASHA prunes them, MLflow has
+a run for the search and one for every trial; the best setting is trained again at full budget and becomes challenger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from ray.exceptions import RayError
+from ray.tune.error import TuneError
+from tqdm import tqdm
+
+from data_prep.cluster import ray_session
+from data_prep.dataset import Dataset
+from data_prep.errors import InputError
+from data_prep.storage import Storage
+from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for, orphans_removed
+from pipeline.common.console import bar_of, say, say_above, show_table
+from pipeline.common.errors import JobFailed
+from pipeline.common.signals import saying_how_to_go_on
+from pipeline.config.schema import TrainConfig, make_config
+from pipeline.evaluation import evaluate as evaluation
+from pipeline.registry import models as registry
+from pipeline.reports.sweep.page import write_sweep_report
+from pipeline.tracking import runs as tracking
+from pipeline.training.ray_driver import read_json, write_json
+from pipeline.training.train import NOT_DECISIVE, check, locked, train
+from pipeline.training.trainer import resolved
+from pipeline.tuning.mlflow_trials import TrialRuns
+from pipeline.tuning.ray_tune import run_trials, tidy
+from pipeline.tuning.spaces import DRAWS, Space, draw
+from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, Record, Trial
+from pipeline.tuning.trainable import Job
+
+DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
+"""In a search's folder."""
+GO_ON = "the same command with --resume goes on"
+FRUITLESS_ROUNDS = 3
+"""So often in a row Ray Tune may come back without a trial ended; then the search has failed."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """The best setting, trained at full budget: one training for each seed."""
+
+    valid: list[float]
+    """Their validation MAPs."""
+    test: dict[str, float]
+    """Figures of the one that is best on validation."""
+    model_uri: str
+    alias: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished search."""
+
+    run: tracking.Run
+    space: str
+    trials: list[Trial]
+    best: Trial
+    seconds: float
+    """Of this command; an interrupted search has had others."""
+    page: Path
+    final: Final | None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        states = Counter(trial.state for trial in self.trials)
+        figures: dict[str, Any] = {
+            "trials": len(self.trials),
+            **{state: states[state] for state in (DONE, PRUNED, FAILED)},
+            METRIC: self.best.best,
+            "best": self.best.setting,
+            "run_id": self.run.run_id,
+            "page": str(self.page),
+            "seconds": round(self.seconds, 1),
+        }
+        if self.final:
+            figures |= self.final.test | {"model_uri": self.final.model_uri, "alias": self.final.alias}
+            figures |= {"final/valid/map": self.final.valid}
+        return figures
+
+
+def tune(
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    space: Space,
+    trials: int,
+    concurrent: int = 1,
+    workers: int = 1,
+    trial_epochs: int | None = None,
+    search: str = "tpe",
+    scheduler: str | None = None,
+    against: str | None = None,
+    final_seeds: int = 3,
+    storage: Path = Path("runs"),
+    name: str | None = None,
+    resume: bool = False,
+    seed: int = 0,
+) -> Sweep:
+    """Run `trials` trials of `trial_epochs` epochs, `concurrent` at a time on `workers` workers each.
+
+    The space's starting point is trial 0. The best setting is then trained for all `config.epochs` with `final_seeds`
+    seeds (0: not at all); the best of these on validation is scored on test, once, and registered as challenger. With
+    `against` the search is for a Pareto front, and the best setting that of the highest MAP.
+
+    A search is known by its plan and lives in `storage / name`; `resume` goes on where it was left, maybe to more
+    trials. Raises InputError for what a user can mend, JobFailed, and KeyboardInterrupt after Ctrl-C or SIGTERM.
+    """
+    scheduler = scheduler or ("none" if against else "asha")
+    budget = trial_epochs or config.epochs
+    base = config.model_copy(update={"epochs": budget})
+    _check(dataset, base, space, workers, scheduler, against)
+    settings = base.model_dump(exclude=set(NOT_DECISIVE))
+    plan = Plan(space.name, settings, search, scheduler, against, seed, workers)  # type: ignore[arg-type]
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        stack.enter_context(ray_session())
+        stack.enter_context(orphans_removed())
+        cpus, gpus = _resources(concurrent, workers)
+        folder, begun = _claimed(stack, storage.absolute(), name, resume, dataset, plan, space)
+        base = resolved(base, "cuda" if gpus else "cpu", workers, cpus)
+        params = {f"search/{key}": value for key, value in asdict(plan).items() if key != "settings"}
+        params |= base.model_dump() | {"trials": trials, "trial_epochs": budget, "final_epochs": config.epochs}
+        stack.enter_context(tracking.answering())
+        parent = stack.enter_context(
+            tracking.run(dataset.info, folder.name, params, resume=begun.get("run_id"), job="tune")
+        )
+        begun |= {"run_id": parent.run_id, "finished": False}
+        write_json(Storage(folder / DESCRIPTION), begun)
+        stack.enter_context(saying_how_to_go_on(GO_ON))
+        record = Record(folder / STUDY, folder.name, space, plan)
+        job = Job(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
+        _run(job, record, TrialRuns(dataset.info, parent, record, job.base), trials, concurrent)
+        facts = {
+            "space": space.name,
+            "dataset": f"{dataset.info.name} ({dataset.info.digest[:12]})",
+            "search": f"{search}, seed {seed}",
+            "scheduler": scheduler,
+            "epochs of a trial": str(budget),
+            "run": parent.run_id,
+        }
+        report = folder / REPORT
+        write_sweep_report(record.study, report, facts)
+        _send(parent, report)
+        if record.best is None:
+            reasons = Counter(trial.reason for trial in record.trials)
+            reason, times = reasons.most_common(1)[0]
+            raise JobFailed(f"all {len(record.trials)} trials failed, see {report}; {times} of them: {reason}")
+        final = None
+        if final_seeds:
+            final = _final(dataset, config, record.best, folder, parent, range(seed, seed + final_seeds), workers)
+        _log(parent, record, final)
+        _tidy(job, record)
+        write_json(Storage(folder / DESCRIPTION), begun | {"finished": True})
+    seconds = time.perf_counter() - started
+    return Sweep(parent, space.name, record.trials, record.best, seconds, report / "report.html", final)
+
+
+def _check(
+    dataset: Dataset, base: TrainConfig, space: Space, workers: int, scheduler: str, against: str | None
+) -> None:
+    """Find what a user can mend before anything starts. Raises InputError."""
+    if not dataset.info.queries["valid"]:
+        raise InputError(f"{dataset.path}: a search needs a validation split with queries, the dataset has none")
+    for key in ("epochs", "max_triplets", "seed"):
+        if key in space.varied:
+            raise InputError(f"--space {space.name}: varies {key}, but trials are compared at equal budget and seed")
+    if against and scheduler == "asha":
+        raise InputError(f"--scheduler asha judges by MAP alone; with --against {against} take --scheduler none")
+    for setting in (space.start, *draw(space, DRAWS)):
+        try:
+            check(make_config(base.model_dump() | setting), dataset, workers)
+        except InputError as error:
+            shown = " ".join(f"{key}={value}" for key, value in setting.items())
+            raise InputError(f"--space {space.name}: with {shown}: {error}") from error
+
+
+def _resources(concurrent: int, workers: int) -> tuple[int, float]:
+    """CPUs and GPUs of each worker. Raises InputError where the cluster has not enough."""
+    option = f"--concurrent {concurrent} × --workers-per-trial {workers} =" if workers > 1 else "--concurrent"
+    cpus = cpus_for(concurrent * workers, option)
+    if workers > 1:
+        return cpus, float(gpus_for(concurrent * workers, option))
+    return cpus, gpu_share(concurrent)
+
+
+def _claimed(
+    stack: ExitStack, storage: Path, name: str | None, resume: bool, dataset: Dataset, plan: Plan, space: Space
+) -> tuple[Path, dict[str, Any]]:
+    """The search's folder, this process's alone, and what it says of itself.
+
+    Finished ones are passed over: the same search again is NAME-2, NAME-3 ...
+    """
+    identity = _plain(asdict(plan) | {"varied": sorted(space.varied), "start": space.start})
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    name = name or f"{dataset.info.name}-{plan.space.replace(':', '-')}-{digest[:8]}"
+    numbers = itertools.takewhile(lambda number: _folder(storage, name, number).exists(), itertools.count(1))
+    last = max(numbers, default=0)
+    folder = _folder(storage, name, max(last, 1))
+    begun = read_json(Storage(folder / DESCRIPTION))
+    if resume and not begun:
+        there = _others(storage)
+        raise InputError(f"{folder}: no search of this plan to go on with; leave --resume out to begin it{there}")
+    if begun:
+        if begun["digest"] != digest:
+            difference = _difference(begun["plan"], identity)
+            raise InputError(f"{folder}: holds another search ({difference}); give another --name")
+        if begun["dataset_digest"] != dataset.info.digest and not (begun["finished"] and not resume):
+            raise InputError(
+                f"{folder}: {dataset.path} has changed since this search began; begin another one with --name"
+            )
+        if not resume and not begun["finished"]:
+            raise InputError(
+                f"{folder}: this search was begun and did not finish; --resume goes on with it, --name begins another"
+            )
+        if not resume:
+            folder, begun = _folder(storage, name, last + 1), {}
+    elif folder.exists() and {file.name for file in folder.iterdir()} - {"lock"}:
+        raise InputError(f"{folder}: is no search's folder, but not empty; give another --name")
+    stack.enter_context(locked(folder, "--name NAME"))
+    mine = {"digest": digest, "plan": identity, "dataset_digest": dataset.info.digest, "finished": False}
+    return folder, begun or mine
+
+
+def _folder(storage: Path, name: str, number: int) -> Path:
+    return storage / (name if number == 1 else f"{name}-{number}")
+
+
+def _plain(plan: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return dict(json.loads(json.dumps(plan, default=str)))
+
+
+def _others(storage: Path) -> str:
+    names = sorted(file.parent.name for file in storage.glob(f"*/{DESCRIPTION}"))
+    return f" (searches there: {', '.join(names[:5])})" if names else ""
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first thing in which two plans differ."""
+    one, other = ({**plan["settings"], **plan, "settings": None} for plan in (before, now))
+    return next((f"{key}: {one[key]} there, {other[key]} here" for key in other if one.get(key) != other[key]), "")
+
+
+def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int) -> None:
+    """Until there are so many trials that have ended. Raises KeyboardInterrupt after Ctrl-C, JobFailed if it stalls."""
+
+    def ended() -> int:
+        return sum(trial.state != RUNNING for trial in record.trials)
+
+    def watch() -> None:
+        _show_progress(bar, record)
+        if stopped.is_set():  # maybe before Ray listened
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    bar = bar_of("trials", max(trials, ended()))
+    bar.initial = bar.n = ended()
+    fruitless = 0
+    with _signals_for_ray() as stopped:
+        try:
+            while (before := ended()) < trials:
+                try:
+                    run_trials(job, record, runs, watch, trials, concurrent)
+                except JobFailed:
+                    raise
+                except (TuneError, RayError, RuntimeError) as error:
+                    # Where the memory monitor kills a trial, for one; the trials that were running are taken up again.
+                    say_above(f"Ray Tune gave up: {(str(error).strip().splitlines() or [''])[-1]}")
+                if stopped.is_set():
+                    left = f"{trials - ended()} of {trials} trials are left"
+                    raise KeyboardInterrupt(f"{left}; {GO_ON}")
+                fruitless = fruitless + 1 if ended() == before else 0
+                if fruitless >= FRUITLESS_ROUNDS:
+                    raise JobFailed(f"Ray Tune ends no trial any more; {GO_ON}")
+        finally:
+            bar.close()
+            runs.close()
+            _tidy(job, record)
+
+
+def _tidy(job: Job, record: Record) -> None:
+    """Again: a trial may have been saving its last epoch when it was tidied up."""
+    for trial in record.trials:
+        if trial.state != RUNNING:
+            tidy(job, trial)
+
+
+def _show_progress(bar: tqdm, record: Record) -> None:
+    trials, best = record.trials, record.best
+    states = Counter(trial.state for trial in trials)
+    note = ", ".join(f"{states[state]} {state}" for state in (RUNNING, DONE, PRUNED, FAILED) if states[state])
+    if best:
+        setting = " ".join(f"{key}={short(value)}" for key, value in best.setting.items())
+        note += f"; best MAP {best.best:.4f} (trial {best.number}: {setting})"
+    bar.set_postfix_str(note, refresh=False)
+    bar.update(len(trials) - states[RUNNING] - bar.n)
+    if sys.stderr.isatty():  # a log file gets a line now and then
+        bar.refresh()
+
+
+@contextmanager
+def _signals_for_ray() -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM sets the event and lets Ray Tune stop its trials; the second interrupts at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def handle(number: int, frame: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt(GO_ON)
+        stopped.set()
+        say_above("stopping the trials; once more stops at once")
+        os.kill(os.getpid(), signal.SIGUSR1)  # Ray Tune's own sign to stop
+
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _final(
+    dataset: Dataset,
+    config: TrainConfig,
+    best: Trial,
+    folder: Path,
+    parent: tracking.Run,
+    seeds: range,
+    workers: int,
+) -> Final:
+    """Train the best setting at full budget, score the best of the seeds on test, register it.
+
+    Each of it once: what a killed driver had done and not noted is found by the training's name and the version's run.
+    """
+    place = Storage(folder / FINAL)
+    notes = place / f"trial-{best.number}-{config.epochs}-epochs.json"
+    done: dict[str, Any] = read_json(notes)
+    for seed in seeds:
+        if str(seed) in done:
+            continue
+        full = make_config(config.model_dump() | best.setting | {"seed": seed})
+        say(f"trial {best.number}'s setting, all {config.epochs} epochs, seed {seed}")
+        name = f"trial-{best.number}-{config.epochs}-epochs-seed-{seed}"
+        try:
+            trained = train(dataset, full, workers=workers, storage=str(folder / FINAL), name=name, parent=parent)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"all trials have ended; {GO_ON}") from stop
+        done[str(seed)] = {
+            "run_id": trained.run.run_id,
+            "checkpoint": str(trained.checkpoint),
+            METRIC: trained.metrics[METRIC],
+        }
+        write_json(notes, done)
+    of_seeds = [done[str(seed)] for seed in seeds]
+    winner = max(of_seeds, key=lambda one: float(one[METRIC]))
+    if done.get("test", {}).get("run_id") != winner["run_id"]:
+        network, description = registry.load(winner["checkpoint"], dataset.info.attribute_names)
+        scored = evaluation.evaluate(network, description, dataset)
+        done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.figures}
+        write_json(notes, done)
+    if done.get("registered", {}).get("run_id") != winner["run_id"]:
+        run = tracking.Run(parent.uri, winner["run_id"])
+        run.log_points([(done["test"]["step"], done["test"]["figures"])])
+        made = registry.register(
+            Path(winner["checkpoint"]),
+            dataset.info.name,
+            run,
+            registry.CHALLENGER,
+            once=True,
+            search_run_id=parent.run_id,
+            search=folder.name,
+        )
+        done["registered"] = {"run_id": winner["run_id"], "uri": made.uri, "alias": made.alias}
+        write_json(notes, done)
+    noted = done["registered"]
+    return Final([one[METRIC] for one in of_seeds], done["test"]["figures"], noted["uri"], noted["alias"])
+
+
+def _send(parent: tracking.Run, report: Path) -> None:
+    """The report, to its run. A note must do where that fails: the folder has it all."""
+    try:
+        MlflowClient(parent.uri).log_artifacts(parent.run_id, str(report), "search")
+    except (MlflowException, OSError) as error:
+        say(f"note: the report could not be sent to MLflow ({tracking.reason(error)}); it is in {report}")
+
+
+def _log(parent: tracking.Run, record: Record, final: Final | None) -> None:
+    """The search's outcome, in its run. A store that does not answer is the block's to report."""
+    best = record.best
+    assert best
+    tags = {"best_trial": str(best.number), "best_setting": json.dumps(best.setting)}
+    if best.run_id:
+        tags["best_run_id"] = best.run_id
+    metrics = {METRIC: best.best, "trials": float(len(record.trials))}
+    if final:
+        tags["model_uri"] = final.model_uri
+        metrics |= final.test | {"final/valid/map": statistics.mean(final.valid)}
+        if len(final.valid) > 1:
+            metrics["final/valid/map_spread"] = statistics.stdev(final.valid)
+    parent.tag(tags)
+    parent.log(metrics, step=len(record.trials))
+
+
+def show(sweep: Sweep) -> None:
+    """Every trial, best first, and what came of it."""
+    keys = list(dict.fromkeys(key for trial in sweep.trials for key in trial.setting))
+    ranked = sorted(sweep.trials, key=lambda trial: -trial.best)
+    rows = [[str(t.number), *(short(t.setting.get(key, "")) for key in keys), f"{t.best:.4f}", t.state] for t in ranked]
+    show_table(f"Search in {sweep.space}", ["trial", *keys, METRIC, "ended"], rows)
+    for trial in sweep.trials:
+        if trial.state == FAILED:
+            say(f"  trial {trial.number} failed: {trial.reason}")
+    if sweep.final:
+        spread = statistics.stdev(sweep.final.valid) if len(sweep.final.valid) > 1 else 0.0
+        mean = statistics.mean(sweep.final.valid)
+        say(f"full budget  {METRIC} {mean:.4f} ± {spread:.4f} over {len(sweep.final.valid)} seeds")
+        say(f"             test/map {sweep.final.test['test/map']:.4f}, of the seed best on validation")
+        say(f"registered   {sweep.final.model_uri} ({sweep.final.alias})")
+    say(f"page         {sweep.page}")
+
+
+def short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
