@@ -15,7 +15,8 @@ import click
 
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
-from pipeline.config.presets import PRESETS, nearest
+from pipeline.common.hints import nearest
+from pipeline.config.presets import PRESETS
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -197,9 +198,9 @@ def train(
     The same command continues a training that was stopped or killed.
     """
     from data_prep.dataset import Dataset
-    from pipeline.cli.summaries import describe_settings
     from pipeline.common.console import emit
     from pipeline.config.schema import load_config
+    from pipeline.config.settings import describe_settings
 
     config = load_config(config_file, (*settings, *([f"model={model_name}"] if model_name else [])), preset)
     if not show_config and data is None:

@@ -8,8 +8,6 @@ from typing import Any
 from data_prep.storage import Storage
 from data_prep.tables import SPLITS
 from pipeline.common.console import printable, say, show_table
-from pipeline.config.presets import PRESETS
-from pipeline.config.schema import TrainConfig, allowed
 from pipeline.reports.dataset.expectations import Expectations
 from pipeline.reports.dataset.page import PrepSummary
 
@@ -62,23 +60,3 @@ def _show_expected(expected: Expectations) -> None:
     ]
     title = f"MAP to expect on {expected.split}: of a random ranking, and at most"
     show_table(title, ["attribute", "queries", "candidates", "chance MAP", "ceiling"], rows)
-
-
-def show_settings(config: TrainConfig) -> None:
-    """The resolved configuration, in the form it is typed."""
-    say("settings: " + " ".join(f"{key}={_typed(value)}" for key, value in config.model_dump().items()))
-
-
-def describe_settings(config: TrainConfig, preset: str | None) -> None:
-    """Every setting with its value, its choice and its meaning, after what the preset says of itself."""
-    if preset:
-        say(f"preset {preset}: {PRESETS[preset].about}")
-    rows = [
-        [name, _typed(getattr(config, name)), allowed(name), (field.description or "").replace("\n", " ")]
-        for name, field in TrainConfig.model_fields.items()
-    ]
-    show_table("settings, given as KEY=VALUE", ["key", "value", "allowed", "meaning"], rows)
-
-
-def _typed(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

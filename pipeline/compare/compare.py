@@ -28,15 +28,16 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.common.console import bar_of, say, say_above, show_table
 from pipeline.common.errors import JobFailed
+from pipeline.common.files import read_json, write_json
+from pipeline.common.hints import nearest
+from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
-from pipeline.config.presets import nearest
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.validation import METRIC
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
-from pipeline.training.ray_driver import read_json, write_json
-from pipeline.training.train import NOT_DECISIVE, check, locked, train
+from pipeline.training.train import NOT_DECISIVE, check, train
 
 SPLIT = "test"
 BASE = "agman"

@@ -7,12 +7,11 @@ weights. 100,000 triplets are drawn for every epoch: prepare with `--epochs 50`,
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.errors import InputError
+from pipeline.common.hints import nearest
 
 PUBLISHED = {
     "model": "agman",
@@ -92,9 +91,3 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise InputError(f"--preset {name}: no such preset; {nearest(name, PRESETS)}")
     return PRESETS[name]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for whoever mistyped a name."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

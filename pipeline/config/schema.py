@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data_prep.errors import InputError
-from pipeline.config.presets import find_preset, nearest
+from pipeline.common.hints import nearest
+from pipeline.config.presets import find_preset
 
 
 class TrainConfig(BaseModel):

@@ -20,7 +20,7 @@ import agman
 from agman.engine import autocast
 from data_prep.errors import InputError
 from data_prep.pictures import MAX_PIXELS, TooLarge, open_picture, to_square, upright_rgb
-from pipeline.config.presets import nearest
+from pipeline.common.hints import nearest
 
 BATCH = 64
 """Pictures that pass the network at a time."""

@@ -28,7 +28,7 @@ import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from pipeline.config.presets import nearest
+from pipeline.common.hints import nearest
 from pipeline.registry import model_card
 from pipeline.tracking import runs as tracking
 

@@ -35,11 +35,11 @@ from data_prep.progress import Progress, silent
 from data_prep.storage import Storage, is_full
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
+from pipeline.common.lock import locked
 from pipeline.inference.embedder import BATCH, Embedder, PictureError
 from pipeline.registry import models as registry
 from pipeline.retrieval.gallery import DESCRIPTION, EMBEDDINGS, Gallery, GalleryInfo, inside, write_gallery
 from pipeline.retrieval.image_sources import IMAGES, Source, find_source, read_cells
-from pipeline.training.train import locked
 
 SHARD = 512
 """Pictures that are embedded and written together: what a killed worker repeats at most."""

@@ -28,7 +28,7 @@ from data_prep.errors import InputError
 from data_prep.pictures import open_picture, read_file
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
-from pipeline.config.presets import nearest
+from pipeline.common.hints import nearest
 from pipeline.retrieval.exact import NORM_ERROR, exact_scores, nearest_rows
 from pipeline.retrieval.faiss_index import ApproximateIndex, build_index, open_index
 from pipeline.retrieval.image_sources import IMAGES, Kind, read_cells

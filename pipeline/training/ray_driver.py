@@ -31,6 +31,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.cluster.resources import ONE_HEAP
 from pipeline.common.console import say_above
+from pipeline.common.files import read_json, write_json
 from pipeline.config.schema import TrainConfig
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoint, Checkpoints, Saver
@@ -332,19 +333,3 @@ def _note(end: StepEnd, epochs: int) -> str:
         parts.append(f"{end.recent['triplets_per_second']:.1f} triplets/s")
         parts.append(f"wait {end.recent['data_wait_share']:.1%}")
     return ", ".join(parts)
-
-
-# Files that both ends read
-
-
-def read_json(file: Storage) -> dict[str, Any]:
-    """Its content; nothing if it is not there, or torn."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_json(file: Storage, content: dict[str, Any]) -> None:
-    file.write_bytes((json.dumps(content, indent=2) + "\n").encode())

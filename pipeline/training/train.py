@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,14 @@ from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from pipeline.cli.summaries import show_settings
 from pipeline.cluster.resources import cpus_for_elastic, gpus_for, orphans_removed
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
+from pipeline.common.files import read_json, write_json
+from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig
+from pipeline.config.settings import show_settings
 from pipeline.evaluation.validation import score_name
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
@@ -39,9 +39,7 @@ from pipeline.training.ray_driver import (
     UNLOGGED,
     Task,
     Workers,
-    read_json,
     run_workers,
-    write_json,
 )
 from pipeline.training.trainer import build_model, resolved, steps_per_epoch
 
@@ -219,17 +217,3 @@ def _claimed(stack: ExitStack, storage: Storage, name: str, fresh: bool) -> Stor
             stack.enter_context(locked(place.local, "--fresh"))
         return place
     raise AssertionError("counting does not end")
-
-
-@contextmanager
-def locked(folder: Path, option: str) -> Iterator[None]:
-    """This process's alone for the length of the block. Raises InputError if another has it; `option` begins anew."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: another process is at work there; wait for it, or give {option} to begin another"
-            ) from error
-        yield

@@ -35,14 +35,15 @@ from data_prep.storage import Storage
 from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for, orphans_removed
 from pipeline.common.console import bar_of, say, say_above, show_table
 from pipeline.common.errors import JobFailed
+from pipeline.common.files import read_json, write_json
+from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.registry import models as registry
 from pipeline.reports.sweep.page import write_sweep_report
 from pipeline.tracking import runs as tracking
-from pipeline.training.ray_driver import read_json, write_json
-from pipeline.training.train import NOT_DECISIVE, check, locked, train
+from pipeline.training.train import NOT_DECISIVE, check, train
 from pipeline.training.trainer import resolved
 from pipeline.tuning.mlflow_trials import TrialRuns
 from pipeline.tuning.ray_tune import run_trials, tidy

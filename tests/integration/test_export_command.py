@@ -1,0 +1,89 @@
+"""`agman export` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import onnx_reference
+from support.commands import Agman
+
+import agman
+
+NAMES = ["skirt", "sleeve", "collar"]
+FILES = ["embed_all.onnx", "embed_all.pt2", "model.json", "model.safetensors"]
+
+
+def make_checkpoint(folder: Path, name: str = "csn", **description: Any) -> agman.RetrievalModel:
+    """csn is the smallest, where any model will do."""
+    model = agman.build(name, n_attributes=3, embedding_dim=11, backbone="resnet18")
+    agman.save_model(folder, model, {"attributes": NAMES} | description)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_export_writes_a_folder_for_other_programs(agman_here: Agman, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "agman", image_size=32)
+    out = tmp_path / "deep" / "out"
+    done = agman_here("export", "model", "--out", "deep/out", "--json")
+    assert done.code == 0, done.err
+    figures = json.loads(done.out)
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert figures["files"] == {path.name: path.stat().st_size for path in out.iterdir()}
+    assert 0 <= figures["difference"]["embed_all.pt2"] <= 1e-5
+    assert all(name in done.err for name in FILES)
+    assert "Warning" not in done.err
+
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    expected = model.embed_all(images)
+    assert torch.equal(agman.load_model(out, attributes=NAMES)[0].embed_all(images), expected)
+    assert torch.allclose(torch.export.load(out / "embed_all.pt2").module()(images), expected, atol=1e-5)
+    graph = onnx_reference.read_model((out / "embed_all.onnx").read_bytes())
+    assert torch.allclose(onnx_reference.run(graph, images=images)[0], expected, atol=1e-5)
+
+
+def test_a_folder_is_replaced_where_that_is_asked_for(agman_here: Agman, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", image_size=32)
+    out = tmp_path / "out"
+    first = agman_here("export", "model", "--out", "out")
+    assert first.code == 0, first.err
+    again = agman_here("export", "model", "--out", "out")
+    assert again.code == 2
+    assert "exists and is not empty; give another folder or --overwrite" in again.err
+    other = agman_here("export", "out", "--out", "other")  # what it makes is a model itself
+    assert other.code == 0, other.err
+    (out / "stale").touch()
+    replaced = agman_here("export", "other", "--out", "out", "--overwrite")
+    assert replaced.code == 0, replaced.err
+    assert sorted(path.name for path in out.iterdir()) == FILES
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "message"),
+    [
+        (("model", "--out", "model", "--overwrite"), 2, "which is in use; give a folder of its own"),
+        (("model", "--out", "other", "--overwrite"), 2, "holds no embed_all.pt2, so it was not made by this command"),
+        (("sizeless", "--out", "x"), 2, "sizeless: its model.json has no image_size"),
+        (("model", "--out", "other/file/x"), 2, "cannot be written (Not a directory)"),
+        (("broken", "--out", "x"), 1, "agman: csn: exported, its embeddings differ by nan from the model's"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_in_one_line(
+    agman_here: Agman, tmp_path: Path, typed: tuple[str, ...], code: int, message: str
+) -> None:
+    model = make_checkpoint(tmp_path / "model", image_size=32)
+    make_checkpoint(tmp_path / "sizeless")
+    with torch.no_grad():
+        model.get_parameter("project.bias").fill_(float("nan"))
+    agman.save_model(tmp_path / "broken", model, {"attributes": NAMES, "image_size": 32})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    done = agman_here("export", *typed)
+    assert done.code == code, done.err
+    assert message in done.err.strip().splitlines()[-1]
+    assert "Traceback" not in done.err
+    assert sorted(set(tmp_path.rglob("*")) - {tmp_path / "mlflow.db"}) == before

@@ -1,0 +1,502 @@
+"""Preparing a dataset: real JPEG files in, real Parquet tables out, every row accounted for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from support.datasets import NECKS, SIZE, make_photographs, prepare_small, recorded
+
+from data_prep import tables
+from data_prep.atomic import hidden_folder, replaced_folder, whole_dataset, whole_folder
+from data_prep.dataset import Dataset, ImageStore
+from data_prep.errors import InputError
+from data_prep.synthetic.samples import sample
+
+
+def rejects_of(dataset: Dataset) -> dict[str, str]:
+    """file name -> reason"""
+    table = pq.read_table(dataset.path / "rejects.parquet").to_pylist()
+    return {Path(row["detail"].split(":")[0]).name: row["reason"] for row in table}
+
+
+def test_the_tables_have_the_documented_columns(dataset: Dataset) -> None:
+    for name, schema in {
+        "images.parquet": tables.IMAGES,
+        "labels.parquet": tables.LABELS,
+        "retrieval.parquet": tables.RETRIEVAL,
+        "regions.parquet": tables.REGIONS,
+        "rejects.parquet": tables.REJECTS,
+        "triplets/split=train/epoch=1/part-00000.parquet": tables.TRIPLETS,
+        "packed/split=test/part-00000.parquet": tables.PACKED,
+    }.items():
+        assert pq.read_schema(dataset.path / name).equals(schema), name
+
+
+def test_the_drawn_dataset_is_prepared_without_a_loss(dataset: Dataset) -> None:
+    info = dataset.info
+    assert len(dataset.labels) == len(dataset.images) == sum(info.images.values()) == 540
+    assert (info.rows_in, info.repeats) == (1080, 540)  # the raw files say the same as the split files
+    assert info.rejects == {}
+    assert [len(a.values) for a in info.attributes] == [6, 9, 8, 6, 5, 5, 10, 5]
+    assert dataset.regions is not None
+    assert set(dataset.labels["image_id"]) == set(dataset.regions["image_id"])
+    retrieval = dataset.retrieval("test")
+    assert (retrieval["role"] == "query").sum() == info.queries["test"] > 0
+    assert not set(retrieval[retrieval["role"] == "query"]["image_id"]) & set(
+        retrieval[retrieval["role"] == "candidate"]["image_id"]
+    )
+
+
+def test_labels_and_pictures_are_those_of_the_annotation(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw")
+    dataset = prepare_small(root, tmp_path / "out")
+    merged = dataset.labels.merge(dataset.images, on=["image_id", "split"])
+    assert len(merged) == 100
+    for path, attribute, value in zip(merged["path"], merged["attribute"], merged["value"], strict=True):
+        assert (attribute, value) == (7, int(Path(path).stem) % 5)
+    of_train = merged[merged["split"] == "train"].iloc[::17]
+    images = ImageStore(dataset, "train", SIZE).read(of_train["image_id"].to_numpy())
+    for image, path in zip(images, of_train["path"], strict=True):
+        original = Image.open(root / path)
+        left = (original.width * SIZE // original.height - SIZE) // 2
+        expected = original.resize((SIZE * 50 // 40, SIZE), Image.Resampling.LANCZOS).crop((left, 0, left + SIZE, SIZE))
+        difference = np.abs(np.asarray(expected, int) - image.permute(1, 2, 0).numpy()).mean()
+        assert difference < 12, "noise survives JPEG only roughly, but another picture would differ by about 60"
+
+
+def test_preparing_twice_gives_equal_tables(drawn: Path, tmp_path: Path) -> None:
+    first = prepare_small(drawn, tmp_path / "a", seed=1)
+    second = prepare_small(drawn, tmp_path / "b", seed=1)
+    other = prepare_small(drawn, tmp_path / "c", seed=2)
+    assert first.info == second.info
+    assert first.info.digest != other.info.digest
+
+
+def test_bad_pictures_become_rejects_and_the_rest_goes_on(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw")
+    folder = root / "train1" / "Images" / "neck_design_labels"
+    (folder / "000.jpg").unlink()
+    (folder / "001.jpg").write_bytes(b"")
+    (folder / "002.jpg").write_text("this is no picture")
+    whole = (folder / "003.jpg").read_bytes()
+    (folder / "003.jpg").write_bytes(whole[: len(whole) // 2])
+    outside = tmp_path / "outside.jpg"
+    outside.write_bytes(whole)
+    (folder / "004.jpg").unlink()
+    (folder / "004.jpg").symlink_to(outside)
+    label_file = root / "train1" / "Annotations" / "label.csv"
+    climbing = "Images/../../../outside.jpg,neck_design_labels,ynnnn\n"
+    label_file.write_text(label_file.read_text() + climbing)
+
+    dataset = prepare_small(root, tmp_path / "out")
+    assert rejects_of(dataset) == {
+        "000.jpg": "missing_image",
+        "001.jpg": "unreadable_image",
+        "002.jpg": "unreadable_image",
+        "003.jpg": "unreadable_image",
+        "004.jpg": "path_outside_root",
+        "outside.jpg": "path_outside_root",
+    }
+    assert dataset.info.rows_in == 101 == len(dataset.labels) + 6
+    lines = pq.read_table(dataset.path / "rejects.parquet").column("line").to_pylist()
+    assert sorted(lines) == [1, 2, 3, 4, 5, 101]
+
+
+@pytest.mark.parametrize(
+    "lost", ["packed/split=train", "packed/split=test/part-00000.parquet", "triplets", "labels.parquet"]
+)
+@pytest.mark.parametrize("how", ["deleted", "torn"])
+def test_a_dataset_with_a_lost_or_torn_file_is_refused_when_opened(
+    dataset: Dataset, tmp_path: Path, lost: str, how: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset.path, copy)
+    for file in [copy / lost] if lost.endswith(".parquet") else list((copy / lost).rglob("*.parquet")):
+        if how == "deleted":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"\.parquet: missing or damaged; run `agman prep` again"):
+        Dataset(copy)
+
+
+def test_each_worker_holds_only_the_images_it_asks_for(dataset: Dataset) -> None:
+    ids = dataset.images[dataset.images["split"] == "train"]["image_id"].to_numpy()
+    store = ImageStore(dataset, "train", SIZE, wanted=ids[:7])
+    assert sorted(store.image_ids) == sorted(ids[:7])
+    assert store.read(ids[[3, 3, 0]]).shape == (3, 3, SIZE, SIZE)
+    assert torch.equal(store.read(ids[[3]]), ImageStore(dataset, "train", SIZE).read(ids[[3]]))
+    with pytest.raises(KeyError, match="was not loaded"):
+        store.read(ids[[8]])
+
+
+def test_a_full_disk_keeps_what_is_packed_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    undisturbed = prepare_small(root, tmp_path / "other").info
+
+    def disk_full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.prepare.write_table", disk_full)
+        with pytest.raises(
+            InputError, match=r"no space left.*kept in .*\.out\.partial, and the same command continues"
+        ):
+            prepare_small(root, tmp_path / "out")
+    with pytest.raises(InputError, match="was stopped half-way; the same `agman prep` again continues it"):
+        Dataset(tmp_path / "out")
+    titles: list[str] = []
+    assert prepare_small(root, tmp_path / "out", progress=recorded(titles)).info == undisturbed
+    assert titles == ["images packed (continuing: 20 of 20 images already packed)"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "raw"]
+
+
+def test_nothing_is_left_of_a_preparation_that_cannot_be_done(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    for picture in root.rglob("*.jpg"):
+        picture.write_text("no picture")
+    with pytest.raises(
+        InputError,
+        match=r"20 of 20 annotation rows rejected \(20 unreadable_image\), the first at train1/.*line 1 ",
+    ):
+        prepare_small(root, tmp_path / "new" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_only_one_process_prepares_a_dataset(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    with (
+        whole_dataset(tmp_path / "out"),
+        pytest.raises(InputError, match="is being prepared by another process"),
+        whole_dataset(tmp_path / "out"),
+    ):
+        pass
+    assert prepare_small(root, tmp_path / "b").info.images["train"]
+
+
+def test_an_existing_dataset_is_kept_unless_asked(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=50)
+    before = prepare_small(root, tmp_path / "out").info
+    with pytest.raises(InputError, match="--overwrite"):
+        prepare_small(root, tmp_path / "out", seed=9)
+    assert Dataset(tmp_path / "out").info == before
+    assert prepare_small(root, tmp_path / "out", seed=9, overwrite=True).info.seed == 9
+
+
+def test_an_annotation_without_rows_is_refused(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=5)
+    label_file = root / "train1" / "Annotations" / "label.csv"
+    label_file.write_text("")
+    with pytest.raises(InputError, match=r"label\.csv: the annotation is empty"):
+        prepare_small(root, tmp_path / "out")
+    label_file.write_text("junk\n")
+    with pytest.raises(InputError, match=r"rejected \(1 bad_line\), the first at .*label\.csv line 1"):
+        prepare_small(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", ["raw", ".", "raw/..", "link"])
+def test_overwriting_never_touches_what_is_being_read_or_worked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"contains .*, which is in use"):
+        prepare_small(root, Path(out), overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_overwriting_replaces_only_what_the_same_command_made(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    precious = tmp_path / "home" / "thesis.tex"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    for command in (
+        lambda: prepare_small(root, precious.parent, overwrite=True),
+        lambda: sample("fashionai", precious.parent, images=8, size=SIZE, overwrite=True),
+    ):
+        with pytest.raises(InputError, match="was not made by this command"):
+            command()
+    assert precious.read_text() == "years of work"
+
+
+def test_drawing_does_not_overwrite_a_prepared_dataset(dataset: Dataset, tmp_path: Path) -> None:
+    copy = tmp_path / "prepared"
+    shutil.copytree(dataset.path, copy)
+    with pytest.raises(InputError, match="was not made by this command"):
+        sample("fashionai", copy, images=8, size=SIZE, overwrite=True)
+    assert Dataset(copy).info == dataset.info
+
+
+def test_a_failed_overwrite_keeps_the_old_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_photographs(tmp_path / "raw", n=50)
+    before = prepare_small(root, tmp_path / "new" / "out").info
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.prepare.digest_of", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="the same command continues"):
+            prepare_small(root, tmp_path / "new" / "out", seed=9, overwrite=True)
+    assert Dataset(tmp_path / "new" / "out").info == before
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".out.partial", "out"]
+    assert prepare_small(root, tmp_path / "new" / "out", seed=9, overwrite=True).info.seed == 9
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+def test_a_kill_between_the_last_two_renames_loses_nothing(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    before = prepare_small(root, tmp_path / "out").info
+    (tmp_path / "out").rename(replaced_folder(tmp_path / "out"))
+    with pytest.raises(InputError, match="--overwrite"):
+        prepare_small(root, tmp_path / "out")
+    assert Dataset(tmp_path / "out").info == before
+
+
+def test_a_kill_after_the_last_rename_or_before_it_is_tidied_up(dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(dataset.path, out)
+    shutil.copytree(dataset.path, hidden_folder(out))  # whole, but for the rename
+    shutil.copytree(dataset.path, replaced_folder(out))
+    (replaced_folder(out) / "dataset.json").unlink()  # half deleted
+    root = make_photographs(tmp_path / "raw", n=20)
+    prepare_small(root, out, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def content_of(folder: Path) -> dict[str, bytes | str | None]:
+    """Every path below a folder, with its bytes or where it points."""
+    return {
+        str(path): str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("there", ["nothing", "a dataset"])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        ".out.old/thesis.tex",
+        ".out.old/dataset.json",
+        ".out.partial/thesis.tex",
+        ".out.partial/dataset.json",
+        ".out.partial/thesis.writing",
+        ".out.partial",
+        ".out.agman-replaced/thesis.tex",
+        ".out.agman-replaced",
+        ".out.lock/thesis.tex",
+        ".out.lock/",
+        ".out.lock",
+        ".out.partial -> elsewhere",
+        ".out.agman-replaced -> elsewhere",
+        ".out.lock -> elsewhere/thesis.tex",
+    ],
+)
+def test_what_others_put_beside_the_dataset_is_left_alone(
+    dataset: Dataset, tmp_path: Path, there: str, foreign: str
+) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    home = tmp_path / "home"
+    (home / "elsewhere").mkdir(parents=True)
+    (home / "elsewhere" / "thesis.tex").write_text("")
+    if there == "a dataset":
+        shutil.copytree(dataset.path, home / "out")
+    name, _, target = foreign.partition(" -> ")
+    (home / name).parent.mkdir(exist_ok=True)
+    if target:
+        (home / name).symlink_to(home / target)
+    elif name.endswith("/"):
+        (home / name).mkdir()
+    else:
+        (home / name).write_text("{}")
+    before = content_of(home)
+    if ".old" in name:  # nothing of ours has this name
+        prepare_small(root, home / "out", overwrite=True)
+        assert (home / name).read_text() == "{}"
+        return
+    with pytest.raises(InputError, match=r"/\.out\.\S+: is in the way, and .* this command; move it") as refused:
+        prepare_small(root, home / "out", overwrite=True)
+    assert "\n" not in str(refused.value)
+    assert content_of(home) == before
+
+
+def test_drawing_leaves_others_hidden_folders_alone(tmp_path: Path) -> None:
+    for name in (f".out.partial-{os.getpid()}", f".out.old-{os.getpid()}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years of work")
+    before = content_of(tmp_path)
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out", marker="x", overwrite=False) as aside:
+        (aside / "x").write_text("")
+        raise ZeroDivisionError
+    assert content_of(tmp_path) == before
+    for overwrite in (False, True):
+        with whole_folder(tmp_path / "out", marker="x", overwrite=overwrite) as aside:
+            (aside / "x").write_text("")
+    assert content_of(tmp_path) == before | {str(tmp_path / "out"): None, str(tmp_path / "out" / "x"): b""}
+
+
+def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "out", marker="x", overwrite=False) as aside:
+        (aside / "x").write_text("years of work")
+    before = content_of(tmp_path)
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "out", marker="x", overwrite=True) as aside:
+        aside.rmdir()
+    assert content_of(tmp_path) == before
+
+
+def test_a_name_too_long_for_the_hidden_folders_is_one_clear_line(tmp_path: Path) -> None:
+    for length in (201, 245, 300):
+        with (
+            pytest.raises(InputError, match="the name is longer than 200 bytes"),
+            whole_dataset(tmp_path / ("x" * length)),
+        ):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["file/x", "/proc/nowhere"])
+def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path, out: str) -> None:
+    root = make_photographs(tmp_path / "raw", n=20)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        prepare_small(root, tmp_path / out)
+
+
+def test_all_labels_of_an_image_stay_in_one_split(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw")
+    label_file = root / "train1" / "Annotations" / "label.csv"
+    second = label_file.read_text().replace(",neck_design_labels,", ",collar_design_labels,")
+    label_file.write_text(label_file.read_text() + second)
+    dataset = prepare_small(root, tmp_path / "out")
+    assert len(dataset.labels) == 200
+    assert (dataset.labels.groupby("image_id")["split"].nunique() == 1).all()
+    drawn = dataset.triplets("train")
+    ImageStore(dataset, "train", SIZE).read(np.concatenate([drawn.anchor, drawn.positive, drawn.negative]))
+
+
+def test_sampling_again_draws_the_same_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        sample("fashionai", tmp_path / name, images=16, size=SIZE, seed=4)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len([f for f in files if f.suffix == ".jpg"]) == 16
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_existing_annotation_is_drawn_row_for_row(tmp_path: Path) -> None:
+    annotation = tmp_path / "annotation" / "valid" / "Annotations"
+    annotation.mkdir(parents=True)
+    text = "".join(f"Images/neck_design_labels/{i}.jpg,neck_design_labels,{NECKS[i % 5]}\r\n" for i in range(50))
+    (annotation / "label.csv").write_bytes(text.encode())
+    drawn = sample("fashionai", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
+    assert drawn.images == drawn.labels == 50
+    assert (tmp_path / "drawn/valid/Annotations/label.csv").read_bytes() == text.encode()
+    assert prepare_small(tmp_path / "drawn", tmp_path / "out").info.images == {
+        "train": 40,
+        "valid": 5,
+        "test": 5,
+    }
+
+
+@pytest.mark.parametrize("path", ["../../evil/Images/x.jpg", "/tmp/evil-agman-test/Images/x.jpg"])
+@pytest.mark.parametrize("form", ["raw", "split"])
+def test_annotation_that_leaves_the_folder_is_not_drawn(tmp_path: Path, path: str, form: str) -> None:
+    annotation = tmp_path / "a" / "annotation"
+    (annotation / "Annotations").mkdir(parents=True)
+    if form == "raw":
+        (annotation / "Annotations" / "label.csv").write_text(f"{path},neck_design_labels,ynnnn\n")
+    else:
+        (annotation / "filenames_train.txt").write_text(f"{path}\n")
+        (annotation / "label_train.txt").write_text("0 7 0\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="leaves the dataset's folder"):
+        sample("fashionai", tmp_path / "a" / "drawn", size=SIZE, split_files=annotation)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not Path("/tmp/evil-agman-test").exists()
+
+
+def test_too_many_rejects_stop_the_job_and_what_was_packed_is_not_lost(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=100)
+    pictures = sorted(root.rglob("*.jpg"))
+    for picture in pictures[:11]:
+        picture.unlink()
+    with pytest.raises(InputError, match=r"11 of 100 annotation rows .* \(11 missing_image\).*--max-rejects 0\.1"):
+        prepare_small(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    titles: list[str] = []
+
+    def progress(title: str, total: int) -> Callable[[int], None]:
+        titles.append(title)
+        return lambda done: None
+
+    dataset = prepare_small(root, tmp_path / "out", max_rejects=0.11, progress=progress)
+    assert titles == ["images packed (continuing: 100 of 100 images already packed)"]
+    assert dataset.info.rejects == {"missing_image": 11}
+    assert len(dataset.labels) == 89
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_rows_that_the_split_did_not_choose_are_no_damage(drawn: Path, tmp_path: Path) -> None:
+    """Split files of the test part alone beside the raw labels of everything: nine tenths are not in them."""
+    root = tmp_path / "root"
+    shutil.copytree(drawn, root)
+    for file in [*root.glob("*_train.txt"), *root.glob("*_valid.txt")]:
+        file.unlink()
+    info = prepare_small(root, tmp_path / "out").info
+    assert set(info.rejects) == {"not_in_split"}
+    assert info.rows_in == 540 + info.images["test"] == 2 * info.images["test"] + info.rejects["not_in_split"]
+
+
+def test_what_can_be_known_to_fail_is_told_before_the_long_part(tmp_path: Path) -> None:
+    """No triplets, or a damaged file of regions: nothing is packed for it."""
+    root = make_photographs(tmp_path / "raw", n=20)
+    titles: list[str] = []
+
+    def progress(title: str, total: int) -> Callable[[int], None]:
+        titles.append(title)
+        return lambda done: None
+
+    (root / "drawn_regions.parquet").write_bytes(b"no table")
+    with pytest.raises(InputError, match=r"drawn_regions\.parquet: is damaged"):
+        prepare_small(root, tmp_path / "out", progress=progress)
+    (root / "drawn_regions.parquet").unlink()
+    label_file = root / "train1" / "Annotations" / "label.csv"
+    label_file.write_text("".join(line.rsplit(",", 1)[0] + ",ynnnn\n" for line in label_file.read_text().splitlines()))
+    with pytest.raises(InputError, match="no training triplet can be drawn"):
+        prepare_small(root, tmp_path / "out", progress=progress)
+    assert titles == []
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_regions_are_those_of_the_images_that_are_there(drawn: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(drawn, root)
+    for picture in sorted(root.rglob("*.jpg"))[:5]:
+        picture.unlink()
+    dataset = prepare_small(root, tmp_path / "out")
+    assert dataset.regions is not None
+    assert set(dataset.regions["image_id"]) == set(dataset.images["image_id"])
+    assert len(dataset.images) == 535
+
+
+def test_a_dataset_without_training_images_says_that_it_has_no_training_triplets(drawn: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(drawn, root)
+    for file in root.glob("*_train.txt"):
+        file.unlink()
+    info = prepare_small(root, tmp_path / "out").info
+    assert (info.triplets, info.triplet_epochs) == (0, 0)
+    assert len(Dataset(tmp_path / "out").triplets("test")) == 4

@@ -1,0 +1,61 @@
+"""The README's walk-through is run; test_docs.py parses its other commands and follows its links."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.commands import Agman
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+
+
+WALK = [line for line in next(b for b in BLOCKS if "agman sample" in b).splitlines() if line.startswith("agman ")]
+SMALLER = {
+    r"--images \d+": "--images 240",
+    r"--(image-|)size \d+": r"--\1size 32",
+    r"--triplets \d+": "--triplets 64",
+    r"\bepochs=\d+": "epochs=1",
+    r"\bmax_triplets=\d+": "max_triplets=24",
+}
+"""What a quick walk takes instead."""
+
+
+def test_the_walk_through_runs_with_smaller_numbers(agman_here: Agman, tmp_path: Path) -> None:
+    """One line after the other in this process; what an earlier one leaves behind is what a later one needs."""
+    script = "\n".join(WALK)
+    for said, smaller in SMALLER.items():
+        script, found = re.subn(said, smaller, script)
+        assert found, f"the README no longer says {said}"
+    for line in script.splitlines():
+        done = agman_here(*shlex.split(line)[1:])
+        assert done.code == 0, f"{line}\n{done.err[-3000:]}"
+    assert (tmp_path / "work" / "report.html").stat().st_size > 50_000
+
+
+@pytest.mark.slow
+def test_the_walk_through_runs_as_it_is_typed(tmp_path: Path) -> None:
+    assert len(WALK) == 7
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    for line in WALK:
+        done = subprocess.run(
+            shlex.split(line), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+    assert (tmp_path / "work" / "report.html").stat().st_size > 50_000
+
+
+def test_the_readme_is_short_and_its_pictures_exist() -> None:
+    assert len(README.splitlines()) <= 250
+    pictures = re.findall(r"!\[(.+?)\]\((.+?)\)", README)
+    assert pictures
+    for _, path in pictures:
+        assert (ROOT / path).is_file(), path

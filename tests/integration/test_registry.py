@@ -1,0 +1,92 @@
+"""A checkpoint's URI as MODEL."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from support.commands import Agman
+from support.s3_server import Bucket
+
+import agman
+from data_prep.dataset import Dataset
+from data_prep.errors import InputError
+from data_prep.storage import Storage
+from pipeline.registry import models as registry
+
+NAMES = ["skirt", "sleeve", "collar"]
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder's; nothing is in it yet."""
+    if request.param == "file":
+        return (tmp_path / "there" / "step-00000007-0badcafe").as_uri()
+    if request.param == "memory":
+        return f"memory://{secrets.token_hex(4)}/step-00000007-0badcafe"
+    bucket: Bucket = request.getfixturevalue("bucket")
+    return bucket.uri("runs/step-00000007-0badcafe").replace("s3://", "s3://access:sesame@")
+
+
+def upload(uri: str, folder: Path, **description: object) -> agman.RetrievalModel:
+    """A small model at the URI, beside what only its training needs."""
+    model = agman.build("csn", n_attributes=3, embedding_dim=11, backbone="resnet18").eval()
+    for file in agman.save_model(folder, model, {"attributes": NAMES} | description).iterdir():
+        (Storage(uri) / file.name).write_bytes(file.read_bytes())
+    (Storage(uri) / "state.pt").write_bytes(b"moments")
+    return model
+
+
+def test_a_checkpoints_uri_is_a_model(uri: str, tmp_path: Path) -> None:
+    model = upload(uri, tmp_path / "saved", image_size=32)
+    assert sorted(path.name for path in registry.find_model(uri).iterdir()) == ["model.json", "model.safetensors"]
+    loaded, description = registry.load(uri, NAMES)
+    assert (description["attributes"], description["image_size"]) == (NAMES, 32)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded.embed_all(images), model.embed_all(images))
+
+
+def test_what_is_wrong_with_a_uri_is_one_line_without_credentials(uri: str, tmp_path: Path) -> None:
+    name = "step-00000007-0badcafe"
+    with pytest.raises(InputError, match=rf"{name}: no model there \(no model\.json\)") as missing:
+        registry.find_model(uri)
+    upload(uri, tmp_path / "saved")
+    with pytest.raises(InputError, match=rf"{name}: its model\.json has no image_size") as sizeless:
+        registry.load(uri)
+    for error in (missing, sizeless):
+        assert "\n" not in str(error.value)
+        assert "sesame" not in str(error.value) and "endpoint" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "evaluate models:/agman-fashionai@champion --data DATA",
+        "report models:/agman-fashionai@champion --data DATA --out made",
+        "embed models:/agman-fashionai@champion --images pictures --out made",
+        "export models:/agman-fashionai@champion --out made",
+        "promote agman-fashionai --data DATA",
+        "rollback agman-fashionai --reason worse",
+        "compare --data DATA --storage made",
+        "tune --data DATA --space margins --trials 1 --storage made",
+        "train --data DATA --storage made",
+    ],
+)
+def test_a_registry_that_does_not_answer_is_one_line_and_nothing_is_made(
+    agman_here: Agman, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_started: None, typed: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "pictures" / "one.png")
+    done = agman_here(*typed.replace("DATA", str(dataset.path)).split())
+    assert done.code == 2, done.err
+    said = done.err.strip().splitlines()[-1]
+    assert said.startswith("agman: MLFLOW_TRACKING_URI=http://127.0.0.1:9: the tracking store does not answer")
+    assert "sesame" not in done.err
+    made = [path for path in (tmp_path / "made").rglob("*") if path.is_file() and path.name != "lock"]
+    assert made == []

@@ -1,0 +1,269 @@
+"""`agman serve`: a real service, asked by many at once, and its page in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from support.commands import agman_exit_code
+
+import agman
+from data_prep.errors import InputError
+from pipeline.inference.embedder import Embedder
+from pipeline.retrieval.embed import embed_images
+from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.search import embedder_of, search
+from pipeline.serving.app import MOST_BYTES
+from pipeline.serving.run import Options, served
+
+NAMES = ["collar_design", "skirt_length", "sleeve_length"]
+PICTURES = 24
+NASTY = "<img src=x onerror=alert(1)>.jpg"
+
+
+def jpeg(seed: int, side: int = 64) -> bytes:
+    """A few colour fields: pictures that differ."""
+    fields = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(fields).resize((side, side), Image.Resampling.NEAREST).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    root = tmp_path_factory.mktemp("serve")
+    torch.manual_seed(1)
+    network = agman.build("agman", n_attributes=len(NAMES), backbone="resnet18", embedding_dim=8)
+    description = {"attributes": NAMES, "image_size": 32, "training": {}, "dataset_digest": None, "run_id": None}
+    model = agman.save_model(root / "model", network, description)
+    (root / "pictures").mkdir()
+    for number in range(PICTURES):
+        name = NASTY if number == 5 else f"{number:02d}.jpg"
+        (root / "pictures" / name).write_bytes(jpeg(number))
+    return embed_images(str(model), root / "pictures", root / "gallery")
+
+
+@pytest.fixture(scope="module")
+def address(gallery: Gallery) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with served(gallery.folder, None, Options(port=port, max_batch=16, wait_ms=20)) as where:
+        yield where
+
+
+@pytest.fixture(scope="module")
+def embedder(gallery: Gallery) -> Embedder:
+    return embedder_of(gallery)
+
+
+def upload(data: bytes, attributes: list[str], **more: Any) -> dict[str, Any]:
+    return {"files": {"image": ("query.jpg", data)}, "data": {"attributes": attributes} | more}
+
+
+def expected(gallery: Gallery, embedder: Embedder, data: bytes, attributes: list[str], top: int) -> list[Any]:
+    return [(hit.row, pytest.approx(hit.score, abs=1e-4)) for hit in search(gallery, embedder, data, attributes, top)]
+
+
+def test_it_says_what_it_serves(address: str, gallery: Gallery) -> None:
+    health = httpx.get(f"{address}/healthz").json()
+    assert health["status"] == "ok" and health["pictures"] == PICTURES and health["attributes"] == NAMES
+    assert httpx.get(f"{address}/openapi.json").json()["info"]["title"] == "agman"
+    assert httpx.get(f"{address}/docs").status_code == 404  # its page would ask a CDN
+
+
+def test_64_clients_at_once_each_get_their_own_answer(address: str, gallery: Gallery, embedder: Embedder) -> None:
+    """None is lost, none is another's; pictures, attributes and numbers of hits all differ."""
+    asked = [(jpeg(100 + n), [NAMES[n % 3], *([NAMES[(n + 1) % 3]] if n % 2 else [])], 1 + n % 7) for n in range(128)]
+
+    async def client(own: httpx.AsyncClient, data: bytes, attributes: list[str], top: int) -> Any:
+        answer = await own.post(f"{address}/search", **upload(data, attributes, top=top))
+        assert answer.status_code == 200, answer.text
+        return [(hit["row"], hit["score"]) for hit in answer.json()["hits"]]
+
+    async def everybody() -> list[Any]:
+        limits = httpx.Limits(max_connections=64)
+        async with httpx.AsyncClient(timeout=120, limits=limits) as own:
+            return await asyncio.gather(*(client(own, *one) for one in asked))
+
+    answers = asyncio.run(everybody())
+    assert answers == [expected(gallery, embedder, *one) for one in asked]
+
+
+def test_embeddings_and_pictures_and_attention(address: str, gallery: Gallery, embedder: Embedder) -> None:
+    data = jpeg(7)
+    answer = httpx.post(f"{address}/embed", **upload(data, NAMES[1:])).json()["embeddings"]
+    alone = embedder.embed([embedder.read(data)])[0]
+    np.testing.assert_allclose([answer[name] for name in NAMES[1:]], alone[1:], atol=1e-5)
+    row = list(gallery.images).index("07.jpg")
+    picture = httpx.get(f"{address}/pictures/{row}")
+    assert picture.content == data and picture.headers["content-type"] == "image/jpeg"
+    assert picture.headers["x-content-type-options"] == "nosniff"
+    heat = httpx.get(f"{address}/attention/{row}", params={"attribute": NAMES[0]})
+    assert Image.open(io.BytesIO(heat.content)).size == (32, 32)
+    own = httpx.post(f"{address}/attention", **upload(data, NAMES[:2])).json()["attention"]
+    assert list(own) == NAMES[:2] and own[NAMES[0]] != own[NAMES[1]]
+    similar = httpx.get(f"{address}/similar/{row}", params={"attributes": NAMES, "top": 3}).json()["hits"]
+    assert similar[0]["row"] == row and similar[0]["score"] == pytest.approx(3, abs=1e-4)
+
+
+def huge() -> bytes:
+    file = io.BytesIO()
+    Image.new("1", (10_000, 5_000)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("path", "request_", "code", "said"),
+    [
+        ("search", upload(b"text", NAMES), 422, "not a picture that can be read"),
+        ("search", upload(b"", NAMES), 422, "not a picture that can be read"),
+        ("search", upload(huge(), NAMES), 413, r"too large \(10000x5000 pixels, at most 40 megapixels\)"),
+        ("search", upload(bytes(100 * 2**20), NAMES), 413, "the upload is too large: at most 16 MiB"),
+        ("search", upload(jpeg(1), ["colar_design"]), 422, "unknown attribute 'colar_design'; did you mean 'collar_"),
+        ("search", upload(jpeg(1), [NAMES[0], NAMES[0]]), 422, "asked twice"),
+        ("search", upload(jpeg(1), NAMES, top=0), 422, "top must be 1 to 100, not 0"),
+        ("search", upload(jpeg(1), NAMES, top="many"), 422, "top: .*integer"),
+        ("search", upload(jpeg(1), NAMES, approximate=True), 422, "has no approximate index"),
+        ("search", {"data": {"attributes": NAMES}}, 422, "image: field required"),
+        ("search", {"files": {"image": ("a.jpg", jpeg(1))}}, 422, "attributes: field required"),
+        ("embed", {"content": b"{}", "headers": {"Content-Type": "application/json"}}, 422, "image: field required"),
+        ("nowhere", {}, 404, "not found"),
+    ],
+)
+def test_a_bad_request_is_one_line_and_the_service_stays_up(
+    address: str, path: str, request_: dict[str, Any], code: int, said: str
+) -> None:
+    answer = httpx.post(f"{address}/{path}", timeout=60, **request_)
+    assert answer.status_code == code, answer.text
+    assert re.search(said, answer.json()["error"], re.IGNORECASE) and list(answer.json()) == ["error"]
+    assert httpx.get(f"{address}/healthz").status_code == 200
+
+
+def test_a_long_body_that_does_not_say_so_is_cut_off(address: str) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        for _ in range(2 * MOST_BYTES // 2**20):
+            yield bytes(2**20)
+        yield b"\r\n--x--\r\n"
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{address}/search", content=endless(), headers=headers, timeout=60)
+    assert answer.status_code == 413 and "at most 16 MiB" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [("pictures/999", 422), ("pictures/-1", 422), ("pictures/..%2Fgallery.json", 404), ("attention/0?attribute=x", 422),
+     ("similar/999?attributes=skirt_length", 422), ("search", 405)],
+)  # fmt: skip
+def test_what_is_not_there(address: str, path: str, code: int) -> None:
+    answer = httpx.get(f"{address}/{path}")
+    assert answer.status_code == code and list(answer.json()) == ["error"]
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1200, "height": 900})
+    opened.goto(address)
+    yield opened
+    opened.close()
+
+
+def pick(page: Page, name: str, data: bytes) -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": "image/jpeg", "buffer": data})
+
+
+def test_the_page_finds_shows_scores_and_attention(
+    page: Page, address: str, gallery: Gallery, embedder: Embedder
+) -> None:
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    page.get_by_label("Skirt length", exact=False).check()
+    pick(page, "query.jpg", jpeg(3))
+    expect(page.locator(".hit")).to_have_count(10)
+    found = search(gallery, embedder, jpeg(3), NAMES[:2], 10)
+    assert page.locator(".hit strong").all_text_contents() == [
+        f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(found, 1)
+    ]
+    assert page.locator(".hit .name").all_text_contents() == [hit.image for hit in found]
+    expect(page.locator("#preview")).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    of = f"?of={gallery.info.fingerprint[:8]}"
+    first = page.locator(".hit img").first
+    expect(first).to_have_attribute("src", f"attention/{found[0].row}{of}&attribute={NAMES[0]}")
+    for picture in page.locator(".hit img").all():
+        expect(picture).not_to_have_js_property("naturalWidth", 0)
+    page.select_option("#heat", "")
+    expect(first).to_have_attribute("src", f"pictures/{found[0].row}{of}")
+    page.locator(".hit button").nth(4).click()
+    expect(page.locator(".hit strong").first).to_have_text("1. 2.000")
+    expect(page.locator(".hit .name").first).to_have_text(found[4].image)
+    expect(first).to_have_attribute("src", f"pictures/{found[4].row}{of}")  # no attention still, as was chosen
+    assert said == [] and all(url.startswith((address, "blob:", "data:")) for url in asked)
+
+
+def test_the_page_says_what_is_wrong(page: Page) -> None:
+    page.click("#search")
+    expect(page.locator("#status")).to_have_text("Give a picture first.")
+    pick(page, "text.txt", b"no picture")
+    expect(page.locator("#status")).to_contain_text("not a picture that can be read")
+    page.get_by_label("Collar design", exact=False).uncheck()
+    expect(page.locator("#status")).to_have_text("Choose at least one attribute.")
+    pick(page, "query.jpg", jpeg(3))
+    page.get_by_label("Sleeve length", exact=False).check()
+    expect(page.locator(".hit")).to_have_count(10)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_on_a_phone(browser: Browser, address: str, scheme: str) -> None:
+    opened = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)  # type: ignore[arg-type]
+    opened.goto(address)
+    pick(opened, "query.jpg", jpeg(5))
+    expect(opened.locator(".hit")).to_have_count(10)
+    expect(opened.locator(".hit .name").first).to_have_text(NASTY)  # as text
+    assert opened.evaluate("document.documentElement.scrollWidth") == 390
+    opened.close()
+
+
+def test_a_cluster_that_serves_already_is_left_alone(address: str, gallery: Gallery) -> None:
+    with (
+        pytest.raises(InputError, match="runs Ray Serve already"),
+        served(gallery.folder, None, Options(port=0)),
+    ):
+        pass
+    assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
+
+
+def test_what_cannot_be_served(gallery: Gallery, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert agman_exit_code("serve", gallery.folder, "--port", port) == 2
+        assert f"--host 127.0.0.1 --port {port}: Address already in use" in capsys.readouterr().err
+    assert agman_exit_code("serve", tmp_path) == 2
+    assert "not a gallery" in capsys.readouterr().err
+    moved = json.loads((gallery.folder / "gallery.json").read_text()) | {"model": str(tmp_path / "gone")}
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in ("images.parquet", "vectors"):
+        (copy / file).symlink_to(gallery.folder / file)
+    (copy / "gallery.json").write_text(json.dumps(moved))
+    assert agman_exit_code("serve", copy) == 2
+    assert "no model there" in capsys.readouterr().err

@@ -1,0 +1,418 @@
+"""DeepFashion's raw annotation: coarse, fine, with categories and boxes, and beside ASEN's split files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support.datasets import SIZE, records
+
+from data_prep.annotation import Annotation, count_reasons
+from data_prep.dataset import Dataset, ImageStore
+from data_prep.errors import InputError
+from data_prep.layouts import deepfashion, deepfashion_matrix
+from data_prep.layouts.deepfashion import TYPE_NAMES
+from data_prep.prepare import prepare
+from data_prep.request import Request
+from data_prep.synthetic.samples import sample
+
+CLOTH = """5
+attribute_name  attribute_type
+animal print                  1
+button-front bow                4
+polka dot 2                   1
+boxy                          3
+hidden   pocket 5             4
+"""
+IMAGES = """4
+image_name  attribute_labels
+img/Dress_A/img_00000001.jpg            -1  1 -1  0 -1
+img/Dress_A/img_00000002.jpg   1 -1  1 -1  1
+img/Top/img_00000001.jpg      -1  0 -1 -1 -1
+img/Top/img_00000002.jpg\t1  1  1  1  1
+"""
+PARTITION = """4
+image_name  evaluation_status
+img/Dress_A/img_00000001.jpg          train
+img/Dress_A/img_00000002.jpg          test
+img/Top/img_00000001.jpg              val
+img/Top/img_00000002.jpg              val
+"""
+
+
+def write(root: Path, name: str, text: str) -> None:
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+@pytest.fixture
+def coarse(tmp_path: Path) -> Path:
+    write(tmp_path, "Anno_coarse/list_attr_cloth.txt", CLOTH)
+    write(tmp_path, "Anno_coarse/list_attr_img.txt", IMAGES)
+    write(tmp_path, "Eval/list_eval_partition.txt", PARTITION)
+    return tmp_path
+
+
+def labels(annotation: Annotation) -> list[tuple[str, int, int, str]]:
+    return [(row.path.split("/", 1)[1], row.attribute, row.value, row.split) for row in records(annotation.rows)]
+
+
+def test_raw_coarse_annotation(coarse: Path) -> None:
+    """Values are ranks within the type; names keep their blanks; several values of an attribute are several rows."""
+    annotation = deepfashion.read(Request(coarse))
+    assert [attribute.name for attribute in annotation.attributes] == list(TYPE_NAMES)
+    assert annotation.attributes[0].values == ("animal print", "polka dot 2")
+    assert annotation.attributes[3].values == ("button-front bow", "hidden   pocket 5")
+    assert labels(annotation) == [
+        ("Dress_A/img_00000001.jpg", 3, 0, "train"),
+        ("Dress_A/img_00000002.jpg", 0, 0, "test"),
+        ("Dress_A/img_00000002.jpg", 0, 1, "test"),
+        ("Dress_A/img_00000002.jpg", 3, 1, "test"),
+        ("Top/img_00000002.jpg", 0, 0, "valid"),
+        ("Top/img_00000002.jpg", 3, 0, "valid"),
+        ("Top/img_00000002.jpg", 0, 1, "valid"),
+        ("Top/img_00000002.jpg", 2, 0, "valid"),
+        ("Top/img_00000002.jpg", 3, 1, "valid"),
+    ]
+    (reject,) = annotation.rejects
+    assert (reject.line, reject.reason) == (5, "no_value")
+    # One label of each validation and test image is what it is asked or offered for.
+    assert (annotation.rows["role"] != "").sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("img/x.jpg 1 -1 1 -1", "bad_line"),
+        ("img/x.jpg 1 -1 1 -1 0 0", "bad_line"),
+        ("img/x.jpg 1 -1 2 -1 0", "bad_line"),
+        ("img/x.jpg 1 -1 11 -1 0", "bad_line"),
+        ("img/x.jpg 1 -1 -0 -1 0", "bad_line"),
+        ("img/x.jpg 1 -1 - 1 0", "bad_line"),
+        ("img/x.jpg 1 -1 1- -1 0", "bad_line"),
+        ("img/x.jpg 1 -1 --1 -1 0", "bad_line"),
+        ("img/x.jpg 1 -1 -11 -1 0", "bad_line"),
+        ("img/x.jpg 1 -1 a -1 0", "bad_line"),
+        ("1 1 1 1 1", "bad_line"),
+        ("\x01\x02\x00", "bad_line"),
+        ("img/x.jpg " + "1 " * 400_000, "bad_line"),
+        ("img/x.jpg -1 0 0 -1 -1", "no_value"),
+        ("img/new.jpg 1 -1 -1 -1 -1", "no_partition"),
+    ],
+)
+def test_a_bad_coarse_line_is_rejected_with_its_place(coarse: Path, line: str, reason: str) -> None:
+    text = IMAGES.replace("4\n", "5\n", 1).replace("img/Top/img_00000001", f"{line}\nimg/Top/img_00000001", 1)
+    write(coarse, "Anno_coarse/list_attr_img.txt", text)
+    annotation = deepfashion.read(Request(coarse))
+    assert len(annotation.rows) == 9
+    assert [(r.line, r.reason) for r in sorted(annotation.rejects, key=lambda r: r.line)] == [
+        (5, reason),
+        (6, "no_value"),
+    ]
+
+
+def test_a_line_of_many_megabytes_is_one_bad_line(coarse: Path) -> None:
+    """Cut, whatever its beginning says: even a good beginning."""
+    good_beginning = "img/x.jpg 1 -1 1 -1 0" + " " * 9_000_000 + "junk"
+    many_blanks = " " * 2_000 + "img/y.jpg 1 -1 -1 -1 0"
+    text = IMAGES.replace("4\n", "6\n", 1) + good_beginning + "\n" + many_blanks + "\n"
+    write(coarse, "Anno_coarse/list_attr_img.txt", text)
+    annotation = deepfashion.read(Request(coarse))
+    assert sorted((reject.line, reject.reason) for reject in annotation.rejects) == [
+        (5, "no_value"),
+        (7, "bad_line"),
+        (8, "no_partition"),
+    ]
+    assert all(len(reject.detail) < 300 for reject in annotation.rejects)
+
+
+def test_blank_lines_are_no_rows(coarse: Path) -> None:
+    expected = labels(deepfashion.read(Request(coarse)))
+    write(coarse, "Anno_coarse/list_attr_img.txt", IMAGES + "\n \n")
+    assert labels(deepfashion.read(Request(coarse))) == expected
+    lines = IMAGES.split("\n")
+    write(coarse, "Anno_coarse/list_attr_img.txt", "\n".join([*lines[:3], "", *lines[4:]]))
+    with pytest.raises(InputError, match="says 4 rows, the file has 3"):
+        deepfashion.read(Request(coarse))
+
+
+def test_tabs_are_blanks_in_every_list(coarse: Path) -> None:
+    expected = labels(deepfashion.read(Request(coarse)))
+    for name, text in (("Anno_coarse/list_attr_cloth.txt", CLOTH), ("Eval/list_eval_partition.txt", PARTITION)):
+        head, body = text.split("\n", 2)[:2], text.split("\n", 2)[2]
+        write(coarse, name, "\n".join([*head, re.sub(r" +(\S+)$", r"\t\1\t", body, flags=re.MULTILINE)]))
+    assert labels(deepfashion.read(Request(coarse))) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("Anno_coarse/list_attr_cloth.txt", "name 6"),
+        ("Anno_coarse/list_attr_cloth.txt", "3"),
+        ("Eval/list_eval_partition.txt", "img/a.jpg validation"),
+        ("Eval/list_eval_partition.txt", "test"),
+        ("Eval/list_eval_partition.txt", "img/Dress_A/img_00000001.jpg test"),
+        ("Anno_coarse/list_bbox.txt", "img/a.jpg 1 2 3"),
+        ("Anno_coarse/list_bbox.txt", "img/a.jpg 1 2 3 x"),
+        ("Anno_coarse/list_bbox.txt", f"img/a.jpg 1 2 3 {'9' * 400}"),
+        ("Anno_coarse/list_bbox.txt", "\0\1 \2"),
+    ],
+)
+def test_a_line_that_puts_others_in_doubt_stops_the_job(coarse: Path, file: str, line: str) -> None:
+    write(coarse, "Anno_coarse/list_bbox.txt", "1\nx\nimg/b.jpg 1 2 3 4\n")
+    text = (coarse / file).read_text()
+    count = int(text.split("\n")[0])
+    write(coarse, file, text.replace(f"{count}\n", f"{count + 1}\n", 1) + line + "\n")
+    with pytest.raises(InputError, match=rf"{Path(file).name} line {count + 3}: ") as error:
+        deepfashion.read(Request(coarse, crop_boxes=True))
+    assert "\n" not in str(error.value)
+    write(coarse, file, text.replace(f"{count}\n", "²\n", 1))
+    with pytest.raises(InputError, match="line 1 should be the number of rows"):
+        deepfashion.read(Request(coarse, crop_boxes=True))
+
+
+def test_an_image_without_a_box_is_rejected_where_boxes_are_asked_for(coarse: Path) -> None:
+    write(coarse, "Anno_coarse/list_bbox.txt", "1\nx\nimg/Dress_A/img_00000002.jpg 1 2 3 4\n")
+    annotation = deepfashion.read(Request(coarse, crop_boxes=True))
+    annotation.check()
+    assert set(annotation.rows["path"]) == {"img/Dress_A/img_00000002.jpg"}
+    assert count_reasons(annotation.rejects) == {"bad_box": 6, "no_value": 1}
+
+
+def test_pictures_are_found_where_the_archive_puts_them(coarse: Path) -> None:
+    (coarse / "Img/img").mkdir(parents=True)
+    write(coarse, "Anno_coarse/list_bbox.txt", "1\nx\nimg/Dress_A/img_00000002.jpg 1 2 3 4\n")
+    annotation = deepfashion.read(Request(coarse, crop_boxes=True))
+    assert annotation.images()["path"].tolist() == ["Img/img/Dress_A/img_00000002.jpg"]
+    assert annotation.images()["x1"].tolist() == [3.0]
+
+
+def test_an_asen_split_beside_fine_annotation_alone_is_not_compared_with_it(tmp_path: Path) -> None:
+    write_fine(tmp_path)
+    write(tmp_path, "filenames_train.txt", "img/a.jpg\nimg/b.jpg\n")
+    write(tmp_path, "label_train.txt", "0 0 3\n1 4 2\n")
+    annotation = deepfashion.read(Request(tmp_path))
+    assert labels(annotation) == [("a.jpg", 0, 3, "train"), ("b.jpg", 4, 2, "train")]
+    assert annotation.rejects == []
+
+
+def test_a_truncated_list_is_told_at_once(coarse: Path) -> None:
+    write(coarse, "Anno_coarse/list_attr_img.txt", IMAGES.replace("4\n", "289222\n", 1))
+    with pytest.raises(InputError, match=r"list_attr_img\.txt: line 1 says 289,222 rows, the file has 4; is it compl"):
+        deepfashion.read(Request(coarse))
+    write(coarse, "Anno_coarse/list_attr_img.txt", "junk")
+    with pytest.raises(InputError, match="line 1 should be the number of rows"):
+        deepfashion.read(Request(coarse))
+
+
+@pytest.mark.parametrize("block", [7, 64, 100, 10_000])
+def test_blocks_may_cut_lines_anywhere(coarse: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    expected = labels(deepfashion.read(Request(coarse)))
+    monkeypatch.setattr(deepfashion_matrix, "BLOCK", block)
+    assert labels(deepfashion.read(Request(coarse))) == expected
+    file = coarse / "Anno_coarse/list_attr_img.txt"
+    file.write_text(file.read_text().rstrip("\n"))
+    assert labels(deepfashion.read(Request(coarse))) == expected
+
+
+def plain_marks(text: str, columns: int) -> list[tuple[int, str, tuple[int, ...] | None]]:
+    """The slow reading: (line, path, marked columns), None for a bad line."""
+    result: list[tuple[int, str, tuple[int, ...] | None]] = []
+    for number, line in enumerate(text.split("\n")[2:], start=3):
+        tokens = line.split()
+        if tokens:
+            good = len(tokens) == columns + 1 and all(token in ("1", "0", "-1") for token in tokens[1:])
+            marked = tuple(i for i, token in enumerate(tokens[1:]) if token == "1") if good else None
+            result.append((number, tokens[0], marked))
+    return result
+
+
+values = st.lists(st.sampled_from(["1", "0", "-1", "1", "0", "-1", "2", "-", "--1", "1-", "10"]), max_size=5)
+lines = st.tuples(st.sampled_from(["img/a.jpg", "1", "-1", "b"]), values, st.sampled_from([" ", "  ", "\t", " \r"]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(lines, max_size=12), block=st.sampled_from([11, 40, 1_000_000]))
+def test_marks_are_those_of_a_plain_reader(
+    rows: list[tuple[str, list[str], str]], block: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    body = [blank.join([path, *marks]) for path, marks, blank in rows]
+    file = tmp_path_factory.mktemp("marks") / "list_attr_img.txt"
+    file.write_text("\n".join([str(len(body)), "columns", *body, ""]), newline="")
+    before = deepfashion_matrix.BLOCK
+    deepfashion_matrix.BLOCK = block
+    try:
+        marks = deepfashion_matrix.read_marks(file, file.parent, 3)
+    finally:
+        deepfashion_matrix.BLOCK = before
+    read = {
+        int(line): (path, tuple(marks.column[marks.image == i].tolist()))
+        for i, (path, line) in enumerate(zip(marks.paths, marks.lines, strict=True))
+    }
+    expected = plain_marks(file.read_bytes().decode(), 3)
+    assert read == {number: (path, marked) for number, path, marked in expected if marked is not None}
+    assert [reject.line for reject in marks.rejects] == [number for number, _, marked in expected if marked is None]
+
+
+def test_categories_are_one_more_attribute(coarse: Path) -> None:
+    write(
+        coarse,
+        "Anno_coarse/list_category_cloth.txt",
+        "2\ncategory_name  category_type\nAnorak   1\nSkirt  2\n",
+    )
+    listed = ["img/Dress_A/img_00000001.jpg  2", "img/Dress_A/img_00000002.jpg  1", "img/Top/img_00000002.jpg  3"]
+    twice = ["img/Top/img_00000001.jpg\t2", "img/Top/img_00000001.jpg 2", "img/Top/img_00000001.jpg 1"]
+    text = "\n".join(["7", "image_name  category_label", *listed, *twice, "img/other.jpg 1", ""])
+    write(coarse, "Anno_coarse/list_category_img.txt", text)
+    annotation = deepfashion.read(Request(coarse, categories=True))
+    assert annotation.attributes[5].values == ("Anorak", "Skirt")
+    assert [row[:2] + row[2:4] for row in labels(annotation) if row[1] == 5] == [
+        ("Dress_A/img_00000001.jpg", 5, 1, "train"),
+        ("Dress_A/img_00000002.jpg", 5, 0, "test"),
+        ("Top/img_00000001.jpg", 5, 1, "valid"),
+    ]
+    assert count_reasons(annotation.rejects) == {
+        "no_value": 1,
+        "value_out_of_range": 1,
+        "no_label": 1,
+        "labels_disagree": 1,
+    }
+    assert annotation.repeats == 1
+
+
+FINE = {
+    "train": (["img/a.jpg", "img/b.jpg"], [[0, 7, 25], [3]]),
+    "val": (["img/c.jpg"], [[]]),
+    "test": (["img/d.jpg"], [[6, 0, 10]]),
+}
+
+
+def write_fine(root: Path) -> Path:
+    for part, (paths, marked) in FINE.items():
+        write(root, f"Anno_fine/{part}.txt", "\n".join(paths) + "\n")
+        rows = [" ".join("1" if i in ones else "0" for i in range(26)) for ones in marked]
+        write(root, f"Anno_fine/{part}_attr.txt", "\n".join(rows))
+        write(root, f"Anno_fine/{part}_bbox.txt", "\n".join("1 2 30 40" for _ in paths) + "\r\n")
+    return root
+
+
+def test_raw_fine_annotation(tmp_path: Path) -> None:
+    annotation = deepfashion.read(Request(write_fine(tmp_path), crop_boxes=True))
+    assert [len(attribute.values) for attribute in annotation.attributes] == [7, 3, 3, 4, 6, 3]
+    assert [row[:4] for row in labels(annotation)] == [
+        ("a.jpg", 0, 0, "train"),
+        ("a.jpg", 1, 0, "train"),
+        ("a.jpg", 5, 2, "train"),
+        ("b.jpg", 0, 3, "train"),
+        ("d.jpg", 0, 0, "test"),
+        ("d.jpg", 0, 6, "test"),
+        ("d.jpg", 2, 0, "test"),
+    ]
+    assert count_reasons(annotation.rejects) == {"no_value": 1}
+    images = annotation.images()
+    assert images.columns.tolist() == ["path", "split", "x0", "y0", "x1", "y1"]
+    assert (images[["x0", "y0", "x1", "y1"]] == [1, 2, 30, 40]).all().all()
+
+
+def test_fine_files_that_are_not_row_by_row_are_refused(tmp_path: Path) -> None:
+    write_fine(tmp_path)
+    write(tmp_path, "Anno_fine/train_attr.txt", "0 1\n")
+    with pytest.raises(InputError, match=r"train_attr\.txt: 1 lines, but 2 images"):
+        deepfashion.read(Request(tmp_path))
+
+
+def test_coarse_before_fine_unless_asked(coarse: Path) -> None:
+    write_fine(coarse)
+    assert len(deepfashion.read(Request(coarse)).attributes) == 5
+    assert len(deepfashion.read(Request(coarse, annotation="fine")).attributes) == 6
+
+
+@pytest.fixture(scope="module")
+def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("garments") / "deepfashion"
+    sample("deepfashion", root, images=120, size=SIZE * 2, seed=2)
+    return root
+
+
+def test_drawn_garments_in_raw_and_split_files_agree(garments: Path, tmp_path: Path) -> None:
+    prepare("deepfashion", garments, tmp_path / "both", triplets=30, epochs=1, image_size=SIZE)
+    both = Dataset(tmp_path / "both")
+    assert both.info.rejects == {}
+    assert both.info.rows_in == 2 * len(both.labels) + (both.info.queries["valid"] + both.info.candidates["valid"]) * 2
+    raw_only = tmp_path / "raw"
+    shutil.copytree(garments, raw_only)
+    for file in raw_only.glob("*.txt"):
+        file.unlink()
+    prepare("deepfashion", raw_only, tmp_path / "coarse", triplets=30, epochs=1, image_size=SIZE)
+    coarse_only = Dataset(tmp_path / "coarse")
+    assert coarse_only.labels.equals(both.labels)
+    assert coarse_only.info.queries == both.info.queries
+    assert coarse_only.info.attributes == both.info.attributes
+    ids = both.images["image_id"].to_numpy()[both.images["split"] == "train"]
+    assert ImageStore(both, "train", SIZE).read(ids[:4]).shape == (4, 3, SIZE, SIZE)
+
+
+def test_pictures_are_cropped_to_their_boxes(garments: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(garments, root)
+    half = Image.new("RGB", (100, 80), "blue")
+    half.paste("red", (50, 20, 100, 60))
+    lines = (root / "Anno_coarse/list_bbox.txt").read_text().splitlines()
+    for line in lines[2:]:
+        half.save(root / line.split()[0], quality=95)
+    names = [line.split()[0] for line in lines[2:]]
+    boxes = [f"{name}  50 20 100 60" for name in names]
+    boxes[0] = f"{names[0]}  70 70 60 60"  # no area
+    write(root, "Anno_coarse/list_bbox.txt", "\n".join([*lines[:2], *boxes, ""]))
+    prepare("deepfashion", root, tmp_path / "out", triplets=30, epochs=1, image_size=SIZE, crop_boxes=True)
+    dataset = Dataset(tmp_path / "out")
+    assert set(dataset.info.rejects) == {"bad_box"}
+    assert names[0] not in set(dataset.images["path"])
+    train = dataset.images[dataset.images["split"] == "train"]["image_id"].to_numpy()
+    red, green, blue = ImageStore(dataset, "train", SIZE).read(train[:5]).double().mean(dim=(0, 2, 3))
+    assert red > 240
+    assert max(green, blue) < 15
+    assert dataset.images["width"].tolist() == [100] * len(dataset.images)  # of the source
+
+
+def test_existing_split_files_are_drawn_as_they_are(garments: Path, tmp_path: Path) -> None:
+    """Only the split files: what the global values mean is worked out, or asked for."""
+    annotation = tmp_path / "annotation" / "DeepFashion"
+    annotation.mkdir(parents=True)
+    for file in garments.glob("*.txt"):
+        shutil.copyfile(file, annotation / file.name)
+    with pytest.raises(InputError, match="put Anno_coarse/list_attr_cloth"):
+        sample("deepfashion", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
+    for split in ("valid", "test"):
+        (annotation / f"label_{split}.txt").unlink()
+    drawn = sample("deepfashion", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
+    assert drawn.images == 120
+    prepare("deepfashion", tmp_path / "drawn", tmp_path / "out", triplets=30, epochs=1, image_size=SIZE)
+    info = Dataset(tmp_path / "out").info
+    assert info.rejects == {}
+    assert info.attributes[0].values[:3] == ("0", "1", "2")
+
+
+def test_what_cannot_be_asked_together_is_refused(garments: Path, coarse: Path) -> None:
+    with pytest.raises(InputError, match=r"move ASEN's split files .* out of "):
+        deepfashion.read(Request(garments, categories=True))
+    with pytest.raises(InputError, match="no Anno_fine/train_attr"):
+        deepfashion.read(Request(coarse, annotation="fine"))
+    with pytest.raises(InputError, match=r"no list_bbox\.txt"):
+        deepfashion.read(Request(coarse, crop_boxes=True))
+
+
+def test_boxes_of_drawn_garments_lie_in_the_picture(garments: Path) -> None:
+    lines = (garments / "Anno_coarse/list_bbox.txt").read_text().splitlines()[2:]
+    boxes = np.array([line.split()[1:] for line in lines], int)
+    assert len(boxes) == 120
+    assert (boxes >= 0).all()
+    assert (boxes <= SIZE * 2).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()

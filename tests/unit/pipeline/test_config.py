@@ -1,0 +1,174 @@
+"""Configuration: defaults are the paper's, presets, mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.dataset import Dataset
+from data_prep.errors import InputError
+from pipeline.config.presets import PRESETS
+from pipeline.config.schema import TrainConfig, allowed, load_config, make_config
+from pipeline.config.settings import describe_settings
+from pipeline.training.trainer import build_model, resolved
+
+
+def test_the_defaults_are_the_papers_recipe() -> None:
+    config = TrainConfig()
+    assert (config.model, config.backbone, config.margin) == ("agman", "resnet50", 0.2)
+    assert (config.batch_size, config.epochs, config.lr) == (16, 50, 1e-4)
+    assert (config.lr_decay, config.lr_decay_epochs) == (0.9, 3)
+
+
+def test_the_paper_needs_no_values_and_what_does_is_named() -> None:
+    assert TrainConfig().needing_values == []
+    asked = load_config(None, ["mining=hard", "info_nce_weight=0.5", "proxy_weight=2"])
+    assert asked.needing_values == ["proxy_weight=2", "mining=hard", "info_nce_weight=0.5"]
+    assert (asked.info_nce_temperature, load_config(None, ["mining=none"]).mining) == (0.1, "none")
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert all(field.description for field in TrainConfig.model_fields.values())
+
+
+def test_a_weights_file_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "resnet.pth").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(None, ["weights=resnet.pth"]).weights == str(tmp_path / "resnet.pth")
+    assert load_config(None, ["weights=IMAGENET1K_V1"]).weights == "IMAGENET1K_V1"
+
+
+def test_settings_go_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("margin: 0.4\nepochs: 7\nweights: null\n")
+    config = load_config(file, ["epochs=3", "classify=false", "image_size=none", "sa_kernel=1"])
+    assert config.sa_kernel == 1
+    assert (config.margin, config.epochs, config.classify, config.image_size) == (0.4, 3, False, None)
+
+
+def test_the_preset_is_under_the_file_and_the_file_under_key_value(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("margin: 0.4\nepochs: 7\nbatch_size: 24\n")
+    config = load_config(file, ["epochs=3", "clip_norm=none"], "fast")
+    assert (config.lr, config.proxy_weight, config.patience) == (2e-4, 1.0, 5)  # the preset's
+    assert (config.margin, config.batch_size) == (0.4, 24)  # the file's, over the preset's 64
+    assert (config.epochs, config.clip_norm) == (3, None)  # over both
+    assert config.lr_decay_epochs == TrainConfig().lr_decay_epochs
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_whole_recipe_and_says_what_it_is(
+    name: str, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = PRESETS[name]
+    config = load_config(None, [], name)
+    assert config == make_config(preset.settings)
+    for setting, value in preset.settings.items():
+        assert getattr(config, setting) == value
+    offline = config.model_copy(update={"weights": None})
+    model = build_model(resolved(offline), dataset)
+    assert model.embedding_dim == preset.settings["embedding_dim"]
+    describe_settings(config, name)
+    said = capsys.readouterr().err
+    assert f"preset {name}: {preset.about}" in said.replace("\n", " ").replace("  ", " ")
+    assert "loss_weighting" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "score"), [("paper-fashionai", "62.88"), ("paper-deepfashion", "8.98"), ("paper-zappos50k", "93.32")]
+)
+def test_a_published_recipe_states_its_score_and_is_the_published_codes(name: str, score: str) -> None:
+    config = load_config(None, [], name)
+    assert score in PRESETS[name].about
+    assert config.weights == "IMAGENET1K_V1"
+    assert (config.batch_size, config.lr, config.margin, config.loss_weighting) == (16, 1e-4, 0.2, "published")
+    assert config.classify is (False if name == "paper-zappos50k" else None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("fahionai", "--preset fahionai: no such preset; did you mean 'paper-fashionai'?"),
+        ("Demo", "did you mean 'demo'?"),
+        ("xyz", "no such preset; known: paper-fashionai, paper-deepfashion"),
+    ],
+)
+def test_an_unknown_preset_is_answered_with_the_nearest(typed: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(None, [], typed)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("margn=0.3", "unknown setting 'margn'; did you mean 'margin'?"),
+        ("xyz=1", "unknown setting 'xyz'; known: model, backbone"),
+        ("epochs", "KEY=VALUE"),
+        ("epochs=many", "epochs=many: input should be a valid integer"),
+        ("epochs=0", "epochs=0: input should be greater than or equal to 1"),
+        ("precision=fp8", "precision=fp8: input should be 'fp32', 'bf16' or 'fp64'"),
+        ("margin=nan", "margin=nan"),
+        ("mining=easy", "mining=easy: input should be 'none', 'semi_hard' or 'hard'"),
+        ("info_nce_weight=-1", "info_nce_weight=-1: input should be greater than or equal to 0"),
+        ("info_nce_temperature=0", "info_nce_temperature=0: input should be greater than 0"),
+        ("loss_weighting=learnt", "loss_weighting=learnt: input should be 'fixed', 'learned' or 'published'"),
+        ("lr=inf", "lr=inf"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(None, [setting])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"- a\n- b\n", "KEY: VALUE"), (b"a: [", "not a YAML"), (b"\xff\xfe\x00", "not a YAML")]
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_config(file, [])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config(tmp_path / "absent.yaml", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("epochs: 3\nlr: 1e-3\nepochs: 4\n", " line 3: .*epochs stands there twice"),
+        ("epochs: [3\n", " line 2: not a YAML file"),
+        ("epochs: three\n", ": epochs=three: input should be a valid integer"),
+        ("epoch: 3\n", ": unknown setting 'epoch'; did you mean 'epochs'"),
+        ("preset: demo\n", ": preset is an option of the command: --preset demo"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, fault: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=f"{file}{fault}"):
+        load_config(file, [])
+
+
+def test_a_key_is_not_given_two_values() -> None:
+    assert load_config(None, ["epochs=3", "epochs=3"]).epochs == 3
+    with pytest.raises(InputError, match="model is given twice: isln and csn"):
+        load_config(None, ["model=isln", "model=csn"])
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("margin", "number, ≥ 0, ≤ 2"),
+        ("lr", "number, > 0"),
+        ("embedding_dim", "whole number, ≥ 1"),
+        ("precision", "fp32 | bf16 | fp64"),
+        ("fused", "true | false"),
+        ("weights", "text"),
+    ],
+)
+def test_what_a_setting_may_be_is_said(key: str, words: str) -> None:
+    assert allowed(key) == words

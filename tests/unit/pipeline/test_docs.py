@@ -1,0 +1,93 @@
+"""README.md and docs/*.md against what there is: links, commands, files, tests and names."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import cli
+
+ROOT = Path(__file__).parents[3]
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FILE = re.compile(
+    r"`((?:agman|benchmarks|cluster|data_prep|docs|pipeline|tests|tune_spaces)/[\w./-]*\.\w+)(?:::(\w+))?`"
+)
+NAME = re.compile(r"`((?:agman|data_prep|pipeline|tune_spaces)(?:\.\w+)+)(?:\(.*?\))?`")
+
+
+def everywhere(pattern: re.Pattern[str]) -> list[tuple[str, ...]]:
+    """(page, match's groups) of every match in the prose of every page, each once."""
+    found = [(page, *match.groups("")) for page, text in PAGES.items() for match in pattern.finditer(prose(text))]
+    return list(dict.fromkeys(found))
+
+
+def prose(text: str) -> str:
+    return FENCED.sub("", text)
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, line) of every `agman` command in a shell block, continued lines joined."""
+    blocks = [(page, code) for page, text in PAGES.items() for kind, code in FENCED.findall(text) if kind == "sh"]
+    lines = [(page, line) for page, code in blocks for line in code.replace("\\\n", " ").splitlines()]
+    return [(page, line) for page, line in lines if line.startswith("agman ")]
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them: lower case, blanks to hyphens, no punctuation."""
+    headings = re.findall(r"^#+ (.+)$", prose(page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(("page", "link"), everywhere(LINK))
+def test_every_link_leads_somewhere(page: str, link: str) -> None:
+    if link.startswith(("http://", "https://")):
+        return
+    path, _, anchor = link.partition("#")
+    target = (ROOT / page).parent / path if path else ROOT / page
+    assert target.exists(), f"{page}: {link}"
+    assert not anchor or anchor in anchors(target), f"{page}: {link}"
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_every_command_parses(page: str, line: str) -> None:
+    name, *arguments = shlex.split(line, comments=True)[1:]
+    cli.commands[name].make_context(name, arguments)
+
+
+@pytest.mark.parametrize(("page", "path", "test"), everywhere(FILE))
+def test_every_file_and_test_that_is_named_exists(page: str, path: str, test: str) -> None:
+    file = ROOT / path
+    assert file.is_file(), f"{page}: {path}"
+    assert not test or re.search(rf"^def {test}\(", file.read_text(encoding="utf-8"), re.MULTILINE), f"{page}: {test}"
+
+
+@pytest.mark.parametrize(("page", "name"), everywhere(NAME))
+def test_every_python_name_can_be_imported(page: str, name: str) -> None:
+    if not name.endswith((".py", ".json")):
+        pkgutil.resolve_name(name)
+
+
+def test_the_index_links_every_page() -> None:
+    linked = set(LINK.findall(PAGES["docs/README.md"]))
+    pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")} - {"README.md"}
+    assert pages <= linked, pages - linked
+
+
+def test_every_numbered_equation_has_a_row_that_names_its_code_and_its_test() -> None:
+    section = PAGES["docs/paper.md"].partition("\n## The numbered equations\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| \((\d)\) \|(.+)$", section, re.MULTILINE)
+    assert [number for number, _ in rows] == list("123456789")
+    for number, row in rows:
+        assert NAME.search(row), f"equation {number} names no code"
+        assert FILE.search(row), f"equation {number} names no test"
