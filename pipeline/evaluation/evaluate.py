@@ -12,18 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from mlflow.exceptions import MlflowException
 
 import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.tables import SPLITS
-from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.attention import attention_metrics, measure_attention
 from pipeline.evaluation.published_results import Benchmark, benchmark_of
-from pipeline.tracking.runs import find_run, reason
 
 PUBLISHED_MARGIN = 0.2
 """Margin of the papers' triplet losses, for models whose description has none."""
@@ -189,29 +186,8 @@ def _bounds(intervals: dict[str, agman.Interval]) -> dict[str, float]:
     }
 
 
-def log_evaluation(evaluation: Evaluation, description: dict[str, Any], dataset: Dataset) -> None:
-    """Log the metrics to the run that trained the model, at the step of its checkpoint.
+def log(evaluation: Evaluation, description: dict[str, Any], dataset: Dataset) -> None:
+    """Old name of `pipeline.evaluation.log.log_evaluation`, until the callers follow."""
+    from pipeline.evaluation.log import log_evaluation
 
-    They are not logged, and a note says so, in three cases: the tracking store has no such run; the dataset is not
-    the one of the training, so one name would mean two things; the precision is bf16, while the run's metrics are
-    fp32. Raises InputError if the store does not answer, and JobFailed if it refuses the metrics.
-    """
-    run_id = description.get("run_id")
-    if run_id is None:
-        return None  # a model without a run, such as a published checkpoint
-    if dataset.info.digest != description.get("dataset_digest"):
-        return say("note: another dataset than the model's own, so the metrics are not logged to its run")
-    if evaluation.precision != "fp32":
-        return say(f"note: metrics of {evaluation.precision} are not logged; those of the model's run are of fp32")
-    try:
-        run = find_run(run_id)
-        if not run:
-            return say(f"note: the tracking store has no run {run_id}, so the metrics are not logged")
-        # Metrics that the training logged from its own validation at this step stay.
-        run.log_points([(description["step"], evaluation.metrics)])
-    except MlflowException as error:
-        raise JobFailed(f"the metrics could not be logged to run {run_id} ({reason(error)})") from None
-
-
-log = log_evaluation
-"""Old name, until the callers follow."""
+    log_evaluation(evaluation, description, dataset)
