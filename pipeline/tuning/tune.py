@@ -41,7 +41,7 @@ from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.registry import models as registry
-from pipeline.reports.sweep.page import write_sweep_report
+from pipeline.reports.study.page import write_study_report
 from pipeline.tracking import runs as tracking
 from pipeline.training.train import NOT_DECISIVE, check, train
 from pipeline.training.trainer import resolved
@@ -162,7 +162,7 @@ def tune(
             "run": parent.run_id,
         }
         report = folder / REPORT
-        write_sweep_report(record.study, report, facts)
+        write_study_report(record.study, report, facts)
         _send(parent, report)
         if record.best is None:
             reasons = Counter(trial.reason for trial in record.trials)
