@@ -27,7 +27,7 @@ MARGIN = 0.35
 
 @pytest.fixture(scope="module")
 def network() -> agman.RetrievalModel:
-    """Untrained, and not to be changed."""
+    """An untrained model; tests do not change it."""
     torch.manual_seed(3)
     return agman.build("asenet_v2", n_attributes=8, backbone="tiny").eval()
 
@@ -37,7 +37,7 @@ def scored(network: agman.RetrievalModel, dataset: Dataset) -> Evaluation:
     return evaluate(network, {"image_size": SIZE, "training": {"margin": MARGIN}}, dataset, threads=1)
 
 
-def test_triplets_of_every_condition_equal_one_pair_at_a_time(
+def test_triplet_metrics_equal_those_of_one_pair_at_a_time(
     network: agman.RetrievalModel, dataset: Dataset, scored: Evaluation
 ) -> None:
     triplets, images = dataset.triplets("test"), ImageStore(dataset, "test", SIZE)
@@ -68,7 +68,7 @@ def test_triplets_of_every_condition_equal_one_pair_at_a_time(
     assert metrics["test/triplet_margin"] == scored.margin == MARGIN
 
 
-def test_the_intervals_are_those_of_the_queries_resampled(scored: Evaluation) -> None:
+def test_intervals_come_from_resampled_queries(scored: Evaluation) -> None:
     expected = agman.intervals({name: result.average_precision for name, result in scored.results.items()})
     assert scored.intervals == expected and list(expected) == [*scored.results, ""]
     for name, interval in expected.items():
@@ -79,16 +79,14 @@ def test_the_intervals_are_those_of_the_queries_resampled(scored: Evaluation) ->
     assert expected[""].low < expected[""].high
 
 
-def test_bf16_changes_the_figures_little(network: agman.RetrievalModel, dataset: Dataset, scored: Evaluation) -> None:
+def test_bf16_changes_the_metrics_little(network: agman.RetrievalModel, dataset: Dataset, scored: Evaluation) -> None:
     rough = evaluate(network, {"image_size": SIZE}, dataset, precision="bf16", threads=1)
     assert not torch.equal(rough.embeddings, scored.embeddings)
     assert rough.metrics["test/map"] == pytest.approx(scored.metrics["test/map"], abs=0.05)
     assert (rough.margin, rough.margin_known, rough.precision) == (0.2, False, "bf16")
 
 
-def test_a_model_that_gives_nan_is_one_line_that_names_the_picture(
-    network: agman.RetrievalModel, dataset: Dataset
-) -> None:
+def test_nan_is_reported_in_one_line_that_names_the_image(network: agman.RetrievalModel, dataset: Dataset) -> None:
     broken = agman.build(**network.config)
     broken.load_state_dict(network.state_dict())
     with torch.no_grad():
@@ -118,12 +116,12 @@ def shown(scored: Evaluation, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def cells(lines: list[str], name: str) -> list[list[str]]:
-    """Of all table rows whose first cell is `name`."""
+    """Return the other cells of all table rows whose first cell is `name`."""
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
     return [row[1:] for row in rows if row[0] == name]
 
 
-def test_the_table_has_an_attribute_a_column_and_the_interval_below(
+def test_the_table_has_a_column_for_each_attribute_and_the_interval_below(
     scored: Evaluation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = shown(scored, capsys)
@@ -152,7 +150,7 @@ def as_if(scored: Evaluation, benchmark: published_results.Benchmark, difference
     return Evaluation(**(vars(scored) | {"benchmark": benchmark, "difference": difference}))
 
 
-def test_published_figures_stand_beside_those_of_the_same_split_only(
+def test_published_results_stand_beside_results_on_the_same_split_only(
     scored: Evaluation, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fashionai = published_results.FASHIONAI
@@ -172,7 +170,9 @@ def test_published_figures_stand_beside_those_of_the_same_split_only(
         assert any(line.startswith("published: Xiao & Yamasaki") for line in lines)
 
 
-def test_accuracy_stands_beside_the_papers_third_table(scored: Evaluation, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracy_stands_beside_the_third_table_of_the_paper(
+    scored: Evaluation, capsys: pytest.CaptureFixture[str]
+) -> None:
     alone = Evaluation(**(vars(scored) | {"results": {}, "intervals": {}, "attention": None}))
     lines = shown(as_if(alone, published_results.ZAPPOS50K, None), capsys)
     loss, accuracy = scored.metrics["test/triplet_loss"], scored.metrics["test/triplet_accuracy"]
@@ -183,7 +183,7 @@ def test_accuracy_stands_beside_the_papers_third_table(scored: Evaluation, capsy
     assert not cells(other, "this model") and cells(other, "CSN") == [["0.0393", "93.14"]]
 
 
-def test_the_published_tables_are_whole() -> None:
+def test_the_published_tables_are_complete() -> None:
     for benchmark in published_results.BENCHMARKS:
         for result in benchmark.results:
             assert 0 < result.overall < 100
@@ -194,7 +194,7 @@ def test_the_published_tables_are_whole() -> None:
                 assert result.of_attributes if benchmark.queries else result.loss
 
 
-def test_which_dataset_is_the_published_split(dataset: Dataset) -> None:
+def test_the_official_split_is_recognised(dataset: Dataset) -> None:
     fashionai, zappos = published_results.FASHIONAI, published_results.ZAPPOS50K
     sizes = {"queries": {"train": 0, "valid": 3_600, "test": 3_600}, "candidates": dict.fromkeys(("test",), 14_400)}
     official = dataset.info.model_copy(update=sizes)
