@@ -21,7 +21,8 @@ from data_prep.synthetic.samples import sample
 from pipeline.common.console import progress_bar, say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
-from pipeline.training.trainer import EpochEnd, Share, Training, resolved
+from pipeline.training.build import resolved
+from pipeline.training.trainer import EpochEnd, Training, WorkerContext
 
 TURNS, EPOCHS = 2, 2
 SETTINGS = PRESETS[WORKS[0].preset].settings | COMMON
@@ -30,11 +31,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANGES: tuple[dict[str, object], ...] = (
     {},
     {"precision": "fp32"},
-    {"precision": "fp32", "channels_last": False},
-    {"channels_last": False},
-    {"fused": False},
     {"compile": True},
-    {"parts": 4},
+    {"micro_batches": 4},
     {"prefetch": 0},
 )
 
@@ -42,7 +40,7 @@ CHANGES: tuple[dict[str, object], ...] = (
 def measure(dataset: Dataset, config: TrainConfig) -> tuple[float, float]:
     """Triplets a second and the share of waiting for data, of the last epoch: the first warms up, and compiles."""
     ends: list[EpochEnd] = []
-    Training(config, dataset, Share(device=DEVICE)).run(epoch_end=ends.append)
+    Training(config, dataset, WorkerContext(device=DEVICE)).run(epoch_end=ends.append)
     torch.compiler.reset()
     return ends[-1].metrics["train/triplets_per_second"], ends[-1].metrics["train/data_wait_share"]
 
@@ -70,11 +68,9 @@ def main() -> None:
         ]
         for change, speed, rates in zip(CHANGES, speeds, found, strict=True)
     ]
-    chosen = ", ".join(
-        f"{name}={getattr(defaults, name)}" for name in ("precision", "channels_last", "fused", "compile")
-    )
+    chosen = ", ".join(f"{name}={getattr(defaults, name)}" for name in ("precision", "compile"))
     notes = (
-        f"Defaults on this device: {chosen}, parts=1, prefetch=2. {SETTINGS['backbone']}, {SIZE} px, "
+        f"Defaults on this device: {chosen}, micro_batches=1, prefetch=2. {SETTINGS['backbone']}, {SIZE} px, "
         f"{SETTINGS['batch_size']} triplets, {defaults.threads} threads; the rate of an epoch of {TRIPLETS:,} triplets."
     )
     write_table("options", ["changed", "triplets/s (turns)", "of the defaults", "data wait"], rows, notes)

@@ -17,7 +17,7 @@ from pipeline.cli.demo import CONFIG
 from pipeline.common.console import progress_bar, say
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.training.trainer import Share, Training
+from pipeline.training.trainer import Training, WorkerContext
 
 IMAGES, SIZE, TRIPLETS, EPOCHS, THREADS = 4_000, 64, 1_600, 5, 2
 SEEDS = (0, 1, 2)
@@ -25,7 +25,7 @@ SEEDS = (0, 1, 2)
 
 def score(dataset: Dataset, config: TrainConfig) -> float:
     """Test MAP after training."""
-    training = Training(config, dataset, Share(threads=THREADS))
+    training = Training(config, dataset, WorkerContext(threads=THREADS))
     training.run()
     evaluation = evaluate(training.model, {"image_size": SIZE}, dataset, threads=THREADS)
     return evaluation.figures["test/map"]

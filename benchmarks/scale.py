@@ -37,7 +37,7 @@ from pipeline.common.console import progress_bar, say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.training.checkpoints import Checkpoints, Saver
-from pipeline.training.trainer import Share, Training
+from pipeline.training.trainer import Training, WorkerContext
 
 PRECISIONS = {"bf16": 1, "fp32": 2}
 """Bytes sent for each byte of a gradient: fp32's are added up in float64."""
@@ -87,8 +87,8 @@ class TimedStepper(agman.Stepper):
         self.took.append(Passes(*np.diff(self._marks).tolist()))
         return result
 
-    def _losses(self, part: agman.Batch) -> Any:
-        losses = super()._losses(part)
+    def _losses(self, micro_batch: agman.Batch) -> Any:
+        losses = super()._losses(micro_batch)
         self._marks.append(time.perf_counter())
         return losses
 
@@ -115,9 +115,10 @@ def _passes_worker(rank: int, workers: int, data: Any, config: TrainConfig, fold
     cores = sorted(os.sched_getaffinity(0))
     if 1 < workers <= len(cores):  # else the system may leave two that have waited for each other on one core
         os.sched_setaffinity(0, {cores[rank]})
-    training = Training(config, Dataset(data), Share())
-    options = {"precision": training.autocast, "channels_last": bool(training.config.channels_last)}
-    stepper = TimedStepper(training.objective, training.optimizer, clip_norm=config.clip_norm, **options)
+    training = Training(config, Dataset(data), WorkerContext())
+    stepper = TimedStepper(
+        training.objective, training.optimizer, precision=training.precision, clip_norm=config.clip_norm
+    )
     batch = _batch(config.batch_size // workers, len(training.dataset.info.attributes))
     stepper.step(batch)
     if workers > 1:
@@ -169,7 +170,7 @@ def storing(dataset: Dataset, config: TrainConfig, every: int) -> tuple[Store, l
 
 
 def _storing_worker(rank: int, data: Any, config: TrainConfig, folder: str, every: int) -> None:
-    training = Training(config.model_copy(update={"epochs": 1, "max_triplets": LONGER}), Dataset(data), Share())
+    training = Training(config.model_copy(update={"epochs": 1, "max_triplets": LONGER}), Dataset(data), WorkerContext())
     kept = Checkpoints(Storage(Path(folder, "kept")))
     saver = Saver(kept, every)
     waited: list[float] = []

@@ -1,8 +1,8 @@
 """A simulation of data-parallel training: what a step costs on workers that nobody has to own.
 
-It follows agman's loop event by event: batches decoded ahead in a thread (`agman.Ahead`), forward and backward pass,
-an all-reduce of every bucket of gradients as soon as all workers have it (DistributedDataParallel with agman.Stepper's
-hook), one of batch norm's statistics, the optimizer, and checkpoints in the background
+It follows agman's loop event by event: batches decoded ahead in a thread (`agman.Prefetcher`), forward and backward
+pass, an all-reduce of every bucket of gradients as soon as all workers have it (DistributedDataParallel with
+agman.Stepper's hook), one of batch norm's statistics, the optimizer, and checkpoints in the background
 (`pipeline.training.checkpoints.Saver`).
 Times are seconds, sizes bytes. Plain Python: the same figures and seed give the same outcome everywhere.
 """
@@ -107,7 +107,7 @@ class Outcome:
 
 
 class Loader:
-    """One thread that makes a worker's batches in their order (agman.Ahead)."""
+    """One thread that makes a worker's batches in their order (agman.Prefetcher)."""
 
     def __init__(self, data: Data):
         self.seconds, self.prefetch = data.seconds, data.prefetch

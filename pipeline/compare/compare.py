@@ -37,7 +37,8 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.validation import METRIC
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
-from pipeline.training.train import NOT_DECISIVE, check, train
+from pipeline.training.build import NOT_DECISIVE, check
+from pipeline.training.train import train
 
 SPLIT = "test"
 BASE = "agman"

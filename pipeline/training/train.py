@@ -29,6 +29,7 @@ from pipeline.config.settings import show_settings
 from pipeline.evaluation.validation import score_name
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
+from pipeline.training.build import NOT_DECISIVE, check, resolved, steps_per_epoch
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.ray_driver import (
     CHECKPOINTS,
@@ -37,14 +38,10 @@ from pipeline.training.ray_driver import (
     OUTCOME,
     STOPPED,
     UNLOGGED,
-    Task,
+    TrainJob,
     Workers,
     run_workers,
 )
-from pipeline.training.trainer import build_model, resolved, steps_per_epoch
-
-NOT_DECISIVE = ("threads", "prefetch", "checkpoint_every", "keep_best", "log_every")
-"""Settings that a training may be continued with others of."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +57,6 @@ class Trained:
     seconds: float
     registered: registry.Registered | None
     """None if that was not asked for."""
-
-
-def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
-    """Find what a user can mend before anything starts. Raises InputError."""
-    info = dataset.info
-    if config.parts and config.parts < workers:
-        raise InputError(
-            f"parts={config.parts} with --workers {workers}: each worker computes one part or more; raise parts or "
-            "lower --workers"
-        )
-    if not info.images["train"]:
-        raise InputError(f"{dataset.path}: the dataset has no training images")
-    if config.needing_values and not all(attribute.values for attribute in info.attributes):
-        raise InputError(f"{' '.join(config.needing_values)}: {dataset.path} has triplets but no values to learn")
-    if config.image_size and config.image_size > info.image_size:
-        raise InputError(
-            f"image_size={config.image_size}, but {dataset.path} holds images of {info.image_size} px; "
-            f"use image_size={info.image_size} or prepare it again with --image-size {config.image_size}"
-        )
-    resolved(config)  # refuses settings that exclude each other
-    try:
-        build_model(config, dataset)
-    except (ValueError, OSError) as error:
-        raise InputError(str(error)) from error
-    steps_per_epoch(dataset, config, config.parts or workers)
 
 
 def train(
@@ -142,10 +114,10 @@ def train(
         else:
             if latest:
                 say(f"continuing {place} from step {latest.step:,}")
-            steps = config.epochs * steps_per_epoch(dataset, config, config.parts or least)
-            task = Task(dataset.storage, config, place, tracking.Run(run.uri, run.run_id), steps)
+            steps = config.epochs * steps_per_epoch(dataset, config, config.micro_batches or least)
+            job = TrainJob(dataset.storage, config, place, tracking.Run(run.uri, run.run_id), steps)
             resources = {"CPU": float(cpus), "GPU": float(use_gpu)}
-            outcome = run_workers(task, f"training {label}", (least, most), resources)
+            outcome = run_workers(job, f"training {label}", (least, most), resources)
         if outcome["state"] == STOPPED:
             where = f"saved at step {outcome['step']:,}" if outcome["step"] else "before the first step was saved"
             raise KeyboardInterrupt(f"{where}; the same command continues")

@@ -26,7 +26,7 @@ from data_prep.synthetic.samples import sample
 from data_prep.triplets import Triplets
 from pipeline.config.schema import TrainConfig
 from pipeline.training.checkpoints import Checkpoints, Saver
-from pipeline.training.trainer import EpochEnd, NonFiniteBatch, Share, Training, computes_in_bfloat16, resolved
+from pipeline.training.trainer import EpochEnd, NonFiniteBatch, Training, WorkerContext, computes_in_bfloat16, resolved
 
 CONFIG = TrainConfig(
     backbone="resnet18",
@@ -82,12 +82,12 @@ class Ran:
 
 
 def start(dataset: Dataset, config: TrainConfig = CONFIG) -> Ran:
-    return Ran(Training(config, dataset, Share()))
+    return Ran(Training(config, dataset, WorkerContext()))
 
 
 def resume(dataset: Dataset, folder: Path, config: TrainConfig = CONFIG) -> Ran:
     """In a training that starts from other weights than the saved one did."""
-    training = Training(config.model_copy(update={"seed": 99}), dataset, Share())
+    training = Training(config.model_copy(update={"seed": 99}), dataset, WorkerContext())
     training.load(folder)
     training.config = resolved(config)  # the seed of the augmentation must be the same
     return Ran(training)

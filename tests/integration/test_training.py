@@ -23,7 +23,7 @@ from pipeline.evaluation import evaluate as evaluation
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
 from pipeline.training.train import Trained, train
-from pipeline.training.trainer import EpochEnd, Share, Training
+from pipeline.training.trainer import EpochEnd, Training, WorkerContext
 
 CONFIG = TrainConfig(
     backbone="resnet18", embedding_dim=16, batch_size=12, epochs=2, lr=1e-4, precision="fp32", threads=1, seed=11
@@ -54,7 +54,7 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 @pytest.mark.parametrize("mining", ["semi_hard", "hard"])
 def test_mining_and_info_nce_train(dataset: Dataset, mining: str) -> None:
     config = CONFIG.model_copy(update={"mining": mining, "info_nce_weight": 0.5, "loss_weighting": "published"})
-    metrics = run_alone(Training(config.model_copy(update={"epochs": 1}), dataset, Share()))[0].metrics
+    metrics = run_alone(Training(config.model_copy(update={"epochs": 1}), dataset, WorkerContext()))[0].metrics
     assert metrics["train/loss_info_nce"] > 0
     published = 1.3591409 * (metrics["train/loss_triplet"] + metrics["train/loss_class"]) + 2
     assert metrics["train/loss"] == pytest.approx(published + 0.5 * metrics["train/loss_info_nce"], rel=1e-5)
@@ -62,7 +62,7 @@ def test_mining_and_info_nce_train(dataset: Dataset, mining: str) -> None:
 
 def test_training_lowers_the_loss(dataset: Dataset) -> None:
     config = CONFIG.model_copy(update={"epochs": 6, "lr": 1e-3})
-    ends = run_alone(Training(config, dataset, Share(threads=2)))
+    ends = run_alone(Training(config, dataset, WorkerContext(threads=2)))
     assert ends[-1].metrics["train/loss_class"] < 0.8 * ends[0].metrics["train/loss_class"]
 
 
@@ -83,7 +83,7 @@ def test_two_ddp_workers_give_the_weights_of_one_process(
 
     In float64, since Adam turns a rounding error in a gradient near zero into a step of full size.
     """
-    alone = Training(EXACT, dataset, Share())
+    alone = Training(EXACT, dataset, WorkerContext())
     ends = run_alone(alone, tmp_path)
     epoch = max(ends, key=lambda end: end.metrics["valid/map"]).epoch
     kept, _ = agman.load_model(folder_of(two_workers))
