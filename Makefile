@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install browser demo test test-slow cluster-test check format constraints clean
+.PHONY: install browser demo test test-unit test-integration test-slow cluster-test coverage check format constraints clean
 
 install: $(READY)
 
@@ -17,23 +18,32 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## sample -> prep -> train -> tune -> evaluate -> register -> report.html
 	$(BIN)/agman demo --out demo --overwrite
 
-browser:  ## the tests open the report page in a real one
+browser:  ## the tests of the pages open them in Chromium
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
-		|| echo "Chromium is missing and could not be installed; the report's tests will fail without it" >&2
+		|| echo "Chromium is missing and could not be installed; the tests that need it are skipped" >&2
 
-test: $(READY) browser
-	$(BIN)/python -m pytest
+test: test-unit test-integration
 
-test-slow: $(READY)  ## the tests that take minutes: preparations killed at several moments, for one
-	$(BIN)/python -m pytest -m slow
+test-unit: $(READY)  ## neither Ray nor MLflow nor a browser
+	$(PYTEST) tests/unit --numprocesses 2
+
+test-integration: $(READY) browser  ## Ray, MLflow on sqlite, Chromium
+	$(PYTEST) tests/integration
+
+test-slow: $(READY)  ## minutes each: trainings, searches and preparations that are killed, clusters of several nodes
+	$(PYTEST) -m slow tests
 
 cluster-test: $(READY)  ## a cluster that grows and shrinks; ray up to ray down on three hosts of namespaces, as root
 	$(BIN)/python cluster/test_autoscaling.py
 	$(BIN)/python cluster/test_on_hosts.py
 
-check: $(READY)  ## formatting, lint and types; changes nothing
+coverage: $(READY) browser  ## coverage of branches by file, of both tiers in all their processes
+	$(PYTEST) --cov --cov-report=term
+
+check: $(READY)  ## formatting, lint, directions of imports, types; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 format: $(READY)
