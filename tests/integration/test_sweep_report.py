@@ -61,10 +61,10 @@ def searched(n: int, seed: int = 3, pruned: float = 0.3, epochs: int = BUDGET) -
         distributions = {"lr": LR, "margin": MARGIN, "mining": MINING, "decay": DECAY}
         params |= {
             "classify": CLASSIFY.choices[number % 5 % 3],
-            "fused": number % 2 == 0,
+            "compile": number % 2 == 0,
             "size": (128, 224)[number % 2],
         }
-        distributions |= {"classify": CLASSIFY, "fused": FUSED, "size": SIZE}
+        distributions |= {"classify": CLASSIFY, "compile": FUSED, "size": SIZE}
         if number % 3 == 1:  # a condition
             params["kernel"], distributions["kernel"] = int(rng.integers(1, 2000)), KERNEL
         quality = 0.6 * math.exp(-((math.log10(lr) + 3.5) ** 2)) + 0.02 * rng.random()
@@ -159,7 +159,7 @@ def test_no_trial_is_lost_and_no_value_changed(report: Report) -> None:
         assert row["epochs"] == (history[-1][0] if history else 0)
         assert row["values_valid/map"] == (trial.value if trial.state is TrialState.COMPLETE else None)
         assert (row["seconds"], row["run_id"]) == (given.get(SECONDS), given.get(RUN_ID))
-        for name in ("lr", "margin", "mining", "decay", "fused", "size", "kernel"):
+        for name in ("lr", "margin", "mining", "decay", "compile", "size", "kernel"):
             assert row[f"params_{name}"] == trial.params.get(name)
         if "classify" in trial.params:
             assert row["params_classify"] == str(trial.params["classify"]).lower()
@@ -297,10 +297,10 @@ def test_the_best_setting_can_be_given_to_a_training(report: Report, opened: Ope
     assert article.get_attribute("data-chosen") == str(best.number) == str(report.study.best_trial.number)
     setting = dict(one.split("=", 1) for one in shlex.split(article.locator("pre").inner_text()))
     assert float(setting["lr"]) == best.params["lr"] and setting["classify"] == str(best.params["classify"]).lower()
-    known = [f"{key}={setting[key]}" for key in ("lr", "margin", "classify", "fused")]
+    known = [f"{key}={setting[key]}" for key in ("lr", "margin", "classify", "compile")]
     config = load_config(None, known)
-    assert {key: getattr(config, key) for key in ("lr", "margin", "classify", "fused")} == {
-        key: best.params[key] for key in ("lr", "margin", "classify", "fused")
+    assert {key: getattr(config, key) for key in ("lr", "margin", "classify", "compile")} == {
+        key: best.params[key] for key in ("lr", "margin", "classify", "compile")
     }
     opened.page.locator(".copy button").click()
     opened.page.wait_for_function("document.querySelector('.copy [role=status]').textContent !== ''")
@@ -332,7 +332,7 @@ def test_brushing_an_axis_filters_charts_and_table(report: Report, opened: Opene
     names = page.locator("[data-chart=parallel] text.name").evaluate_all(
         "all => all.map(t => t.children[0].textContent)"
     )
-    assert names == ["lr", "margin", "mining", "decay", "classify", "fused", "size", "kernel", "best MAP × 100"]
+    assert names == ["lr", "margin", "mining", "decay", "classify", "compile", "size", "kernel", "best MAP × 100"]
     axis = page.locator("[data-axis='0']")
     axis.scroll_into_view_if_needed()
     lines = page.locator("[data-chart=parallel] line.axis")

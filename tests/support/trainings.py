@@ -33,7 +33,7 @@ AGMAN = "from pipeline.cli import main; main()"
 MARK = "AGMAN_TEST"
 """A variable that all processes of one command inherit."""
 SETTINGS = {
-    "backbone": "resnet18",
+    "backbone": "tiny",
     "embedding_dim": 16,
     "batch_size": 12,
     "epochs": 2,
@@ -256,7 +256,7 @@ def trainings(folder: Path, storage: str | None = None) -> list[Storage]:
 
 
 def kept_in(training: Storage) -> list[Checkpoint]:
-    return Checkpoints(training / "checkpoints").whole()
+    return Checkpoints(training / "checkpoints").complete()
 
 
 def run_of(folder: Path) -> Run:

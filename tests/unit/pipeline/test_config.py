@@ -40,7 +40,7 @@ def test_a_weights_file_is_found_from_any_folder(tmp_path: Path, monkeypatch: py
 
 
 def test_none_is_read_wherever_a_type_admits_it_and_nowhere_else() -> None:
-    """A setting without a default of its own takes `none`; for the others it is a wrong value, or a word like others."""
+    """Every setting whose default is None takes it; for others it is a wrong value, or a choice like any other."""
     for name, field in TrainConfig.model_fields.items():
         if field.default is None:
             assert getattr(load_config(None, [f"{name}=none"]), name) is None
