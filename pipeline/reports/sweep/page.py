@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 import shlex
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import optuna
 
+from data_prep import atomic
 from data_prep.errors import InputError
 from pipeline.common.console import printable
 from pipeline.reports.charts import DARK, LIGHT, Theme
@@ -108,44 +107,28 @@ def write_sweep_report(study: optuna.Study, folder: Path, sweep: dict[str, str])
     `sweep`: facts for the head of the page. The folder appears whole or not at all, and replaces an older report.
     The same study gives the same files. Raises InputError if it cannot be written, or holds something else.
     """
-    with _whole_folder(folder) as aside:
+    with _report_folder(folder) as staging:
         content = read_study(study)
         found = importances(content)
         drawn = pictures(content, found)
-        write_tables(content, aside)
+        write_tables(content, staging)
         for name, png in drawn.items():
-            (aside / name).write_bytes(png)
+            (staging / name).write_bytes(png)
         page = _page(content, found, drawn, sweep)
-        (aside / PAGE).write_text(render("sweep_report.html.j2", page), encoding="utf-8")
+        (staging / PAGE).write_text(render("sweep_report.html.j2", page), encoding="utf-8")
     return sorted(folder / name for name in ARTIFACTS & {file.name for file in folder.iterdir()})
 
 
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder beside it to write to, which becomes `folder` if the block ends without an error."""
+def _report_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write in that replaces an older report. Raises InputError if it cannot be written."""
     folder = folder.absolute()
-    aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old")
     try:
-        if old.is_dir() and not folder.exists():  # killed between the two renames
-            old.rename(folder)
         _refuse_others(folder)
-        aside.mkdir(parents=True)
-        yield aside
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            aside.rename(folder)
-        except BaseException:
-            with suppress(OSError):
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        with atomic.folder(folder) as staging:
+            yield staging
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _refuse_others(folder: Path) -> None:
