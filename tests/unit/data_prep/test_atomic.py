@@ -62,11 +62,11 @@ def test_an_output_folder_on_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_the_last_file_of_a_remote_folder_completes_it(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    remote = Storage(bucket.uri) / "folder"
+    remote = Storage(bucket.uri("folder"))
     write = Storage.write_bytes
 
     def failing(self: Storage, data: bytes) -> None:
-        if str(self).endswith("/z"):
+        if str(self).partition("?")[0].endswith("/z"):
             raise StorageError("no answer")
         write(self, data)
 
