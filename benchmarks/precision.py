@@ -13,12 +13,13 @@ from benchmarks.record import write_table
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.synthetic.samples import sample
-from pipeline.cli.demo import CONFIG
 from pipeline.common.console import progress_bar, say
-from pipeline.config.schema import TrainConfig
+from pipeline.config.presets import PRESETS
+from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.training.trainer import Share, Training
 
+CONFIG = make_config(PRESETS["demo"].settings)
 IMAGES, SIZE, TRIPLETS, EPOCHS, THREADS = 4_000, 64, 1_600, 5, 2
 SEEDS = (0, 1, 2)
 

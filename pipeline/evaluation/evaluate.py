@@ -1,6 +1,7 @@
 """`agman evaluate`: attribute-specific retrieval (MAP, MAP@R, P@k, R@k) and triplet relation prediction on one split.
 
-On drawn datasets, whose regions are known, also how well the attention finds them. `evaluation_tables.py` shows it.
+On drawn datasets, whose regions are known, also how well the attention finds them. The tables are drawn by
+`pipeline.reports.evaluation`.
 """
 
 from __future__ import annotations

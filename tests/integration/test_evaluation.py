@@ -25,8 +25,8 @@ from pipeline.common.errors import JobFailed
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation import published_results
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.evaluation.tables import show
 from pipeline.registry import models as registry
+from pipeline.reports.evaluation import show_evaluation
 from pipeline.tracking import runs as tracking
 
 MARGIN, STEP = 0.35, 7
@@ -233,7 +233,7 @@ def test_a_split_with_nothing_to_score_is_refused(
 
 def shown(scored: Evaluation, capsys: pytest.CaptureFixture[str]) -> list[str]:
     capsys.readouterr()
-    show(scored)
+    show_evaluation(scored)
     return capsys.readouterr().err.splitlines()
 
 
