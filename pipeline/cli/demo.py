@@ -48,7 +48,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
     from pipeline.reports.dataset.page import write_prep_report
     from pipeline.reports.evaluation import show_evaluation
     from pipeline.reports.model.page import write_report
-    from pipeline.reports.sweep.page import write_sweep_report
+    from pipeline.reports.study.page import write_study_report
     from pipeline.tracking.runs import tracking_uri
     from pipeline.training.train import train
     from pipeline.tuning.spaces import find_space
@@ -86,7 +86,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
                 final_seeds=0,
                 storage=storage,
                 seed=seed,
-                write_report=write_sweep_report,
+                write_report=write_study_report,
             )
             show_study(study)
     with _step("5/6 evaluate: queries, candidates and triplets of the test split"):

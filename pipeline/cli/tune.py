@@ -85,13 +85,13 @@ def tune(
     """
     from data_prep.dataset import Dataset
     from pipeline.config.schema import load_config
-    from pipeline.reports.sweep.page import write_sweep_report
+    from pipeline.reports.study.page import write_study_report
     from pipeline.tuning.spaces import find_space, refuse_varied
     from pipeline.tuning.tune import tune as run_study
 
     config, found = load_config(config_file, settings, preset), find_space(space)
     refuse_varied(found, settings)
-    study = run_study(Dataset(data), config, space=found, write_report=write_sweep_report, **options)
+    study = run_study(Dataset(data), config, space=found, write_report=write_study_report, **options)
     show_study(study)
     emit(study.figures, as_json)
 
