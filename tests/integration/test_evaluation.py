@@ -139,7 +139,7 @@ def test_the_command_scores_a_registered_model_and_logs_to_its_run(
     [
         ({"dataset_digest": "another"}, "fp32", "another dataset than the model's own"),
         ({"run_id": "0" * 32}, "fp32", f"has no run {'0' * 32}"),
-        ({}, "bf16", "figures of bf16 are not logged"),
+        ({}, "bf16", "metrics of bf16 are not logged"),
     ],
 )
 def test_what_is_not_logged_is_said(
