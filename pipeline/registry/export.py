@@ -8,7 +8,6 @@ from typing import Any
 import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
 from data_prep import atomic
-from pipeline.common.console import say, show_table
 from pipeline.common.errors import JobFailed
 from pipeline.registry.models import load
 
@@ -41,14 +40,3 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
         "files": {name: (out / name).stat().st_size for name in FILES},
         "difference": {PROGRAM: program.difference, ONNX: onnx.difference},
     }
-
-
-def show(figures: dict[str, Any]) -> None:
-    """The files with their sizes, and what was compared."""
-    rows = []
-    for name, size in figures["files"].items():
-        difference = figures["difference"].get(name)
-        rows.append([name, f"{size / 1e6:.1f} MB", "" if difference is None else f"{difference:.1e}"])
-    show_table(figures["out"], ["file", "size", "largest difference from the model"], rows)
-    if figures["difference"][ONNX] is None:
-        say(f"note: {ONNX} was not run, because onnxruntime is not installed here")

@@ -330,21 +330,3 @@ def _blocks(parts: list[Path], attributes: tuple[str, ...]) -> Iterator[np.ndarr
         if len(table):
             flat = (column.combine_chunks().flatten().to_numpy() for column in table.columns)
             yield np.stack([vectors.reshape(len(table), -1) for vectors in flat], axis=1)
-
-
-def show(gallery: Gallery) -> dict[str, Any]:
-    """What is there; returns it as figures."""
-    info, refused = gallery.info, sum(gallery.info.rejects.values())
-    say(f"{info.images:,} pictures under {len(info.attributes)} attributes, {info.width} wide, in {gallery.folder}")
-    for reason, count in info.rejects.items():
-        say(f"  {count:,} rejected: {reason}")
-    if refused:
-        say(f"  each named in {gallery.folder / 'rejects.parquet'}")
-    return {
-        "images": info.images,
-        "rejects": refused,
-        "attributes": list(info.attributes),
-        "width": info.width,
-        "model": info.model,
-        "out": str(gallery.folder),
-    }

@@ -17,9 +17,9 @@ from data_prep import atomic
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.evaluation.tables import map_table, triplet_table
 from pipeline.registry import models as registry
 from pipeline.reports import charts as draw
+from pipeline.reports.evaluation import map_table, triplet_table
 from pipeline.reports.html import render
 from pipeline.reports.model.attention import Attention, attention
 from pipeline.reports.model.confusion import Confusion, confusions
@@ -51,7 +51,7 @@ class Page:
     made: datetime
     figures: dict[str, float]
     paper: tuple[str, list[str], list[list[str]]]
-    """The table as the papers print it; see evaluation_tables.map_table and triplet_table."""
+    """The table as the papers print it; see map_table and triplet_table."""
     scores: Scores | None
     """None where the dataset gives triplets and no queries; `triplets` are for these alone."""
     curves: list[draw.Chart]
