@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 import secrets
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data_prep.atomic import BEING_WRITTEN, is_full
 from data_prep.errors import StorageError
-from data_prep.storage import BEING_WRITTEN, Storage, is_full
+from data_prep.storage import Storage
 
 log = logging.getLogger(__name__)
 
 MARKER = "checkpoint.json"
 """File that is written last: a folder without it is no checkpoint."""
-FOLDER = re.compile(rf"(?:step-(\d{{8,}})-[0-9a-f]{{8}}|\.step-(\d{{8,}})-[0-9a-f]{{8}}{re.escape(BEING_WRITTEN)})")
+FOLDER = re.compile(rf"(?:step-(\d{{8,}})-[0-9a-f]{{8}}|\.step-(\d{{8,}})-[0-9a-f.]+{re.escape(BEING_WRITTEN)})")
 """Name of a checkpoint's folder, or of a local one that is being written. No other folder is ever removed."""
 FULL_IN_RUST = re.compile(r"\(os error (28|122)\)")
 """Text by which safetensors, whose errors are no OSErrors, reports a full disk or quota."""
@@ -127,11 +125,7 @@ class Checkpoints:
         raises, StorageError (also for a full disk) or OSError; the older checkpoints are then unchanged.
         """
         name = f"step-{snapshot.step:08d}-{secrets.token_hex(4)}"
-        if self.root.local:
-            marker = self._write(self.root.local, name, snapshot)
-        else:
-            marker = self._upload(self.root / name, snapshot)
-        checkpoint = _checkpoint(self.root / name, marker)
+        checkpoint = _checkpoint(self.root / name, self._write(name, snapshot))
         if not _is_complete(checkpoint):
             raise StorageError(f"{checkpoint.path}: has lost files while it was written; does another training write?")
         try:
@@ -215,39 +209,20 @@ class Checkpoints:
         newer_last = {step: (name, marker) for step, _, name, marker in sorted(found, key=lambda each: each[:3])}
         return {name: _checkpoint(self.root / name, marker) for name, marker in newer_last.values()}
 
-    def _write(self, root: Path, name: str, snapshot: Snapshot) -> Marker:
-        staging = root / f".{name}{BEING_WRITTEN}"
+    def _write(self, name: str, snapshot: Snapshot) -> Marker:
         try:
-            staging.mkdir(parents=True)
-            snapshot.write(staging)
-            marker = _marker(snapshot, staging)
-            (staging / MARKER).write_bytes(_json(marker))
-            _force_to_disk(staging)
-            staging.rename(root / name)
-            _force_folder_to_disk(root)
-        except BaseException as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            if _is_full(error):
+            with (self.root / name).atomic_folder(last=MARKER) as staging:
+                snapshot.write(staging)
+                marker = _marker(snapshot, staging)
+                (staging / MARKER).write_bytes(_json(marker))
+        except Exception as error:
+            if isinstance(error, StorageError) or not _is_full(error):
+                raise
+            if self.root.local:
                 with suppress(StorageError, OSError):
                     self.prune()  # else folders of killed writers could fill the disk for ever
-                raise StorageError(f"{root}: no space left on device for a checkpoint; free some") from error
-            raise
-        return marker
-
-    def _upload(self, path: Storage, snapshot: Snapshot) -> Marker:
-        with tempfile.TemporaryDirectory(prefix="agman-checkpoint-") as folder:
-            try:
-                snapshot.write(Path(folder))
-            except Exception as error:
-                if _is_full(error):
-                    where = tempfile.gettempdir()
-                    raise StorageError(f"{where}: no space left on device for a checkpoint; free some") from error
-                raise
-            marker = _marker(snapshot, Path(folder))
-            for name in marker.files:
-                with pa.memory_map(str(Path(folder, name))) as file:
-                    (path / name).write_bytes(file.read_buffer())
-        (path / MARKER).write_bytes(_json(marker))
+            full = self.root.local or tempfile.gettempdir()
+            raise StorageError(f"{full}: no space left on device for a checkpoint; free some") from error
         return marker
 
 
@@ -466,26 +441,3 @@ def _remove(folder: Storage) -> None:
 
 def _is_full(error: BaseException) -> bool:
     return is_full(error) if isinstance(error, OSError) else bool(FULL_IN_RUST.search(str(error)))
-
-
-def _force_to_disk(folder: Path) -> None:
-    """Force all below a folder to the disk: after a crash, names could else have half their contents.
-
-    Some quotas are reported only here.
-    """
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _force_folder_to_disk(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _force_folder_to_disk(folder)
-
-
-def _force_folder_to_disk(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # not every file system can
-            os.fsync(handle)
-    finally:
-        os.close(handle)
