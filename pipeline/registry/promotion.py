@@ -24,7 +24,7 @@ import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
-from pipeline.common.console import say, show_table
+from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.registry.model_card import Tested
@@ -287,21 +287,3 @@ def _remove_challenger(client: MlflowClient, name: str, version: str) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def show(decision: Decision) -> None:
-    """Both models' scores of every attribute, and what was decided."""
-    if decision.verdict:
-        rows = []
-        for name, one in decision.verdict.differences.items():
-            now = decision.challenger_scores[name].mean
-            cells = [f"{100 * value:.2f}" for value in (now - one.mean, now)]
-            rows.append(
-                [name or "all", *cells, f"{100 * one.mean:+.2f}", f"[{100 * one.low:+.2f}, {100 * one.high:+.2f}]"]
-            )
-        title = f"{decision.metric} of {decision.name}, times 100"
-        header = ["attribute", f"champion ({decision.champion})", f"version {decision.version}", "difference", "95 %"]
-        show_table(title, header, rows)
-    what = "promoted" if decision.promoted else "not promoted"
-    how = f" although {decision.verdict.reason}" if decision.forced and decision.verdict else ""
-    say(f"{decision.name} version {decision.version} is {what}: {decision.reason}{how}")

@@ -20,7 +20,7 @@ from pipeline.common import console
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation import published_results
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.evaluation.tables import show
+from pipeline.reports.evaluation import show_evaluation
 
 MARGIN = 0.35
 
@@ -111,7 +111,7 @@ def test_a_split_with_nothing_to_score_is_refused(
 
 def shown(scored: Evaluation, capsys: pytest.CaptureFixture[str]) -> list[str]:
     capsys.readouterr()
-    show(scored)
+    show_evaluation(scored)
     return capsys.readouterr().err.splitlines()
 
 
