@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.compare.compare import Comparison
-    from pipeline.tuning.tune import Sweep
+    from pipeline.tuning.tune import StudyResult
 
 
-def show_study(sweep: Sweep) -> None:
+def show_study(sweep: StudyResult) -> None:
     """Show every trial, the best first, and what became of the best setting."""
     from pipeline.tuning.study import FAILED, METRIC
     from pipeline.tuning.tune import short

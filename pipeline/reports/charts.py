@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 if TYPE_CHECKING:
-    from pipeline.tuning.tune import Sweep
+    from pipeline.tuning.tune import StudyResult
 
 History = Sequence[tuple[int, float]]
 """(step, value), in order of steps."""
@@ -148,7 +148,7 @@ def scatter(title: str, places: np.ndarray, groups: Sequence[str]) -> Chart:
     return chart(title, f"Map of {len(groups)} embeddings under {title}, by value: {counts}", draw, (5.2, 3.2))
 
 
-def trials(sweep: Sweep) -> Chart:
+def trials(sweep: StudyResult) -> Chart:
     """Every trial's validation MAP over its epochs, the best one in front."""
 
     def draw(axes: Axes, theme: Theme) -> None:
@@ -172,7 +172,7 @@ def trials(sweep: Sweep) -> Chart:
     return chart("Trials over their epochs", alt, draw)
 
 
-def setting(sweep: Sweep, key: str) -> Chart:
+def setting(sweep: StudyResult, key: str) -> Chart:
     """Each trial's best validation MAP over the value it had for one setting; the best trial is a star."""
     scored = [trial for trial in sweep.trials if trial.history and key in trial.setting]
     values = [trial.setting[key] for trial in scored]

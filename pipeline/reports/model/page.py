@@ -32,7 +32,7 @@ from pipeline.reports.model.triplets import AttributeTriplets, shown_triplets
 from pipeline.tracking import runs as tracking
 
 if TYPE_CHECKING:
-    from pipeline.tuning.tune import Sweep
+    from pipeline.tuning.tune import StudyResult
 
 LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class", "train/loss_proxy", "train/loss_info_nce")
 
@@ -72,7 +72,7 @@ def write_report(
     dataset: Dataset,
     out: Path,
     *,
-    sweep: Sweep | None = None,
+    sweep: StudyResult | None = None,
     evaluation: Evaluation | None = None,
 ) -> dict[str, float]:
     """Write one self-contained HTML page on `model` to `out`; returns the figures on it.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.reports import charts as figures
 
 if TYPE_CHECKING:
-    from pipeline.tuning.tune import Sweep
+    from pipeline.tuning.tune import StudyResult
 
 UNFOLDED = 12
 """A longer table of trials is folded."""
@@ -38,7 +38,7 @@ class Search:
     folded: bool
 
 
-def search_section(sweep: Sweep) -> Search:
+def search_section(sweep: StudyResult) -> Search:
     """The trials, best first, with a chart for every setting."""
     keys = list(dict.fromkeys(key for trial in sweep.trials for key in trial.setting))
     ranked = sorted(enumerate(sweep.trials), key=lambda numbered: -numbered[1].best)
