@@ -7,7 +7,7 @@ from typing import Any
 
 import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
-from data_prep.atomic import whole_folder
+from data_prep import atomic
 from pipeline.common.errors import JobFailed
 from pipeline.registry.models import load
 
@@ -24,15 +24,15 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """
     network, description = load(model)
     inputs = () if model.startswith(("models:/", "runs:/")) else (Path(model),)
-    with whole_folder(out, marker=PROGRAM, overwrite=overwrite, inputs=inputs) as aside:
-        checkpoint = agman.save_model(aside / "checkpoint", network, description)
+    with atomic.output_folder(out, marker=PROGRAM, overwrite=overwrite, inputs=inputs) as staging:
+        checkpoint = agman.save_model(staging / "checkpoint", network, description)
         for name in (WEIGHTS, DESCRIPTION):
-            (checkpoint / name).rename(aside / name)
+            (checkpoint / name).rename(staging / name)
         checkpoint.rmdir()
         request = (description["image_size"], description.get("attributes", ()))
         try:
-            program = agman.save_program(network, aside / PROGRAM, *request)
-            onnx = agman.export_onnx(network, aside / ONNX, *request)
+            program = agman.save_program(network, staging / PROGRAM, *request)
+            onnx = agman.export_onnx(network, staging / ONNX, *request)
         except agman.ExportError as error:
             raise JobFailed(str(error)) from error
     return {

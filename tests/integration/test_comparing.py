@@ -21,7 +21,7 @@ from pipeline.compare.compare import SYSTEMS, Comparison, compare, config_of
 from pipeline.config.schema import make_config
 from pipeline.reports.compare import comparison_table, write_comparison_report
 from pipeline.tracking import runs as tracking
-from pipeline.training.trainer import build_model
+from pipeline.training.build import build_model
 
 SETTINGS = {"backbone": "resnet18", "embedding_dim": 16, "batch_size": 24, "epochs": 1, "proxy_weight": 1, "threads": 1}
 ASKED = ("agman", "csn")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import agman
+from data_prep import atomic
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from data_prep.storage import Storage
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.registry import models as registry
 from pipeline.reports import charts
@@ -105,8 +105,17 @@ def write_report(
         facts=_facts(dataset, network, description),
         commands=_commands(registry.shown(model), dataset, out, evaluation.split, description["training"]),
     )
-    Storage(out).write_bytes(render("report.html.j2", page).encode())
+    _write(out, render("report.html.j2", page))
     return evaluation.figures
+
+
+def _write(out: Path, html: str) -> None:
+    """Write the page atomically. Raises InputError if it cannot be written."""
+    try:
+        with atomic.file(out) as staging:
+            staging.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
 def _curves(run_id: str | None) -> list[charts.Chart]:

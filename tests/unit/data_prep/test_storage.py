@@ -125,7 +125,7 @@ def test_an_unreachable_store_is_one_line_without_secrets() -> None:
 def test_fsspecs_file_systems() -> None:
     place = Storage("memory://folder") / "a"
     (place / "b" / "one").write_bytes(b"1")
-    with (place / "two").whole_file() as file:
+    with (place / "two").atomic_file() as file:
         file.write_bytes(b"22")
     assert place.files() == {"b/one": 1, "two": 2}
     assert (place / "b" / "one").read_bytes() == b"1"
@@ -146,7 +146,7 @@ def test_storage_shows_no_credentials(tmp_path: Path) -> None:
     here.write_bytes(b"1234")
     assert pickle.loads(pickle.dumps(here)).read_bytes() == b"1234"
     assert Storage(tmp_path).files() == {"a/b.bin": 4}
-    with pytest.raises(ZeroDivisionError), here.whole_file() as file:
+    with pytest.raises(ZeroDivisionError), here.atomic_file() as file:
         file.write_bytes(b"half")
         raise ZeroDivisionError
     assert here.read_bytes() == b"1234"
