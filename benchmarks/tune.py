@@ -24,7 +24,7 @@ from pipeline.common.console import say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.reports.study.page import write_study_report
-from pipeline.training.trainer import Share, Training
+from pipeline.training.trainer import Training, WorkerContext
 from pipeline.tuning.spaces import find_space
 from pipeline.tuning.study import Plan, StudyRecord
 from pipeline.tuning.tune import StudyResult, tune
@@ -70,7 +70,7 @@ def plain(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) ->
     for _ in range(trials):
         trial = record.ask()
         began = time.perf_counter()
-        training = Training(make_config(settings.model_dump() | trial.setting), dataset, Share())
+        training = Training(make_config(settings.model_dump() | trial.setting), dataset, WorkerContext())
         training.run(epoch_end=lambda end: record.epoch(trial.number, end.epoch, end.metrics["valid/map"]))  # noqa: B023
         trained += time.perf_counter() - began
         record.end(trial.number, "done", "all epochs")

@@ -59,7 +59,7 @@ def report(store: Path) -> Report:
     network, description = agman.load_model(checkpoint)
     evaluation = evaluate(network, description, dataset, threads=1)
     sweep = _sweep(run)
-    figures = write_report(str(checkpoint), dataset, store / "page.html", sweep=sweep, evaluation=evaluation)
+    figures = write_report(str(checkpoint), dataset, store / "page.html", study=sweep, evaluation=evaluation)
     return Report(store / "page.html", figures, dataset, checkpoint, evaluation, sweep)
 
 
@@ -181,7 +181,7 @@ def test_photographs_and_a_model_without_a_run(report: Report, store: Path) -> N
     html = (store / "new" / "plain.html").read_text(encoding="utf-8")
     assert "not photographs" not in html
     assert 'class="region"' not in html
-    assert 'id="search"' not in html
+    assert 'id="study"' not in html
     assert "names no run" in html
 
 
