@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from pipeline.tuning.tune import StudyResult
 
 
-<<<<<<< HEAD
-def show_study(sweep: StudyResult) -> None:
-=======
 @click.command()
 @data_option
 @click.option(
@@ -100,7 +97,6 @@ def tune(
 
 
 def show_study(study: StudyResult) -> None:
->>>>>>> main
     """Show every trial, the best first, and what became of the best setting."""
     from pipeline.tuning.study import FAILED, METRIC
     from pipeline.tuning.tune import short

@@ -9,7 +9,6 @@ from pipeline.tuning.ray_tune import make_scheduler
 from pipeline.tuning.spaces import find_space
 from pipeline.tuning.study import DONE, PRUNED, Plan, StudyRecord
 
-
 EPOCHS = 3
 
 
