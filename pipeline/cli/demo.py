@@ -98,7 +98,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
     assert registered, "a training without a parent is registered"
     page = out / "report.html"
     with _step("6/6 report"):
-        write_report(registered.uri, dataset, page, sweep=study, evaluation=scored)
+        write_report(registered.uri, dataset, page, study=study, evaluation=scored)
     seconds = time.perf_counter() - started
 
     figures = scored.figures

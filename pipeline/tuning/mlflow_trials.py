@@ -19,7 +19,7 @@ from data_prep.tables import DatasetInfo
 from pipeline.common.console import say_above
 from pipeline.tracking import runs as tracking
 from pipeline.tracking import watchdog as run_guard
-from pipeline.tuning.study import FAILED, METRIC, RUNNING, Record, Trial
+from pipeline.tuning.study import FAILED, METRIC, RUNNING, StudyRecord, Trial
 
 TRIAL = "trial"
 """Tag: the trial's number."""
@@ -27,7 +27,7 @@ PAUSE = 30.0  # seconds between two tries
 
 
 @dataclass
-class _Waiting:
+class _Pending:
     """What of a trial is not in the store yet."""
 
     begun: Trial | None = None
@@ -35,13 +35,13 @@ class _Waiting:
     ended: Trial | None = None
 
 
-class TrialRuns:
+class MlflowTrials:
     """One run for every trial of the study, however often trial and search are taken up again."""
 
-    def __init__(self, dataset: DatasetInfo, parent: tracking.OpenRun, record: Record, base: dict[str, Any]):
+    def __init__(self, dataset: DatasetInfo, parent: tracking.OpenRun, record: StudyRecord, base: dict[str, Any]):
         self.dataset, self.parent, self.record, self.base = dataset, parent, record, base
         self._runs: dict[int, tracking.Run] = {}
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, _Pending] = {}
         self._logged: dict[int, dict[str, set[int]]] = {}
         self._not_before = 0.0
         self._unsure = False
@@ -94,10 +94,10 @@ class TrialRuns:
                 but=self.parent.run_id,
             )
 
-    def _of(self, number: int) -> _Waiting:
-        return self._waiting.setdefault(number, _Waiting())
+    def _of(self, number: int) -> _Pending:
+        return self._waiting.setdefault(number, _Pending())
 
-    def _write(self, number: int, waiting: _Waiting) -> None:
+    def _write(self, number: int, waiting: _Pending) -> None:
         run = self._runs.get(number)
         if not run:
             run = self._runs[number] = self._open(waiting.begun or self.record[number])
@@ -137,7 +137,7 @@ class TrialRuns:
         for trial in self.record.trials:
             run = runs.get(trial.number)
             if trial.state != RUNNING and not (run and run.info.status == _status(trial)):
-                self._waiting[trial.number] = _Waiting(trial, _points(trial), trial)
+                self._waiting[trial.number] = _Pending(trial, _points(trial), trial)
         self.write()
 
 

@@ -30,7 +30,7 @@ from pipeline.reports.model.galleries import chosen
 from pipeline.reports.model.neighbours import neighbours
 from pipeline.reports.model.page import write_report
 from pipeline.tracking import runs as tracking
-from pipeline.tuning.tune import DONE, FAILED, PRUNED, Sweep, Trial
+from pipeline.tuning.tune import DONE, FAILED, PRUNED, StudyResult, Trial
 
 STEPS = {"train/loss": 0.9, "train/loss_triplet": 0.2, "train/loss_class": 0.7, "valid/map": 0.31}
 
@@ -44,7 +44,7 @@ class Report:
     dataset: Dataset
     checkpoint: Path
     evaluation: Evaluation
-    sweep: Sweep
+    sweep: StudyResult
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def report(store: Path) -> Report:
     network, description = agman.load_model(checkpoint)
     evaluation = evaluate(network, description, dataset, threads=1)
     sweep = _sweep(run)
-    figures = write_report(str(checkpoint), dataset, store / "page.html", sweep=sweep, evaluation=evaluation)
+    figures = write_report(str(checkpoint), dataset, store / "page.html", study=sweep, evaluation=evaluation)
     return Report(store / "page.html", figures, dataset, checkpoint, evaluation, sweep)
 
 
@@ -80,14 +80,14 @@ def _save_model(folder: Path, dataset: Dataset, run_id: str | None) -> Path:
     return agman.save_model(folder, model, description)
 
 
-def _sweep(run: tracking.Run) -> Sweep:
+def _sweep(run: tracking.Run) -> StudyResult:
     trials = [
         Trial(0, {"margin": 0.2, "lr": 1e-4}, DONE, [(1, 0.2), (2, 0.3), (3, 0.35)]),
         Trial(1, {"margin": 0.5, "lr": 3e-3}, PRUNED, [(1, 0.1)]),
         Trial(2, {"margin": 0.3, "lr": 5e-4}, DONE, [(1, 0.3), (2, 0.5), (3, 0.45)]),
         Trial(3, {"margin": 0.1, "lr": 2e-4}, FAILED, []),
     ]
-    return Sweep(run, "margins", trials, trials[2], 61.0, Path("report.html"), None)
+    return StudyResult(run, "margins", trials, trials[2], 61.0, Path("report.html"), None)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_photographs_and_a_model_without_a_run(report: Report, store: Path) -> N
     html = (store / "new" / "plain.html").read_text(encoding="utf-8")
     assert "not photographs" not in html
     assert 'class="region"' not in html
-    assert 'id="search"' not in html
+    assert 'id="study"' not in html
     assert "names no run" in html
 
 
