@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray import tune as ray_tune
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayError
+from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -34,8 +35,8 @@ Watch = Callable[[], None]
 
 def run_trials(
     job: TrialJob, record: StudyRecord, runs: MlflowTrials, watch: Watch, total: int, concurrent: int
-) -> None:
-    """Run the interrupted trials, then new ones until there are `total`.
+) -> int:
+    """Run the interrupted trials, then new ones until there are `total`; return how many processes ran out of memory.
 
     Returns early after Ctrl-C, and when Ray's memory monitor has killed a trial's process: Ray Tune then stops all
     trials, and the next call continues them.
@@ -43,7 +44,7 @@ def run_trials(
     again = [trial.number for trial in record.interrupted()]
     left = len(again) + max(0, total - len(record.trials))
     if not left:
-        return
+        return 0
     if job.workers > 1:
         # The trial's own process only waits for its workers; a thousandth of the head node keeps it off the CPUs.
         resources = {"cpu": 0.0, "node:__internal_head__": 0.001}
@@ -69,7 +70,8 @@ def run_trials(
     )
     try:
         tuner.fit()
-    except RuntimeError as error:
+        return 0
+    except (TuneError, RayError, RuntimeError) as error:
         # Ray Tune expects processes that die and tasks that fail. It gives the experiment up for any other error, and
         # the memory monitor's kills are reported by an error of their own.
         message = str(_memory_error(error) or "")  # names the Ray worker
@@ -79,6 +81,7 @@ def run_trials(
             raise
         for number in killed:
             logger.killed_for_memory(number)
+        return len(killed)
 
 
 def _memory_error(error: BaseException | None) -> OutOfMemoryError | None:
