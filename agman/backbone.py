@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from agman.state import first_difference, read_tensors
 
+TINY = "tiny"  # the one backbone that is not torchvision's
+TINY_CHANNELS = (8, 8, 16, 32, 64)  # after the stem and each of the four stages
 PROBE = 64  # pixels a side of the blank image that shows where a network's strides change
 HEADS = ("avgpool", "classifier", "fc")  # where torchvision's convolutional networks turn a map into classes
 
@@ -25,7 +27,10 @@ class Levels(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """torchvision's network `name` without its head, cut into the stages of a ResNet.
+    """A convolutional network, cut into the stages of a ResNet.
+
+    `name` is a network of torchvision, which loses its head, or "tiny": one convolution for each stage, random
+    weights only, for tests and quick tries.
 
     `stem` and `layer1` end at 1/4 of the image's size, `layer2` at 1/8, `layer3` at 1/16, `layer4` at 1/32.
     A ResNet has them by these names; any other convolutional network of torchvision (ConvNeXt, EfficientNet,
@@ -39,9 +44,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str = "resnet50", weights: str | PathLike[str] | None = None, top: bool = False):
         super().__init__()
-        network = _torchvision_network(name, weights)
-        is_resnet = isinstance(network, torchvision.models.ResNet)
-        stages = _resnet_stages(network) if is_resnet else _stages_by_stride(name, network)
+        stages = _tiny_stages(weights) if name == TINY else _torchvision_stages(name, weights)
         self.stem, self.layer1, self.layer2, self.layer3 = stages[:4]
         self.layer4 = stages[4] if top else None
         self.low_channels, self.channels, self.top_channels = _channels(stages)
@@ -88,6 +91,27 @@ class MultiLevelBackbone(Backbone):
         """Branch 1's feature: layer4 and a global average, B×top_channels."""
         assert self.layer4 is not None, "built with top=False"
         return self.layer4(fused_bchw).mean((2, 3))
+
+
+def _tiny_stages(weights: str | PathLike[str] | None) -> list[nn.Module]:
+    """Return the five stages of "tiny": 3×3 convolutions at a ResNet's strides, after a stem of stride 4."""
+    if weights is not None:
+        raise ValueError(f"backbone {TINY!r} has no trained weights: weights must be None, not {str(weights)!r}")
+    stages: list[nn.Module] = []
+    in_channels = 3
+    for channels, stride in zip(TINY_CHANNELS, (4, 1, 2, 2, 2), strict=True):
+        kernel = 5 if stride == 4 else 3  # either rounds the map's size up, as a ResNet does
+        convolution = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)
+        stages.append(nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)))
+        in_channels = channels
+    return stages
+
+
+def _torchvision_stages(name: str, weights: str | PathLike[str] | None) -> list[nn.Module]:
+    network = _torchvision_network(name, weights)
+    if isinstance(network, torchvision.models.ResNet):
+        return _resnet_stages(network)
+    return _stages_by_stride(name, network)
 
 
 def _resnet_stages(network: torchvision.models.ResNet) -> list[nn.Module]:

@@ -25,6 +25,7 @@ from data_prep.synthetic.samples import sample
 from pipeline.common.console import progress_bar, say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
+from pipeline.reports.sweep.page import write_sweep_report
 from pipeline.training.trainer import Share, Training
 from pipeline.tuning.spaces import find_space
 from pipeline.tuning.study import Plan, Record
@@ -54,6 +55,7 @@ def search(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int, n
         final_seeds=0,
         storage=folder / "runs",
         name=name,
+        write_report=write_sweep_report,
         **options,
     )
 

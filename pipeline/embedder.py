@@ -1,5 +1,5 @@
-"""Old name of `pipeline.inference.embedder`: the code of versions that were registered under it imports it here."""
+"""Old name of `pipeline.inference.embedder`: the code of models registered under it imports these names from here."""
 
-from pipeline.inference.embedder import Embedder
+from pipeline.inference.embedder import BATCH, Embedder, PictureError
 
-__all__ = ["Embedder"]
+__all__ = ["BATCH", "Embedder", "PictureError"]

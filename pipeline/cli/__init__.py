@@ -316,16 +316,17 @@ def tune(
     KEY=VALUE sets what does not vary. Killed or stopped, the same command with --resume goes on.
     """
     from data_prep.dataset import Dataset
+    from pipeline.cli.tune import show_study
     from pipeline.common.console import emit
     from pipeline.config.schema import load_config
+    from pipeline.reports.sweep.page import write_sweep_report
     from pipeline.tuning.spaces import find_space, refuse_varied
-    from pipeline.tuning.tune import show
     from pipeline.tuning.tune import tune as run_search
 
     config, found = load_config(config_file, settings, preset), find_space(space)
     refuse_varied(found, settings)
-    sweep = run_search(Dataset(data), config, space=found, **options)
-    show(sweep)
+    sweep = run_search(Dataset(data), config, space=found, write_report=write_sweep_report, **options)
+    show_study(sweep)
     emit(sweep.figures, as_json)
 
 
@@ -361,14 +362,17 @@ def compare(
     KEY=VALUE is the budget and recipe of all. Killed or stopped, the same command goes on.
     """
     from data_prep.dataset import Dataset
+    from pipeline.cli.tune import show_comparison
     from pipeline.common.console import emit
     from pipeline.compare.compare import compare as run_comparison
-    from pipeline.compare.compare import refuse_own, show
+    from pipeline.compare.compare import refuse_own
     from pipeline.config.schema import load_config
+    from pipeline.reports.compare import write_comparison_report
 
     refuse_own(settings)
     config = load_config(config_file, settings, preset)
-    emit(show(run_comparison(Dataset(data), config, **options)), as_json)
+    comparison = run_comparison(Dataset(data), config, **options)
+    emit(show_comparison(comparison, write_comparison_report(comparison)), as_json)
 
 
 @cli.command()

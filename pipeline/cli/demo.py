@@ -13,6 +13,7 @@ from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.synthetic.samples import sample
 from pipeline.cli.summaries import show_prepared
+from pipeline.cli.tune import show_study
 from pipeline.common.console import progress_bar, say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import make_config
@@ -21,10 +22,11 @@ from pipeline.evaluation import tables as evaluation_tables
 from pipeline.registry import models as registry
 from pipeline.reports.dataset.page import write_prep_report
 from pipeline.reports.model.page import write_report
+from pipeline.reports.sweep.page import write_sweep_report
 from pipeline.tracking import runs as tracking
 from pipeline.training.train import train
-from pipeline.tuning import tune as tuning
 from pipeline.tuning.spaces import find_space
+from pipeline.tuning.tune import tune
 
 WORKERS = 2
 TRIALS = 4
@@ -70,7 +72,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
         with _step(f"3/6 train and register: {WORKERS} DDP workers"):
             trained = train(dataset, CONFIG, workers=WORKERS, storage=storage)
         with _step(f"4/6 tune: {TRIALS} trials of the margins space"):
-            sweep = tuning.tune(
+            sweep = tune(
                 dataset,
                 SEARCH,
                 space=find_space("margins"),
@@ -79,8 +81,9 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
                 final_seeds=0,
                 storage=storage,
                 seed=seed,
+                write_report=write_sweep_report,
             )
-            tuning.show(sweep)
+            show_study(sweep)
     with _step("5/6 evaluate: queries, candidates and triplets of the test split"):
         model, description = registry.load(str(trained.checkpoint), dataset.info.attribute_names)
         scored = evaluation.evaluate(model, description, dataset, progress=progress_bar)

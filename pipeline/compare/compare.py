@@ -16,17 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 import agman
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from pipeline.common.console import bar_of, say, say_above, show_table
+from pipeline.common.console import bar_of, say, say_above
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
 from pipeline.common.hints import nearest
@@ -180,7 +177,6 @@ def compare(
             )
             if all(one.failed for one in scored):
                 raise JobFailed(f"every training failed; the first: {scored[0].failed}")
-            _write(done)
     return done
 
 
@@ -259,69 +255,3 @@ def _one(
         "seconds": time.perf_counter() - started,
         "failed": None,
     }
-
-
-def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, overall before the attributes, for a narrow window; mean ± standard deviation."""
-    header = ["system", "overall", "− AG-MAN [95 %]", "triplets, %", *comparison.attributes]
-    rows = []
-    for key in comparison.systems:
-        title = SYSTEMS[key].title + (" *" if SYSTEMS[key].interpretation else "")
-        if not comparison.of(key):
-            reason = next(one.failed for one in comparison.scored if one.system == key)
-            rows.append([title, f"failed: {reason}", "", "", *[""] * len(comparison.attributes)])
-            continue
-        overall, accuracy = (_spread(comparison.spread(key, name)) for name in ("map", "triplet_accuracy"))
-        cells = [_spread(comparison.spread(key, f"map/{name}")) for name in comparison.attributes]
-        one = comparison.difference(key)
-        difference = f"{100 * one.mean:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]" if one else ""
-        rows.append([title, overall, difference, accuracy, *cells])
-    return header, rows
-
-
-def _spread(found: tuple[float, float] | None) -> str:
-    return "" if found is None else f"{100 * found[0]:.2f} ± {100 * found[1]:.2f}"
-
-
-def frame(comparison: Comparison) -> pd.DataFrame:
-    """A row for each training: system, seed, seconds, failed, and every figure."""
-    rows = [
-        {"system": one.system, "seed": one.seed, "seconds": one.seconds, "failed": one.failed or ""} | one.figures
-        for one in comparison.scored
-    ]
-    return pd.DataFrame(rows)
-
-
-def _write(comparison: Comparison) -> None:
-    """Table, trainings and page, into the comparison's folder and its run."""
-    from pipeline.reports.compare import write_page
-
-    report = comparison.folder / "report"
-    report.mkdir(exist_ok=True)
-    trainings = frame(comparison)
-    with Storage(report / "trainings.parquet").whole_file() as file:
-        trainings.to_parquet(file)
-    header, rows = table(comparison)
-    Storage(report / "trainings.csv").write_bytes(trainings.to_csv(index=False).encode())
-    Storage(report / "table.csv").write_bytes(pd.DataFrame(rows, columns=header).to_csv(index=False).encode())
-    write_page(comparison, report / "report.html")
-    try:
-        MlflowClient(comparison.run.uri).log_artifacts(comparison.run.run_id, str(report), "comparison")
-    except (MlflowException, OSError) as error:
-        say(f"note: the report could not be sent to MLflow ({tracking.reason(error)}); it is in {report}")
-
-
-def show(comparison: Comparison) -> dict[str, Any]:
-    """The table, a row for each system; returns the figures."""
-    header, rows = table(comparison)
-    seeds = len({one.seed for one in comparison.scored})
-    show_table(f"MAP on {SPLIT} of {comparison.dataset}, times 100, mean ± deviation over {seeds} seeds", header, rows)
-    if any(SYSTEMS[key].interpretation for key in comparison.systems):
-        say("* an interpretation: its paper has neither public code nor equations")
-    page = comparison.folder / "report" / "report.html"
-    say(f"page: {page}")
-    figures: dict[str, Any] = {"page": str(page), "run_id": comparison.run.run_id, "seeds": seeds}
-    for key in comparison.systems:
-        if (found := comparison.spread(key, "map")) is not None:
-            figures |= {f"{key}/{SPLIT}/map": found[0], f"{key}/{SPLIT}/map_deviation": found[1]}
-    return figures | {"failed": [f"{one.system}, seed {one.seed}" for one in comparison.scored if one.failed]}

@@ -1,4 +1,4 @@
-"""The page of `agman compare`: the table as the papers print it, and the validation's curves."""
+"""The report of `agman compare`: the table as the papers print it, every training, and the curves of validation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from data_prep.storage import Storage
-from pipeline.compare import compare as comparing
-from pipeline.reports import charts as figures
+from pipeline.common.console import say
+from pipeline.compare.compare import BASE, SYSTEMS, Comparison
+from pipeline.reports import charts
 from pipeline.reports.html import render
+from pipeline.tracking import runs as tracking
 
 DASHES = ("-", "--", ":", "-.")
 
@@ -26,25 +31,80 @@ class Page:
     seeds: int
     header: list[str]
     rows: list[tuple[bool, list[str]]]
-    """Whether it is the base's, and its cells."""
+    """Whether the row is the base system's, and its cells."""
     interpreted: bool
     failed: list[str]
-    curves: figures.Chart
+    curves: charts.Chart
     settings: dict[str, Any]
     run_id: str
 
 
-def write_page(comparison: comparing.Comparison, out: Path) -> None:
-    """One self-contained page; it appears whole or not at all."""
-    header, rows = comparing.table(comparison)
+def write_comparison_report(comparison: Comparison) -> Path:
+    """Write tables and page to the comparison's folder, send them to its MLflow run, and return the page's path.
+
+    A store that does not answer is a note: the folder has everything.
+    """
+    report = comparison.folder / "report"
+    report.mkdir(exist_ok=True)
+    trainings = _trainings(comparison)
+    with Storage(report / "trainings.parquet").whole_file() as file:
+        trainings.to_parquet(file)
+    header, rows = comparison_table(comparison)
+    Storage(report / "trainings.csv").write_bytes(trainings.to_csv(index=False).encode())
+    Storage(report / "table.csv").write_bytes(pd.DataFrame(rows, columns=header).to_csv(index=False).encode())
+    page = report / "report.html"
+    _write_page(comparison, page)
+    try:
+        MlflowClient(comparison.run.uri).log_artifacts(comparison.run.run_id, str(report), "comparison")
+    except (MlflowException, OSError) as error:
+        say(f"note: the report could not be sent to MLflow ({tracking.reason(error)}); it is in {report}")
+    return page
+
+
+def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows; cells are mean ± standard deviation over the seeds, times 100.
+
+    The overall MAP stands before the attributes, so that it is seen in a narrow window.
+    """
+    header = ["system", "overall", "− AG-MAN [95 %]", "triplets, %", *comparison.attributes]
+    rows = []
+    for key in comparison.systems:
+        title = SYSTEMS[key].title + (" *" if SYSTEMS[key].interpretation else "")
+        if not comparison.of(key):
+            reason = next(one.failed for one in comparison.scored if one.system == key)
+            rows.append([title, f"failed: {reason}", "", "", *[""] * len(comparison.attributes)])
+            continue
+        overall, accuracy = (_spread(comparison.spread(key, name)) for name in ("map", "triplet_accuracy"))
+        cells = [_spread(comparison.spread(key, f"map/{name}")) for name in comparison.attributes]
+        one = comparison.difference(key)
+        difference = f"{100 * one.mean:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]" if one else ""
+        rows.append([title, overall, difference, accuracy, *cells])
+    return header, rows
+
+
+def _spread(found: tuple[float, float] | None) -> str:
+    return "" if found is None else f"{100 * found[0]:.2f} ± {100 * found[1]:.2f}"
+
+
+def _trainings(comparison: Comparison) -> pd.DataFrame:
+    """Return a row for each training: system, seed, seconds, failed, and every metric."""
+    rows = [
+        {"system": one.system, "seed": one.seed, "seconds": one.seconds, "failed": one.failed or ""} | one.figures
+        for one in comparison.scored
+    ]
+    return pd.DataFrame(rows)
+
+
+def _write_page(comparison: Comparison, out: Path) -> None:
+    header, rows = comparison_table(comparison)
     page = Page(
         dataset=comparison.dataset,
         digest=comparison.digest,
         drawn=comparison.drawn,
         seeds=len({one.seed for one in comparison.scored}),
         header=header,
-        rows=[(key == comparing.BASE, row) for key, row in zip(comparison.systems, rows, strict=True)],
-        interpreted=any(comparing.SYSTEMS[key].interpretation for key in comparison.systems),
+        rows=[(key == BASE, row) for key, row in zip(comparison.systems, rows, strict=True)],
+        interpreted=any(SYSTEMS[key].interpretation for key in comparison.systems),
         failed=[f"{one.system}, seed {one.seed}: {one.failed}" for one in comparison.scored if one.failed],
         curves=_curves(comparison),
         settings={key: value for key, value in comparison.settings.items() if value is not None},
@@ -53,20 +113,20 @@ def write_page(comparison: comparing.Comparison, out: Path) -> None:
     Storage(out).write_bytes(render("compare.html.j2", page).encode())
 
 
-def _curves(comparison: comparing.Comparison) -> figures.Chart:
-    """Validation MAP over steps: of every system the first training that did not fail."""
+def _curves(comparison: Comparison) -> charts.Chart:
+    """Draw validation MAP over steps: for each system, the first training that did not fail."""
     histories = {key: comparison.of(key)[0].history for key in comparison.systems if comparison.of(key)}
 
-    def draw(axes: Axes, theme: figures.Theme) -> None:
+    def draw(axes: Axes, theme: charts.Theme) -> None:
         for number, (key, history) in enumerate(histories.items()):
             colour, dash = theme.series[number % len(theme.series)], DASHES[number // len(theme.series) % len(DASHES)]
             steps, values = zip(*history, strict=True)
-            look = {"color": theme.ink, "linewidth": 3.0} if key == comparing.BASE else {"color": colour}
-            axes.plot(steps, [100 * v for v in values], dash, label=comparing.SYSTEMS[key].title, **look)
+            look = {"color": theme.ink, "linewidth": 3.0} if key == BASE else {"color": colour}
+            axes.plot(steps, [100 * v for v in values], dash, label=SYSTEMS[key].title, **look)
         axes.set(xlabel="step", ylabel="valid MAP × 100", xlim=(0, None))
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
 
-    last = ", ".join(f"{comparing.SYSTEMS[key].title} {100 * one[-1][1]:.2f}" for key, one in histories.items())
-    return figures.chart(
+    last = ", ".join(f"{SYSTEMS[key].title} {100 * one[-1][1]:.2f}" for key, one in histories.items())
+    return charts.chart(
         "Validation MAP", f"Validation MAP over steps, one training each; at the end {last}", draw, (8.0, 3.6)
     )

@@ -18,8 +18,6 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from mlflow.utils.time import get_current_time_millis
 
 from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
@@ -31,6 +29,8 @@ SQLITE = "sqlite:///"
 METRICS_A_BATCH = 1000  # MLflow's limit
 PATIENCE, PAUSE = 120.0, 5.0
 """Seconds that a finished job waits for a silent store, and between two looks at it."""
+PARENT = "mlflow.parentRunId"
+"""MLflow's documented system tag of a child run: the parent's id."""
 RESUMED = "resumed."  # a tag of this prefix: what a param is since the training was resumed
 Points = list[tuple[int, dict[str, float]]]
 """(step, metrics) pairs."""
@@ -43,6 +43,11 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # Its seven retries with doubling pauses would keep a user of a wrong address waiting for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+
+
+def _milliseconds() -> int:
+    """Return the time since the epoch, as MLflow's metrics want it."""
+    return time.time_ns() // 1_000_000
 
 
 def tracking_uri() -> str:
@@ -108,7 +113,7 @@ class Run:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Log these metrics, again if the run has them. Raises MlflowException."""
-        now = get_current_time_millis()
+        now = _milliseconds()
         values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
         MlflowClient(self.uri).log_batch(self.run_id, metrics=values)
 
@@ -121,7 +126,7 @@ class Run:
         """
         logged = _logged.setdefault((self.uri, self.run_id), _Logged())
         client = MlflowClient(self.uri)
-        now = get_current_time_millis()
+        now = _milliseconds()
         with logged.lock:
             try:
                 new = [
@@ -234,7 +239,7 @@ def start(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run |
     client = connect()
     tags |= {"dataset": dataset.name, "dataset_digest": dataset.digest}
     if parent:
-        tags[MLFLOW_PARENT_RUN_ID] = parent.run_id
+        tags[PARENT] = parent.run_id
     if isinstance(parent, OpenRun):
         tags.setdefault(run_guard.OWNER, parent.token)
     created = client.create_run(experiment_of(client, dataset), run_name=name, tags=tags)
@@ -364,7 +369,7 @@ def children(parent: Run) -> list[Any]:
     """MLflow's own runs of a sweep's trials. Raises MlflowException."""
     client = MlflowClient(parent.uri)
     experiment = client.get_run(parent.run_id).info.experiment_id
-    mine = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.run_id}'"
+    mine = f"tags.`{PARENT}` = '{parent.run_id}'"
     found: list[Any] = []
     token = None
     while token != "":
@@ -401,9 +406,6 @@ def system_metrics(run: Run, node: str | None = None) -> Iterator[None]:
     """
     monitor = None
     try:
-        # MLflow imports psutil, which is no dependency of ours nor of Ray: Ray has a copy inside, and makes it
-        # importable when it is imported itself.
-        import ray  # noqa: F401
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         monitor = SystemMetricsMonitor(run.run_id, resume_logging=True, node_id=node, tracking_uri=run.uri)

@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from ray.exceptions import RayError
@@ -34,7 +35,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.cluster.orphans import orphans_removed
 from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for
-from pipeline.common.console import bar_of, say, say_above, show_table
+from pipeline.common.console import bar_of, say, say_above
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
 from pipeline.common.lock import locked
@@ -42,7 +43,6 @@ from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.registry import models as registry
-from pipeline.reports.sweep.page import write_sweep_report
 from pipeline.tracking import runs as tracking
 from pipeline.training.train import NOT_DECISIVE, check, train
 from pipeline.training.trainer import resolved
@@ -51,6 +51,9 @@ from pipeline.tuning.ray_tune import run_trials, tidy
 from pipeline.tuning.spaces import DRAWS, Space, draw
 from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, Record, Trial
 from pipeline.tuning.trainable import Job
+
+WriteReport = Callable[[optuna.Study, Path, dict[str, str]], object]
+"""Write a report on the study to a folder; the dictionary has facts for the head of its page."""
 
 DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
 """In a search's folder."""
@@ -81,7 +84,8 @@ class Sweep:
     best: Trial
     seconds: float
     """Of this command; an interrupted search has had others."""
-    page: Path
+    page: Path | None
+    """The report's page, if a report was written."""
     final: Final | None
 
     @property
@@ -93,7 +97,7 @@ class Sweep:
             METRIC: self.best.best,
             "best": self.best.setting,
             "run_id": self.run.run_id,
-            "page": str(self.page),
+            "page": str(self.page) if self.page else None,
             "seconds": round(self.seconds, 1),
         }
         if self.final:
@@ -119,12 +123,16 @@ def tune(
     name: str | None = None,
     resume: bool = False,
     seed: int = 0,
+    write_report: WriteReport | None = None,
 ) -> Sweep:
     """Run `trials` trials of `trial_epochs` epochs, `concurrent` at a time on `workers` workers each.
 
     The space's starting point is trial 0. The best setting is then trained for all `config.epochs` with `final_seeds`
     seeds (0: not at all); the best of these on validation is scored on test, once, and registered as challenger. With
     `against` the search is for a Pareto front, and the best setting that of the highest MAP.
+
+    `write_report` is called when the trials have ended, before the best setting is trained; what it writes goes to the
+    search's MLflow run, too.
 
     A search is known by its plan and lives in `storage / name`; `resume` goes on where it was left, maybe to more
     trials. Raises InputError for what a user can mend, JobFailed, and KeyboardInterrupt after Ctrl-C or SIGTERM.
@@ -154,21 +162,23 @@ def tune(
         record = Record(folder / STUDY, folder.name, space, plan)
         job = Job(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
         _run(job, record, TrialRuns(dataset.info, parent, record, job.base), trials, concurrent)
-        facts = {
-            "space": space.name,
-            "dataset": f"{dataset.info.name} ({dataset.info.digest[:12]})",
-            "search": f"{search}, seed {seed}",
-            "scheduler": scheduler,
-            "epochs of a trial": str(budget),
-            "run": parent.run_id,
-        }
         report = folder / REPORT
-        write_sweep_report(record.study, report, facts)
-        _send(parent, report)
+        if write_report:
+            facts = {
+                "space": space.name,
+                "dataset": f"{dataset.info.name} ({dataset.info.digest[:12]})",
+                "search": f"{search}, seed {seed}",
+                "scheduler": scheduler,
+                "epochs of a trial": str(budget),
+                "run": parent.run_id,
+            }
+            write_report(record.study, report, facts)
+            _send(parent, report)
         if record.best is None:
             reasons = Counter(trial.reason for trial in record.trials)
             reason, times = reasons.most_common(1)[0]
-            raise JobFailed(f"all {len(record.trials)} trials failed, see {report}; {times} of them: {reason}")
+            see = f", see {report}" if write_report else ""
+            raise JobFailed(f"all {len(record.trials)} trials failed{see}; {times} of them: {reason}")
         final = None
         if final_seeds:
             final = _final(dataset, config, record.best, folder, parent, range(seed, seed + final_seeds), workers)
@@ -176,7 +186,8 @@ def tune(
         _tidy(job, record)
         write_json(Storage(folder / DESCRIPTION), begun | {"finished": True})
     seconds = time.perf_counter() - started
-    return Sweep(parent, space.name, record.trials, record.best, seconds, report / "report.html", final)
+    page = report / "report.html" if write_report else None
+    return Sweep(parent, space.name, record.trials, record.best, seconds, page, final)
 
 
 def _check(
@@ -426,24 +437,6 @@ def _log(parent: tracking.Run, record: Record, final: Final | None) -> None:
             metrics["final/valid/map_spread"] = statistics.stdev(final.valid)
     parent.tag(tags)
     parent.log(metrics, step=len(record.trials))
-
-
-def show(sweep: Sweep) -> None:
-    """Every trial, best first, and what came of it."""
-    keys = list(dict.fromkeys(key for trial in sweep.trials for key in trial.setting))
-    ranked = sorted(sweep.trials, key=lambda trial: -trial.best)
-    rows = [[str(t.number), *(short(t.setting.get(key, "")) for key in keys), f"{t.best:.4f}", t.state] for t in ranked]
-    show_table(f"Search in {sweep.space}", ["trial", *keys, METRIC, "ended"], rows)
-    for trial in sweep.trials:
-        if trial.state == FAILED:
-            say(f"  trial {trial.number} failed: {trial.reason}")
-    if sweep.final:
-        spread = statistics.stdev(sweep.final.valid) if len(sweep.final.valid) > 1 else 0.0
-        mean = statistics.mean(sweep.final.valid)
-        say(f"full budget  {METRIC} {mean:.4f} ± {spread:.4f} over {len(sweep.final.valid)} seeds")
-        say(f"             test/map {sweep.final.test['test/map']:.4f}, of the seed best on validation")
-        say(f"registered   {sweep.final.model_uri} ({sweep.final.alias})")
-    say(f"page         {sweep.page}")
 
 
 def short(value: Any) -> str:

@@ -16,8 +16,10 @@ from support.pages import open_page
 import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline.compare.compare import SYSTEMS, Comparison, _config, compare, table
+from pipeline.cli.tune import show_comparison
+from pipeline.compare.compare import SYSTEMS, Comparison, _config, compare
 from pipeline.config.schema import make_config
+from pipeline.reports.compare import comparison_table, write_comparison_report
 from pipeline.tracking import runs as tracking
 from pipeline.training.trainer import build_model
 
@@ -27,7 +29,9 @@ ASKED = ("agman", "csn")
 
 @pytest.fixture(scope="module")
 def compared(store: Path, dataset: Dataset) -> Comparison:
-    return compare(dataset, make_config(SETTINGS), systems=ASKED, seeds=2, storage=store / "runs")
+    comparison = compare(dataset, make_config(SETTINGS), systems=ASKED, seeds=2, storage=store / "runs")
+    write_comparison_report(comparison)
+    return comparison
 
 
 def test_every_system_is_built_as_it_is_called(dataset: Dataset) -> None:
@@ -55,7 +59,7 @@ def test_all_are_trained_scored_and_in_one_run(compared: Comparison) -> None:
 
 
 def test_the_table_is_means_and_deviations(compared: Comparison) -> None:
-    header, rows = table(compared)
+    header, rows = comparison_table(compared)
     assert [row[0] for row in rows] == ["CSN", "AG-MAN"] and header[4:] == compared.attributes
     values = [100 * one.figures["test/map"] for one in compared.of("csn")]
     assert rows[0][1] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
@@ -105,8 +109,6 @@ def test_what_cannot_be_compared(dataset: Dataset, tmp_path: Path, capsys: pytes
 
 
 def test_figures_of_a_comparison_are_json(compared: Comparison) -> None:
-    from pipeline.compare.compare import show
-
-    figures = show(compared)
+    figures = show_comparison(compared, compared.folder / "report" / "report.html")
     assert json.loads(json.dumps(figures))["agman/test/map"] == pytest.approx(compared.spread("agman", "map")[0])
     assert figures["failed"] == [] and isinstance(compared.difference("csn"), agman.Difference)

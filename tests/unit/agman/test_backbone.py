@@ -11,6 +11,7 @@ from agman.backbone import Backbone, MultiLevelBackbone
 
 NETWORKS = {
     # name: channels of layer2, layer3 and layer4; whether maps are rounded up or down
+    "tiny": (16, 32, 64, "up"),
     "resnet18": (128, 256, 512, "up"),
     "resnext50_32x4d": (512, 1024, 2048, "up"),
     "convnext_tiny": (192, 384, 768, "down"),
@@ -112,7 +113,7 @@ def test_layer4_is_absent_without_branch_1(name):
         without.top(torch.zeros(1))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_making_a_backbone_leaves_it_as_new(name):
     """Finding out where it shrinks runs images through it: no statistics may stay of them."""
     backbone = MultiLevelBackbone(name)
@@ -190,3 +191,14 @@ def test_weights_that_are_neither_file_nor_name():
         ValueError, match=r"weights 'V9': neither a file nor a name that convnext_tiny has \(IMAGENET1K_V1"
     ):
         Backbone("convnext_tiny", "V9")
+
+
+def test_the_tiny_network_has_no_trained_weights():
+    with pytest.raises(ValueError, match="backbone 'tiny' has no trained weights: weights must be None, not 'V1'"):
+        Backbone("tiny", "V1")
+
+
+def test_the_tiny_network_is_tiny():
+    """Its five stages at their strides: 3·8·25 + 9·(8·8 + 8·16 + 16·32 + 32·64) weights, and batch norm's."""
+    parameters = sum(p.numel() for p in Backbone("tiny", top=True).parameters())
+    assert parameters == 600 + 9 * 2752 + 2 * (8 + 8 + 16 + 32 + 64)

@@ -22,6 +22,7 @@ VARIANTS = [
     ("attnfashion", {}),
     ("isln", {}),
     ("isln", {"rounds": 1}),
+    *((name, {"backbone": "tiny"}) for name in agman.MODELS),
 ]
 PUBLISHED_WIDTHS = {"agman": 512, "csn": 1024, "asenet": 1024, "asenet_v2": 1024, "attnfashion": 1024, "isln": 1024}
 

@@ -1,0 +1,113 @@
+"""No private names of other packages: the next release may change them without a word."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+FOLDERS = ("agman", "data_prep", "pipeline", "tune_spaces", "benchmarks")
+UNDOCUMENTED = ("mlflow.utils",)
+"""Modules without an underscore that their packages' documentation does not list."""
+DOCUMENTED = {"_replace", "_fields", "_asdict", "_make", "_exit"}
+"""Public methods of named tuples, and `os._exit`."""
+ALLOWED: dict[tuple[str, str], str] = {
+    ("pipeline/tuning/ray_tune.py", "ray.air.execution._internal"): "goes with issue 17",
+    ("pipeline/serving/run.py", "ray.serve._private.constants"): "goes with issue 17",
+    ("pipeline/cluster/resources.py", "ray._private.state"): "goes with issue 17",
+    ("pipeline/cluster/resources.py", "._connect_and_get_accessor"): "goes with issue 17",
+    ("pipeline/training/trainer.py", "._opt_called"): "goes with issue 17",
+    ("pipeline/training/trainer.py", "._is_avx512_bf16_supported"): "goes with issue 17",
+    ("pipeline/training/trainer.py", "._is_amx_tile_supported"): "goes with issue 17",
+    ("pipeline/tuning/study.py", "._trial_id"): "goes with issue 17",
+    ("agman/export.py", "torch.onnx._internal.torchscript_exporter"): "goes with issue 17",
+    ("agman/export.py", "._add_onnxscript_fn"): "goes with issue 17",
+    ("agman/batchnorm.py", "._foreach_copy_"): "goes with issue 17",
+    ("agman/batchnorm.py", "._parameters"): "goes with issue 17",
+    ("agman/batchnorm.py", "._buffers"): "goes with issue 17",
+    ("benchmarks/sizes.py", "torch.utils._python_dispatch"): "goes with issue 17",
+    ("benchmarks/sizes.py", "._overloadpacket"): "goes with issue 17",
+    ("benchmarks/sizes.py", "._cdata"): "goes with issue 17",
+    ("benchmarks/sizes.py", "._pytree"): "goes with issue 17",
+}
+"""(file, private name) -> why it is used, and what fails if a new version changes it."""
+
+
+def is_private(name: str) -> bool:
+    """Return whether a part of a dotted name begins with one underscore."""
+    return any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+
+
+def imported(nodes: list[ast.AST]) -> Iterator[str]:
+    """Yield the dotted names that a module imports."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_names(nodes: list[ast.AST]) -> Iterator[str]:
+    """Yield the names that a module defines: functions, classes, variables, and attributes of `self`."""
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and of_self(node):
+            yield node.attr
+
+
+def of_self(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def private_names(files: dict[str, str]) -> set[tuple[str, str]]:
+    """Return (file, private name of another package): what is imported, and `object._name` that no file defines."""
+    nodes = {file: [*ast.walk(ast.parse(code))] for file, code in files.items()}
+    own = DOCUMENTED | {name for each in nodes.values() for name in own_names(each)}
+    found = set()
+    for file, each in nodes.items():
+        for name in imported(each):
+            if not name.startswith(FOLDERS) and (is_private(name) or name.startswith(UNDOCUMENTED)):
+                found.add((file, name))
+        for node in each:
+            if isinstance(node, ast.Attribute) and is_private(node.attr) and not of_self(node) and node.attr not in own:
+                found.add((file, f".{node.attr}"))
+    return found
+
+
+def without_last(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def test_no_private_names_of_other_packages() -> None:
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    found = private_names({path.relative_to(ROOT).as_posix(): path.read_text() for path in paths})
+    unknown = {(file, name) for file, name in found if not {(file, name), (file, without_last(name))} & ALLOWED.keys()}
+    assert not unknown
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("import ray._private.worker", "ray._private.worker"),
+        ("from ray.train import _internal", "ray.train._internal"),
+        ("from mlflow.utils.time import get_current_time_millis", "mlflow.utils.time.get_current_time_millis"),
+        ("from mlflow.store._unity import x", "mlflow.store._unity.x"),
+        ("def f():\n    from optuna._hypervolume import x", "optuna._hypervolume.x"),
+        ("import torch\ntorch._C._get_tracing_state()", "._C"),
+        ("import ray\nray.train._internal.session", "._internal"),
+        ("optimizer.step._opt_called = True\nprint(study._storage)", "._storage"),
+    ],
+)
+def test_they_are_found(code: str, name: str) -> None:
+    assert ("a.py", name) in private_names({"a.py": code})
+
+
+def test_own_and_public_names_are_not() -> None:
+    code = "import torch\nfrom pipeline.x import _own\nclass A:\n    _b = 1\n    def f(self):\n        self._c = A._b"
+    assert not private_names({"a.py": f"{code}\nrow._replace(x=1)\ntorch.__version__\nother._c"})
