@@ -6,7 +6,6 @@ Every check is limited in time, leaves no changes behind, and reports one line: 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import time
 import uuid
@@ -18,6 +17,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from multiprocessing import get_context
 from pathlib import Path
+from platform import machine, python_version, system
 from tempfile import TemporaryDirectory
 from threading import Thread
 
@@ -120,10 +120,10 @@ def _in_time(check: Callable[[], str]) -> Callable[[], str]:
 
 
 def _python() -> str:
-    found, allowed = platform.python_version(), SpecifierSet(metadata(DISTRIBUTION)["Requires-Python"])
+    found, allowed = python_version(), SpecifierSet(metadata(DISTRIBUTION)["Requires-Python"])
     if not allowed.contains(found, prereleases=True):
         raise InputError(f"{found}, but {allowed} is needed")
-    return f"{found} ({allowed}) on {platform.system()} {platform.machine()}"
+    return f"{found} ({allowed}) on {system()} {machine()}"
 
 
 def check_package(name: str) -> str:

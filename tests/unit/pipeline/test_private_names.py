@@ -16,9 +16,8 @@ DOCUMENTED = {"_replace", "_fields", "_asdict", "_make", "_exit"}
 """Public methods of named tuples, and `os._exit`."""
 ALLOWED: dict[tuple[str, str], str] = {
     ("pipeline/tuning/ray_tune.py", "ray.air.execution._internal"): "goes with issue 17",
-    ("pipeline/serving/run.py", "ray.serve._private.constants"): "goes with issue 17",
-    ("pipeline/cluster/resources.py", "ray._private.state"): "goes with issue 17",
-    ("pipeline/cluster/resources.py", "._connect_and_get_accessor"): "goes with issue 17",
+    ("pipeline/cluster/orphans.py", "ray._private.state"): "creator of a placement group; integration/test_cluster.py",
+    ("pipeline/cluster/orphans.py", "._connect_and_get_accessor"): "the same",
     ("pipeline/training/trainer.py", "._opt_called"): "goes with issue 17",
     ("pipeline/training/trainer.py", "._is_avx512_bf16_supported"): "goes with issue 17",
     ("pipeline/training/trainer.py", "._is_amx_tile_supported"): "goes with issue 17",
