@@ -53,9 +53,9 @@ def submit(command: Sequence[str], address: str, variables: Sequence[str] = (), 
         job = client.submit_job(entrypoint=shlex.join(["agman", *command]), runtime_env=environment)
     except Exception as error:  # Ray's client raises RuntimeError for most failures
         raise JobFailed(f"{public(address)}: the job was not accepted ({reason(error)})") from error
-    say(f"job {job} at {public(address)}")
     stop = f"`ray job stop {job} --address {public(address)}` stops it"
     try:
+        say(f"job {job} at {public(address)}")
         asyncio.run(_follow(client, job))
         return _outcome(client, job)
     except KeyboardInterrupt:
