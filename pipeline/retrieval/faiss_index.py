@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from data_prep import atomic
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from pipeline.retrieval.exact import best_of, exact_scores, nearest_rows
@@ -107,9 +107,7 @@ def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress 
 
     Raises InputError if the index cannot be written.
     """
-    staging, rows = folder / f".{INDEX}.partial", len(vectors[0])
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    rows = len(vectors[0])
     lists = max(1, min(round(4 * math.sqrt(rows)), rows // 39))  # FAISS asks for at least 39 vectors per list
     advance = progress("vectors indexed", rows * len(vectors))
     indexes: list[Any] = []
@@ -125,14 +123,12 @@ def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress 
         indexes.append(index)
     built = _choose_probes(indexes, vectors, lists)
     try:
-        for number, index in enumerate(indexes):
-            faiss.write_index(index, str(staging / _file(number)))
-    except RuntimeError as error:  # FAISS's report of a full disk
-        shutil.rmtree(staging, ignore_errors=True)
+        with atomic.folder(folder / INDEX) as staging:
+            for number, index in enumerate(indexes):
+                faiss.write_index(index, str(staging / _file(number)))
+            (staging / DESCRIPTION).write_text(json.dumps(asdict(built.measured), indent=2) + "\n")
+    except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError if the disk is full
         raise InputError(f"{folder}: the index cannot be written ({str(error).splitlines()[-1]})") from error
-    (staging / DESCRIPTION).write_text(json.dumps(asdict(built.measured), indent=2) + "\n")
-    shutil.rmtree(folder / INDEX, ignore_errors=True)
-    staging.rename(folder / INDEX)
     return built
 
 

@@ -36,7 +36,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoint, Checkpoints, Saver
 from pipeline.training.progress import FRUITLESS_STARTS, Reporter, hears, shown
-from pipeline.training.trainer import Ending, NonFiniteBatch, Share, StepEnd, Training
+from pipeline.training.trainer import Ending, NonFiniteBatch, StepEnd, Training, WorkerContext
 
 CHECKPOINTS, OUTCOME, DESCRIPTION = "checkpoints", "outcome.json", "training.json"
 """In a training's folder."""
@@ -49,12 +49,12 @@ Workers = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainJob:
     """What the workers are to do; it travels to them."""
 
     data: Storage
     config: TrainConfig
-    place: Storage
+    path: Storage
     """The training's folder."""
     run: tracking.Run
     steps: int
@@ -72,7 +72,7 @@ class GivenUp(Exception):
 
 
 def run_workers(
-    task: Task,
+    job: TrainJob,
     title: str,
     workers: Workers,
     resources: dict[str, float],
@@ -81,17 +81,17 @@ def run_workers(
     """Run the workers to their end, and tell what that was: its `state`, and `step` and `epoch`, or a `message`.
 
     The first Ctrl-C or SIGTERM lets them save and stop; raises KeyboardInterrupt at the second. `report` gets what
-    `task.at_epoch_end` makes of every epoch; what it raises ends the workers.
+    `job.at_epoch_end` makes of every epoch; what it raises ends the workers.
     """
-    (task.place / OUTCOME).delete()
+    (job.path / OUTCOME).delete()
     with (
         _signals() as stop,
-        shown(title, task.steps, stop) as board,
+        shown(title, job.steps, stop) as board,
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
     ):
         trainer = ray.train.torch.TorchTrainer(
             _worker,
-            train_loop_config={"task": task, "board": board},
+            train_loop_config={"job": job, "board": board},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers[0] if workers[0] == workers[1] else workers,
                 use_gpu=resources["GPU"] > 0,
@@ -109,13 +109,13 @@ def run_workers(
             if report and (result := ray.get(board.result.remote())):
                 report(result)
                 ray.get(board.taken.remote())
-            if stop.is_set() and not hears(board) and not read_json(task.place / OUTCOME):
+            if stop.is_set() and not hears(board) and not read_json(job.path / OUTCOME):
                 raise GivenUp
 
         try:
             error = _fit_while_controllers_die(trainer, board, look_after)
         except GivenUp:
-            latest = Checkpoints(task.place / CHECKPOINTS).latest()
+            latest = Checkpoints(job.path / CHECKPOINTS).latest()
             return {"state": STOPPED, "step": latest.step if latest else 0}
         finally:
             _release(board)
@@ -123,7 +123,7 @@ def run_workers(
         with suppress(RayError):
             why_not = ray.get(board.why_not.remote())
     message = why_not or (_last_line(error) if error else "the workers ended without a word")
-    return read_json(task.place / OUTCOME) or {"state": FAILED, "message": message}
+    return read_json(job.path / OUTCOME) or {"state": FAILED, "message": message}
 
 
 def _fit_while_controllers_die(
@@ -206,64 +206,64 @@ def _last_line(error: BaseException) -> str:
 def _worker(settings: dict[str, Any]) -> None:
     """What every worker runs. Ends in an outcome that rank 0 writes, or in an error after which Ray starts anew."""
     context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device()))
-    task, board = settings["task"], settings["board"]
-    if _agreed(share, lambda: _begin(task, board, share.workers)):
+    worker = WorkerContext(context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device()))
+    job, board = settings["job"], settings["board"]
+    if _agreed(worker, lambda: _begin(job, board, worker.workers)):
         return
     try:
-        outcome = _train_share(task, board, share)
+        outcome = _train_share(job, board, worker)
     except NonFiniteBatch as error:
-        outcome = {"state": FAILED, "message": f"{error}; its triplets are in {_noted(task, error, share)}"}
+        outcome = {"state": FAILED, "message": f"{error}; its triplets are in {_noted(job, error, worker)}"}
     except Exception as error:
         with suppress(RayError):
-            ray.get(board.failed.remote(f"worker {share.rank}: {type(error).__name__}: {_last_line(error)}"))
+            ray.get(board.failed.remote(f"worker {worker.rank}: {type(error).__name__}: {_last_line(error)}"))
         raise
-    if share.rank == 0:
-        write_json(task.place / OUTCOME, outcome)
+    if worker.rank == 0:
+        write_json(job.path / OUTCOME, outcome)
 
 
-def _begin(task: Task, board: ActorHandle, workers: int) -> str:
+def _begin(job: TrainJob, board: ActorHandle, workers: int) -> str:
     """Why not to begin, if so."""
     leader, group = ray.get_runtime_context().current_actor, get_current_placement_group()
     return str(ray.get(board.begin.remote(workers, leader, group)))
 
 
-def _train_share(task: Task, board: ActorHandle, share: Share) -> dict[str, Any]:
-    config, run = task.config, task.run
-    _check_shared(task, share)
-    training = Training(config, Dataset(task.data), share, run.run_id)
-    kept = Checkpoints(task.place / CHECKPOINTS, config.keep_best)
-    if latest := _agreed(share, kept.latest):
+def _train_share(job: TrainJob, board: ActorHandle, worker: WorkerContext) -> dict[str, Any]:
+    config, run = job.config, job.run
+    _check_shared(job, worker)
+    training = Training(config, Dataset(job.data), worker, run.run_id)
+    kept = Checkpoints(job.path / CHECKPOINTS, config.keep_best)
+    if latest := _agreed(worker, kept.latest):
         with kept.opened(latest) as folder:
             training.load(folder)
-    ending, unlogged = _lead(training, kept, task, board) if share.rank == 0 else (training.run(), [])
+    ending, unlogged = _lead(training, kept, job, board) if worker.rank == 0 else (training.run(), [])
     state = FINISHED if ending == "finished" else STOPPED
     return {"state": state, "step": training.step, "epoch": training.epoch, UNLOGGED: unlogged}
 
 
-def _check_shared(task: Task, share: Share) -> None:
+def _check_shared(job: TrainJob, worker: WorkerContext) -> None:
     """Raises InputError where the driver's folder is not this machine's: nobody would find the checkpoints."""
-    if share.rank == 0 and read_json(task.place / DESCRIPTION).get("run_id") != task.run.run_id:
+    if worker.rank == 0 and read_json(job.path / DESCRIPTION).get("run_id") != job.run.run_id:
         raise InputError(
-            f"{task.place}: the workers' machine does not see this folder; --storage must be shared by all, "
+            f"{job.path}: the workers' machine does not see this folder; --storage must be shared by all, "
             "a network folder or a URI"
         )
 
 
-def _lead(training: Training, kept: Checkpoints, task: Task, board: ActorHandle) -> tuple[Ending, tracking.Points]:
+def _lead(training: Training, kept: Checkpoints, job: TrainJob, board: ActorHandle) -> tuple[Ending, tracking.Points]:
     """Rank 0's part: checkpoints, MLflow, the live line, the wish to stop. Also gives what is left to be logged."""
-    reporter = Reporter(board, last=task.steps)
+    reporter = Reporter(board, last=job.steps)
 
     def step_end(end: StepEnd) -> None:
-        reporter.tell(end.step, lambda: _note(end, task.config.epochs))
+        reporter.tell(end.step, lambda: _note(end, job.config.epochs))
 
-    if task.at_epoch_end:
-        return _lead_trial(training, kept, task, board, stop=reporter.stop, step_end=step_end), []
-    return _lead_logged(training, kept, task, stop=reporter.stop, step_end=step_end)
+    if job.at_epoch_end:
+        return _lead_trial(training, kept, job, board, stop=reporter.stop, step_end=step_end), []
+    return _lead_logged(training, kept, job, stop=reporter.stop, step_end=step_end)
 
 
-def _lead_trial(training: Training, kept: Checkpoints, task: Task, board: ActorHandle, **run: Any) -> Ending:
-    at_epoch_end = task.at_epoch_end
+def _lead_trial(training: Training, kept: Checkpoints, job: TrainJob, board: ActorHandle, **run: Any) -> Ending:
+    at_epoch_end = job.at_epoch_end
     assert at_epoch_end
 
     def tell(metrics: dict[str, float]) -> None:
@@ -274,51 +274,49 @@ def _lead_trial(training: Training, kept: Checkpoints, task: Task, board: ActorH
     latest = kept.latest()
     if latest and not training.step_in_epoch:  # the driver may not have heard of this epoch's end
         tell(latest.metrics)
-    saver = Saver(kept, task.config.checkpoint_every, start=training.step)
+    saver = Saver(kept, job.config.checkpoint_every, start=training.step)
     try:
         return training.run(saver=saver, epoch_end=lambda end: tell(end.metrics), **run)
     finally:
         saver.finish()
 
 
-def _lead_logged(training: Training, kept: Checkpoints, task: Task, **run: Any) -> tuple[Ending, tracking.Points]:
-    log = tracking.PointLog(task.run)
+def _lead_logged(training: Training, kept: Checkpoints, job: TrainJob, **run: Any) -> tuple[Ending, tracking.Points]:
+    log = tracking.PointLog(job.run, training.points)
 
-    def stands(checkpoint: Checkpoint) -> None:
-        points = training.points_until(checkpoint.step)
-        log.add(points)
-        if not log.waiting:
-            training.forget_points(points)
+    def complete(checkpoint: Checkpoint) -> None:
+        log.send(until=checkpoint.step)
 
-    with tracking.system_metrics(task.run):
-        log.add(training.points)  # those that the checkpoint carries; the run takes none twice
-        saver = Saver(kept, task.config.checkpoint_every, stands, start=training.step)
+    with tracking.system_metrics(job.run):
+        log.send()  # what the checkpoint carries; the run takes none twice
+        saver = Saver(kept, job.config.checkpoint_every, complete, start=training.step)
         try:
             ending = training.run(saver=saver, **run)
         except NonFiniteBatch:
-            log.add(training.points)  # how it came to that
-            with suppress(Exception):  # what is being written may still stand
+            log.send()  # how it came to that
+            with suppress(Exception):  # what is being written may still become a checkpoint
                 saver.finish()
             raise
         saver.finish()
-    return ending, log.close()  # a store that is silent now is no reason to train again
+    log.send(patient=False)
+    return ending, training.points  # a store that is silent now is no reason to train again
 
 
-def _noted(task: Task, error: NonFiniteBatch, share: Share) -> Storage:
+def _noted(job: TrainJob, error: NonFiniteBatch, worker: WorkerContext) -> Storage:
     """Where the batch's triplets are written down; rank 0 does it."""
-    file = task.place / f"non-finite-step-{error.record['step']}.json"
-    if share.rank == 0:
+    file = job.path / f"non-finite-step-{error.record['step']}.json"
+    if worker.rank == 0:
         write_json(file, error.record)
-        if not task.at_epoch_end:
+        if not job.at_epoch_end:
             with suppress(MlflowException, OSError):  # without the store the file must do
-                task.run.log_text(json.dumps(error.record, indent=2), str(file).rpartition("/")[2])
+                job.run.log_text(json.dumps(error.record, indent=2), str(file).rpartition("/")[2])
     return file
 
 
-def _agreed(share: Share, decide: Callable[[], Any]) -> Any:
+def _agreed(worker: WorkerContext, decide: Callable[[], Any]) -> Any:
     """What rank 0 decides, on every worker."""
-    answer = [decide() if share.rank == 0 else None]
-    if share.workers > 1:
+    answer = [decide() if worker.rank == 0 else None]
+    if worker.workers > 1:
         dist.broadcast_object_list(answer)
     return answer[0]
 

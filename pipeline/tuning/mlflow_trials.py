@@ -42,6 +42,7 @@ class TrialRuns:
         self.dataset, self.parent, self.record, self.base = dataset, parent, record, base
         self._runs: dict[int, tracking.Run] = {}
         self._waiting: dict[int, _Waiting] = {}
+        self._logged: dict[int, dict[str, set[int]]] = {}
         self._not_before = 0.0
         self._unsure = False
         self._known: dict[int, str] = {}
@@ -101,7 +102,7 @@ class TrialRuns:
         if not run:
             run = self._runs[number] = self._open(waiting.begun or self.record[number])
             self.record.ran(number, run.run_id)
-        run.log_points(waiting.points)
+        run.log_points(waiting.points, self._logged.setdefault(number, {}))
         waiting.points = []
         if waiting.ended:
             trial = waiting.ended

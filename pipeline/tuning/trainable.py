@@ -25,8 +25,9 @@ from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.evaluation.validation import METRIC
 from pipeline.inference.latency import milliseconds_an_image
+from pipeline.training.build import steps_per_epoch
 from pipeline.training.checkpoints import Checkpoints, Saver
-from pipeline.training.trainer import NonFiniteBatch, Share, Training, steps_per_epoch
+from pipeline.training.trainer import NonFiniteBatch, Training, WorkerContext
 
 CHECKPOINTS = "checkpoints"
 """In a trial's folder."""
@@ -79,8 +80,8 @@ Report = Callable[[dict[str, Any]], None]
 
 def _here(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
     config = make_config(settings)
-    share = Share(device="cuda" if job.gpus and torch.cuda.is_available() else "cpu", threads=job.cpus)
-    training = Training(config, Dataset(job.data), share)
+    worker = WorkerContext(device="cuda" if job.gpus and torch.cuda.is_available() else "cpu", threads=job.cpus)
+    training = Training(config, Dataset(job.data), worker)
     kept = Checkpoints(job.place(number) / CHECKPOINTS, keep_best=0)
     if latest := kept.latest():
         with kept.opened(latest) as folder:
@@ -109,9 +110,9 @@ def _on_workers(number: int, settings: dict[str, Any], job: Job, report: Report)
     config, place, dataset = make_config(settings), job.place(number), Dataset(job.data)
     nobody = tracking.Run("", f"trial {number}")
     workers.write_json(place / workers.DESCRIPTION, {"run_id": nobody.run_id})
-    steps = config.epochs * steps_per_epoch(dataset, config, config.parts or job.workers)
+    steps = config.epochs * steps_per_epoch(dataset, config, config.micro_batches or job.workers)
     result = partial(result_of, against=job.against)
-    task = workers.Task(job.data, config, place, nobody, steps, at_epoch_end=result)
+    task = workers.TrainJob(job.data, config, place, nobody, steps, at_epoch_end=result)
     resources = {"CPU": float(job.cpus), "GPU": job.gpus}
     outcome = workers.run_workers(task, f"trial {number}", (job.workers, job.workers), resources, report=report)
     if outcome["state"] == workers.FAILED:
@@ -129,5 +130,5 @@ def result_of(training: Training, metrics: dict[str, float], against: str | None
     if against == "embedding_dim":
         result[against] = training.model.embedding_dim
     elif against == "latency_ms":
-        result[against] = milliseconds_an_image(training.model, training.image_size, training.autocast)
+        result[against] = milliseconds_an_image(training.model, training.image_size, training.precision)
     return result

@@ -44,8 +44,8 @@ from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
-from pipeline.training.train import NOT_DECISIVE, check, train
-from pipeline.training.trainer import resolved
+from pipeline.training.build import NOT_DECISIVE, check, resolved
+from pipeline.training.train import train
 from pipeline.tuning.mlflow_trials import TrialRuns
 from pipeline.tuning.ray_tune import run_trials, tidy
 from pipeline.tuning.spaces import DRAWS, Space, draw

@@ -50,7 +50,7 @@ os.setsid()
 os.environ["MLFLOW_TRACKING_URI"] = store
 os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
 from data_prep.tables import DatasetInfo
-from pipeline import tracking
+from pipeline.tracking import runs as tracking
 info = DatasetInfo.model_validate_json(info)
 with tracking.run(info, "training", {"workers": 1}, resume=resume or None) as run:
     exec(body)
@@ -129,7 +129,7 @@ def guards(uri: str) -> list[int]:
             command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
         except OSError:
             continue  # it has just ended
-        if b"run_guard.py" in command and f"MLFLOW_TRACKING_URI={uri}\0".encode() in environment:
+        if b"watchdog.py" in command and f"MLFLOW_TRACKING_URI={uri}\0".encode() in environment:
             found.append(int(process.name))
     return found
 
@@ -339,7 +339,7 @@ def test_a_training_needs_no_guard(
         patch.setattr(sys, "executable", "/nowhere/python")
         with tracking.run(INFO, "training", {}) as run:
             pass
-    assert "no guard process" in capsys.readouterr().err
+    assert "no watchdog process" in capsys.readouterr().err
     assert status(client, run.run_id) == "FINISHED"
 
 
@@ -429,23 +429,23 @@ def test_a_small_text(client: MlflowClient, tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_not_there(nobody: str, capsys: pytest.CaptureFixture[str]) -> None:
-    log = tracking.PointLog(tracking.Run(nobody, "0" * 32))
-    assert log.close() == []
-    log.add([(1, {"loss": 3.0})])
-    log.add([(2, {"loss": 2.0})])
+    log = tracking.PointLog(tracking.Run(nobody, "0" * 32), [])
+    log.send()
+    log.points += [(1, {"loss": 3.0}), (2, {"loss": 2.0})]
+    for until in (1, 2, math.inf):
+        log.send(until, patient=False)
+        assert log.points == [(1, {"loss": 3.0}), (2, {"loss": 2.0})]
     assert capsys.readouterr().err.count("wait for the tracking store") == 1
-    for _ in range(2):
-        assert log.close() == [(1, {"loss": 3.0}), (2, {"loss": 2.0})]
 
 
 def test_no_message_tells_a_password(
     nobody: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = nobody.replace("//", "//anna:pass@word@")
-    log = tracking.PointLog(tracking.Run(address, "0" * 32))
-    log.add([(1, {"loss": 3.0})])
+    log = tracking.PointLog(tracking.Run(address, "0" * 32), [(1, {"loss": 3.0})])
+    log.send()
     with pytest.raises(JobFailed, match=r"; it is trained$") as failed, tracking.answering("it is trained"):
-        log.run.log_points(log.close())
+        log.run.log_points(log.points)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(InputError) as refused:
         tracking.connect()
@@ -455,13 +455,14 @@ def test_no_message_tells_a_password(
 
 def test_a_store_that_comes_back(client: MlflowClient, tracking_store: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = tracking.start(INFO, "training", {})
-    log = tracking.PointLog(run)
-    log.add([(1, {"loss": 3.0})])
+    log = tracking.PointLog(run, [(1, {"loss": 3.0}), (2, {"loss": 2.0})])
+    log.send(until=1)
     with out_of_order(tracking_store, "metrics"):
-        log.add([(2, {"loss": 2.0})])
-        assert log.close() == [(2, {"loss": 2.0})]
-    log.add([(3, {"loss": 1.0})])
-    assert log.close() == []
+        log.send()
+        assert log.points == [(2, {"loss": 2.0})]
+    log.points.append((3, {"loss": 1.0}))
+    log.send(patient=False)
+    assert log.points == []
     assert points_of(run, "loss") == {"loss": [(1, 3.0), (2, 2.0), (3, 1.0)]}
     assert "answers again, 2 steps' metrics are logged" in capsys.readouterr().err
 
@@ -485,20 +486,26 @@ def test_a_finished_job_waits_for_the_store(
         tracking.wait_for_store(run)
 
 
-def test_several_threads_add(client: MlflowClient) -> None:
+def test_points_are_added_while_others_are_sent(client: MlflowClient) -> None:
     run = tracking.start(INFO, "training", {})
-    log = tracking.PointLog(run)
+    log = tracking.PointLog(run, [])
+    added = threading.Event()
 
-    def add(first: int) -> None:
-        for step in range(first, first + 20):
-            log.add([(step, {"loss": float(step)})])
+    def send() -> None:
+        while not added.is_set():
+            log.send()
 
-    threads = [threading.Thread(target=add, args=(first,)) for first in (0, 10, 20, 30)]
+    threads = [threading.Thread(target=send) for _ in range(3)]
     for thread in threads:
         thread.start()
+    for step in range(50):
+        log.points.append((step, {"loss": float(step)}))
+        time.sleep(0.002)
+    added.set()
     for thread in threads:
         thread.join()
-    log.close()
+    log.send()
+    assert log.points == []
     assert [step for step, _ in tracking.history(run, "loss")] == list(range(50))
 
 

@@ -33,7 +33,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.ray_driver import run_workers
 from pipeline.training.train import train
 
-SETTINGS = {"backbone": "resnet18", "embedding_dim": 16, "batch_size": 12, "epochs": 1, "max_triplets": 24}
+SETTINGS = {"backbone": "tiny", "embedding_dim": 16, "batch_size": 12, "epochs": 1, "max_triplets": 24}
 SETTINGS |= {"threads": 1, "precision": "fp32", "seed": 11}
 HOLD_LOCK = """
 import fcntl, sys
@@ -289,8 +289,9 @@ def test_a_wrong_number_of_workers_is_answered_in_one_line(
     ("options", "message"),
     [
         (["--preset", "fahionai"], "--preset fahionai: no such preset; did you mean 'paper-fashionai'?"),
-        (["--workers", "2", "parts=1"], "parts=1 with --workers 2"),
-        (["batch_norm=sync", "parts=2"], "leave parts out, or take batch_norm=per_part"),
+        (["--workers", "2", "micro_batches=1"], "micro_batches=1 with --workers 2"),
+        (["parts=2"], "setting 'parts' is now called 'micro_batches'"),
+        (["batch_norm=sync", "micro_batches=2"], "leave micro_batches out, or take batch_norm=per_micro_batch"),
         (["lerning_rate=1"], "unknown setting 'lerning_rate'"),
         (["btch_size=8"], "unknown setting 'btch_size'; did you mean 'batch_size'?"),
     ],

@@ -18,10 +18,10 @@ from pipeline.config.schema import make_config
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoint, Checkpoints, Snapshot
 from pipeline.training.progress import ProgressBoard
-from pipeline.training.ray_driver import Task, _lead
-from pipeline.training.trainer import NonFiniteBatch, Share, Training
+from pipeline.training.ray_driver import TrainJob, _lead
+from pipeline.training.trainer import NonFiniteBatch, Training, WorkerContext
 
-SETTINGS = {"backbone": "resnet18", "embedding_dim": 16, "batch_size": 12, "epochs": 1, "max_triplets": 24}
+SETTINGS = {"backbone": "tiny", "embedding_dim": 16, "batch_size": 12, "epochs": 1, "max_triplets": 24}
 SETTINGS |= {"threads": 1, "precision": "fp32", "seed": 11, "lr": 1e30, "log_every": 1, "checkpoint_every": 2}
 
 
@@ -52,9 +52,9 @@ def test_what_is_being_written_when_a_batch_makes_nan_still_becomes_a_checkpoint
 
     config = make_config(SETTINGS)
     run = tracking.start(dataset.info, "training", {})
-    training = Watched(config, dataset, Share(), run.run_id)
+    training = Watched(config, dataset, WorkerContext(), run.run_id)
     kept = Slow(Storage(tmp_path / "checkpoints"))
     with pytest.raises(NonFiniteBatch, match=r"^step 2 \(epoch 1\)"):
-        _lead(training, kept, Task(dataset.storage, config, Storage(tmp_path), run, steps=2), board)
-    assert [checkpoint.step for checkpoint in kept.whole()] == [1]
+        _lead(training, kept, TrainJob(dataset.storage, config, Storage(tmp_path), run, steps=2), board)
+    assert [checkpoint.step for checkpoint in kept.complete()] == [1]
     assert [step for step, _ in tracking.history(run, "steps/loss")] == [1]

@@ -26,18 +26,18 @@ from data_prep.prepare import prepare
 from data_prep.storage import Storage
 from pipeline.config.schema import make_config
 from pipeline.training.checkpoints import Checkpoint, Checkpoints
-from pipeline.training.trainer import Share, StepEnd, Training
+from pipeline.training.trainer import StepEnd, Training, WorkerContext
 
 ROOT = Path(__file__).parents[2]
 AGMAN = "from pipeline.cli import main; main()"
 MARK = "AGMAN_TEST"
 """A variable that all processes of one command inherit."""
 SETTINGS = {
-    "backbone": "resnet18",
+    "backbone": "tiny",
     "embedding_dim": 16,
     "batch_size": 12,
     "epochs": 2,
-    "parts": 2,
+    "micro_batches": 2,
     "threads": 1,
     "precision": "fp32",
     "loss_weighting": "learned",
@@ -70,7 +70,7 @@ class Undisturbed:
 
 @pytest.fixture(scope="session")
 def undisturbed(longer: Dataset) -> Undisturbed:
-    training = Training(make_config(SETTINGS), longer, Share())
+    training = Training(make_config(SETTINGS), longer, WorkerContext())
     losses: dict[int, float] = {}
 
     def step_end(end: StepEnd) -> None:
@@ -256,7 +256,7 @@ def trainings(folder: Path, storage: str | None = None) -> list[Storage]:
 
 
 def kept_in(training: Storage) -> list[Checkpoint]:
-    return Checkpoints(training / "checkpoints").whole()
+    return Checkpoints(training / "checkpoints").complete()
 
 
 def run_of(folder: Path) -> Run:

@@ -217,7 +217,7 @@ def test_of_equals_the_first_is_taken():
 
 def test_all_three_join_the_objective_and_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
-    model = agman.build(n_attributes=2, embedding_dim=5, backbone="resnet18")
+    model = agman.build(n_attributes=2, embedding_dim=5, backbone="tiny")
     objective = agman.TripletObjective(
         model,
         loss_weights=agman.LossWeights("learned"),
@@ -236,12 +236,12 @@ def test_all_three_join_the_objective_and_every_parameter_gets_a_gradient():
 
 
 @pytest.mark.parametrize("arguments", [{"mining": "hard"}, {"mining": "semi_hard"}, {"info_nce_weight": 1.0}])
-def test_what_needs_values_and_photographs_says_so(arguments):
+def test_objectives_that_need_values_and_the_image_index_say_so(arguments):
     objective = agman.TripletObjective(Given(), **arguments)
     images, attributes = torch.randn(6, 3), torch.tensor([0, 0])
     with pytest.raises(ValueError, match="need the values of the images"):
         objective(images, attributes)
-    with pytest.raises(ValueError, match="and the photographs"):
+    with pytest.raises(ValueError, match="and the image index"):
         objective(images, attributes, torch.zeros(6, 1, dtype=torch.int64))
 
 
@@ -279,7 +279,7 @@ def test_a_step_hands_values_and_photographs_on():
             seen.update(values=values, photos=photos)
             return super().forward(images, attributes, values, photos)
 
-    model = agman.build(n_attributes=2, embedding_dim=5, backbone="resnet18", classify=False)
+    model = agman.build(n_attributes=2, embedding_dim=5, backbone="tiny", classify=False)
     objective = Watching(model, mining="hard", info_nce_weight=1.0)
     result = agman.Stepper(objective, agman.build_optimizer(objective), precision="bf16").step(batch)
     assert seen["photos"].tolist() == [0, 0, 1, 1, 2, 2]

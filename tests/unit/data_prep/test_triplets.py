@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -134,25 +135,24 @@ def test_workers_together_see_every_triplet_once_in_the_same_batches(
     ]
     whole = list(plan_epoch(drawn, batch_size=batch_size, seed=0, epoch=1))
     seen = []
-    for single, shares in zip(whole, zip(*plans, strict=True), strict=True):
-        ids = np.concatenate([share.image_ids[share.index] for share in shares], axis=1)
-        flips = np.concatenate([share.flip for share in shares], axis=1)
-        np.testing.assert_array_equal(ids, single.image_ids[single.index])
-        np.testing.assert_array_equal(flips, single.flip)
-        assert single.global_size == ids.shape[1] <= batch_size
-        assert {share.global_size for share in shares} == {single.global_size}
-        assert all(len(set(share.image_ids.tolist())) == len(share.image_ids) for share in shares)
+    for single, parts in zip(whole, zip(*plans, strict=True), strict=True):
+        ids = np.concatenate([part["image_ids"][part["index"]] for part in parts], axis=1)
+        np.testing.assert_array_equal(ids, single["image_ids"][single["index"]])
+        assert torch.equal(torch.cat([part["flip"] for part in parts], dim=1), single["flip"])
+        assert single["global_size"] == ids.shape[1] <= batch_size
+        assert {part["global_size"] for part in parts} == {single["global_size"]}
+        assert all(len(set(part["image_ids"].tolist())) == len(part["image_ids"]) for part in parts)
         seen.append(ids)
     np.testing.assert_array_equal(np.concatenate(seen, axis=1)[0], drawn.anchor)
 
 
 def test_batches_differ_by_one_triplet_at_most() -> None:
     drawn = TripletSampler(LABELS).sample(100, seed=0)
-    sizes = [plan.global_size for plan in plan_epoch(drawn, batch_size=16, seed=0, epoch=0)]
+    sizes = [plan["global_size"] for plan in plan_epoch(drawn, batch_size=16, seed=0, epoch=0)]
     assert len(sizes) == 7
     assert set(sizes) <= {14, 15}
 
 
-def test_more_parts_than_triplets_in_a_batch_are_refused() -> None:
+def test_more_micro_batches_than_triplets_in_a_batch_are_refused() -> None:
     with pytest.raises(InputError, match="raise batch_size"):
-        batches_per_epoch(triplets=30, batch_size=2, parts=3)
+        batches_per_epoch(triplets=30, batch_size=2, micro_batches=3)

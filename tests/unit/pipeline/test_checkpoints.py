@@ -55,7 +55,7 @@ def place(request: pytest.FixtureRequest) -> Storage:
 
 
 def steps(checkpoints: Checkpoints) -> list[int]:
-    return [checkpoint.step for checkpoint in checkpoints.whole()]
+    return [checkpoint.step for checkpoint in checkpoints.complete()]
 
 
 def contents(checkpoints: Checkpoints, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -65,13 +65,13 @@ def contents(checkpoints: Checkpoints, checkpoint: Checkpoint) -> dict[str, byte
 
 def torn(checkpoints: Checkpoints) -> list[str]:
     """Folders that are there and no checkpoints."""
-    whole = {str(checkpoint.place) for checkpoint in checkpoints.whole()}
-    return [name for name in checkpoints.place.folders() if str(checkpoints.place / name) not in whole]
+    whole = {str(checkpoint.path) for checkpoint in checkpoints.complete()}
+    return [name for name in checkpoints.root.folders() if str(checkpoints.root / name) not in whole]
 
 
 def test_a_place_that_is_not_there_has_no_checkpoints(place: Storage) -> None:
     checkpoints = Checkpoints(place)
-    assert (checkpoints.whole(), checkpoints.latest(), checkpoints.best()) == ([], None, None)
+    assert (checkpoints.complete(), checkpoints.latest(), checkpoints.best()) == ([], None, None)
     checkpoints.prune()
 
 
@@ -86,16 +86,16 @@ def test_what_was_written_is_read(place: Storage) -> None:
         assert checkpoint.files == {name: len(data) for name, data in FILES.items()}
         assert checkpoint.metrics == pytest.approx(metrics, nan_ok=True)
         assert contents(checkpoints, checkpoint) == FILES
-    text = (found.place / MARKER).read_bytes().decode()
+    text = (found.path / MARKER).read_bytes().decode()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     with checkpoints.opened(found) as folder:
-        assert (folder == place.local / Path(str(found.place)).name) if place.local else folder.is_dir()
+        assert (folder == place.local / Path(str(found.path)).name) if place.local else folder.is_dir()
     assert folder.is_dir() == bool(place.local), "a copy is temporary"
 
 
 def test_the_marker_is_uploaded_last(bucket: Bucket) -> None:
     checkpoint = Checkpoints(Storage(bucket.uri("run"))).add(Snap(1))
-    key = str(checkpoint.place).removeprefix("s3://bucket/")
+    key = str(checkpoint.path).removeprefix("s3://bucket/")
     assert bucket.puts == [f"{key}/{name}" for name in [*sorted(FILES), MARKER]]
 
 
@@ -128,14 +128,14 @@ def test_nan_is_no_score_and_none_need_be_kept(place: Storage) -> None:
     checkpoints = Checkpoints(place, keep_best=0)
     checkpoints.add(Snap(2, 0.5))
     checkpoints.add(Snap(3, math.nan))
-    (only,) = checkpoints.whole()
+    (only,) = checkpoints.complete()
     assert (only.step, only.score, checkpoints.best()) == (3, None, None)
     with pytest.raises(ValueError, match="keep_best"):
         Checkpoints(place, keep_best=-1)
 
 
 def damage_of(how: str, checkpoint: Checkpoint) -> None:
-    file, marker = checkpoint.place / "model.bin", checkpoint.place / MARKER
+    file, marker = checkpoint.path / "model.bin", checkpoint.path / MARKER
     text = marker.read_bytes()
     if how == "truncated":
         file.write_bytes(FILES["model.bin"][:-1])
@@ -180,15 +180,15 @@ def test_of_two_of_one_step_the_newer_counts(place: Storage) -> None:
     other = place / "step-00000003-00000000"
     (other / "a").write_bytes(b"other")
     for later, winner in ((1, b"other"), (-1, b"first")):
-        marker = json.loads((first.place / MARKER).read_bytes())
+        marker = json.loads((first.path / MARKER).read_bytes())
         (other / MARKER).write_bytes(json.dumps(marker | {"written": marker["written"] + later}).encode())
-        (found,) = checkpoints.whole()
+        (found,) = checkpoints.complete()
         assert contents(checkpoints, found) == {"a": winner}
     checkpoints.prune()
     assert (steps(checkpoints), torn(checkpoints)) == ([3], [])
     second = checkpoints.add(Snap(3, 0.5, files={"a": b"second"}))
-    (found,) = checkpoints.whole()
-    assert str(found.place) == str(second.place) and found.score == 0.5
+    (found,) = checkpoints.complete()
+    assert str(found.path) == str(second.path) and found.score == 0.5
     assert torn(checkpoints) == []
 
 
@@ -256,14 +256,14 @@ def test_a_deletion_that_fails_leaves_no_checkpoint_and_does_not_fail_the_new_on
     bucket.undeletable = r"model\.bin"
     assert checkpoints.add(Snap(3)).step == 3
     assert "cannot be removed now" in caplog.text
-    assert MARKER not in first.place.files() and "model.bin" in first.place.files()
+    assert MARKER not in first.path.files() and "model.bin" in first.path.files()
     assert (steps(checkpoints), len(torn(checkpoints))) == ([3], 1)
     with pytest.raises(StorageError, match="refused"):
         checkpoints.prune()
     bucket.undeletable = None
     checkpoints.prune()
     assert torn(checkpoints) == []
-    key = str(first.place).removeprefix("s3://bucket/")
+    key = str(first.path).removeprefix("s3://bucket/")
     assert next(each for each in bucket.deletes if key in each) == f"{key}/{MARKER}"
 
 
@@ -287,7 +287,7 @@ def test_a_full_disk_leaves_the_older_ones_and_makes_room(place: Storage) -> Non
     assert str(full.value).startswith(str(place) if place.local else "/"), "it says which disk"
     assert steps(checkpoints) == [2, 3]
     assert len(torn(checkpoints)) == (0 if place.local else 1)
-    assert contents(checkpoints, checkpoints.whole()[0]) == FILES
+    assert contents(checkpoints, checkpoints.complete()[0]) == FILES
 
 
 @dataclass(frozen=True)
@@ -416,7 +416,7 @@ def test_a_writer_killed_while_it_uploads(bucket: Bucket, objects: int) -> None:
 
 
 def check_contents(checkpoints: Checkpoints) -> None:
-    for checkpoint in checkpoints.whole():
+    for checkpoint in checkpoints.complete():
         wanted = checkpoint.step.to_bytes(8, "little") * 1000
         assert set(contents(checkpoints, checkpoint).values()) == {wanted}
 
@@ -568,7 +568,7 @@ def test_done_is_called_in_order_when_the_checkpoint_stands(place: Storage, save
 
     def done(checkpoint: Checkpoint) -> None:
         latest = checkpoints.latest()
-        assert latest and str(latest.place) == str(checkpoint.place)
+        assert latest and str(latest.path) == str(checkpoint.path)
         told.append((checkpoint.step, checkpoint.score, threading.current_thread().name))
 
     saver = saver_of(checkpoints, every=10, done=done)
@@ -606,15 +606,15 @@ class Breakable:
         if self.bucket:
             self.bucket.failing, self.bucket.code = ".", 403
         else:
-            assert self.place.local
-            self.place.local.parent.mkdir(parents=True, exist_ok=True)
-            self.place.local.write_text("a file where the folder should be")
+            assert self.root.local
+            self.root.local.parent.mkdir(parents=True, exist_ok=True)
+            self.root.local.write_text("a file where the folder should be")
 
     def mended(self) -> None:
         if self.bucket:
             self.bucket.failing = None
         else:
-            self.place.delete()
+            self.root.delete()
 
 
 @pytest.fixture
@@ -625,7 +625,7 @@ def breakable(request: pytest.FixtureRequest, place: Storage) -> Breakable:
 def test_a_failed_write_is_tried_again(
     breakable: Breakable, saver_of: Callable[..., Saver], caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoints = Checkpoints(breakable.place)
+    checkpoints = Checkpoints(breakable.root)
     saver = saver_of(checkpoints, every=4)
     breakable.broken()
     for step in (1, 2, 3):
@@ -643,7 +643,7 @@ def test_a_failed_write_is_tried_again(
 
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_the_error_is_raised_at_the_bound(breakable: Breakable, every: int) -> None:
-    checkpoints = Checkpoints(breakable.place)
+    checkpoints = Checkpoints(breakable.root)
     saver = Saver(checkpoints, every=every, start=30)
     breakable.broken()
     reached: list[int] = []
@@ -660,7 +660,7 @@ def test_the_error_is_raised_at_the_bound(breakable: Breakable, every: int) -> N
 
 
 def test_an_epochs_end_that_failed_is_written_itself(breakable: Breakable, saver_of: Callable[..., Saver]) -> None:
-    checkpoints = Checkpoints(breakable.place)
+    checkpoints = Checkpoints(breakable.root)
     done: list[tuple[int, float | None]] = []
     saver = saver_of(checkpoints, every=9, done=lambda checkpoint: done.append((checkpoint.step, checkpoint.score)))
     breakable.broken()
@@ -673,7 +673,7 @@ def test_an_epochs_end_that_failed_is_written_itself(breakable: Breakable, saver
     breakable.mended()
     saver.after_step(10, lambda: pytest.fail("one waits to be written"))
     assert saver.durable == 5
-    breakable.place.delete()
+    breakable.root.delete()
     breakable.broken()
     saver.save(lambda: Snap(11, 0.7))
     with pytest.raises((StorageError, OSError)):
@@ -682,7 +682,7 @@ def test_an_epochs_end_that_failed_is_written_itself(breakable: Breakable, saver
 
 
 def test_finish_tries_once_more(breakable: Breakable) -> None:
-    checkpoints = Checkpoints(breakable.place)
+    checkpoints = Checkpoints(breakable.root)
     saver = Saver(checkpoints, every=9)
     breakable.broken()
     saver.save(lambda: Snap(3, 0.3))
