@@ -102,7 +102,9 @@ def train(
         label = str(path).rpartition("/")[2]
         params = config.model_dump() | {"workers": str(most) if least == most else f"{least}-{most}"}
         stack.enter_context(tracking.answering())
-        run = stack.enter_context(tracking.run(dataset.info, label, params, begun.get("run_id"), parent, job="train"))
+        run = stack.enter_context(
+            tracking.open_run(dataset.info, label, params, begun.get("run_id"), parent, job="train")
+        )
         write_json(path / DESCRIPTION, {"digest": digest, "run_id": run.run_id, "threads": threads, "settings": params})
         stack.enter_context(saying_how_to_go_on("the same command continues"))
         kept = Checkpoints(path / CHECKPOINTS, config.keep_best)

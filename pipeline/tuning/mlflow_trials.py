@@ -18,7 +18,7 @@ from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline.common.console import say_above
 from pipeline.tracking import runs as tracking
-from pipeline.tracking import watchdog as run_guard
+from pipeline.tracking.watchdog import end_all_runs, end_run, take_over
 from pipeline.tuning.study import FAILED, METRIC, RUNNING, StudyRecord, Trial
 
 TRIAL = "trial"
@@ -86,7 +86,7 @@ class MlflowTrials:
         self.write(now=True)
         with suppress(MlflowException, OSError):  # else the guard ends them
             client = MlflowClient(self.parent.uri)
-            run_guard.end_all(
+            end_all_runs(
                 client,
                 client.get_run(self.parent.run_id).info.experiment_id,
                 self.parent.token,
@@ -107,7 +107,7 @@ class MlflowTrials:
         if waiting.ended:
             trial = waiting.ended
             run.tag({"ended": trial.state, "reason": trial.reason})
-            run_guard.end(MlflowClient(run.uri), run.run_id, self.parent.token, _status(trial))
+            end_run(MlflowClient(run.uri), run.run_id, self.parent.token, _status(trial))
 
     def _open(self, trial: Trial) -> tracking.Run:
         """The trial's run: taken up again if there is one, made by this driver or one before."""
@@ -116,18 +116,18 @@ class MlflowTrials:
             self._look()
         if run_id := self._known.get(trial.number):
             client = MlflowClient(self.parent.uri)
-            run_guard.take_over(client, run_id, self.parent.token)
+            take_over(client, run_id, self.parent.token)
             stored = client.get_run(run_id).data.params
             client.log_batch(
                 run_id, params=[Param(key, str(value)) for key, value in params.items() if key not in stored]
             )
             return tracking.Run(self.parent.uri, run_id)
         tags = {"job": "trial", TRIAL: str(trial.number)}
-        return tracking.start(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
+        return tracking.start_run(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
 
     def _look(self) -> dict[int, Any]:
         """Trial number -> MLflow's own run."""
-        runs = {int(run.data.tags[TRIAL]): run for run in tracking.children(self.parent) if TRIAL in run.data.tags}
+        runs = {int(run.data.tags[TRIAL]): run for run in tracking.child_runs(self.parent) if TRIAL in run.data.tags}
         self._known, self._unsure = {number: run.info.run_id for number, run in runs.items()}, False
         return runs
 

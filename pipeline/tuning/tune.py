@@ -154,7 +154,7 @@ def tune(
         params |= base.model_dump() | {"trials": trials, "trial_epochs": budget, "final_epochs": config.epochs}
         stack.enter_context(tracking.answering())
         parent = stack.enter_context(
-            tracking.run(dataset.info, folder.name, params, resume=begun.get("run_id"), job="tune")
+            tracking.open_run(dataset.info, folder.name, params, resume=begun.get("run_id"), job="tune")
         )
         begun |= {"run_id": parent.run_id, "finished": False}
         write_json(Storage(folder / DESCRIPTION), begun)
@@ -394,7 +394,7 @@ def _final(
     if done.get("test", {}).get("run_id") != winner["run_id"]:
         network, description = registry.load(winner["checkpoint"], dataset.info.attribute_names)
         scored = evaluation.evaluate(network, description, dataset)
-        done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.figures}
+        done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.metrics}
         write_json(notes, done)
     if done.get("registered", {}).get("run_id") != winner["run_id"]:
         run = tracking.Run(parent.uri, winner["run_id"])

@@ -51,10 +51,10 @@ def test_what_is_being_written_when_a_batch_makes_nan_still_becomes_a_checkpoint
             return super()._failure(error)
 
     config = make_config(SETTINGS)
-    run = tracking.start(dataset.info, "training", {})
+    run = tracking.start_run(dataset.info, "training", {})
     training = Watched(config, dataset, WorkerContext(), run.run_id)
     kept = Slow(Storage(tmp_path / "checkpoints"))
     with pytest.raises(NonFiniteBatch, match=r"^step 2 \(epoch 1\)"):
         _lead(training, kept, TrainJob(dataset.storage, config, Storage(tmp_path), run, steps=2), board)
     assert [checkpoint.step for checkpoint in kept.complete()] == [1]
-    assert [step for step, _ in tracking.history(run, "steps/loss")] == [1]
+    assert [step for step, _ in tracking.metric_history(run, "steps/loss")] == [1]
