@@ -88,7 +88,7 @@ def show_settings(config: TrainConfig, preset: str | None) -> None:
 
 def show_trained(trained: Trained) -> dict[str, Any]:
     """Show the metrics of the best checkpoint, and where the model is; return the figures."""
-    from pipeline.tracking.runs import without_credentials
+    from pipeline.common.errors import without_credentials
 
     say(f"\ntrained: {trained.steps:,} steps in {trained.seconds:,.0f} s; metrics at the epoch of the best checkpoint:")
     for name, value in trained.metrics.items():

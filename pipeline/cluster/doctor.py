@@ -80,7 +80,7 @@ def examine(data: str | Path | None, storage: str | Path, progress: Progress = s
 
 def finding(name: str, check: Callable[[], str], remedy: str) -> Finding:
     """What the check says; `remedy` is for what it did not foresee."""
-    from pipeline.tracking.runs import reason
+    from pipeline.common.errors import reason
 
     try:
         return Finding(name, True, check())
@@ -271,10 +271,11 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _tracking() -> str:
-    from pipeline.tracking import runs as tracking
+    from pipeline.common.errors import without_credentials
+    from pipeline.tracking.runs import connect, tracking_uri
 
-    shown = tracking.without_credentials(tracking.tracking_uri())
-    client = tracking.connect()
+    shown = without_credentials(tracking_uri())
+    client = connect()
     known = client.get_experiment_by_name(EXPERIMENT)  # deleted ones too: they keep their names
     if known:
         client.restore_experiment(known.experiment_id)

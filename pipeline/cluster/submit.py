@@ -19,8 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from data_prep.errors import InputError
 from pipeline.common.console import say
-from pipeline.common.errors import JobFailed
-from pipeline.tracking.runs import reason, without_credentials
+from pipeline.common.errors import JobFailed, reason, without_credentials
 
 LEFT_OUT = [".git", ".venv", "runs", "mlartifacts", "*.db", "*.parquet"]
 """Of an uploaded working folder, beside what its .gitignore says."""
