@@ -33,7 +33,7 @@ AGMAN = "from pipeline.cli import main; main()"
 MARK = "AGMAN_TEST"
 """A variable that all processes of one command inherit."""
 SETTINGS = {
-    "backbone": "tiny",
+    "backbone": "resnet18",
     "embedding_dim": 16,
     "batch_size": 12,
     "epochs": 2,
