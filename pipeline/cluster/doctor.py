@@ -273,7 +273,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def _tracking() -> str:
     from pipeline.tracking import runs as tracking
 
-    shown = tracking.public(tracking.tracking_uri())
+    shown = tracking.without_credentials(tracking.tracking_uri())
     client = tracking.connect()
     known = client.get_experiment_by_name(EXPERIMENT)  # deleted ones too: they keep their names
     if known:

@@ -20,7 +20,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from data_prep.errors import InputError
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
-from pipeline.tracking.runs import public, reason
+from pipeline.tracking.runs import reason, without_credentials
 
 LEFT_OUT = [".git", ".venv", "runs", "mlartifacts", "*.db", "*.parquet"]
 """Of an uploaded working folder, beside what its .gitignore says."""
@@ -47,9 +47,9 @@ def submit(command: Sequence[str], address: str, variables: Sequence[str] = (), 
     try:
         job = client.submit_job(entrypoint=shlex.join(["agman", *command]), runtime_env=environment)
     except Exception as error:  # Ray's client raises RuntimeError for nearly all
-        raise JobFailed(f"{public(address)}: the job was not taken ({reason(error)})") from error
-    say(f"job {job} at {public(address)}")
-    stop = f"`ray job stop {job} --address {public(address)}` stops it"
+        raise JobFailed(f"{without_credentials(address)}: the job was not taken ({reason(error)})") from error
+    say(f"job {job} at {without_credentials(address)}")
+    stop = f"`ray job stop {job} --address {without_credentials(address)}` stops it"
     try:
         asyncio.run(_follow(client, job))
         return _outcome(client, job)
@@ -67,15 +67,15 @@ def _value(name: str) -> str:
 
 def _client(address: str) -> JobSubmissionClient:
     if not address.startswith(("http://", "https://")):
-        raise InputError(f"--address {public(address)}: the dashboard's address, as http://127.0.0.1:8265")
+        raise InputError(f"--address {without_credentials(address)}: the dashboard's address, as http://127.0.0.1:8265")
     try:
         with suppress(HTTPError):  # any answer will do: Ray's client would wait for one without an end
             urlopen(address, timeout=ANSWERING).close()
         return JobSubmissionClient(address)
     except Exception as error:  # ConnectionError, and RuntimeError for a refused token or another version of Ray
-        said = public(" ".join(str(error).split()))
+        said = without_credentials(" ".join(str(error).split()))
         raise InputError(
-            f"--address {public(address)}: no Ray head takes jobs there ({said}); "
+            f"--address {without_credentials(address)}: no Ray head takes jobs there ({said}); "
             "`ray dashboard ray_cluster.yaml` makes a way to one"
         ) from error
 

@@ -391,14 +391,3 @@ def system_metrics(run: Run, node: str | None = None) -> Iterator[None]:
             last = threading.Thread(target=monitor.finish, daemon=True)
             last.start()
             last.join(timeout=10)
-
-
-run, start, history, children, existing, public = (
-    open_run,
-    start_run,
-    metric_history,
-    child_runs,
-    find_run,
-    without_credentials,
-)
-"""Old names, until the callers follow."""
