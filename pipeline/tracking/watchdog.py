@@ -179,8 +179,5 @@ def main() -> None:
             time.sleep(pause)
 
 
-end, end_all = end_run, end_all_runs
-"""Old names, until the callers follow."""
-
 if __name__ == "__main__":
     main()

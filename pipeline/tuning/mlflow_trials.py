@@ -19,7 +19,7 @@ from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline.common.console import say_above
 from pipeline.tracking import runs as tracking
-from pipeline.tracking import watchdog
+from pipeline.tracking.watchdog import end_all_runs, end_run, take_over
 from pipeline.tuning.study import FAILED, METRIC, RUNNING, StudyRecord, Trial
 
 TRIAL = "trial"
@@ -90,7 +90,7 @@ class MlflowTrials:
         self.write(now=True)
         with suppress(MlflowException, OSError):  # the watchdog ends them then
             client = MlflowClient(self.parent.uri)
-            watchdog.end_all_runs(
+            end_all_runs(
                 client,
                 client.get_run(self.parent.run_id).info.experiment_id,
                 self.parent.token,
@@ -111,7 +111,7 @@ class MlflowTrials:
         if pending.ended:
             trial = pending.ended
             run.tag({"ended": trial.state, "reason": trial.reason})
-            watchdog.end_run(MlflowClient(run.uri), run.run_id, self.parent.token, _status(trial))
+            end_run(MlflowClient(run.uri), run.run_id, self.parent.token, _status(trial))
 
     def _open(self, trial: Trial) -> tracking.Run:
         """Return the trial's run: the one that this or an earlier driver began, or a new one."""
@@ -120,7 +120,7 @@ class MlflowTrials:
             self._find_runs()
         if run_id := self._known.get(trial.number):
             client = MlflowClient(self.parent.uri)
-            watchdog.take_over(client, run_id, self.parent.token)
+            take_over(client, run_id, self.parent.token)
             stored = client.get_run(run_id).data.params
             client.log_batch(
                 run_id, params=[Param(key, str(value)) for key, value in params.items() if key not in stored]
@@ -130,7 +130,7 @@ class MlflowTrials:
         return tracking.start_run(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
 
     def _find_runs(self) -> dict[int, Any]:
-        """Return MLflow's own runs by trial number."""
+        """Trial number -> MLflow's own run."""
         runs = {int(run.data.tags[TRIAL]): run for run in tracking.child_runs(self.parent) if TRIAL in run.data.tags}
         self._known, self._unsure = {number: run.info.run_id for number, run in runs.items()}, False
         return runs

@@ -402,7 +402,7 @@ def _final(
     if done.get("test", {}).get("run_id") != winner["run_id"]:
         network, description = registry.load(winner["checkpoint"], dataset.info.attribute_names)
         scored = evaluation.evaluate(network, description, dataset)
-        done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.figures}
+        done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.metrics}
         write_json(notes, done)
     if done.get("registered", {}).get("run_id") != winner["run_id"]:
         run = tracking.Run(parent.uri, winner["run_id"])

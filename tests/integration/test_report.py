@@ -52,7 +52,7 @@ def report(store: Path) -> Report:
     sample("fashionai", store / "sample", images=240, size=64)
     prepare("fashionai", store / "sample", store / "data", triplets=10, epochs=1, image_size=64)
     dataset = Dataset(store / "data")
-    run = tracking.start(dataset.info, "training", {})
+    run = tracking.start_run(dataset.info, "training", {})
     for step in (10, 20, 30):
         run.log({name: value * (1 + 1 / step) for name, value in STEPS.items()}, step)
     checkpoint = _save_model(store / "model", dataset, run.run_id)
@@ -109,7 +109,7 @@ def test_every_picture_is_there_and_has_a_text(opened: Opened) -> None:
 
 
 def test_the_headline_is_the_figure(report: Report, opened: Opened) -> None:
-    assert report.figures == report.evaluation.figures
+    assert report.figures == report.evaluation.metrics
     assert opened.page.text_content("#headline-map") == f"{100 * report.figures['test/map']:.2f}"
     assert f"{100 * report.figures['test/chance']:.2f}" in opened.page.text_content(".hero")
     assert f"{100 * report.figures['test/p_at_10']:.2f}" in opened.page.text_content(".tiles")
@@ -204,7 +204,7 @@ def test_a_dataset_of_given_triplets_has_a_page_of_them(of_triplets: tuple[Path,
     page = opened.page
     assert opened.console == [] and opened.asked_for == [file.as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    assert page.text_content("#headline-accuracy") == f"{100 * evaluation.figures['test/triplet_accuracy']:.2f}"
+    assert page.text_content("#headline-accuracy") == f"{100 * evaluation.metrics['test/triplet_accuracy']:.2f}"
     assert page.eval_on_selector_all("nav a", "all => all.every(a => document.querySelector(a.getAttribute('href')))")
     pictures = page.eval_on_selector_all("img", "all => all.every(i => i.alt && i.complete && i.naturalWidth > 0)")
     assert pictures
