@@ -24,13 +24,7 @@ TURNS, EPOCHS = 2, 2
 SETTINGS = PRESETS[WORKS[0].preset].settings | COMMON
 SIZE, TRIPLETS = WORKS[0].size, WORKS[0].triplets // 2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CHANGES: tuple[dict[str, object], ...] = (
-    {},
-    {"precision": "fp32"},
-    {"compile": True},
-    {"parts": 4},
-    {"prefetch": 0},
-)
+CHANGES: tuple[dict[str, object], ...] = ({}, {"precision": "fp32"}, {"compile": True}, {"parts": 4}, {"prefetch": 0})
 
 
 def measure(dataset: Dataset, config: TrainConfig) -> tuple[float, float]:
