@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-VOID = {"br", "hr", "img", "input", "link", "meta"}
+VOID = {"br", "hr", "img", "input", "link", "meta", "source"}
 
 
 def read_page(file: Path) -> ElementTree.Element:
