@@ -75,7 +75,7 @@ def galleries(evaluation: Evaluation, dataset: Dataset) -> list[Gallery]:
     return [
         Gallery(
             attribute.name,
-            evaluation.figures[f"{evaluation.split}/map/{attribute.name}"],
+            evaluation.metrics[f"{evaluation.split}/map/{attribute.name}"],
             [_query(ranking, evaluation, attribute, pictures) for ranking in found],
         )
         for attribute, found in rankings.items()

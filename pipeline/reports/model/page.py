@@ -31,7 +31,7 @@ from pipeline.reports.model.triplets import AttributeTriplets, shown_triplets
 from pipeline.tracking import runs as tracking
 
 if TYPE_CHECKING:
-    from pipeline.tuning.tune import Sweep
+    from pipeline.tuning.tune import StudyResult
 
 LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class", "train/loss_proxy", "train/loss_info_nce")
 
@@ -71,7 +71,7 @@ def write_report(
     dataset: Dataset,
     out: Path,
     *,
-    study: Sweep | None = None,
+    study: StudyResult | None = None,
     evaluation: Evaluation | None = None,
 ) -> dict[str, float]:
     """Write one self-contained HTML page on `model` to `out`, and return the metrics of the evaluation.
@@ -91,7 +91,7 @@ def write_report(
         run_id=description["run_id"],
         split=evaluation.split,
         made=datetime.now(UTC),
-        figures={name.split("/", 1)[1]: value for name, value in evaluation.figures.items()},
+        figures={name.split("/", 1)[1]: value for name, value in evaluation.metrics.items()},
         paper=map_table(evaluation) if evaluation.results else triplet_table(evaluation),
         scores=score_table(evaluation, dataset.info.attribute_names) if evaluation.results else None,
         curves=_curves(description["run_id"]),
@@ -106,7 +106,7 @@ def write_report(
         commands=_commands(registry.shown(model), dataset, out, evaluation.split, description["training"]),
     )
     _write(out, render("report.html.j2", page))
-    return evaluation.figures
+    return evaluation.metrics
 
 
 def _write(out: Path, html: str) -> None:
@@ -120,14 +120,16 @@ def _write(out: Path, html: str) -> None:
 
 def _curves(run_id: str | None) -> list[charts.Chart]:
     """Draw the curves of the training, if this tracking store has them."""
-    run = tracking.existing(run_id)
+    run = tracking.find_run(run_id)
     if not run:
         return []
     with tracking.answering():
-        histories = {name: tracking.history(run, name) for name in LOSSES}
+        histories = {name: tracking.metric_history(run, name) for name in LOSSES}
         losses = {name: history for name, history in histories.items() if any(value for _, value in history)}
-        scores = {"MAP": tracking.history(run, "valid/map")}
-        scores = scores if scores["MAP"] else {"triplet accuracy": tracking.history(run, "valid/triplet_accuracy")}
+        scores = {"MAP": tracking.metric_history(run, "valid/map")}
+        scores = (
+            scores if scores["MAP"] else {"triplet accuracy": tracking.metric_history(run, "valid/triplet_accuracy")}
+        )
     valid = [charts.validation(history, name) for name, history in scores.items() if history]
     return ([charts.losses(losses)] if losses else []) + valid
 

@@ -42,7 +42,7 @@ class Scores:
 def score_table(evaluation: Evaluation, names: Sequence[str]) -> Scores:
     """Return the scores of an evaluation; `names` are the attributes of the dataset."""
     rows = [_score(name, result) for name, result in evaluation.results.items()]
-    figures = {key.split("/", 1)[1]: value for key, value in evaluation.figures.items()}
+    figures = {key.split("/", 1)[1]: value for key, value in evaluation.metrics.items()}
     queries, candidates = sum(row.queries for row in rows), sum(row.candidates for row in rows)
     labels = list(rows[0].at_k)
     of_all = {label: figures[label.lower().replace("@", "_at_")] for label in labels}

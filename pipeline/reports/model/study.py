@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from pipeline.reports.charts import Chart, Theme, chart, marker_of, times_100
 
 if TYPE_CHECKING:
-    from pipeline.tuning.tune import Sweep
+    from pipeline.tuning.tune import StudyResult
 
 UNFOLDED = 12
 """Largest number of trials whose table is open; a longer table is folded."""
@@ -41,7 +41,7 @@ class StudySection:
     folded: bool
 
 
-def study_section(study: Sweep) -> StudySection:
+def study_section(study: StudyResult) -> StudySection:
     """Return the trials, the best first, and a chart for every setting."""
     keys = list(dict.fromkeys(key for trial in study.trials for key in trial.setting))
     ranked = sorted(enumerate(study.trials), key=lambda numbered: -numbered[1].best)
@@ -65,7 +65,7 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _trials(study: Sweep) -> Chart:
+def _trials(study: StudyResult) -> Chart:
     """Draw the validation MAP of every trial over its epochs, and highlight the best trial."""
 
     def draw(axes: Axes, theme: Theme) -> None:
@@ -89,7 +89,7 @@ def _trials(study: Sweep) -> Chart:
     return chart("Trials over their epochs", alt, draw)
 
 
-def _setting(study: Sweep, key: str) -> Chart:
+def _setting(study: StudyResult, key: str) -> Chart:
     """Draw the best validation MAP of every trial over its value of one setting; the best trial is a star."""
     scored = [trial for trial in study.trials if trial.history and key in trial.setting]
     values = [trial.setting[key] for trial in scored]
