@@ -59,12 +59,13 @@ def train(
 
     The same command continues a training that was stopped or killed.
     """
-    from data_prep.dataset import Dataset
     from pipeline.config.schema import load_config
 
     config = load_config(config_file, settings, preset)
     if not show_config and data is None:
         raise click.UsageError("Missing option '--data'.")
+    from data_prep.dataset import Dataset
+
     dataset = Dataset(data) if data is not None else None
     from pipeline.training.train import preview
     from pipeline.training.train import train as run_training
@@ -88,7 +89,7 @@ def show_settings(config: TrainConfig, preset: str | None) -> None:
 
 def show_trained(trained: Trained) -> dict[str, Any]:
     """Show the metrics of the best checkpoint, and where the model is; return the figures."""
-    from pipeline.tracking.runs import without_credentials
+    from pipeline.common.errors import without_credentials
 
     say(f"\ntrained: {trained.steps:,} steps in {trained.seconds:,.0f} s; metrics at the epoch of the best checkpoint:")
     for name, value in trained.metrics.items():

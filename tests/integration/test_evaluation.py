@@ -8,59 +8,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from mlflow.tracking import MlflowClient
 from support.commands import agman_exit_code
-from support.datasets import SIZE
+from support.registered import STEP, register_random
 
-import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.log import log_evaluation
-from pipeline.registry.models import Registered, find_model, load, register
-from pipeline.tracking.runs import Run, metric_history, start_run
-
-STEP = 7
+from pipeline.registry.models import Registered, find_model, load
+from pipeline.tracking.runs import Run, find_run, metric_history, start_run
 
 
 @pytest.fixture(scope="module")
-def network() -> agman.RetrievalModel:
-    """An untrained model."""
-    torch.manual_seed(3)
-    return agman.build("asenet_v2", n_attributes=8, backbone="tiny").eval()
+def registered(store: Path, dataset: Dataset) -> Registered:
+    return register_random(dataset, store, seed=1)
 
 
 @pytest.fixture(scope="module")
-def scored(network: agman.RetrievalModel, dataset: Dataset) -> Evaluation:
-    return evaluate(network, {"image_size": SIZE}, dataset, threads=1)
+def run(registered: Registered) -> Run:
+    """The run that the registered model says it was trained in."""
+    found = find_run(load(registered.uri)[1]["run_id"])
+    assert found
+    return found
 
 
 @pytest.fixture(scope="module")
-def run(store: Path, dataset: Dataset) -> Run:
-    return start_run(dataset.info, "training", {})
+def scored(registered: Registered, dataset: Dataset) -> Evaluation:
+    return evaluate(*load(registered.uri), dataset, threads=1)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(store: Path, network: agman.RetrievalModel, run: Run, dataset: Dataset) -> Path:
-    """A checkpoint of the model, described as a training describes it."""
-    return agman.save_model(store / "model", network, describe(dataset, run_id=run.run_id))
-
-
-@pytest.fixture(scope="module")
-def registered(checkpoint: Path, run: Run, dataset: Dataset) -> Registered:
-    return register(checkpoint, dataset.info.name, run)
-
-
-def describe(dataset: Dataset, **changes: Any) -> dict[str, Any]:
-    return {
-        "attributes": dataset.info.attribute_names,
-        "image_size": SIZE,
-        "step": STEP,
-        "dataset_digest": dataset.info.digest,
-        "training": {},
-    } | changes
+def describe(dataset: Dataset, run: Run) -> dict[str, Any]:
+    return {"step": STEP, "dataset_digest": dataset.info.digest, "run_id": run.run_id}
 
 
 def test_the_command_scores_a_registered_model_and_logs_to_its_run(
@@ -97,7 +77,7 @@ def test_a_note_says_why_metrics_are_not_logged(
 ) -> None:
     mine = start_run(dataset.info, "training", {})
     of_precision = Evaluation(**(vars(scored) | {"precision": precision}))
-    log_evaluation(of_precision, describe(dataset, run_id=mine.run_id) | changes, dataset)
+    log_evaluation(of_precision, describe(dataset, mine) | changes, dataset)
     assert note in capsys.readouterr().err
     assert not MlflowClient(mine.uri).get_run(mine.run_id).data.metrics
 
@@ -108,16 +88,20 @@ def test_a_run_that_refuses_the_metrics_is_reported_in_one_line(
     mine = start_run(dataset.info, "training", {})
     MlflowClient(mine.uri).delete_run(mine.run_id)
     with pytest.raises(JobFailed, match=f"could not be logged to run {mine.run_id}") as failed:
-        log_evaluation(scored, describe(dataset, run_id=mine.run_id), dataset)
+        log_evaluation(scored, describe(dataset, mine), dataset)
     assert "\n" not in str(failed.value)
 
 
 def test_metrics_are_printed_even_if_the_store_does_not_answer(
-    checkpoint: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    registered: Registered,
+    store: Path,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert agman_exit_code("evaluate", checkpoint, "--data", dataset.path, "--json") == 2
+    assert agman_exit_code("evaluate", store / "model-1", "--data", dataset.path, "--json") == 2
     said = capsys.readouterr()
     assert json.loads(said.out)["test/queries"] == dataset.info.queries["test"]
     last = said.err.strip().splitlines()[-1]

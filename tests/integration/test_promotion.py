@@ -1,9 +1,8 @@
-"""Champion and challenger: the decision as a function of scores, and the registry's aliases, tags and cards."""
+"""Champion and challenger: the registry's aliases, tags and cards."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,46 +12,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from support.commands import agman_exit_code
 from support.registered import register_random
+from support.scores import scores
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
-from pipeline.registry import model_card, promotion
-from pipeline.registry.promotion import judge, promote, rollback
+from pipeline.registry import promotion
+from pipeline.registry.promotion import promote, rollback
 from pipeline.tracking.runs import tracking_uri
 
 NAME = "agman-tiny"
-
-
-def scores(gain: float = 0.0, fall: float = 0.0, noise: float = 0.0) -> dict[str, torch.Tensor]:
-    """Return scores of 200 and 50 queries; all gain `gain`, the second attribute loses `fall`, both have `noise`."""
-    generator = torch.Generator().manual_seed(0)
-    base = [torch.rand(size, generator=generator, dtype=torch.float64) * 0.5 for size in (200, 50)]
-    drawn = [torch.randn(size, generator=generator, dtype=torch.float64) for size in (200, 50)]
-    first, second = (gain + noise * (one - one.mean()) for one in drawn)
-    return {"collar": base[0] + first, "skirt": base[1] + second - fall}
-
-
-@pytest.mark.parametrize(
-    ("challenger", "better", "reason"),
-    [
-        (scores(gain=0.02), True, r"better by \+2\.00 \[\+2\.00, \+2\.00\], and no attribute falls by more than 1\.00"),
-        (scores(gain=0.02, fall=0.025), True, "better by"),  # the second attribute loses 0.5 points
-        (scores(gain=0.02, fall=0.035), False, r"skirt falls by 1\.50, more than 1\.00"),
-        (scores(), False, "is not beyond noise"),
-        (scores(gain=0.002, noise=0.2), False, "is not beyond noise"),
-        (scores(gain=-0.005), False, "is not beyond noise"),
-    ],
-)
-def test_the_verdict(challenger: dict[str, torch.Tensor], better: bool, reason: str) -> None:
-    verdict = judge(scores(), challenger, tolerance=0.01)
-    assert verdict.better == better and re.search(reason, verdict.reason), verdict.reason
-    assert list(verdict.differences) == ["collar", "skirt", ""]
-
-
-def test_scores_of_different_queries_are_refused() -> None:
-    with pytest.raises(ValueError, match="the same queries"):
-        judge(scores(), {"collar": torch.rand(7)}, tolerance=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -213,12 +182,3 @@ def test_a_registration_that_fails_leaves_nothing(
         versions(4)
     assert {str(one.version) for one in client.search_model_versions(f"name='{NAME}'")} == before
     assert len(client.search_logged_models([client.get_experiment_by_name("tiny").experiment_id])) == models
-
-
-def test_a_card_escapes_markup_in_names() -> None:
-    description = {"attributes": ["a|b", "<img src=x>"], "image_size": 32, "training": {"weights": "IMAGENET1K_V1"}}
-    build = {"name": "agman", "backbone": "resnet50", "embedding_dim": 8}
-    card = model_card.write_card("agman-x", build, description, {}, {})
-    assert "a\\|b" in card and "<img" not in card and "ImageNet" not in card and "IMAGENET1K_V1" in card
-    long = card + "line\n" * 3_000
-    assert len(model_card.as_description(long)) <= model_card.DESCRIPTION_LENGTH

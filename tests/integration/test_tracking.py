@@ -38,7 +38,6 @@ from pipeline.tracking.runs import (
     start_run,
     system_metrics,
     wait_for_store,
-    without_credentials,
 )
 from pipeline.tracking.watchdog import ENDING, OWNER, take_over
 
@@ -574,18 +573,3 @@ def test_a_run_goes_on_if_system_metrics_cannot_start(client: MlflowClient, monk
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "often")
     with pytest.raises(ZeroDivisionError), system_metrics(start_run(INFO, "training", {})):
         raise ZeroDivisionError  # the block's own errors pass
-
-
-@pytest.mark.parametrize(
-    ("address", "shown"),
-    [
-        ("postgresql://user:sesame@db:5432/mlflow", "postgresql://db:5432/mlflow"),
-        ("no answer from 'postgresql://user:se/sa:me@db/x' now", "no answer from 'postgresql://db/x' now"),
-        ("mysql+pymysql://user:se@same@db/x?y=1", "mysql+pymysql://db/x?y=1"),
-        ("http://token@host/path", "http://host/path"),
-        ("s3://bucket/runs@night", "s3://bucket/runs@night"),
-        ("sqlite:////srv/mlflow.db and me@home", "sqlite:////srv/mlflow.db and me@home"),
-    ],
-)
-def test_credentials_are_removed_from_addresses(address: str, shown: str) -> None:
-    assert without_credentials(address) == shown

@@ -21,6 +21,8 @@ from pipeline.tracking.runs import start_run, tracking_uri
 from support.datasets import SIZE
 
 ROOT = Path(__file__).parents[2]
+STEP = 7
+"""Step of the registered checkpoints."""
 
 
 def register_random(dataset: Dataset, folder: Path, seed: int) -> Registered:
@@ -29,12 +31,12 @@ def register_random(dataset: Dataset, folder: Path, seed: int) -> Registered:
     names = dataset.info.attribute_names
     network = agman.build("agman", n_attributes=len(names), backbone="tiny", embedding_dim=16)
     run = start_run(dataset.info, f"training {seed}", {})
-    run.log({"valid/map": 0.25, f"valid/map/{names[0]}": 0.125}, step=7)
+    run.log({"valid/map": 0.25, f"valid/map/{names[0]}": 0.125}, step=STEP)
     facts = {"layout": "fashionai", "drawn": True, "values": [len(one.values) for one in dataset.info.attributes]}
     description = {
         "attributes": names,
         "image_size": SIZE,
-        "step": 7,
+        "step": STEP,
         "run_id": run.run_id,
         "dataset": "tiny",
         "dataset_digest": dataset.info.digest,
