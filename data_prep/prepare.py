@@ -16,21 +16,23 @@ import pyarrow.parquet as pq
 
 from data_prep import tables
 from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
-from data_prep.atomic import whole_dataset
 from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, zappos50k
 from data_prep.packing import Packing, pack
 from data_prep.progress import Progress, silent
 from data_prep.request import Request
+from data_prep.staging import atomic_dataset
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, DRAWN_REGIONS_FILE, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
 from data_prep.triplets import TripletSampler
 
 
 class Reader(Protocol):
-    """A layout's adapter: reads the official files into rows that all have a split."""
+    """The adapter of a layout: reads the official files into rows that all have a split."""
 
-    def __call__(self, request: Request) -> Annotation: ...
+    def __call__(self, request: Request) -> Annotation:
+        """Read the annotation. Raises InputError."""
+        ...
 
 
 LAYOUTS: dict[str, Reader] = {
@@ -40,10 +42,10 @@ LAYOUTS: dict[str, Reader] = {
     "darn": darn.read,
 }
 DRAWN_TRIPLETS, DRAWN_EPOCHS = 100_000, 10
-"""Triplets per epoch and epochs, where nothing else is asked for and the dataset gives none ready-made."""
+"""Default number of triplets per epoch and of epochs, if the dataset does not bring triplets."""
 
 EVALUATION_SHARE = 5
-"""Validation and test get one fifth of the training triplets, as UT-Zap50K's lists do (200k : 40k)."""
+"""Training triplets for each triplet of validation and of test, as in UT-Zap50K's lists (200k : 40k)."""
 NO_TRIPLETS = "no training triplet can be drawn: no attribute has two values, one with two images"
 
 
@@ -67,12 +69,12 @@ def prepare(
 ) -> DatasetInfo:
     """Turn the official files of `layout` below `root` into the tables of data_prep.tables at `out`.
 
-    `split_files`, `annotation`, `categories` and `crop_boxes` are explained in Request. `out` is a folder or a URI;
-    `image_size` is the packed images' short side in pixels. `triplets` are drawn for each of `epochs` training
-    epochs; where the dataset gives its triplets they are dealt out instead, by default all in one epoch. Equal input
-    and seed give equal tables. A preparation that was stopped goes on with what it had packed when it is asked for
-    again. Returns the description. Raises InputError for what a user can mend, and if more than the share
-    `max_rejects` of the rows is rejected.
+    `split_files`, `annotation`, `categories` and `crop_boxes` are explained in Request. `out` is a folder or a URI.
+    `image_size` is the short side of the packed images in pixels. `triplets` are drawn for each of `epochs` training
+    epochs; if the dataset brings triplets, those are divided over the epochs, by default all in one epoch. Equal input
+    and seed give equal tables. A second call continues a stopped preparation with the images packed so far. Returns
+    the description. Raises InputError for errors that a user can correct, and if more than the fraction `max_rejects`
+    of the rows is rejected.
     """
     name = name or layout
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -84,22 +86,22 @@ def prepare(
             raise InputError(f"{folder}: no such folder")
     root = root.resolve()
     request = Request(root, split_files, seed, annotation, categories, crop_boxes, progress)
-    with whole_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as aside:
+    with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as staging:
         read = LAYOUTS[layout](request)
         read.check()
         _check_rejects(read, root, max_rejects)
         images = read.images()
         images.insert(0, "image_id", np.arange(len(images)))
-        # What can be known to fail is found before the long part.
+        # Before packing, which takes long: everything that can already fail.
         regions = _read_regions(root, read)
         _check_anchors(_numbered(read.rows, images))
-        packing = pack(images, root, aside, image_size, seed, progress)
+        packing = pack(images, root, staging, image_size, seed, progress)
         packed = _without_refused(read, images, packing)
         _check_rejects(packed, root, max_rejects)
         images = images.merge(packing.sizes, on="image_id")
-        _write_labels(aside, packed, images)
-        _write_regions(aside, regions, images)
-        drawn = _write_triplets(aside, packed, images, triplets, epochs, seed)
+        _write_labels(staging, packed, images)
+        _write_regions(staging, regions, images)
+        drawn = _write_triplets(staging, packed, images, triplets, epochs, seed)
         info = DatasetInfo(
             schema_version=tables.SCHEMA_VERSION,
             name=name,
@@ -116,18 +118,17 @@ def prepare(
             repeats=packed.repeats,
             given_triplets=0 if packed.triplets is None else len(packed.triplets),
             rejects=count_reasons(packed.rejects),
-            digest=digest_of(aside, packing.sha256),
+            digest=digest_of(staging, packing.sha256),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
         )
-        _check_written(aside, info)
-        (aside / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
+        _check_written(staging, info)
+        (staging / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
     return info
 
 
 def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> None:
-    """Stop where more than a share of the rows is damaged. Raises TooManyRejects, or InputError if nothing
-    is left."""
+    """Raise TooManyRejects if more than a fraction of the rows is damaged, InputError if no row is left."""
     if not annotation.rows_in:
         raise InputError(f"{root}: the annotation is empty")
     damaged = [reject for reject in annotation.rejects if reject.reason not in CHOSEN]
@@ -153,7 +154,7 @@ def _per_split(rows: pd.DataFrame) -> dict[str, int]:
 
 
 def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Packing) -> Annotation:
-    """Rows and triplets of images that could not be packed become rejects with the image's reason."""
+    """Turn rows and triplets of images that could not be packed into rejects with the image's reason."""
     why = images.merge(packing.refused, on="image_id").set_index("path")[["reason", "detail"]]
     rejects = list(annotation.rejects)
 
@@ -174,27 +175,27 @@ def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Pack
     return replace(annotation, rows=rows, rejects=rejects, triplets=triplets)
 
 
-def _write_labels(aside: Storage, annotation: Annotation, images: pd.DataFrame) -> None:
-    """`images` has those that were packed, with their sizes."""
-    write_table(aside / "images.parquet", {n: images[n] for n in tables.IMAGES.names}, tables.IMAGES)
+def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame) -> None:
+    """Write the tables of images, labels, retrieval and rejects. `images` are the packed ones, with their sizes."""
+    write_table(staging / "images.parquet", {n: images[n] for n in tables.IMAGES.names}, tables.IMAGES)
     rows = _numbered(annotation.rows, images)
-    write_table(aside / "labels.parquet", {n: rows[n] for n in tables.LABELS.names}, tables.LABELS)
+    write_table(staging / "labels.parquet", {n: rows[n] for n in tables.LABELS.names}, tables.LABELS)
     retrieval = rows[rows["role"] != ""]
     columns = {n: retrieval[n] for n in tables.RETRIEVAL.names}
-    write_table(aside / "retrieval.parquet", columns, tables.RETRIEVAL)
+    write_table(staging / "retrieval.parquet", columns, tables.RETRIEVAL)
     rejected = pd.DataFrame(annotation.rejects, columns=tables.REJECTS.names)
-    write_table(aside / "rejects.parquet", {n: rejected[n] for n in tables.REJECTS.names}, tables.REJECTS)
+    write_table(staging / "rejects.parquet", {n: rejected[n] for n in tables.REJECTS.names}, tables.REJECTS)
 
 
 def _numbered(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """Rows with their image_id, sorted by it, attribute and value."""
+    """Return rows with their image_id, sorted by image_id, attribute and value."""
     number = images.set_index("path")["image_id"]
     rows = rows.assign(image_id=rows["path"].map(number).astype("int64"))
     return rows.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
 
 
 def _read_regions(root: Path, annotation: Annotation) -> pd.DataFrame | None:
-    """Where drawn images say each attribute is; photographs have no such file. Raises InputError for a damaged one."""
+    """Return the regions of drawn images; None for photographs. Raises InputError if their file is damaged."""
     file = root / DRAWN_REGIONS_FILE
     if not file.is_file():
         return None
@@ -206,24 +207,24 @@ def _read_regions(root: Path, annotation: Annotation) -> pd.DataFrame | None:
     return regions[regions["attribute"].isin(list(index))].assign(attribute=lambda rows: rows["attribute"].map(index))
 
 
-def _write_regions(aside: Storage, regions: pd.DataFrame | None, images: pd.DataFrame) -> None:
+def _write_regions(staging: Storage, regions: pd.DataFrame | None, images: pd.DataFrame) -> None:
     if regions is not None:
         of_images = regions.merge(images[["path", "image_id"]], on="path").sort_values(["image_id", "attribute"])
-        write_table(aside / REGIONS_FILE, {n: of_images[n] for n in tables.REGIONS.names}, tables.REGIONS)
+        write_table(staging / REGIONS_FILE, {n: of_images[n] for n in tables.REGIONS.names}, tables.REGIONS)
 
 
 def _check_anchors(rows: pd.DataFrame) -> None:
-    """Training labels must give triplets. Raises InputError if they cannot."""
+    """Raise InputError if the training labels cannot give a triplet."""
     labels = rows[rows["split"] == "train"]
     if len(labels) and not len(TripletSampler(labels).attributes):
         raise InputError(NO_TRIPLETS)
 
 
-def _check_written(aside: Storage, info: DatasetInfo) -> None:
-    """What the tables' files hold is what came in."""
+def _check_written(staging: Storage, info: DatasetInfo) -> None:
+    """Raise AssertionError unless the written tables hold all rows that were read."""
     written = info.repeats + info.given_triplets
     for name in ("labels.parquet", "rejects.parquet"):
-        with (aside / name).open() as file:
+        with (staging / name).open() as file:
             written += pq.read_metadata(file).num_rows
     if written != info.rows_in:
         raise AssertionError(f"{info.rows_in} rows in, but {written} written")
@@ -231,22 +232,22 @@ def _check_written(aside: Storage, info: DatasetInfo) -> None:
 
 @dataclass(frozen=True)
 class _Written:
-    """The triplets that were written."""
+    """Numbers of written triplets."""
 
     per_epoch: int
     epochs: int
 
 
 def _write_triplets(
-    aside: Storage, annotation: Annotation, images: pd.DataFrame, n: int | None, epochs: int | None, seed: int
+    staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int | None, epochs: int | None, seed: int
 ) -> _Written:
     if annotation.triplets is not None:
-        return _deal_out(aside, annotation.triplets, images, n, epochs or 1, seed)
-    return _draw(aside, annotation, images, n or DRAWN_TRIPLETS, epochs or DRAWN_EPOCHS, seed)
+        return _divide(staging, annotation.triplets, images, n, epochs or 1, seed)
+    return _draw(staging, annotation, images, n or DRAWN_TRIPLETS, epochs or DRAWN_EPOCHS, seed)
 
 
-def _draw(aside: Storage, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int) -> _Written:
-    """Training triplets for every epoch; one smaller set each for validation and test."""
+def _draw(staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int) -> _Written:
+    """Draw training triplets for every epoch, and one smaller set each for validation and test."""
     rows = _numbered(annotation.rows, images)
     for number, split in enumerate(SPLITS):
         labels = rows[rows["split"] == split]
@@ -254,18 +255,18 @@ def _draw(aside: Storage, annotation: Annotation, images: pd.DataFrame, n: int, 
             continue
         sampler = TripletSampler(labels)
         train = split == "train"
-        if train and not len(sampler.attributes):  # too many pictures were refused since _check_anchors
+        if train and not len(sampler.attributes):  # since _check_anchors, too many pictures were refused
             raise Resumable(NO_TRIPLETS)
         for epoch in range(epochs if train else 1):
             drawn = sampler.sample(n if train else max(1, n // EVALUATION_SHARE), [seed, number, epoch])
-            write_table(_triplet_file(aside, split, epoch), drawn.columns(), tables.TRIPLETS)
+            write_table(_triplet_file(staging, split, epoch), drawn.columns(), tables.TRIPLETS)
     return _Written(n, epochs) if (rows["split"] == "train").any() else _Written(0, 0)
 
 
-def _deal_out(
-    aside: Storage, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
+def _divide(
+    staging: Storage, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
 ) -> _Written:
-    """The dataset's own triplets, shuffled: `n` (or all) for each training epoch, going round where they run out."""
+    """Shuffle the dataset's triplets and write `n` (or all) for each training epoch, starting again at the end."""
     number = images.set_index("path")["image_id"]
     rng = np.random.default_rng(seed)
     per_epoch = 0
@@ -282,9 +283,9 @@ def _deal_out(
         for epoch in range(epochs if train else 1):
             turn = order[np.arange(epoch * count, (epoch + 1) * count) % len(order)]
             part = {name: column[turn] for name, column in columns.items()}
-            write_table(_triplet_file(aside, split, epoch), part, tables.TRIPLETS)
+            write_table(_triplet_file(staging, split, epoch), part, tables.TRIPLETS)
     return _Written(per_epoch, epochs if per_epoch else 0)
 
 
-def _triplet_file(aside: Storage, split: str, epoch: int) -> Storage:
-    return aside / "triplets" / f"split={split}" / f"epoch={epoch}" / "part-00000.parquet"
+def _triplet_file(staging: Storage, split: str, epoch: int) -> Storage:
+    return staging / "triplets" / f"split={split}" / f"epoch={epoch}" / "part-00000.parquet"

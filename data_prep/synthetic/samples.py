@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.atomic import whole_folder
+from data_prep import atomic
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.synthetic.sample_layouts import Drawn, Sketch, layout_of
@@ -47,7 +47,7 @@ def sample(
     if split_files and not split_files.is_dir():
         raise InputError(f"{split_files}: no such folder")
     sampler = layout_of(layout)
-    with whole_folder(out, marker=DRAWN_REGIONS_FILE, overwrite=overwrite, inputs=(split_files,)) as staging:
+    with atomic.output_folder(out, marker=DRAWN_REGIONS_FILE, overwrite=overwrite, inputs=(split_files,)) as staging:
         sketches = sampler.copy(split_files, staging) if split_files else sampler.make(images, seed, staging)
         drawn = _draw_all(layout, sketches, staging, size, seed, progress)
         sampler.finish(staging, drawn, size)

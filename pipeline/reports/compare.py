@@ -47,7 +47,7 @@ def write_comparison_report(comparison: Comparison) -> Path:
     report = comparison.folder / "report"
     report.mkdir(exist_ok=True)
     trainings = _trainings(comparison)
-    with Storage(report / "trainings.parquet").whole_file() as file:
+    with Storage(report / "trainings.parquet").atomic_file() as file:
         trainings.to_parquet(file)
     header, rows = comparison_table(comparison)
     Storage(report / "trainings.csv").write_bytes(trainings.to_csv(index=False).encode())
@@ -89,7 +89,7 @@ def _spread(found: tuple[float, float] | None) -> str:
 def _trainings(comparison: Comparison) -> pd.DataFrame:
     """Return a row for each training: system, seed, seconds, failed, and every metric."""
     rows = [
-        {"system": one.system, "seed": one.seed, "seconds": one.seconds, "failed": one.failed or ""} | one.figures
+        {"system": one.system, "seed": one.seed, "seconds": one.seconds, "failed": one.failed or ""} | one.metrics
         for one in comparison.scored
     ]
     return pd.DataFrame(rows)

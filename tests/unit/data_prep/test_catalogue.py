@@ -230,5 +230,5 @@ def test_nearest_mean_tells_the_values_apart(layout, attribute, describe):
     def drawn(value: int, seed: int) -> Drawing:
         return draw_catalogue(layout, [(attribute, value)], seed=seed, size=64)
 
-    accuracy = nearest_mean_accuracy(drawn, 6, attribute, describe, side=48, train=16, test=4)
+    accuracy = nearest_mean_accuracy(drawn, 6, attribute, describe, side=48, train=16, test=8)
     assert accuracy > 2 / 6
