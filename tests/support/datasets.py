@@ -42,6 +42,15 @@ def prepare_small(root: Path, out: str | Path, **options: object) -> Dataset:
     return Dataset(out)
 
 
+def make_images(root: Path, count: int) -> pd.DataFrame:
+    """Write `count` pictures, each of one colour, and return their table."""
+    root.mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", (SIZE, SIZE), (number, 255 - number, 0)).save(root / f"{number}.jpg")
+    splits = np.where(np.arange(count) % 5 == 0, "test", "train")
+    return pd.DataFrame({"image_id": np.arange(count), "path": [f"{n}.jpg" for n in range(count)], "split": splits})
+
+
 def draw_garments(folder: Path) -> Path:
     """Draw 540 garments in FashionAI's layout: two values of each attribute, so that queries find positives."""
     path = "fashionAI_attributes_train1/Images/{}_labels/{:03d}.jpg"
