@@ -158,26 +158,43 @@ def _channels(stages: list[nn.Module]) -> list[int]:
 
 
 def _torchvision_network(name: str, weights: str | PathLike[str] | None) -> nn.Module:
+    """Return torchvision's network. On the meta device, weights are fetched or compared, but not loaded."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
         raise ValueError(f"unknown backbone {name!r}; the nearest of torchvision's: {', '.join(near)}")
     if weights is None:
-        return torchvision.models.get_model(name, weights=None)
+        return _random_network(name)
 
     named = torchvision.models.get_model_weights(name).__members__
     if str(weights) in named:
         try:
-            return torchvision.models.get_model(name, weights=str(weights))
+            if not _on_meta():
+                return torchvision.models.get_model(name, weights=str(weights))
+            named[str(weights)].get_state_dict(check_hash=True, map_location="meta")
         except OSError as error:
             raise OSError(f"cannot fetch {name}'s weights {weights} ({error}); a local file will do as well") from error
+        return _random_network(name)
 
     path = Path(weights)
     if not path.is_file():
         raise ValueError(f"weights {str(weights)!r}: neither a file nor a name that {name} has ({', '.join(named)})")
-    network = torchvision.models.get_model(name, weights=None)
+    network = _random_network(name)
     _load_all_but_head(network, name, path)
     return network
+
+
+def _on_meta() -> bool:
+    return torch.get_default_device().type == "meta"
+
+
+def _random_network(name: str) -> nn.Module:
+    """Return torchvision's network with random weights, on the default device."""
+    if not name.startswith("regnet"):
+        return torchvision.models.get_model(name, weights=None)
+    with torch.device("cpu"):  # torchvision computes a RegNet's widths with tensors, and reads their values
+        network = torchvision.models.get_model(name, weights=None)
+    return network.to(torch.get_default_device())
 
 
 def _load_all_but_head(network: nn.Module, name: str, path: Path) -> None:
@@ -189,4 +206,5 @@ def _load_all_but_head(network: nn.Module, name: str, path: Path) -> None:
     difference = first_difference(expected, found)
     if difference:
         raise ValueError(f"{path} does not hold this {name}: {difference}")
-    network.load_state_dict(found, strict=False)
+    if not _on_meta():
+        network.load_state_dict(found, strict=False)

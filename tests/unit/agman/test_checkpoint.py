@@ -9,6 +9,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 import agman
+from agman.registry import check_build
 
 CONFIG = {"attributes": ["skirt", "sleeve", "collar"], "image_size": 32}
 
@@ -161,6 +162,20 @@ def test_weights_that_cannot_be_fetched_suggest_a_file(monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_model", unreachable)
     with pytest.raises(OSError, match=r"cannot fetch resnet18's weights IMAGENET1K_V1 .*a local file"):
         agman.build(n_attributes=3, backbone="resnet18", weights="IMAGENET1K_V1")
+
+
+def test_the_check_of_a_model_fetches_named_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    check_build(n_attributes=3, backbone="resnet18", weights="IMAGENET1K_V1")
+
+    def unreachable(url, *arguments, **options):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with pytest.raises(OSError, match=r"cannot fetch resnet34's weights IMAGENET1K_V1 .*a local file"):
+        check_build(n_attributes=3, backbone="resnet34", weights="IMAGENET1K_V1")
 
 
 def test_what_is_no_model_is_not_replaced(tmp_path):
