@@ -1,1 +1,1 @@
-"""Scripts that measure, side by side in one run; each writes a dated table beside itself."""
+"""Scripts that compare ways of doing the same work in one run; each writes a dated table to benchmarks/results."""

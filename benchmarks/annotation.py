@@ -1,32 +1,30 @@
 """DeepFashion's list_attr_img.txt at full size, against plain readers: `agman bench annotation`.
 
-289,222 lines of a path and 1,000 values are written in the file's format; each reader runs in a process of its own,
-and its peak memory is that process's.
+289,222 lines of a path and 1,000 values are written in the file's format. Each reader runs in its own process, whose
+peak memory is measured.
 """
 
 from __future__ import annotations
 
 import hashlib
 import resource
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.record import write_table
+from benchmarks.common import in_own_process, timed, write_table
 
 ROWS, COLUMNS = 289_222, 1_000
 MARKS = 3.3
-"""Values marked 1 per image, on average."""
+"""Mean number of values marked 1 per image."""
 TYPE_SIZES = (156, 218, 180, 216, 230)
 
 
 def write_files(root: Path) -> None:
-    """A root with list_attr_cloth.txt, list_attr_img.txt and list_eval_partition.txt."""
+    """Write list_attr_cloth.txt, list_attr_img.txt and list_eval_partition.txt below `root`."""
     (root / "Anno_coarse").mkdir()
     (root / "Eval").mkdir()
     rng = np.random.default_rng(0)
@@ -51,7 +49,7 @@ def write_files(root: Path) -> None:
 
 
 def ours(root: Path) -> list[tuple[str, int]]:
-    """The marks alone, as the plain readers give them."""
+    """Return the marks alone, as the plain readers do."""
     from data_prep.layouts.deepfashion_matrix import read_marks
 
     marks = read_marks(root / "Anno_coarse/list_attr_img.txt", root, COLUMNS)
@@ -59,7 +57,7 @@ def ours(root: Path) -> list[tuple[str, int]]:
 
 
 def adapter(root: Path) -> list[tuple[str, int]]:
-    """The whole adapter: schema, marks, partition, repeats, queries and candidates."""
+    """Run the complete adapter: schema, marks, partition, repeats, queries and candidates."""
     from data_prep.layouts.deepfashion import read
     from data_prep.request import Request
 
@@ -68,7 +66,7 @@ def adapter(root: Path) -> list[tuple[str, int]]:
 
 
 def plain_python(root: Path) -> list[tuple[str, int]]:
-    """Line by line, as the published repositories read their lists."""
+    """Read line by line, as the published repositories do."""
     marks = []
     with (root / "Anno_coarse/list_attr_img.txt").open() as lines:
         next(lines), next(lines)
@@ -79,7 +77,7 @@ def plain_python(root: Path) -> list[tuple[str, int]]:
 
 
 def plain_pandas(root: Path) -> list[tuple[str, int]]:
-    """read_csv in chunks; in one piece it takes more memory than most machines have."""
+    """Read with read_csv in chunks; the complete file needs more memory than most machines have."""
     import pandas as pd
 
     marks = []
@@ -96,38 +94,36 @@ READERS: dict[str, Callable[[Path], list[tuple[str, int]]]] = {
 }
 TITLES = {
     "ours": "`deepfashion_matrix.read_marks`",
-    "adapter": "`deepfashion.read`, the whole adapter",
+    "adapter": "`deepfashion.read`, the complete adapter",
     "plain_python": "plain Python, line by line",
     "plain_pandas": "pandas `read_csv`, 20,000 lines at a time",
 }
 
 
 def run(name: str, root: Path) -> None:
-    """In a process of its own: print seconds, MiB at the peak, marks and their hash."""
-    started = time.perf_counter()
-    marks = READERS[name](root)
-    seconds = time.perf_counter() - started
+    """Run a reader in this process; print seconds, peak MiB, the number of marks and their hash."""
+    seconds, marks = timed(lambda: READERS[name](root))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     digest = hashlib.sha256("".join(f"{path} {column}\n" for path, column in marks).encode()).hexdigest()
     print(seconds, peak, len(marks), digest)
 
 
 def main() -> None:
+    """Run every reader; write the table."""
     rows, digests = [], {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_files(root)
         size = (root / "Anno_coarse/list_attr_img.txt").stat().st_size
         for name in READERS:
-            command = [sys.executable, "-m", "benchmarks.annotation", name, str(root)]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            printed = in_own_process("annotation", name, str(root)).split()
             digests[name] = printed[3]
             rows.append([TITLES[name], f"{float(printed[0]):.1f}", f"{float(printed[1]):.0f}", f"{int(printed[2]):,}"])
     if len({digests[name] for name in ("ours", "plain_python", "plain_pandas")}) > 1:
         raise SystemExit("the readers do not agree")
     notes = (
         f"list_attr_img.txt in its own format: {ROWS:,} × {COLUMNS:,} values, {size / 1e6:,.0f} MB. The "
-        "readers found the same marks. Peak memory is the whole process's, results included. "
+        "readers found the same marks. Peak memory is that of the process, with its results. "
         "Wanted: at most 60 s and 2 GiB."
     )
     write_table("annotation", ["reader", "s", "peak, MiB", "marks or labels"], rows, notes)

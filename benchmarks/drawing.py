@@ -1,15 +1,14 @@
-"""How fast samples are drawn, on one core, JPEG encoding included: `agman bench drawing`."""
+"""Speed of drawing samples on one core, with JPEG encoding: `agman bench drawing`."""
 
 from __future__ import annotations
 
 import io
 import os
-import time
 from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.record import write_table
+from benchmarks.common import timed, write_table
 from data_prep.layouts.catalogue_vocabulary import DRAWN
 from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
 from data_prep.synthetic.garments import Drawing, draw, draw_catalogue
@@ -20,14 +19,14 @@ WARM_UP = 300  # enough to fill the caches of patterns
 
 
 def fashionai(number: int, size: int) -> Drawing:
-    """All attributes and values in turn."""
+    """Draw all attributes and values in turn."""
     wanted = [(name, value) for name, values in ATTRIBUTES.items() for value in range(len(values))]
     name, value = wanted[number % len(wanted)]
     return draw(name, value, seed=number, size=size)
 
 
 def catalogue(layout: str, values_of_one: int) -> Callable[[int, int], Drawing]:
-    """A label for every attribute, and `values_of_one` of the first of them."""
+    """Return a function that draws a label for every attribute, and `values_of_one` for the first attribute."""
     drawn = DRAWN[layout]
 
     def drawing(number: int, size: int) -> Drawing:
@@ -41,7 +40,7 @@ def catalogue(layout: str, values_of_one: int) -> Callable[[int, int], Drawing]:
 
 
 def zappos50k(number: int, size: int) -> Drawing:
-    """Values at random."""
+    """Draw random values."""
     rng = np.random.default_rng(number)
     return draw_shoe({key: str(rng.choice(names)) for key, names in SHOE_VALUES.items()}, seed=number, size=size)
 
@@ -56,17 +55,19 @@ LAYOUTS: dict[str, Callable[[int, int], Drawing]] = {
 
 
 def images_per_second(drawing: Callable[[int, int], Drawing], size: int) -> float:
-    """Draw and encode IMAGES pictures after a warm-up."""
-    started = 0.0
-    for number in range(WARM_UP + IMAGES):
-        if number == WARM_UP:
-            started = time.perf_counter()
-        drawn = drawing(number, size)
-        drawn.image.save(io.BytesIO(), "JPEG", quality=drawn.jpeg_quality)
-    return IMAGES / (time.perf_counter() - started)
+    """Draw and encode IMAGES images after a warm-up; return the rate."""
+
+    def draw_all(numbers: range) -> None:
+        for number in numbers:
+            drawn = drawing(number, size)
+            drawn.image.save(io.BytesIO(), "JPEG", quality=drawn.jpeg_quality)
+
+    draw_all(range(WARM_UP))
+    return IMAGES / timed(lambda: draw_all(range(WARM_UP, WARM_UP + IMAGES)))[0]
 
 
 def main() -> None:
+    """Measure every layout; write the table."""
     sizes = (64, 112, 224)
     rows = [[name, *(f"{images_per_second(drawing, size):.0f}" for size in sizes)] for name, drawing in LAYOUTS.items()]
     header = ["images/s on one core", *(f"{size} px" for size in sizes)]

@@ -1,7 +1,7 @@
-"""Reading training images: packed shards against 512 px JPEG files decoded one by one. `agman bench loader`.
+"""Reading training images: packed shards against JPEG files of 512 px decoded one by one: `agman bench loader`.
 
-Both sides give uint8 squares of 224 px, on the same number of cores, in the same shuffled batches of 48. The files
-are what a dataset looks like before `agman prep`; the packed ones what it looks like after.
+Both give uint8 squares of 224 px, on the same number of cores, in the same shuffled batches of 48. The files are a
+dataset before `agman prep`; the shards are the dataset after it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.record import write_table
+from benchmarks.common import drawn_dataset, write_table
 from data_prep.dataset import Dataset, ImageStore
-from data_prep.prepare import prepare
-from data_prep.synthetic.samples import sample
 
 IMAGES, BATCH, SIZE, SOURCE = 600, 48, 224, 512
 ROUNDS = 4
 
 
 def read_files(files: list[Path], pool: ThreadPoolExecutor) -> torch.Tensor:
-    """As a plain PyTorch dataset does it: open, RGB, resize the short side, cut the middle."""
+    """Read as a plain PyTorch dataset does: open, RGB, resize the short side, cut the middle."""
 
     def read(file: Path) -> torch.Tensor:
         with Image.open(file) as image:
@@ -45,9 +43,10 @@ Read = Callable[[np.ndarray], torch.Tensor]
 
 
 def compare(reads: list[Read], count: int) -> list[tuple[float, float]]:
-    """Images per second, and per second of CPU time, of each of `reads`: the best of ROUNDS passes after a warm-up.
+    """Return images per second of wall-clock and of CPU time, the best of ROUNDS passes, for each of `reads`.
 
-    A pass is all images in shuffled batches. The ways take turns, so that whatever else the machine does meets both.
+    A pass is all images in shuffled batches; the first pass warms up. The ways take turns, so that other work on the
+    machine slows both.
     """
     best = [(0.0, 0.0)] * len(reads)
     for number in range(ROUNDS + 1):
@@ -64,7 +63,7 @@ def compare(reads: list[Read], count: int) -> list[tuple[float, float]]:
 
 @contextmanager
 def on_cores(cores: int) -> Iterator[None]:
-    """Keep this process, and the threads it starts in the block, to so many cores."""
+    """Restrict this process, and threads that it starts in the block, to `cores` cores."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, set(sorted(allowed)[:cores]))
     torch.set_num_threads(cores)  # more than there are cores would wait for each other, spinning
@@ -74,16 +73,8 @@ def on_cores(cores: int) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def make(folder: Path) -> tuple[list[Path], Dataset]:
-    """Pictures of SOURCE px as files, and packed."""
-    sample("fashionai", folder / "raw", images=IMAGES, size=SOURCE)
-    prepare("fashionai", folder / "raw", folder / "data", triplets=64, epochs=1, image_size=SIZE)
-    dataset = Dataset(folder / "data")
-    train = dataset.images[dataset.images["split"] == "train"].sort_values("image_id")
-    return [folder / "raw" / path for path in train["path"]], dataset
-
-
 def measure(files: list[Path], dataset: Dataset, cores: int) -> list[str]:
+    """Return the table's row for `cores` cores."""
     with on_cores(cores), ThreadPoolExecutor(cores) as pool:
         store = ImageStore(dataset, "train", SIZE, threads=cores)
         ids = np.sort(store.image_ids)
@@ -95,8 +86,11 @@ def measure(files: list[Path], dataset: Dataset, cores: int) -> list[str]:
 
 
 def main() -> None:
+    """Compare on one and two cores; write the table."""
     with tempfile.TemporaryDirectory(prefix="agman-loader-") as folder:
-        files, dataset = make(Path(folder))
+        dataset = drawn_dataset(Path(folder), images=IMAGES, size=SOURCE, triplets=64, packed_size=SIZE)
+        train = dataset.images[dataset.images["split"] == "train"].sort_values("image_id")
+        files = [Path(folder, "raw", path) for path in train["path"]]
         rows = [measure(files, dataset, cores) for cores in (1, 2)]
     header = ["cores", f"files of {SOURCE} px, images/s", "packed, images/s", "ratio"]
     header += ["files, images/CPU s", "packed, images/CPU s", "ratio"]

@@ -1,7 +1,7 @@
 """AG-MAN as published against this library: a training step, and evaluation under several attributes.
 
-The published way, written out plainly here: three forwards in float32, every map built in full, and for evaluation
-one pass of the backbone, with gradients, for every (image, attribute) pair. Each way runs in a process of its own.
+The published way is written out here: three forward passes in float32, every map built in full; for evaluation one
+pass of the backbone, with gradients, for every (image, attribute) pair. Each way runs in its own process.
 `agman bench model`
 """
 
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,19 +19,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import agman
-from benchmarks.record import write_table
+from benchmarks.common import in_own_process, repeat, write_table
 from pipeline.common.console import say
 
 TRIPLETS, IMAGES, SIZE = 16, 16, 224
 ATTRIBUTES, ASKED = 8, 5
-"""Attributes known, and those asked of every image in evaluation."""
+"""Attributes of the model, and attributes that evaluation asks of every image."""
 WARM_UP, REPEATS = 4, 5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of doing the work, and what of this library it uses."""
+    """One way of doing the work, and the parts of this library that it uses."""
 
     title: str
     published: bool = False
@@ -64,7 +62,7 @@ ITEMS = {"training": TRIPLETS, "evaluation": IMAGES * ASKED}
 
 
 def published_forward(model: agman.AGMAN, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings and logits, line by line, everything B×D×H×W."""
+    """Return embeddings and logits, with every map built as B×D×H×W."""
     trunk, attention, mask = model.backbone, model.multi_level, model.mask
     asa, sa, aca = attention.asa, attention.sa, attention.aca
     assert trunk.low and asa and sa and aca and mask, "of a whole model"
@@ -89,7 +87,7 @@ def published_forward(model: agman.AGMAN, images: Tensor, attributes: Tensor) ->
 
 
 def published_step(model: agman.AGMAN, optimizer: torch.optim.Optimizer, images: Tensor, attributes: Tensor) -> None:
-    """Anchor, negative and positive one after the other; the triplet loss and the classification loss."""
+    """Embed anchor, positive and negative one after the other; step on the triplet and the classification loss."""
     anchor, positive, negative = (published_forward(model, part, attributes) for part in images.chunk(3))
     difference = (anchor[0] * negative[0]).sum(1) - (anchor[0] * positive[0]).sum(1)
     target = F.one_hot(attributes, ATTRIBUTES).float()
@@ -101,7 +99,7 @@ def published_step(model: agman.AGMAN, optimizer: torch.optim.Optimizer, images:
 
 
 def training_job(way: Way) -> Callable[[], object]:
-    """A step of TRIPLETS triplets with Adam."""
+    """Return a function that does one step of TRIPLETS triplets with Adam."""
     images = torch.randn(3 * TRIPLETS, 3, SIZE, SIZE, device=DEVICE)
     attributes = torch.arange(TRIPLETS, device=DEVICE) % ATTRIBUTES
     if way.published:
@@ -126,7 +124,7 @@ def training_job(way: Way) -> Callable[[], object]:
 
 
 def evaluation_job(way: Way) -> Callable[[], object]:
-    """The embeddings of IMAGES images under ASKED attributes each."""
+    """Return a function that embeds IMAGES images under ASKED attributes each."""
     images = torch.randn(IMAGES, 3, SIZE, SIZE, device=DEVICE)
     every = [torch.full((IMAGES,), attribute, device=DEVICE) for attribute in range(ASKED)]
     model = new_model().eval()
@@ -149,12 +147,13 @@ JOBS = {"training": training_job, "evaluation": evaluation_job}
 
 
 def new_model() -> agman.AGMAN:
+    """Build the model with fixed random weights."""
     torch.manual_seed(0)
     return agman.AGMAN(ATTRIBUTES).to(DEVICE)
 
 
 def check() -> float:
-    """Largest difference of the two ways' embeddings: what is compared computes the same."""
+    """Return the largest difference of both ways' embeddings. Raises AssertionError if it is above 1e-5."""
     model, images = new_model().eval(), torch.randn(4, 3, SIZE, SIZE, device=DEVICE)
     attributes = torch.arange(4, device=DEVICE)
     with torch.inference_mode():
@@ -166,48 +165,48 @@ def check() -> float:
 
 
 def peak(dtype: torch.dtype, side: int = 4096) -> float:
-    """The best of several square matrix products, in FLOP/s."""
+    """Return the FLOP/s of the fastest of several square matrix products."""
     a, b = (torch.randn(side, side, device=DEVICE, dtype=dtype) for _ in range(2))
     return 2 * side**3 / min(seconds(lambda: a @ b))
 
 
 def seconds(job: Callable[[], object]) -> list[float]:
-    """Durations of REPEATS runs, after some that warm up (and compile)."""
-    times = []
-    for _ in range(WARM_UP + REPEATS):
-        started = time.perf_counter()
+    """Return the seconds of REPEATS runs, after WARM_UP runs that warm up (and compile)."""
+
+    def complete() -> None:
         job()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return times[WARM_UP:]
+
+    return repeat(complete, REPEATS, WARM_UP)
 
 
 def flops(job: Callable[[], object]) -> int:
+    """Return the FLOP of convolutions and matrix products in one run."""
     with FlopCounterMode(display=False) as counter:
         job()
     return counter.get_total_flops()
 
 
 def measure(work: str, number: int) -> None:
-    """Time one way in this process; print its median, quartiles and operations."""
+    """Time one way in this process; print its seconds and FLOP as JSON."""
     way = WAYS[work][number]
     if way.keep_memory:
         agman.keep_freed_memory()
     took = seconds(JOBS[work](way))
-    counted = Way(way.title, published=way.published)  # without compiling, which hides operations from the counter
+    counted = Way(way.title, published=way.published)  # compiling hides operations from the counter
     print(json.dumps({"s": took, "flop": flops(JOBS[work](counted))}))
 
 
 def main() -> None:
+    """Run every way in its own process; write the table."""
     difference = check()
     peaks = {False: peak(torch.float32), True: peak(torch.bfloat16)}
     rows = []
     for work, ways in WAYS.items():
         published = 0.0
         for number, way in enumerate(ways):
-            command = [sys.executable, "-m", "benchmarks.model", work, str(number)]
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            found = json.loads(in_own_process("model", work, str(number)))
             took = statistics.median(found["s"])
             published = published or took
             say(f"{work}, {way.title}: {took:.2f} s, {published / took:.2f} ×")

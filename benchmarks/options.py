@@ -1,24 +1,21 @@
-"""What each of a training's speed options is worth on this device: `agman bench options`.
+"""The speed of a training with one option at a time changed against the defaults: `agman bench options`.
 
-The demo's training (ResNet-18, 64 px, 32 triplets; on a GPU a ResNet-50 at 224 px with 64) without Ray, one worker on
-all cores; one option at a time is changed against the defaults. The rows take turns; a row is the median of its turns.
+The demo's training (ResNet-18, 64 px, 32 triplets; on a GPU ResNet-50, 224 px, 64 triplets) runs without Ray, with one
+worker on all cores. The rows take turns; a row is the median of its turns.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 from pathlib import Path
 
 import torch
 
-from benchmarks.record import write_table
+from benchmarks.common import drawn_dataset, medians, with_turns, write_table
 from benchmarks.train import COMMON, IMAGES, WORKS
 from data_prep.dataset import Dataset
-from data_prep.prepare import prepare
-from data_prep.synthetic.samples import sample
-from pipeline.common.console import progress_bar, say
+from pipeline.common.console import say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.training.trainer import EpochEnd, Share, Training, resolved
@@ -30,9 +27,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANGES: tuple[dict[str, object], ...] = (
     {},
     {"precision": "fp32"},
-    {"precision": "fp32", "channels_last": False},
-    {"channels_last": False},
-    {"fused": False},
     {"compile": True},
     {"parts": 4},
     {"prefetch": 0},
@@ -40,7 +34,7 @@ CHANGES: tuple[dict[str, object], ...] = (
 
 
 def measure(dataset: Dataset, config: TrainConfig) -> tuple[float, float]:
-    """Triplets a second and the share of waiting for data, of the last epoch: the first warms up, and compiles."""
+    """Return triplets per second and the fraction of waiting for data in the last epoch; the first warms up."""
     ends: list[EpochEnd] = []
     Training(config, dataset, Share(device=DEVICE)).run(epoch_end=ends.append)
     torch.compiler.reset()
@@ -48,31 +42,23 @@ def measure(dataset: Dataset, config: TrainConfig) -> tuple[float, float]:
 
 
 def main() -> None:
+    """Measure all changes; write the table."""
     base = SETTINGS | {"epochs": EPOCHS, "threads": os.cpu_count(), "precision": None}
     defaults = resolved(make_config(base), DEVICE)
     found: list[list[tuple[float, float]]] = [[] for _ in CHANGES]
     with tempfile.TemporaryDirectory() as folder:
-        root, out = Path(folder, "fashionai"), Path(folder, "out")
-        sample("fashionai", root, images=IMAGES, size=SIZE, seed=0, progress=progress_bar)
-        prepare("fashionai", root, out, image_size=SIZE, triplets=TRIPLETS, epochs=1, seed=0, progress=progress_bar)
-        dataset = Dataset(out)
+        dataset = drawn_dataset(Path(folder), images=IMAGES, size=SIZE, triplets=TRIPLETS)
         for turn in range(TURNS):
             for rates, change in zip(found, CHANGES, strict=True):
                 rates.append(measure(dataset, make_config(base | change)))
                 say(f"turn {turn + 1}: {_named(change)}: {rates[-1][0]:.1f} triplets/s")
-    speeds = [statistics.median(speed for speed, _ in rates) for rates in found]
-    rows = [
-        [
-            _named(change),
-            f"{speed:.1f} ({', '.join(f'{one:.1f}' for one, _ in rates)})",
-            f"{speed / speeds[0]:.2f}",
-            f"{statistics.median(wait for _, wait in rates):.2%}",
-        ]
-        for change, speed, rates in zip(CHANGES, speeds, found, strict=True)
-    ]
-    chosen = ", ".join(
-        f"{name}={getattr(defaults, name)}" for name in ("precision", "channels_last", "fused", "compile")
-    )
+    base_speed = medians(found[0])[0]
+    rows = []
+    for change, rates in zip(CHANGES, found, strict=True):
+        speed, wait = medians(rates)
+        turns = with_turns([one for one, _ in rates], ".1f")
+        rows.append([_named(change), turns, f"{speed / base_speed:.2f}", f"{wait:.2%}"])
+    chosen = ", ".join(f"{name}={getattr(defaults, name)}" for name in ("precision", "compile"))
     notes = (
         f"Defaults on this device: {chosen}, parts=1, prefetch=2. {SETTINGS['backbone']}, {SIZE} px, "
         f"{SETTINGS['batch_size']} triplets, {defaults.threads} threads; the rate of an epoch of {TRIPLETS:,} triplets."

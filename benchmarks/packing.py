@@ -1,4 +1,4 @@
-"""Packing's memory and speed for 2,000 and 20,000 images: `agman bench packing`.
+"""Memory and speed of packing 2,000 and 20,000 images: `agman bench packing`.
 
 Memory is the peak of the proportional set sizes (shared pages counted once) of the driver, Ray and its workers,
 object store included.
@@ -10,14 +10,13 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.record import write_table
+from benchmarks.common import descendants, write_table
 from data_prep.cluster import ray_session
 from data_prep.packing import pack
 from data_prep.storage import Storage
@@ -27,7 +26,7 @@ SOURCE, SIZE, DIFFERENT = 256, 224, 200
 
 
 class Memory:
-    """Watches this process and all below it."""
+    """Peak memory of this process and all below it, within a `with` block."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -49,23 +48,8 @@ class Memory:
 
 
 def proportional_set_size() -> int:
-    """Of this process and its descendants, bytes."""
+    """Return the bytes of this process and its descendants."""
     return sum(_pss(process) for process in [os.getpid(), *descendants(os.getpid())])
-
-
-def descendants(process: int) -> Iterator[int]:
-    children: dict[int, list[int]] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it has just ended
-        children.setdefault(parent, []).append(int(status.parent.name))
-    waiting = [process]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        yield from below
-        waiting += below
 
 
 def _pss(process: int) -> int:
@@ -77,7 +61,7 @@ def _pss(process: int) -> int:
 
 
 def make_images(root: Path, count: int) -> pd.DataFrame:
-    """Files of DIFFERENT pictures, each under many names: reading and packing do not notice."""
+    """Write DIFFERENT images under `count` names (links, which reading and packing do not notice)."""
     root.mkdir()
     rng = np.random.default_rng(0)
     for number in range(DIFFERENT):
@@ -89,6 +73,7 @@ def make_images(root: Path, count: int) -> pd.DataFrame:
 
 
 def main() -> None:
+    """Pack COUNTS images; write the table."""
     rows, peaks = [], []
     with tempfile.TemporaryDirectory(prefix="agman-packing-") as folder, ray_session():
         for count in (DIFFERENT, *COUNTS):  # the first starts the workers and is not reported
@@ -104,7 +89,7 @@ def main() -> None:
                 rows.append([f"{count:,}", f"{memory.peak / 2**20:,.0f}", f"{seconds:.1f}", f"{count / seconds:,.0f}"])
     ratio = peaks[1] / peaks[0]
     notes = (
-        f"Of {SOURCE * 5 // 4}x{SOURCE} px JPEG files to {SIZE} px. Memory: proportional set size of driver, Ray and "
-        f"workers together, object store included. Ratio of the peaks: {ratio:.2f}; wanted: at most 1.5."
+        f"From JPEG files of {SOURCE * 5 // 4}x{SOURCE} px to {SIZE} px. Memory: proportional set size of driver, Ray "
+        f"and workers together, object store included. Ratio of the peaks: {ratio:.2f}; wanted: at most 1.5."
     )
     write_table("packing", ["images", "peak memory, MiB", "seconds", "images/s"], rows, notes)

@@ -1,7 +1,7 @@
 """Ranking and scoring against the published way, a sort and a loop per query: `agman bench retrieval`.
 
-The size of DeepFashion's test split as one attribute: 5,525 queries, 22,100 candidates, D = 512, 200 values of a
-long tail. Each way runs in a process of its own, so that its peak memory is its own.
+Sizes are those of DeepFashion's test split as one attribute: 5,525 queries, 22,100 candidates, D = 512, 200 values with
+a long tail. Each way runs in its own process, so that its peak memory can be measured.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,14 +18,14 @@ import numpy as np
 import torch
 
 import agman
-from benchmarks.record import write_table
+from benchmarks.common import in_own_process, write_table
 
 QUERIES, CANDIDATES, WIDTH, VALUES = 5_525, 22_100, 512, 200
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def case() -> Case:
-    """Embeddings of unit length that lean towards their value's direction, as a trained model's do."""
+    """Make embeddings of unit length that lean towards their value's direction, as those of a trained model do."""
     generator = torch.Generator().manual_seed(0)
     share = 1 / torch.arange(1, VALUES + 1)
     centre = torch.randn(VALUES, WIDTH, generator=generator)
@@ -41,11 +40,12 @@ def case() -> Case:
 
 
 def ours(case: Case) -> float:
+    """Return MAP from `agman.retrieval`."""
     return float(agman.retrieval(*case).average_precision.mean())
 
 
 def torch_sort(case: Case, chunk: int = 256) -> float:
-    """The obvious tensor way: a stable sort of the similarities with their indices, cumulative sums over all ranks."""
+    """Return MAP from a stable sort of the similarities and cumulative sums over all ranks."""
     queries, candidates, query_values, candidate_values = case
     candidates_dc, rank_c = candidates.double().T, torch.arange(1, len(candidates) + 1)
     total = 0.0
@@ -59,14 +59,14 @@ def torch_sort(case: Case, chunk: int = 256) -> float:
 
 
 def plain_loop(case: Case) -> float:
-    """All similarities at once in float32; then for each query an argsort and a Python loop over the ranks."""
+    """Return MAP from an argsort and a Python loop over the ranks for each query, in float32."""
     queries, candidates, query_values, candidate_values = (tensor.numpy() for tensor in case)
     similarity = queries @ candidates.T
     precisions = []
     for scores, value in zip(similarity, query_values, strict=True):
         found, total = 0, 0.0
-        for rank, place in enumerate(np.argsort(-scores), start=1):
-            if candidate_values[place] == value:
+        for rank, row in enumerate(np.argsort(-scores), start=1):
+            if candidate_values[row] == value:
                 found += 1
                 total += found / rank
         precisions.append(total / max(found, 1))
@@ -81,7 +81,7 @@ WAYS: dict[str, tuple[str, Callable[[Case], float]]] = {
 
 
 def measure(way: str) -> None:
-    """Run one way in this process; print seconds (clock, CPU), peak memory above its input's in MiB, and MAP."""
+    """Run one way in this process; print seconds (clock, CPU), peak memory above its input in MiB, and MAP."""
     given = case()
     warm_up = tuple(tensor[:300] for tensor in given)
     WAYS[way][1](warm_up)  # type: ignore[arg-type]
@@ -101,13 +101,9 @@ def _held_mib() -> float:
 
 
 def main() -> None:
-    command = [sys.executable, "-m", "benchmarks.retrieval"]
+    """Run every way in its own process; write the table."""
     one_core = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    runs = {
-        name: subprocess.run([*command, name], check=True, stdout=subprocess.PIPE, text=True, env=one_core)
-        for name in WAYS
-    }
-    found = {name: json.loads(run.stdout) for name, run in runs.items()}
+    found = {name: json.loads(in_own_process("retrieval", name, environment=one_core)) for name in WAYS}
     slowest = found["plain_loop"]["cpu_s"]
     rows = [
         [title, *(f"{one[key]:.1f}" for key in ("s", "cpu_s")), f"{slowest / one['cpu_s']:.1f} ×"]
@@ -117,9 +113,9 @@ def main() -> None:
         row += [f"{one['MiB']:,.0f}", f"{one['map']:.8f}"]
     notes = (
         f"{QUERIES:,} queries × {CANDIDATES:,} candidates, D = {WIDTH}, {VALUES} values; one run of each in a fresh "
-        "process with one thread. Seconds of CPU leave out waiting for other programs; speed is by them. Memory: the "
-        "process's peak above what it held before it ranked; wanted: at most 1,024 MiB. The last digits of MAP differ "
-        "where the rounding decides between nearly equal similarities."
+        "process with one thread. Seconds of CPU leave out waiting for other programs; speed is computed from them. "
+        "Memory: peak of the process above its memory before ranking; wanted: at most 1,024 MiB. The last digits of "
+        "MAP differ where rounding decides between nearly equal similarities."
     )
     write_table("retrieval", ["way", "s", "s of CPU", "speed", "peak, MiB more", "MAP"], rows, notes)
 

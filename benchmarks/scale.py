@@ -1,321 +1,200 @@
-"""The simulation of many workers against 1 and 2 real ones, and what it says of 8 and 64 GPUs: `agman bench scale`.
+"""The arithmetic of one to 64 GPUs and of a gallery of a billion images: `agman bench scale`, docs/scale.md.
 
-In one run: the passes of a step on one worker, and on two at once that exchange nothing (on two cores they slow each
-other); the all-reduce of two; decoding, reading and writing. With these figures the simulation foretells the demo's
-training in bf16 and fp32, and then it is measured, by turns. CPU workers have one thread each.
+A step is counted on the model, on torch's meta device, and timed by formula: both passes, a ring all-reduce for each
+of DistributedDataParallel's buckets during the backward pass, and the optimizer. Nothing was measured on a GPU: each
+assumption is a constant below, with its source. Times are seconds, sizes bytes.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import statistics
-import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.flop_counter import FlopCounterMode
 
 import agman
-from benchmarks import extrapolation
-from benchmarks.record import write_table
-from benchmarks.simulation import WARM_UP, Data, Link, Outcome, Store, Work, simulate
-from benchmarks.sizes import Sizes, buckets_of, sizes_of
-from benchmarks.train import COMMON, plain
-from data_prep.dataset import Dataset, ImageStore
-from data_prep.prepare import prepare
-from data_prep.storage import Storage
-from data_prep.synthetic.samples import sample
-from pipeline.common.console import progress_bar, say
-from pipeline.config.presets import PRESETS
-from pipeline.config.schema import TrainConfig, make_config
-from pipeline.training.checkpoints import Checkpoints, Saver
-from pipeline.training.trainer import Share, Training
+from benchmarks.common import table, write_table
 
-PRECISIONS = {"bf16": 1, "fp32": 2}
-"""Bytes sent for each byte of a gradient: fp32's are added up in float64."""
-IMAGES, SIZE, TRIPLETS, TURNS, STEPS = 1_000, 64, 320, 3, 10
-LONGER = 640
-"""Triplets, where checkpoints are measured."""
-LARGE_IMAGES, LARGE = 300, 224
-EVERY = 8
-"""Steps between checkpoints, where their cost is measured."""
-MESSAGES = tuple(2**power for power in (12, 16, 20, 23, 25, 26))
-"""Bytes of gradients."""
+PEAK, MEMORY = 312e12, 2.0e12  # A100 80 GB SXM, data sheet: FLOP/s of dense bf16 matrix products; memory bytes/s
+# NVIDIA's measured images/s of ResNet-50 in mixed precision (DeepLearningExamples, resnet50v1.5, NGC 21.03) times
+# 24.5e9 FLOP (3 × 8.2e9, less the first convolution's gradient of the image): 0.19 of the peak, taken for AG-MAN too.
+USED = 2_470 * 24.5e9 / PEAK
+OPERATIONS, LAUNCH = (352, 284), 30e-6  # kernels of a forward and a backward pass (counted); seconds for each (assumed)
+JITTER, GPUS_OF_NODE = 0.03, 8  # assumed: a worker's passes take up to this much longer, evenly distributed
+NVLINK, NETWORK = 0.7 * 300e9, 0.7 * 50e9  # bytes/s: 0.7 (assumed) of NVLink each way, of 400 Gbit/s a node
+HOP, NETWORK_HOP = 5e-6, 20e-6  # assumed seconds of a message, within a node and between nodes
+PACKED = 20_000  # assumed bytes of a packed photograph of 224 px; drawn images are smaller
+COPY, STORAGE = 20e9, 10e9  # assumed bytes/s: from GPU to host; from shared storage to all workers together
+SHARDS_READ = 671e6  # bytes/s at which a worker reads its shards at the start: table scale, 2026-11-26
+TRIPLETS, BATCH, IMAGES, EVERY = 100_000, 64, 144_335, 500  # of an epoch; a step; FashionAI; steps per checkpoint
+ROWS, WIDTH, ATTRIBUTES = 1_000_000_000, 512, 8
+SCAN = 1_000_000 * 512 * 4 / 0.0859  # bytes/s of exact search on two cores: table search, 2026-11-26
+EMBEDDED = 16 / 0.25  # images/s embedded on two cores in bf16: table model, 2026-11-22
+FILES_DECODED, PACKED_DECODED = 358, 2_944  # images/s and core, of 512 px; packed, of 224: table loader, 2026-11-22
+DECODED = 2_447  # images/s and core beside a training, packed images of 224 px: table scale, 2026-11-26
+FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes at which DistributedDataParallel closes the first, any other bucket
 
 
-class Passes(NamedTuple):
-    """Seconds of a step."""
+class Link(NamedTuple):
+    """Slowest hop of the ring that the workers form."""
 
+    bytes_per_second: float
+    latency: float
+    overlap: bool = True
+    """Whether it works while the workers compute; on CPUs the cores that compute also move the bytes."""
+
+    def all_reduce(self, size: float, workers: int) -> float:
+        """Return the seconds of a ring all-reduce: 2(n-1) messages of 1/n of the size (Patarasuk & Yuan 2009)."""
+        return 2 * (workers - 1) * (size / workers / self.bytes_per_second + self.latency)
+
+
+class Bucket(NamedTuple):
+    """Gradients that are all-reduced together."""
+
+    ready: float
+    """Fraction of the backward pass after which they are complete."""
+    bytes: float
+
+
+class Counts(NamedTuple):
+    """Size of a model, and of one image in training; bytes are those of float32."""
+
+    parameters: int
+    gradients: tuple[Bucket, ...]
+    """One for each parameter, in the order of the backward pass."""
     forward: float
+    """FLOP for one image in convolutions and matrix products; a multiplication and an addition are two."""
     backward: float
-    optimizer: float
-
-    def __add__(self, other: Any) -> Passes:
-        return Passes(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What was measured in one turn, of one precision."""
-
-    steps: dict[int, list[Passes]]
-    """By the number of workers that compute at the same time and exchange nothing."""
-    link: Link
-    rates: dict[int, float]
-    """Steps a second of a real training, by the number of workers."""
+    activations: float
+    """Bytes kept for the backward pass, for one image."""
+    statistics: int
+    """Numbers in batch norm's running statistics."""
 
 
-class TimedStepper(agman.Stepper):
-    """Notes how long the passes of its steps took."""
+def count(backbone: str, attributes: int, width: int, size: int, triplets: int = 4) -> Counts:
+    """Count AG-MAN with an embedding of `width` on images of `size` pixels; nothing is computed."""
+    with torch.device("meta"):
+        objective = agman.TripletObjective(agman.AGMAN(attributes, width, backbone))
+        images, asked = torch.zeros(3 * triplets, 3, size, size), torch.zeros(triplets, dtype=torch.int64)
+    learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    own = {StorageWeakRef(parameter.untyped_storage()) for parameter in objective.parameters()}
+    kept: dict[StorageWeakRef, torch.UntypedStorage] = {}
+    ready: list[tuple[int, int]] = []  # FLOP of the backward pass so far, and bytes, of every gradient
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        self.took: list[Passes] = []
+    def keep(tensor: Tensor) -> Tensor:
+        kept[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage()
+        return tensor
 
-    def step(self, batch: agman.Batch, *, stop: bool = False) -> agman.StepResult:
-        self._marks = [time.perf_counter()]
-        result = super().step(batch, stop=stop)
-        self._marks.append(time.perf_counter())
-        self.took.append(Passes(*np.diff(self._marks).tolist()))
-        return result
+    def note(parameter: Tensor) -> None:
+        ready.append((counter.get_total_flops() - forward, parameter.nbytes))
 
-    def _losses(self, part: agman.Batch) -> Any:
-        losses = super()._losses(part)
-        self._marks.append(time.perf_counter())
-        return losses
-
-    def _checked_norm(self, losses: dict[str, float]) -> float:
-        self._marks.append(time.perf_counter())
-        return super()._checked_norm(losses)
-
-
-def config_of(precision: str, **changes: Any) -> TrainConfig:
-    only_at_the_end = {"checkpoint_every": 1_000_000, "max_triplets": TRIPLETS}
-    return make_config(PRESETS["demo"].settings | COMMON | only_at_the_end | {"precision": precision} | changes)
-
-
-def passes(dataset: Dataset, config: TrainConfig, workers: int) -> tuple[list[Passes], list[tuple[float, float]]]:
-    """Of all workers' steps, each with its share of the batch; and of two, (bytes, seconds) of all-reduces."""
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(_passes_worker, args=(workers, dataset.storage, config, folder), nprocs=workers)
-        found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(workers)]
-    return [Passes(*one) for steps, _ in found for one in steps], [(size, took) for size, took in found[0][1]]
+    with FlopCounterMode(display=False) as counter:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = objective(images, asked).loss
+        forward = counter.get_total_flops()
+        for parameter in learned:
+            parameter.register_post_accumulate_grad_hook(note)
+        loss.backward()
+        backward = counter.get_total_flops() - forward
+    parameters = sum(parameter.numel() for parameter in learned)
+    gradients = tuple(Bucket(flop / backward, nbytes) for flop, nbytes in ready)
+    activations = sum(storage.nbytes() for ref, storage in kept.items() if ref not in own)
+    numbers = sum(one.numel() for name, one in objective.named_buffers() if "running_" in name)
+    n = len(images)
+    return Counts(parameters, gradients, forward / n, backward / n, activations / n, numbers)
 
 
-def _passes_worker(rank: int, workers: int, data: Any, config: TrainConfig, folder: str) -> None:
-    exchanges = []
-    cores = sorted(os.sched_getaffinity(0))
-    if 1 < workers <= len(cores):  # else the system may leave two that have waited for each other on one core
-        os.sched_setaffinity(0, {cores[rank]})
-    training = Training(config, Dataset(data), Share())
-    options = {"precision": training.autocast, "channels_last": bool(training.config.channels_last)}
-    stepper = TimedStepper(training.objective, training.optimizer, clip_norm=config.clip_norm, **options)
-    batch = _batch(config.batch_size // workers, len(training.dataset.info.attributes))
-    stepper.step(batch)
-    if workers > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
-        exchanges = [(float(size), exchange(size, config.precision or "")) for size in MESSAGES]
-        dist.barrier()
-    for _ in range(WARM_UP + STEPS):
-        stepper.step(batch)
-    if workers > 1:
-        dist.destroy_process_group()
-    Path(folder, f"{rank}.json").write_text(json.dumps([stepper.took[1 + WARM_UP :], exchanges]))
+def buckets_of(gradients: Sequence[Bucket], wire: float = 1) -> list[Bucket]:
+    """Group gradients as DistributedDataParallel does; `wire`: bytes sent for each byte of a gradient."""
+    buckets, limit, size = [], FIRST_BUCKET, 0.0
+    for number, gradient in enumerate(gradients, 1):
+        size += gradient.bytes
+        if size >= limit or number == len(gradients):
+            buckets.append(Bucket(gradient.ready, wire * size))
+            limit, size = BUCKET, 0.0
+    return buckets
 
 
-def _batch(triplets: int, attributes: int) -> agman.Batch:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (3 * triplets, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
-    index, flip = torch.arange(3 * triplets).view(3, triplets), torch.zeros(3, triplets, dtype=torch.bool)
-    return agman.Batch(images, index, flip, torch.arange(triplets) % attributes, global_size=triplets)
+def exposed(backward: float, buckets: Sequence[Bucket], statistics: float, workers: int, link: Link) -> float:
+    """Return the seconds of all-reduces that the backward pass does not hide; `statistics`: bytes sent after it."""
+    if workers == 1:
+        return 0.0
+    free = 0.0 if link.overlap else backward
+    for bucket in buckets:
+        free = max(free, bucket.ready * backward) + link.all_reduce(bucket.bytes, workers)
+    return max(free, backward) - backward + link.all_reduce(statistics, workers)
 
 
-def exchange(size: int, precision: str) -> float:
-    """Seconds in which a bucket of `size` bytes of gradients is added up, as `agman.Stepper` does it."""
-    gradients = torch.ones(size // 4)
-    took = []
-    for _ in range(12):
-        dist.barrier()
-        begun = time.perf_counter()
-        total = gradients.to(torch.float32 if precision == "bf16" else torch.float64)
-        dist.all_reduce(total)
-        gradients.copy_(total)
-        took.append(time.perf_counter() - begun)
-    return statistics.median(took[2:])
+def training_rows(counts: Counts) -> list[list[str]]:
+    """Return the table of GPUs."""
+    rows, alone = [], 0.0
+    for gpus, batch in ((1, BATCH), (8, BATCH), (8, 8 * BATCH), (64, BATCH), (64, 64 * BATCH)):
+        images, local = 3 * batch / gpus, min(gpus, GPUS_OF_NODE)
+        link = Link(NVLINK, HOP) if gpus == local else Link(NETWORK, (7 * HOP + NETWORK_HOP) / GPUS_OF_NODE)
+        slowest = 1 + JITTER * gpus / (gpus + 1)  # expected maximum of n even draws
+        forward = slowest * max(images * counts.forward / USED / PEAK, LAUNCH * OPERATIONS[0])
+        backward = slowest * max(images * counts.backward / USED / PEAK, LAUNCH * OPERATIONS[1])
+        buckets, numbers = buckets_of(counts.gradients), 8.0 * counts.statistics
+        shown = exposed(backward, buckets, numbers, gpus, link)
+        optimizer = 7 * 4 * counts.parameters / MEMORY  # Adam reads weight, gradient, two moments and writes three
+        step = forward + backward + shown + optimizer + 12 * counts.parameters / COPY / EVERY  # with its snapshots
+        rate = batch / step
+        alone, decoded, sizes = alone or rate, 3 * rate * local / gpus, [numbers, *(bucket.bytes for bucket in buckets)]
+        busy = sum(link.all_reduce(size, gpus) for size in sizes)
+        row = [f"{gpus}", f"{batch:,}", f"{1000 * step:.1f}", f"{rate:,.0f}", f"{rate / gpus / alone:.0%}"]
+        row += [f"{2 * (gpus - 1) / gpus * sum(sizes) / 1e6:.0f}", f"{1000 * busy:.1f} ({1000 * shown:.1f})"]
+        row += [f"{decoded / DECODED:.1f}", f"{decoded * PACKED / 1e6:,.0f}", f"{TRIPLETS / rate:.1f}"]
+        row += [
+            f"{gpus * TRIPLETS / rate / 3600:.3f}",
+            f"{max(IMAGES * PACKED / SHARDS_READ, IMAGES * PACKED * gpus / STORAGE):.0f}",
+        ]
+        rows.append([*row, f"{(16 * counts.parameters + images * counts.activations) / 1e9:.1f}"])
+    return rows
 
 
-def fitted(exchanges: Sequence[tuple[float, float]], wire: int) -> Link:
-    """The ring of two that fits best, in relative terms; the cores that compute also move the bytes."""
-    seconds = np.array([took for _, took in exchanges])
-    factors = np.array([[2.0, wire * size] for size, _ in exchanges])  # of the latency, and of seconds for a byte
-    (latency, per_byte), *_ = np.linalg.lstsq(factors / seconds[:, None], np.ones(len(seconds)))
-    return Link(1 / per_byte, max(latency, 0.0), overlap=False)
+TRAINING = ["GPUs", "triplets a step", "ms a step", "triplets/s", "of 1 GPU, each", "MB sent by each a step"]
+TRAINING += ["all-reduces, ms (not hidden)", "cores decoding, a node", "MB/s read, a node", "s an epoch"]
+TRAINING += ["GPU-hours an epoch", "s to start", "GB of memory, a GPU"]
+GALLERY = ["a number as", "bytes an embedding", "TB an attribute", f"TB of {ATTRIBUTES} attributes"]
+GALLERY += ["s an exact scan, 2 cores", "machines of 256 GB, one attribute", "of 2 cores, a scan in 0.1 s"]
+EMBEDDING = ["by", "images/s", "hours", "cores decoding 512 px", "cores for packed 224 px", "GB/s read", "GB/s written"]
 
 
-def storing(dataset: Dataset, config: TrainConfig, every: int) -> tuple[Store, list[float]]:
-    """What a checkpoint weighs and takes; and the seconds that each step of a training stood still for them."""
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(_storing_worker, args=(dataset.storage, config, folder, every), nprocs=1)
-        store, stalls = json.loads(Path(folder, "store.json").read_text())
-    return Store(**store), stalls
+def gallery_rows() -> list[list[str]]:
+    """Return the table of a gallery of ROWS embeddings."""
+    rows = []
+    for name, size in (("float32", 4 * WIDTH), ("float16", 2 * WIDTH), ("8 bits (SQ8)", WIDTH), ("PQ, 64 bytes", 64)):
+        total = ROWS * size
+        row = [name, f"{size:,}", f"{total / 1e12:.2f}", f"{ATTRIBUTES * total / 1e12:.2f}", f"{total / SCAN:.1f}"]
+        rows.append([*row, f"{math.ceil(total / 256e9)}", f"{math.ceil(total / SCAN / 0.1)}"])
+    return rows
 
 
-def _storing_worker(rank: int, data: Any, config: TrainConfig, folder: str, every: int) -> None:
-    training = Training(config.model_copy(update={"epochs": 1, "max_triplets": LONGER}), Dataset(data), Share())
-    kept = Checkpoints(Storage(Path(folder, "kept")))
-    saver = Saver(kept, every)
-    waited: list[float] = []
-    training.run(saver=saver, step_end=lambda end: waited.append(saver.waited))
-    saver.finish()
-    copying, writing = [], []
-    for _ in range(3):
-        training.step += 1
-        begun = time.perf_counter()
-        snapshot = training.snapshot()
-        copied = time.perf_counter()
-        kept.add(snapshot)
-        copying.append(copied - begun)
-        writing.append(time.perf_counter() - copied)
-    size = sum(kept.latest().files.values())  # type: ignore[union-attr]
-    store = Store(size, size / statistics.median(copying), size / statistics.median(writing), every)
-    Path(folder, "store.json").write_text(json.dumps([asdict(store), np.diff(waited[WARM_UP - 1 :]).tolist()]))
-
-
-def reading(dataset: Dataset, size: int) -> tuple[float, float, float]:
-    """Bytes of a packed picture, bytes a second in which shards are read at the start, pictures decoded a second."""
-    torch.set_num_threads(1)
-    begun = time.perf_counter()
-    images = ImageStore(dataset, "train", size)
-    filled = time.perf_counter() - begun
-    weight = float(images._bounds[-1])
-    rates = []
-    for turn in range(4):
-        order = np.random.default_rng(turn).permutation(images.image_ids)
-        begun = time.perf_counter()
-        for start in range(0, len(order), 48):
-            images.read(order[start : start + 48])
-        rates.append(len(order) / (time.perf_counter() - begun))
-    return weight / len(images), weight / filled, max(rates)
-
-
-def work_of(steps: Sequence[Passes], sizes: Sizes, wire: int) -> Work:
-    """Means, with the spread of the passes as jitter: evenly drawn between 1 and 1 + j it deviates by j / √12."""
-    forward, backward, optimizer = (statistics.fmean(column) for column in zip(*steps, strict=True))
-    both = [one.forward + one.backward for one in steps]
-    mean, half = statistics.fmean(both), math.sqrt(3) * statistics.stdev(both)
-    least = max(mean - half, 0.2 * mean)
-    jitter = 2 * (mean - least) / least
-    figures = len(agman.StepResult._fields)  # about as many travel with the statistics
-    return Work(
-        forward * least / mean,
-        backward * least / mean,
-        optimizer,
-        buckets_of(sizes.gradients, wire),
-        statistics=8.0 * (sizes.statistics + figures),
-        jitter=jitter,
-    )
-
-
-def foretell(turn: Turn, sizes: Sizes, data: Data, wire: int, workers: int) -> Outcome:
-    data = replace(data, images=data.images / workers)
-    return simulate(work_of(turn.steps[workers], sizes, wire), workers, turn.link, data)
-
-
-def take_turn(dataset: Dataset, config: TrainConfig, wire: int, seed: int) -> Turn:
-    steps, rates = {}, {}
-    for workers in (1, 2):
-        steps[workers], exchanges = passes(dataset, config, workers)
-        speed, _ = plain(dataset, config.model_copy(update={"seed": seed}), workers)
-        rates[workers] = speed / config.batch_size
-        say(f"{config.precision}, turn {seed + 1}, {workers} workers: {rates[workers]:.2f} steps/s")
-    return Turn(steps, fitted(exchanges, wire), rates)
-
-
-def compare(dataset: Dataset, precision: str, data: Data, sizes: Sizes) -> tuple[list[list[str]], str]:
-    """Rows of the table, and a line of the figures that went into the simulation."""
-    wire, config = PRECISIONS[precision], config_of(precision)
-    turns = [take_turn(dataset, config, wire, seed) for seed in range(TURNS)]
-    store, stalls = storing(dataset, config, EVERY)
-    told = {workers: [1 / foretell(turn, sizes, data, wire, workers).step for turn in turns] for workers in (1, 2)}
-    found = {workers: [turn.rates[workers] for turn in turns] for workers in (1, 2)}
-    scaling = [[two / one for one, two in zip(rates[1], rates[2], strict=True)] for rates in (told, found)]
-    rows = [
-        _row("steps/s, 1 worker", told[1], found[1], ".2f"),
-        _row("steps/s, 2 workers", told[2], found[2], ".2f"),
-        _row("2 workers against 1", scaling[0], scaling[1], ".2f"),
-    ]
-    work = work_of(turns[-1].steps[1], sizes, wire)
-    saving = simulate(work, 1, turns[-1].link, data, store, steps=len(stalls))
-    what = f"ms that a step stands still, a checkpoint every {EVERY}"
-    rows.append(_row(what, [1000 * saving.stall], [1000 * statistics.fmean(stalls)], ".1f"))
-    if precision == "bf16":
-        waits = simulate(work, 1, turns[-1].link, replace(data, prefetch=0))
-        _, share = plain(dataset, config.model_copy(update={"prefetch": 0}), 1)
-        rows.append(_row("data wait, 1 worker, prefetch=0", [waits.data_wait / waits.step], [share], ".1%"))
-    title = f"ResNet-18, {SIZE} px, {config.batch_size} triplets, {precision}"
-    return [[title, *row] for row in rows], f"{precision}: {_described(turns)}; {_described_store(store)}"
-
-
-def _row(what: str, told: Sequence[float], found: Sequence[float], form: str) -> list[str]:
-    """Medians, and the turns that they are of."""
-    cells = []
-    for turns in (told, found):
-        of_turns = f" ({', '.join(f'{one:{form}}' for one in turns)})" if len(turns) > 1 else ""
-        cells.append(f"{statistics.median(turns):{form}}{of_turns}")
-    return [what, *cells, f"{statistics.median(told) / statistics.median(found) - 1:+.0%}"]
-
-
-def _described(turns: Sequence[Turn]) -> str:
-    """Medians over all turns."""
-    parts = []
-    for workers in (1, 2):
-        columns = zip(*(one for turn in turns for one in turn.steps[workers]), strict=True)
-        forward, backward, optimizer = (1000 * statistics.median(column) for column in columns)
-        parts.append(f"{workers} at once: forward {forward:.0f}, backward {backward:.0f}, optimizer {optimizer:.0f} ms")
-    rate = statistics.median(turn.link.bytes_per_second for turn in turns) / 1e9
-    latency = statistics.median(turn.link.latency for turn in turns) * 1e6
-    return f"{'; '.join(parts)}; all-reduce of two {rate:.2f} GB/s as sent and {latency:.0f} µs a message"
-
-
-def _described_store(store: Store) -> str:
-    copied, written = store.copy_rate / 1e9, store.upload_rate / 1e6
-    return f"checkpoint of {store.bytes / 1e6:.0f} MB: copied at {copied:.1f} GB/s, written at {written:.0f} MB/s"
-
-
-def make(folder: Path, images: int, size: int) -> Dataset:
-    sample("fashionai", folder / "raw", images=images, size=size, seed=0, progress=progress_bar)
-    out = folder / "out"
-    prepare("fashionai", folder / "raw", out, image_size=size, triplets=LONGER, epochs=1, progress=progress_bar)
-    return Dataset(out)
+def embedding_rows(forward: float) -> list[list[str]]:
+    """Return the table of embedding ROWS images, of `forward` FLOP each."""
+    ways = [(f"{gpus} GPU{'s' * (gpus > 1)}, assumed", gpus * USED * PEAK / forward) for gpus in (1, 8, 64)]
+    rows = []
+    for name, rate in [("2 cores, measured", EMBEDDED), *ways]:
+        row = [name, f"{rate:,.0f}", f"{ROWS / rate / 3600:,.1f}", f"{rate / FILES_DECODED:,.1f}"]
+        row += [f"{rate / PACKED_DECODED:,.1f}", f"{rate * PACKED / 1e9:.2f}"]
+        rows.append([*row, f"{rate * ATTRIBUTES * WIDTH * 4 / 1e9:.2f}"])
+    return rows
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        dataset = make(Path(folder, "small"), IMAGES, SIZE)
-        large = reading(make(Path(folder, "large"), LARGE_IMAGES, LARGE), LARGE)
-        weight, _, decoded = reading(dataset, SIZE)
-        config = config_of("bf16")
-        data = Data(3.0 * config.batch_size, weight, math.inf, decoded)
-        sizes = sizes_of("resnet18", len(dataset.info.attributes), config.embedding_dim or 0, SIZE)
-        rows, figures = [], []
-        for precision in PRECISIONS:
-            of_precision, figure = compare(dataset, precision, data, sizes)
-            rows += of_precision
-            figures.append(figure)
-    notes = (
-        "Simulated with what was measured in the same run, two workers with passes of two at once that exchange "
-        f"nothing; medians of {TURNS} turns, each simulated with its own figures.\n\n"
-        + "\n\n".join(figures)
-        + f"\n\nPictures of {SIZE} px: {weight:,.0f} bytes, {decoded:,.0f} decoded a second and core; of {LARGE} px: "
-        f"{large[0]:,.0f} bytes (drawn ones), {large[2]:,.0f} a second and core; shards are read, and the pictures "
-        f"kept, at {large[1] / 1e6:,.0f} MB/s.\n\n" + extrapolation.tables(decode_rate=large[2], shard_rate=large[1])
+    """Write all tables."""
+    found = count("resnet50", ATTRIBUTES, WIDTH, 224)
+    counted = (
+        f"AG-MAN on ResNet-50, 224 px, {ATTRIBUTES} attributes: {found.parameters:,} parameters; an image in training "
+        f"{found.forward / 1e9:.1f} + {found.backward / 1e9:.1f} GFLOP, {found.activations / 1e6:.0f} MB kept "
+        f"in float32; an epoch {3 * TRIPLETS * (found.forward + found.backward) / 1e15:.1f} PFLOP."
     )
-    write_table("scale", ["training", "what", "simulated (turns)", "measured (turns)", "error"], rows, notes)
+    assumed = "GPUs are **assumed, not measured**: `benchmarks/scale.py` has every assumption and its source."
+    gallery = f"A gallery of {ROWS:,} images, D = {WIDTH}; scans at {SCAN / 1e9:.1f} GB/s:"
+    notes = [counted, assumed, gallery, table(GALLERY, gallery_rows()), table(EMBEDDING, embedding_rows(found.forward))]
+    write_table("scale", TRAINING, training_rows(found), "\n\n".join(notes))

@@ -1,23 +1,23 @@
 """Search over a million embeddings, exact and approximate: `agman bench search`.
 
-1,000,000 × 512 in float32 (2 GB, mapped from TMPDIR), under one attribute. What embeddings of a trained model look like
-is imitated by clusters: 2,000 centres, and points around them as far from their centre as the centres' own length.
-The same is done with directions drawn evenly, where no row is much nearer than another: the worst case of any index.
+1,000,000 × 512 in float32 (2 GB, memory-mapped from TMPDIR), for one attribute. Clusters imitate the embeddings of a
+trained model: 2,000 centres of length 1, and points at distance 1 from their centre. Evenly distributed directions,
+where no row is much nearer than another, are the worst case of any index.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.record import write_table
+from benchmarks.common import repeat, timed, write_table
 from pipeline.common.console import progress_bar, say
 from pipeline.retrieval.faiss_index import RECALL_AT, recall_of, sample_queries
 from pipeline.retrieval.gallery import Gallery, GalleryInfo, write_gallery
@@ -29,7 +29,7 @@ ATTRIBUTE = ["collar_design"]
 
 
 def blocks(spread: float) -> Iterator[np.ndarray]:
-    """Rows×1×D of unit length: centres (of length 1) and noise of length `spread` around them; no centres if 0."""
+    """Yield blocks×1×D of unit length: centres and noise of length `spread` around them; without centres if 0."""
     generator = np.random.default_rng(0)
     centres = _unit(generator.standard_normal((CENTRES, WIDTH), np.float32))
     for _ in range(0, ROWS, BLOCK):
@@ -43,6 +43,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def make_gallery(folder: Path, spread: float) -> Gallery:
+    """Write a gallery of these embeddings, without images."""
     folder.mkdir()
     info = GalleryInfo(
         model="none",
@@ -60,23 +61,21 @@ def make_gallery(folder: Path, spread: float) -> Gallery:
 
 
 def seconds(search: Callable[[int], object]) -> tuple[float, float]:
-    """Of the first call, and the median of those after it."""
-    taken = []
-    for turn in range(TURNS):
-        started = time.perf_counter()
-        search(turn)
-        taken.append(time.perf_counter() - started)
-    return taken[0], statistics.median(taken[1:])
+    """Return the seconds of the first call, and the median of the calls after it."""
+    turn = count()
+    first, *others = repeat(lambda: search(next(turn)), TURNS)
+    return first, statistics.median(others)
 
 
 def plain(matrix: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """numpy: every score, then the best."""
+    """Compute every score with numpy, then select the best."""
     scores = matrix @ query
     best = np.argpartition(-scores, TOP)[:TOP]
     return best[np.argsort(-scores[best], kind="stable")]
 
 
 def measure(gallery: Gallery, matrix: np.ndarray, kind: str) -> list[list[str]]:
+    """Return the table's rows for one kind of embeddings."""
     queries = sample_queries(matrix, QUERIES, 7)[:, None]
     exact = gallery.search(queries, ATTRIBUTE, TOP)[1]
     flat = faiss.IndexFlatIP(WIDTH)
@@ -88,9 +87,8 @@ def measure(gallery: Gallery, matrix: np.ndarray, kind: str) -> list[list[str]]:
     }
     times = {name: seconds(way) for name, way in one.items()}
     flat.reset()
-    started = time.perf_counter()
-    measured = gallery.build_index(progress_bar).measured
-    built = time.perf_counter() - started
+    built, index = timed(lambda: gallery.build_index(progress_bar))
+    measured = index.measured
     name = f"agman, approximate ({measured.lists:,} lists, {measured.probes} looked into)"
     times[name] = seconds(lambda turn: gallery.search(queries[turn : turn + 1], ATTRIBUTE, TOP, approximate=True))
     recall = recall_of(gallery.search(queries, ATTRIBUTE, TOP, approximate=True)[1], exact)
@@ -105,6 +103,7 @@ def measure(gallery: Gallery, matrix: np.ndarray, kind: str) -> list[list[str]]:
 
 
 def main() -> None:
+    """Measure both kinds of embeddings; write the table."""
     rows = []
     for kind, spread in (("clusters", 1.0), ("even", 0.0)):
         with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +113,7 @@ def main() -> None:
     header = ["embeddings", "way", "first query, ms", "one query, ms", "of exact", f"recall@{RECALL_AT}"]
     notes = (
         f"{ROWS:,} × {WIDTH} in float32, queries one at a time, medians of {TURNS - 1} after the first; the files are "
-        f"in the page cache. Recall over {QUERIES} queries that the index was not tuned with: rows of the gallery "
+        f"in the page cache. Recall over {QUERIES} queries that did not tune the index: rows of the gallery "
         "moved by 0.3 of their length. FAISS's flat index holds its own copy in memory."
     )
     write_table("search", header, rows, notes)

@@ -1,4 +1,4 @@
-"""The service with batching against one picture at a time, and its latency under load: `agman bench serve`."""
+"""The service with batching against one image at a time, and its latency under load: `agman bench serve`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import agman
-from benchmarks.record import write_table
+from benchmarks.common import with_turns, write_table
 from data_prep.cluster import ray_session
 from pipeline.common.console import say
 from pipeline.retrieval.embed import embed_images
@@ -24,10 +24,11 @@ from pipeline.serving.run import Options, served
 NAMES = ["collar_design", "skirt_length", "sleeve_length"]
 CLIENTS, PICTURES, TURNS = 64, 64, 2
 WORKS = (("resnet18", 64, 768), ("resnet50", 224, 192))
-"""Backbone, pixels of the model and of the pictures sent, requests a turn."""
+"""Backbone, image side of the model in pixels, requests a turn."""
 
 
 def jpeg(seed: int, side: int) -> bytes:
+    """Return a JPEG of twice `side` pixels a side."""
     fields = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(fields).resize((2 * side, 2 * side), Image.Resampling.BICUBIC).save(file, "JPEG")
@@ -35,7 +36,7 @@ def jpeg(seed: int, side: int) -> bytes:
 
 
 def make(folder: Path, backbone: str, side: int) -> Path:
-    """A gallery of PICTURES, by a model of random weights."""
+    """Make a gallery of PICTURES images, by a model with random weights."""
     torch.manual_seed(0)
     network = agman.build("agman", n_attributes=len(NAMES), backbone=backbone, embedding_dim=128)
     description = {"attributes": NAMES, "image_size": side, "training": {}, "dataset_digest": None, "run_id": None}
@@ -47,7 +48,7 @@ def make(folder: Path, backbone: str, side: int) -> Path:
 
 
 def load(address: str, pictures: list[bytes], clients: int) -> tuple[float, list[float]]:
-    """Requests a second, and every request's seconds; `clients` at a time."""
+    """Send requests, `clients` at a time; return the requests per second and the seconds of each."""
     taken: list[float] = []
 
     async def ask(client: httpx.AsyncClient, waiting: asyncio.Queue[bytes]) -> None:
@@ -72,6 +73,7 @@ def load(address: str, pictures: list[bytes], clients: int) -> tuple[float, list
 
 
 def measure(folder: Path, backbone: str, side: int, requests: int) -> list[list[str]]:
+    """Return the table's rows for one model."""
     gallery = make(folder, backbone, side)
     pictures = [jpeg(1_000 + number, side) for number in range(requests)]
     ways = {"one at a time": 1, "batches of up to 32": 32}
@@ -95,24 +97,24 @@ def measure(folder: Path, backbone: str, side: int, requests: int) -> list[list[
     for name, found in rates.items():
         rate = float(np.median(found))
         p50, p99 = (1000 * np.percentile(seconds[name], share) for share in (50, 99))
-        turns = ", ".join(f"{one:.1f}" for one in found)
-        title = f"{backbone}, {side} px"
-        rows.append([title, name, f"{rate:.1f} ({turns})", f"{rate / base:.2f}", f"{p50:.0f}", f"{p99:.0f}"])
-        rows[-1].append(f"{1000 * alone[name]:.0f}")
+        title, turns = f"{backbone}, {side} px", with_turns(found, ".1f")
+        latencies = [f"{milliseconds:.0f}" for milliseconds in (p50, p99, 1000 * alone[name])]
+        rows.append([title, name, turns, f"{rate / base:.2f}", *latencies])
     return rows
 
 
 def main() -> None:
+    """Measure every model; write the table."""
     rows = []
     with tempfile.TemporaryDirectory() as folder, ray_session():
         for backbone, side, requests in WORKS:
-            place = Path(folder, backbone)
-            place.mkdir()
-            rows += measure(place, backbone, side, requests)
+            root = Path(folder, backbone)
+            root.mkdir()
+            rows += measure(root, backbone, side, requests)
     header = ["model", "the model sees", "images/s (turns)", "of one at a time", "p50, ms", "p99, ms", "alone, ms"]
     notes = (
-        f"{CLIENTS} clients that ask again as soon as they are answered, on the same CPUs as the service; JPEGs of "
-        "twice the model's pixels a side, searched under one attribute. Alone: the median of a single "
+        f"{CLIENTS} clients send a request as soon as the last one is answered, on the same CPUs as the service. The "
+        "JPEGs have twice the model's side and are searched under one attribute. Alone: the median of a single "
         "client. Random weights."
     )
     write_table("serve", header, rows, notes)

@@ -1,9 +1,9 @@
-"""Training on Ray against a plain torch loop of the same core, 1 and 2 workers, checkpoints: `agman bench train`.
+"""Training on Ray against a plain torch loop, with 1 and 2 workers, and the cost of checkpoints: `agman bench train`.
 
-On drawn garments: the demo's settings (ResNet-18, 64 px, 32 triplets, bf16) and the paper's (ResNet-50, 224 px, 16,
-fp32 as published); on a GPU, ResNet-50 at 224 px with 64 triplets in bf16. Rates are those that every training logs, of
-the epochs after the first. The ways take turns, and a row is the median over its turns. CPU workers have one thread
-each. What the hardware allows is measured too: two trainings of half the batch at once that exchange nothing.
+Drawn garments are trained with the demo's settings (ResNet-18, 64 px, 32 triplets, bf16) and the paper's (ResNet-50,
+224 px, 16 triplets, fp32 as published); on a GPU with ResNet-50 at 224 px, 64 triplets, bf16. Rates are those that
+every training logs, for the epochs after the first. The ways take turns; a row is the median over its turns. A CPU
+worker has one thread. The hardware's limit is two trainings at once, with half the batch each, that exchange nothing.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 import agman
+from benchmarks.common import drawn_dataset, medians, with_turns, write_table
 from benchmarks.model import flops, peak
-from benchmarks.record import write_table
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
-from data_prep.prepare import prepare
 from data_prep.storage import Storage
-from data_prep.synthetic.samples import sample
-from pipeline.common.console import progress_bar, say
+from pipeline.common.console import say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.tracking import runs as tracking
@@ -40,24 +38,25 @@ from pipeline.training.trainer import EpochEnd, Share, Training
 ON_GPU = torch.cuda.is_available()
 IMAGES, EPOCHS = 2_000, 2
 CHECKPOINT_EVERY, WINDOWS = 50, 4
-# Ray lets its workers step back behind whatever else runs on the machine; torch's own do not.
+# Ray gives its workers a lower priority than other processes; torch.multiprocessing does not.
 SAME_PRIORITY = {"RAY_worker_niceness": "0"}
 COMMON = {"weights": None, "proxy_weight": 0.0, "threads": None if ON_GPU else 1, "epochs": EPOCHS}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is trained."""
+    """One training that is measured."""
 
     preset: str
     size: int
-    """Pixels."""
+    """Side of the images in pixels."""
     triplets: int
-    """An epoch."""
+    """Triplets of an epoch."""
     turns: int
 
     @property
     def config(self) -> TrainConfig:
+        """Return the preset with one checkpoint, at the end."""
         only_at_the_end = {"checkpoint_every": 1_000_000, "max_triplets": self.triplets}
         return make_config(PRESETS[self.preset].settings | COMMON | only_at_the_end)
 
@@ -65,25 +64,25 @@ class Work:
 WORKS = (Work("fast", 224, 6_400, 3),) if ON_GPU else (Work("demo", 64, 1_280, 3), Work("paper-fashionai", 224, 64, 1))
 PLAIN, APART, RAY = "plain torch", "plain torch, nothing exchanged", "Ray Train"
 Rates = tuple[float, float]
-"""Triplets a second, share of the time spent waiting for data."""
+"""Triplets per second, and the fraction of the time spent waiting for data."""
 
 
 def rate(ends: list[dict[str, float]]) -> Rates:
-    """Of the epochs after the first, in which memory and caches are warm."""
+    """Return the medians over the epochs after the first, in which memory and caches are warm."""
     names = ("train/triplets_per_second", "train/data_wait_share")
     speed, wait = (statistics.median(end[name] for end in ends[1:]) for name in names)
     return speed, wait
 
 
 def plain(dataset: Dataset, config: TrainConfig, workers: int) -> Rates:
-    """torch's own processes, which share every batch."""
+    """Train in torch's own processes, which share every batch."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_plain_worker, args=(workers, dataset.storage, config, folder), nprocs=workers)
         return torch.load(Path(folder, "rates-0.pt"))
 
 
 def apart(dataset: Dataset, config: TrainConfig, workers: int) -> Rates:
-    """As many processes at once, each a training of its own with its share of the batch."""
+    """Run `workers` independent trainings at once, each with its part of the batch."""
     shares = {"batch_size": config.batch_size // workers, "max_triplets": (config.max_triplets or 0) // workers}
     config = config.model_copy(update=shares)
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +109,7 @@ def _plain_worker(rank: int, workers: int, data: Any, config: TrainConfig, folde
 
 
 def on_ray(dataset: Dataset, config: TrainConfig, workers: int) -> Rates:
-    """`agman train`, checkpoint at the end of every epoch, MLflow and all."""
+    """Run `agman train`, with MLflow and a checkpoint at the end of every epoch."""
     with tempfile.TemporaryDirectory() as folder:
         trained = train(dataset, config, workers=workers, storage=folder)
         names = ("train/triplets_per_second", "train/data_wait_share")
@@ -119,7 +118,7 @@ def on_ray(dataset: Dataset, config: TrainConfig, workers: int) -> Rates:
 
 
 def checkpoint_cost(dataset: Dataset, config: TrainConfig) -> dict[str, float]:
-    """Windows of CHECKPOINT_EVERY steps with and without a checkpoint in them, by turns, in one process."""
+    """Time windows of CHECKPOINT_EVERY steps with and without a checkpoint, by turns, in one process."""
     config = config.model_copy(update={"epochs": 1, "max_triplets": None})  # no validation between windows
     training = Training(config, dataset, Share(device="cuda" if ON_GPU else "cpu"))
     seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -156,7 +155,7 @@ def checkpoint_cost(dataset: Dataset, config: TrainConfig) -> dict[str, float]:
 
 
 def flop_per_triplet(dataset: Dataset, config: TrainConfig) -> float:
-    """Forward and backward, of convolutions and matrix products."""
+    """Return the FLOP of convolutions and matrix products, forward and backward, for one triplet."""
     few = {"epochs": 1, "batch_size": 4, "max_triplets": 4, "compile": False}
     device = "cuda" if ON_GPU else "cpu"
     training = Training(config.model_copy(update=few), dataset, Share(device=device))
@@ -169,13 +168,11 @@ def flop_per_triplet(dataset: Dataset, config: TrainConfig) -> float:
 
 
 def measure(work: Work, folder: Path) -> tuple[list[list[str]], dict[str, float]]:
-    """Rows of the table, and what checkpoints cost."""
-    root, out, config = folder / "fashionai", folder / "out", work.config
+    """Return rows of the table, and the cost of checkpoints."""
+    config = work.config
     images = IMAGES if work.size < 224 or ON_GPU else 400
-    sample("fashionai", root, images=images, size=work.size, seed=0, progress=progress_bar)
     enough = max(work.triplets, (2 * WINDOWS + 1) * CHECKPOINT_EVERY * config.batch_size)
-    prepare("fashionai", root, out, image_size=work.size, triplets=enough, epochs=1, seed=0, progress=progress_bar)
-    dataset = Dataset(out)
+    dataset = drawn_dataset(folder, images=images, size=work.size, triplets=enough)
     flop = flop_per_triplet(dataset, config)
     most = min(2, torch.cuda.device_count()) if ON_GPU else 2
     ways: dict[tuple[str, int], Callable[..., Rates]] = {(PLAIN, 1): plain, (RAY, 1): on_ray}
@@ -187,22 +184,22 @@ def measure(work: Work, folder: Path) -> tuple[list[list[str]], dict[str, float]
             speed, wait = way(dataset, config.model_copy(update={"seed": turn}), workers)
             say(f"{work.preset}, turn {turn + 1}: {name}, {workers} workers: {speed:.2f} triplets/s, waits {wait:.1%}")
             found[name, workers].append((speed, wait))
-    median = {key: [statistics.median(column) for column in zip(*rates, strict=True)] for key, rates in found.items()}
+    median = {key: medians(rates) for key, rates in found.items()}
     type_of = torch.bfloat16 if config.precision == "bf16" else torch.float32
     torch.set_num_threads(config.threads or torch.get_num_threads())
     top = peak(type_of)
     rows = []
     for (name, workers), (speed, wait) in median.items():
         base, alone = median[PLAIN, workers][0], median[name if name != APART else PLAIN, 1][0]
-        turns = ", ".join(f"{one:.2f}" for one, _ in found[name, workers])
-        rates = [f"{speed:.2f} ({turns})", f"{wait:.2%}", f"{speed / base:.3f}", f"{speed / alone:.2f}"]
-        rates.append(f"{speed * flop / workers / top:.0%}")
+        rates = [with_turns([one for one, _ in found[name, workers]], ".2f"), f"{wait:.2%}", f"{speed / base:.3f}"]
+        rates += [f"{speed / alone:.2f}", f"{speed * flop / workers / top:.0%}"]
         title = f"{config.backbone}, {work.size} px, {config.batch_size} triplets, {config.precision}"
         rows.append([title, name, str(workers), *rates])
     return rows, checkpoint_cost(dataset, config) if work is WORKS[0] else {}
 
 
 def main() -> None:
+    """Measure all trainings; write the table."""
     os.environ |= SAME_PRIORITY
     with tempfile.TemporaryDirectory() as folder, ray_session():
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
@@ -212,10 +209,9 @@ def main() -> None:
     header = ["training", "way", "workers", "triplets/s (turns)", "data wait"]
     header += ["of plain torch", "of 1 worker", "of peak"]
     notes = (
-        "Of peak: of a product of 4,096 × 4,096 matrices in the same type, by each worker. First training: a "
-        f"checkpoint of {cost['mib']:.0f} MiB in every second window of {CHECKPOINT_EVERY} steps of "
-        f"{cost['step']:.0f} ms, 1 worker: it stood still {1000 * cost['stood']:.0f} ms for each "
-        f"({cost['share']:.2%} of the window); windows with one took {cost['cost']:+.2%} "
-        f"(medians of {WINDOWS} each)."
+        "Of peak: of a product of 4,096 × 4,096 matrices in the same type, by each worker. First training, 1 worker: "
+        f"a checkpoint of {cost['mib']:.0f} MiB in every second window of {CHECKPOINT_EVERY} steps of "
+        f"{cost['step']:.0f} ms stopped training for {1000 * cost['stood']:.0f} ms ({cost['share']:.2%} of the "
+        f"window); windows with a checkpoint took {cost['cost']:+.2%} (medians of {WINDOWS} each)."
     )
     write_table("train", header, rows, notes)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import random
 import statistics
-import time
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.record import write_table
+from benchmarks.common import repeat, write_table
 from data_prep.triplets import TripletSampler
 
 IMAGES, TRIPLETS = 80_000, 100_000
@@ -23,7 +21,7 @@ Drawn = list[tuple[int, int, int, int]]
 
 
 def labels_like_deepfashion() -> pd.DataFrame:
-    """Each attribute on 70 % of the images, a second value on a quarter of those; the k-th value's share ~ 1/k."""
+    """Put each attribute on 70 % of the images, two values on a quarter of those; the k-th value's share is ~ 1/k."""
     rng = np.random.default_rng(0)
     parts = []
     for attribute, size in enumerate(TYPE_SIZES):
@@ -36,7 +34,7 @@ def labels_like_deepfashion() -> pd.DataFrame:
 
 
 class PlainTables:
-    """What the plain samplers look up: made once, not counted."""
+    """Lookup tables of the plain samplers, whose construction is not timed."""
 
     def __init__(self, labels: pd.DataFrame):
         self.values_of: dict[tuple[int, int], set[int]] = {}
@@ -53,7 +51,7 @@ class PlainTables:
 
 
 def rejection_sampling(tables: PlainTables, n: int, seed: int) -> Drawn:
-    """Attribute and value first; then images of the attribute are drawn until they fit."""
+    """Draw attribute and value first, then images of the attribute until they fit."""
     rng = random.Random(seed)
     attributes, values_of = list(tables.pool), tables.values_of
     triplets: Drawn = []
@@ -74,7 +72,7 @@ def rejection_sampling(tables: PlainTables, n: int, seed: int) -> Drawn:
 
 
 def indexed_rejection(tables: PlainTables, n: int, seed: int) -> Drawn:
-    """The same with the images of every value listed beforehand, so that hardly anything is rejected."""
+    """Draw with the images of every value listed beforehand, so that hardly anything is rejected."""
     rng = random.Random(seed)
     attributes, values_of = list(tables.pool), tables.values_of
     triplets: Drawn = []
@@ -92,19 +90,14 @@ def indexed_rejection(tables: PlainTables, n: int, seed: int) -> Drawn:
     return triplets
 
 
-def seconds(job: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    job()
-    return time.perf_counter() - started
-
-
 def main() -> None:
+    """Compare the samplers; write the table."""
     labels = labels_like_deepfashion()
     tables, sampler = PlainTables(labels), TripletSampler(labels)
-    ours = statistics.median(seconds(lambda: sampler.sample(TRIPLETS, seed=1)) for _ in range(REPEATS))
-    building = statistics.median(seconds(lambda: TripletSampler(labels)) for _ in range(REPEATS))
-    rejecting = seconds(lambda: rejection_sampling(tables, TRIPLETS, seed=1))
-    indexed = min(seconds(lambda: indexed_rejection(tables, TRIPLETS, seed=1)) for _ in range(2))
+    ours = statistics.median(repeat(lambda: sampler.sample(TRIPLETS, seed=1), REPEATS))
+    building = statistics.median(repeat(lambda: TripletSampler(labels), REPEATS))
+    (rejecting,) = repeat(lambda: rejection_sampling(tables, TRIPLETS, seed=1), 1)
+    indexed = min(repeat(lambda: indexed_rejection(tables, TRIPLETS, seed=1), 2))
     rows = [
         [title, f"{measured:.4f}", f"{rejecting / measured:,.0f} ×"]
         for title, measured in (

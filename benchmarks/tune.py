@@ -1,6 +1,6 @@
-"""Searching on Ray Tune against a plain Optuna loop, TPE with ASHA against random search, and 200 trials in a row.
+"""Tuning on Ray Tune against a plain Optuna loop, TPE with ASHA against random search, and 200 trials in a row.
 
-`agman bench tune`, on drawn garments: ResNet-18 from random weights, 32 px. One CPU thread a trial, two at a time.
+`agman bench tune`, on drawn garments: ResNet-18 from random weights, 32 px; one CPU thread a trial, two at a time.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from typing import Any
 import ray
 from ray.util.state import list_placement_groups
 
-from benchmarks.record import write_table
+from benchmarks.common import descendants, drawn_dataset, table, with_turns, write_table
 from benchmarks.train import SAME_PRIORITY
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
-from data_prep.prepare import prepare
-from data_prep.synthetic.samples import sample
-from pipeline.common.console import progress_bar, say
+from pipeline.common.console import say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
-from pipeline.reports.sweep.page import write_sweep_report
+from pipeline.reports.study.page import write_study_report
 from pipeline.training.trainer import Share, Training
 from pipeline.tuning.spaces import find_space
 from pipeline.tuning.study import Plan, Record
@@ -33,19 +31,21 @@ from pipeline.tuning.tune import Sweep, tune
 
 SIZE, IMAGES, TRIPLETS = 32, 1_200, 640
 TRIALS, EPOCHS, CONCURRENT = 20, 1, 2
-"""Of the comparison with a plain loop."""
+"""Size of the comparison with a plain loop."""
 SEEDS, SEARCH_EPOCHS, SEARCH_TRIPLETS = 5, 6, 160
 RANDOM_TRIALS, PRUNED_TRIALS = 16, 24
-"""Of the comparison with random search."""
+"""Size of the comparison with random search."""
 MANY = 200
 
 
 def config(epochs: int, triplets: int) -> TrainConfig:
+    """Return the demo's settings, made small."""
     small = {"epochs": epochs, "max_triplets": triplets, "threads": 1, "batch_size": 16, "embedding_dim": 32}
     return make_config(PRESETS["demo"].settings | small)
 
 
 def search(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int, name: str, **options: Any) -> Sweep:
+    """Run a study of `trials` trials."""
     return tune(
         dataset,
         settings,
@@ -55,13 +55,13 @@ def search(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int, n
         final_seeds=0,
         storage=folder / "runs",
         name=name,
-        write_report=write_sweep_report,
+        write_report=write_study_report,
         **options,
     )
 
 
 def plain(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) -> tuple[float, float]:
-    """Trials one after another in this process, nothing around them. Seconds in all, and of the trainings alone."""
+    """Run trials one after another in this process; return the seconds in all and those of the trainings."""
     space = find_space("margins")
     record = Record(folder / "plain.db", "plain", space, Plan("margins", settings.model_dump(), scheduler="none"))
     started, trained = time.perf_counter(), 0.0
@@ -76,6 +76,7 @@ def plain(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) ->
 
 
 def against_a_plain_loop(dataset: Dataset, folder: Path) -> list[list[str]]:
+    """Return the rows of the comparison with a plain loop."""
     settings = config(EPOCHS, TRIPLETS)
     search(dataset, folder, settings, CONCURRENT, "warm-up", scheduler="none")  # Ray's processes, and their imports
     alone, trained_alone = plain(dataset, folder, settings, TRIALS)
@@ -85,27 +86,18 @@ def against_a_plain_loop(dataset: Dataset, folder: Path) -> list[list[str]]:
     trained = sum(trial.seconds for trial in sweep.trials)
     overhead = (CONCURRENT * seconds - trained) / TRIALS
     say(f"overhead {overhead:.2f} s a trial")
+    ways = (
+        ("plain Optuna loop", alone, trained_alone, ""),
+        (f"agman tune, {CONCURRENT} at a time", seconds, trained, f"{overhead:.2f}"),
+    )
     return [
-        [
-            "plain Optuna loop",
-            f"{alone:.1f}",
-            f"{60 * TRIALS / alone:.1f}",
-            f"{trained_alone / TRIALS:.2f}",
-            "",
-            "1.00",
-        ],
-        [
-            f"agman tune, {CONCURRENT} at a time",
-            f"{seconds:.1f}",
-            f"{60 * TRIALS / seconds:.1f}",
-            f"{trained / TRIALS:.2f}",
-            f"{overhead:.2f}",
-            f"{alone / seconds:.2f}",
-        ],
+        [name, f"{all_of:.1f}", f"{60 * TRIALS / all_of:.1f}", f"{part / TRIALS:.2f}", more, f"{alone / all_of:.2f}"]
+        for name, all_of, part, more in ways
     ]
 
 
 def against_random_search(dataset: Dataset, folder: Path) -> tuple[list[list[str]], str]:
+    """Return the rows of the comparison with random search, and the budget in words."""
     settings = config(SEARCH_EPOCHS, SEARCH_TRIPLETS)
     ways: dict[str, tuple[int, dict[str, Any]]] = {
         "random, all epochs": (RANDOM_TRIALS, {"search": "random", "scheduler": "none"}),
@@ -124,14 +116,8 @@ def against_random_search(dataset: Dataset, folder: Path) -> tuple[list[list[str
                 papers.append(sweep.trials[0].best)
     rows = []
     for name, results in found.items():
-        best, epochs = [one for one, _ in results], [one for _, one in results]
-        rows.append(
-            [
-                name,
-                f"{100 * statistics.median(best):.2f} ({', '.join(f'{100 * one:.2f}' for one in best)})",
-                f"{statistics.median(epochs):.0f} ({', '.join(map(str, epochs))})",
-            ]
-        )
+        best, epochs = [100 * one for one, _ in results], [one for _, one in results]
+        rows.append([name, with_turns(best, ".2f"), with_turns(epochs, ".0f")])
     rows.append(["the paper's setting (trial 0)", f"{100 * statistics.median(papers):.2f}", str(SEARCH_EPOCHS)])
     trials_of = ", ".join(f"{name}: {trials} trials" for name, (trials, _) in ways.items())
     return rows, f"{trials_of}, of at most {SEARCH_EPOCHS} epochs of {SEARCH_TRIPLETS} triplets"
@@ -139,7 +125,7 @@ def against_random_search(dataset: Dataset, folder: Path) -> tuple[list[list[str
 
 @dataclass(frozen=True)
 class Holding:
-    """What a search might leave behind."""
+    """Resources that a study might leave behind."""
 
     processes: int
     files: int
@@ -148,43 +134,27 @@ class Holding:
 
     @classmethod
     def now(cls) -> Holding:
+        """Count what this driver holds."""
         here = ray.get_runtime_context()
         known = list_placement_groups(address=here.gcs_address, limit=10_000)  # another Ray may run on this machine
         groups = [one for one in known if one.creator_job_id == here.get_job_id()]
         status = Path("/proc/self/status").read_text()
         resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
         return cls(
-            processes=_descendants(os.getpid()),
+            processes=sum(1 for _ in descendants(os.getpid())),
             files=sum(1 for _ in Path("/proc/self/fd").iterdir()),
             groups=sum(one.state != "REMOVED" for one in groups),
             mib=resident / 1024,
         )
 
 
-def _descendants(process: int) -> int:
-    parents: dict[int, list[int]] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has just ended
-        if fields[0] != "Z":
-            parents.setdefault(int(fields[1]), []).append(int(status.parent.name))
-    waiting, found = [process], 0
-    while waiting:
-        below = parents.get(waiting.pop(), [])
-        waiting += below
-        found += len(below)
-    return found
-
-
 def many(dataset: Dataset, folder: Path) -> list[list[str]]:
-    """Before, after a tenth, and after all."""
+    """Return what is held after a tenth of MANY trials and after all of them."""
     settings = config(1, 16)
     rows = []
     for trials in (MANY // 10, MANY):
         sweep = search(dataset, folder, settings, trials, "many", scheduler="none", resume=trials == MANY)
-        time.sleep(5)  # what has been stopped may still be ending
+        time.sleep(5)  # stopped processes may still be ending
         held = Holding.now()
         ended = {trial.state for trial in sweep.trials}
         rows.append([str(trials), ", ".join(sorted(ended)), str(held.processes), str(held.files), str(held.groups)])
@@ -193,14 +163,12 @@ def many(dataset: Dataset, folder: Path) -> list[list[str]]:
 
 
 def main() -> None:
+    """Run all comparisons; write the tables."""
     os.environ |= SAME_PRIORITY
     with tempfile.TemporaryDirectory() as name, ray_session():
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        root, out = folder / "fashionai", folder / "out"
-        sample("fashionai", root, images=IMAGES, size=SIZE, seed=0, progress=progress_bar)
-        prepare("fashionai", root, out, image_size=SIZE, triplets=TRIPLETS, epochs=1, seed=0, progress=progress_bar)
-        dataset = Dataset(out)
+        dataset = drawn_dataset(folder, images=IMAGES, size=SIZE, triplets=TRIPLETS)
         before = Holding.now()
         loops = against_a_plain_loop(dataset, folder)
         searches, budget = against_random_search(dataset, folder)
@@ -210,19 +178,15 @@ def main() -> None:
     notes = "\n".join(
         [
             f"{TRIALS} trials of {EPOCHS} epochs of {TRIPLETS} triplets each; overhead: {CONCURRENT} × the seconds, "
-            "less those that trials were training, for each. The plain loop calls the same training function.",
+            "minus the seconds that trials were training, per trial. The plain loop calls the same training function.",
             "",
             f"Best validation MAP × 100, medians (and values) over {SEEDS} seeds; {budget}, `margins`:",
             "",
-            *_table(["search", "best MAP", "trial-epochs"], searches),
+            table(["search", "best MAP", "trial-epochs"], searches),
             "",
-            f"{MANY} trials of one step each in a row, of the driver's process:",
+            f"{MANY} trials of one step each in a row; figures of the driver's process:",
             "",
-            *_table(["trials", "ended", "processes below it", "open files", "placement groups", "MiB"], held),
+            table(["trials", "ended", "processes below it", "open files", "placement groups", "MiB"], held),
         ]
     )
     write_table("tune", header, loops, notes)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]

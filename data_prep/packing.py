@@ -1,9 +1,9 @@
-"""Packing: every image decoded and resized once, shuffled, and written to Parquet shards, by Ray Data's tasks.
+"""Packing: every image is decoded and resized once, shuffled, and written to Parquet shards.
 
 The plan is made first, from the image table and the seed alone: which images make which shard, in which order.
-Every shard is then one task's work, so the bytes do not depend on the number of workers. A shard's record (the
-images' source sizes, and which were refused) is written after it; a preparation that was stopped
-goes on with the shards that have none.
+Every shard is one task of Ray Data, so its bytes do not depend on the number of workers; a small dataset is packed
+by the same function in this process. The record of a shard (the images' source sizes, and the refused images) is
+written after the shard. A stopped preparation continues with the shards that have no record.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ TRIES = 4
 
 STATE = "_partial"
 """Folder of an unfinished dataset: what has been packed, and from what."""
-FINGERPRINT = "fingerprint"
+MARKER = f"{STATE}/fingerprint"
 BOX = ("x0", "y0", "x1", "y1")
 
 
@@ -105,11 +105,11 @@ def pack(
 ) -> Packing:
     """Pack `images` below `root` into `storage/packed/split=S/part-*.parquet`, their short side `image_size` pixels.
 
-    `images` has image_id, path and split, and optionally a box x0, y0, x1, y1 to cut out (float pixels of
-    the upright source picture; NaN: the whole picture). The order is shuffled within splits by `seed`. Uses
-    the Ray session that is there, or one of its own. Finished shards of an earlier call with equal arguments
-    are kept; all else that an unfinished dataset left in `storage` goes. Raises InputError if a worker cannot see
-    `root`, StorageError if one cannot write.
+    `images` has image_id, path and split, and optionally a box x0, y0, x1, y1 to cut out (float pixels of the upright
+    source picture; NaN: the whole picture). The order is shuffled within splits by `seed`. More images than a shard
+    holds are packed in the current Ray session, or in a new one. Finished shards of an earlier call with equal
+    arguments are kept; everything else that an unfinished dataset left in `storage` is deleted. Raises InputError if
+    a worker cannot see `root`, StorageError if one cannot write.
     """
     fingerprint = _fingerprint(images, root, image_size, seed)
     shards = list(_plan(images, seed))
@@ -130,7 +130,7 @@ def pack(
 
 def begun(storage: Storage) -> bool:
     """Whether a preparation has begun to write to `storage`, and has not ended."""
-    return (storage / STATE / FINGERPRINT).exists()
+    return (storage / MARKER).exists()
 
 
 def unfinished(storage: Storage) -> bool:
@@ -176,16 +176,16 @@ def _plan(images: pd.DataFrame, seed: int) -> Iterator[Shard]:
 
 def _take_up(storage: Storage, fingerprint: str, shards: list[Shard]) -> dict[str, ShardRecord]:
     """The records of finished shards; everything else of an earlier preparation is deleted."""
-    marker = storage / STATE / FINGERPRINT
+    marker = storage / MARKER
     files = storage.files()
-    same = f"{STATE}/{FINGERPRINT}" in files and marker.read_bytes().decode() == fingerprint
+    same = MARKER in files and marker.read_bytes().decode() == fingerprint
     records = {}
     for shard in shards if same else ():
         if shard.record in files and shard.name in files:
             record = ShardRecord.read(storage / shard.record)
             if record.bytes == files[shard.name]:
                 records[shard.name] = record
-    keep = {f"{STATE}/{FINGERPRINT}"} if same else set()
+    keep = {MARKER} if same else set()
     keep |= {shard.name for shard in shards if shard.name in records}
     keep |= {shard.record for shard in shards if shard.name in records}
     discard(storage, keep)
@@ -194,30 +194,41 @@ def _take_up(storage: Storage, fingerprint: str, shards: list[Shard]) -> dict[st
 
 
 def _run(shards: list[Shard], root: Path, storage: Storage, image_size: int, fingerprint: str) -> Iterator[int]:
-    """Pack the shards on the cluster; yields the number of images of each that is finished."""
-    if not shards:
-        return
-    # Here, because the workers need neither: importing them takes longer than starting a task.
+    """Pack the shards; yield the number of images of each finished one. Raises StorageError if one cannot be written.
+
+    As many images as one shard holds are packed in this process: starting Ray would take longer.
+    """
+    job = partial(_pack_shard, root=root, storage=storage, image_size=image_size)
+    if sum(len(shard.rows) for shard in shards) <= SHARD:
+        results = _packed_here(shards, job)
+    else:
+        results = _packed_on_cluster(shards, job, partial(check_shared, root, storage, MARKER, fingerprint))
+    for row in results:
+        if row["error"]:
+            raise StorageError(row["error"])
+        yield row["images"]
+
+
+def _packed_here(shards: list[Shard], job: Callable[[pa.Table], pa.Table]) -> Iterator[dict[str, Any]]:
+    for shard in shards:
+        yield from job(_block(shard)).to_pylist()
+
+
+def _packed_on_cluster(
+    shards: list[Shard], job: Callable[[pa.Table], pa.Table], check: Callable[[], None]
+) -> Iterator[dict[str, Any]]:
+    # Imported here, because neither the workers nor small datasets need Ray Data, and the import takes seconds.
     import ray.data
 
     from data_prep.cluster import ray_session
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with ray_session():
-        check_shared(root, storage, f"{STATE}/{FINGERPRINT}", fingerprint)
-        job = partial(_pack_shard, root=root, storage=storage, image_size=image_size)
+        check()
         work = ray.data.from_arrow([_block(shard) for shard in shards])
         work.context.enable_progress_bars = False
-        results = work.map_batches(
-            job,
-            batch_size=None,  # a block, that is, a shard
-            batch_format="pyarrow",
-            num_cpus=1,
-        )
-        for row in results.iter_rows():
-            if row["error"]:
-                raise StorageError(row["error"])
-            yield row["images"]
+        # batch_size=None: a batch is a block, that is, a shard.
+        yield from work.map_batches(job, batch_size=None, batch_format="pyarrow", num_cpus=1).iter_rows()
 
 
 def _block(shard: Shard) -> pa.Table:

@@ -319,13 +319,13 @@ def tune(
     from pipeline.cli.tune import show_study
     from pipeline.common.console import emit
     from pipeline.config.schema import load_config
-    from pipeline.reports.sweep.page import write_sweep_report
+    from pipeline.reports.study.page import write_study_report
     from pipeline.tuning.spaces import find_space, refuse_varied
     from pipeline.tuning.tune import tune as run_search
 
     config, found = load_config(config_file, settings, preset), find_space(space)
     refuse_varied(found, settings)
-    sweep = run_search(Dataset(data), config, space=found, write_report=write_sweep_report, **options)
+    sweep = run_search(Dataset(data), config, space=found, write_report=write_study_report, **options)
     show_study(sweep)
     emit(sweep.figures, as_json)
 

@@ -22,7 +22,7 @@ from pipeline.evaluation import tables as evaluation_tables
 from pipeline.registry import models as registry
 from pipeline.reports.dataset.page import write_prep_report
 from pipeline.reports.model.page import write_report
-from pipeline.reports.sweep.page import write_sweep_report
+from pipeline.reports.study.page import write_study_report
 from pipeline.tracking import runs as tracking
 from pipeline.training.train import train
 from pipeline.tuning.spaces import find_space
@@ -81,7 +81,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
                 final_seeds=0,
                 storage=storage,
                 seed=seed,
-                write_report=write_sweep_report,
+                write_report=write_study_report,
             )
             show_study(sweep)
     with _step("5/6 evaluate: queries, candidates and triplets of the test split"):

@@ -184,9 +184,13 @@ class Record:
     @property
     def best(self) -> Trial | None:
         """The trial of the highest MAP among those that are done (of any, where none is)."""
-        trials = self.trials
-        scored = [t for t in trials if t.state == DONE] or [t for t in trials if t.history and t.state != FAILED]
-        return max(scored, key=lambda trial: trial.best, default=None)
+        return best_of(self.trials)
+
+
+def best_of(trials: list[Trial]) -> Trial | None:
+    """Return the trial of the highest MAP among those that are done; if none is, among all that were validated."""
+    scored = [t for t in trials if t.state == DONE] or [t for t in trials if t.history and t.state != FAILED]
+    return max(scored, key=lambda trial: trial.best, default=None)
 
 
 def trials_in(study: optuna.Study) -> list[Trial]:

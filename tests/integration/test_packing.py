@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from data_prep import packing, pictures
 from data_prep.annotation import REASONS
 from data_prep.encoding import Packed, Refused, pack_image
 from data_prep.errors import InputError
-from data_prep.packing import pack
+from data_prep.packing import MARKER, pack
 from data_prep.storage import Storage
 
 GREY = 128
@@ -355,11 +356,34 @@ def test_what_is_packed_is_kept_if_nothing_that_decides_it_has_changed(tmp_path:
         assert all(file.stat().st_mtime_ns > before[name] for name, file in files.items() if file.exists())
 
 
-MARKER = f"{packing.STATE}/{packing.FINGERPRINT}"
+def test_this_process_and_ray_pack_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_images(tmp_path / "root", 64)
+    root = (tmp_path / "root").resolve()
+    (root / "9.jpg").write_text("no picture")
+    job = partial(packing._pack_shard, root=root, image_size=SIZE)
+    monkeypatch.setattr(packing, "SHARD", 20)
+    by_ray, here = Storage(tmp_path / "ray"), Storage(tmp_path / "here")
+    pack(images, root, by_ray, SIZE, seed=1)
+    shards = list(packing._plan(images, seed=1))
+    assert len(shards) == 4
+    assert [row["images"] for row in packing._packed_here(shards, partial(job, storage=here))] == [13, 17, 17, 17]
+    names = set(here.files())
+    assert names == set(by_ray.files()) - {MARKER}
+    assert all((here / name).read_bytes() == (by_ray / name).read_bytes() for name in names)
 
 
-def test_a_worker_that_does_not_see_the_images_says_so(tmp_path: Path) -> None:
-    images = make_images(tmp_path / "root", 4)
+def test_a_small_dataset_is_packed_without_ray(tmp_path: Path) -> None:
+    make_photographs(tmp_path / "raw", n=20)
+    code = (
+        "import sys; from pathlib import Path; from data_prep.prepare import prepare\n"
+        "prepare('fashionai', Path('raw'), Path('out'), triplets=20, epochs=1, image_size=32)\n"
+        "assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+
+
+def test_a_worker_that_does_not_see_the_images_says_so(tmp_path: Path, small_shards: None) -> None:
+    images = make_images(tmp_path / "root", 64)
     with pytest.raises(InputError, match=r"nowhere: not there.*all nodes share.* node "):
         pack(images, tmp_path / "nowhere", Storage(tmp_path / "out"), SIZE, seed=0)
     here = Storage(tmp_path / "other")
@@ -386,8 +410,10 @@ import sys
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
+from data_prep import packing
 from data_prep.prepare import prepare
 
+packing.SHARD = 10
 nodes = int(sys.argv[1])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 for _ in range(nodes - 1):

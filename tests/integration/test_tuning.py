@@ -19,7 +19,7 @@ from data_prep.errors import InputError
 from pipeline.cli import _exit_code, cli
 from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
-from pipeline.reports.sweep.page import write_sweep_report
+from pipeline.reports.study.page import write_study_report
 from pipeline.tuning.spaces import Space, find_space
 from pipeline.tuning.tune import Sweep, tune
 
@@ -72,7 +72,7 @@ def sweep(ray_started: None, store: Path, dataset: Dataset) -> Sweep:
         final_seeds=1,
         storage=store / "runs",
         name="first",
-        write_report=write_sweep_report,
+        write_report=write_study_report,
     )
 
 
@@ -202,7 +202,7 @@ def test_a_search_whose_every_trial_fails_says_why(ray_started: None, store: Pat
             storage=store / "runs",
             name="all-fail",
             final_seeds=0,
-            write_report=write_sweep_report,
+            write_report=write_study_report,
         )
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
@@ -219,7 +219,7 @@ def test_against_the_width_there_is_a_front(ray_started: None, store: Path, data
     config = CONFIG.model_copy(update={"epochs": 1})
     widths = Space("own", define, {"embedding_dim": 16}, frozenset(["embedding_dim"]), "")
     options: dict[str, Any] = {"storage": store / "runs", "name": "front", "final_seeds": 0, "concurrent": 2}
-    options["write_report"] = write_sweep_report
+    options["write_report"] = write_study_report
     sweep = tune(dataset, config, space=widths, trials=3, against="embedding_dim", seed=2, **options)
     for trial in sweep.trials:
         assert trial.objectives == (trial.best, trial.setting["embedding_dim"])
