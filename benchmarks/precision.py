@@ -12,12 +12,13 @@ from pathlib import Path
 
 from benchmarks.common import drawn_dataset, write_table
 from data_prep.dataset import Dataset
-from pipeline.cli.demo import CONFIG
 from pipeline.common.console import say
-from pipeline.config.schema import TrainConfig
+from pipeline.config.presets import PRESETS
+from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.training.trainer import Share, Training
 
+CONFIG = make_config(PRESETS["demo"].settings)
 IMAGES, SIZE, TRIPLETS, EPOCHS, THREADS = 4_000, 64, 1_600, 5, 2
 SEEDS = (0, 1, 2)
 

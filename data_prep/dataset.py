@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from data_prep.atomic import hidden_folder
+from data_prep.atomic import is_full
 from data_prep.errors import InputError, StorageError
 from data_prep.packing import begun
 from data_prep.pictures import to_square
-from data_prep.storage import Storage, is_full
+from data_prep.staging import staging_folder
+from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
 from data_prep.triplets import Triplets
 
@@ -63,7 +64,7 @@ class Dataset:
 
     def _why_none(self) -> str:
         local = self.storage.local
-        if begun(Storage(hidden_folder(local.resolve())) if local else self.storage):
+        if begun(Storage(staging_folder(local.resolve())) if local else self.storage):
             return "its preparation was stopped half-way; the same `agman prep` again continues it"
         return f"not a prepared dataset (no {DESCRIPTION}); make one with `agman prep`"
 

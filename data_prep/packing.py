@@ -24,11 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import features
 
+from data_prep.atomic import BEING_WRITTEN, is_full
 from data_prep.encoding import JPEG_QUALITY, LONGEST_SIDE, Packed, Refused, pack_image
 from data_prep.errors import InputError, StorageError
 from data_prep.pictures import MAX_BYTES, MAX_PIXELS
 from data_prep.progress import Progress, silent
-from data_prep.storage import BEING_WRITTEN, Storage, is_full
+from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, PACKED, REPORT, TABLES
 
 VERSION = 2
@@ -303,7 +304,7 @@ def _write_shard(rows: pa.Table, root: Path, shard: Storage, image_size: int) ->
     """Memory stays at one row group of encoded pictures and one decoded picture."""
     sizes: list[tuple[int, int, int]] = []
     refused: list[tuple[int, str, str]] = []
-    with shard.whole_file() as file:
+    with shard.atomic_file() as file:
         # JPEG does not compress any further, no two are alike, and nobody asks for the smallest.
         options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": ["image_id"]}
         with pq.ParquetWriter(file, PACKED, **options) as writer:

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from data_prep import tables
 from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
-from data_prep.atomic import whole_dataset
 from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, zappos50k
 from data_prep.packing import Packing, pack
 from data_prep.progress import Progress, silent
 from data_prep.request import Request
+from data_prep.staging import atomic_dataset
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, DRAWN_REGIONS_FILE, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
 from data_prep.triplets import TripletSampler
@@ -84,7 +84,7 @@ def prepare(
             raise InputError(f"{folder}: no such folder")
     root = root.resolve()
     request = Request(root, split_files, seed, annotation, categories, crop_boxes, progress)
-    with whole_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as aside:
+    with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as staging:
         read = LAYOUTS[layout](request)
         read.check()
         _check_rejects(read, root, max_rejects)
@@ -93,13 +93,13 @@ def prepare(
         # What can be known to fail is found before the long part.
         regions = _read_regions(root, read)
         _check_anchors(_numbered(read.rows, images))
-        packing = pack(images, root, aside, image_size, seed, progress)
+        packing = pack(images, root, staging, image_size, seed, progress)
         packed = _without_refused(read, images, packing)
         _check_rejects(packed, root, max_rejects)
         images = images.merge(packing.sizes, on="image_id")
-        _write_labels(aside, packed, images)
-        _write_regions(aside, regions, images)
-        drawn = _write_triplets(aside, packed, images, triplets, epochs, seed)
+        _write_labels(staging, packed, images)
+        _write_regions(staging, regions, images)
+        drawn = _write_triplets(staging, packed, images, triplets, epochs, seed)
         info = DatasetInfo(
             schema_version=tables.SCHEMA_VERSION,
             name=name,
@@ -116,12 +116,12 @@ def prepare(
             repeats=packed.repeats,
             given_triplets=0 if packed.triplets is None else len(packed.triplets),
             rejects=count_reasons(packed.rejects),
-            digest=digest_of(aside, packing.sha256),
+            digest=digest_of(staging, packing.sha256),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
         )
-        _check_written(aside, info)
-        (aside / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
+        _check_written(staging, info)
+        (staging / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
     return info
 
 
@@ -174,16 +174,16 @@ def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Pack
     return replace(annotation, rows=rows, rejects=rejects, triplets=triplets)
 
 
-def _write_labels(aside: Storage, annotation: Annotation, images: pd.DataFrame) -> None:
+def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame) -> None:
     """`images` has those that were packed, with their sizes."""
-    write_table(aside / "images.parquet", {n: images[n] for n in tables.IMAGES.names}, tables.IMAGES)
+    write_table(staging / "images.parquet", {n: images[n] for n in tables.IMAGES.names}, tables.IMAGES)
     rows = _numbered(annotation.rows, images)
-    write_table(aside / "labels.parquet", {n: rows[n] for n in tables.LABELS.names}, tables.LABELS)
+    write_table(staging / "labels.parquet", {n: rows[n] for n in tables.LABELS.names}, tables.LABELS)
     retrieval = rows[rows["role"] != ""]
     columns = {n: retrieval[n] for n in tables.RETRIEVAL.names}
-    write_table(aside / "retrieval.parquet", columns, tables.RETRIEVAL)
+    write_table(staging / "retrieval.parquet", columns, tables.RETRIEVAL)
     rejected = pd.DataFrame(annotation.rejects, columns=tables.REJECTS.names)
-    write_table(aside / "rejects.parquet", {n: rejected[n] for n in tables.REJECTS.names}, tables.REJECTS)
+    write_table(staging / "rejects.parquet", {n: rejected[n] for n in tables.REJECTS.names}, tables.REJECTS)
 
 
 def _numbered(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
@@ -206,10 +206,10 @@ def _read_regions(root: Path, annotation: Annotation) -> pd.DataFrame | None:
     return regions[regions["attribute"].isin(list(index))].assign(attribute=lambda rows: rows["attribute"].map(index))
 
 
-def _write_regions(aside: Storage, regions: pd.DataFrame | None, images: pd.DataFrame) -> None:
+def _write_regions(staging: Storage, regions: pd.DataFrame | None, images: pd.DataFrame) -> None:
     if regions is not None:
         of_images = regions.merge(images[["path", "image_id"]], on="path").sort_values(["image_id", "attribute"])
-        write_table(aside / REGIONS_FILE, {n: of_images[n] for n in tables.REGIONS.names}, tables.REGIONS)
+        write_table(staging / REGIONS_FILE, {n: of_images[n] for n in tables.REGIONS.names}, tables.REGIONS)
 
 
 def _check_anchors(rows: pd.DataFrame) -> None:
@@ -219,11 +219,11 @@ def _check_anchors(rows: pd.DataFrame) -> None:
         raise InputError(NO_TRIPLETS)
 
 
-def _check_written(aside: Storage, info: DatasetInfo) -> None:
+def _check_written(staging: Storage, info: DatasetInfo) -> None:
     """What the tables' files hold is what came in."""
     written = info.repeats + info.given_triplets
     for name in ("labels.parquet", "rejects.parquet"):
-        with (aside / name).open() as file:
+        with (staging / name).open() as file:
             written += pq.read_metadata(file).num_rows
     if written != info.rows_in:
         raise AssertionError(f"{info.rows_in} rows in, but {written} written")
@@ -238,14 +238,14 @@ class _Written:
 
 
 def _write_triplets(
-    aside: Storage, annotation: Annotation, images: pd.DataFrame, n: int | None, epochs: int | None, seed: int
+    staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int | None, epochs: int | None, seed: int
 ) -> _Written:
     if annotation.triplets is not None:
-        return _deal_out(aside, annotation.triplets, images, n, epochs or 1, seed)
-    return _draw(aside, annotation, images, n or DRAWN_TRIPLETS, epochs or DRAWN_EPOCHS, seed)
+        return _deal_out(staging, annotation.triplets, images, n, epochs or 1, seed)
+    return _draw(staging, annotation, images, n or DRAWN_TRIPLETS, epochs or DRAWN_EPOCHS, seed)
 
 
-def _draw(aside: Storage, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int) -> _Written:
+def _draw(staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int) -> _Written:
     """Training triplets for every epoch; one smaller set each for validation and test."""
     rows = _numbered(annotation.rows, images)
     for number, split in enumerate(SPLITS):
@@ -258,12 +258,12 @@ def _draw(aside: Storage, annotation: Annotation, images: pd.DataFrame, n: int, 
             raise Resumable(NO_TRIPLETS)
         for epoch in range(epochs if train else 1):
             drawn = sampler.sample(n if train else max(1, n // EVALUATION_SHARE), [seed, number, epoch])
-            write_table(_triplet_file(aside, split, epoch), drawn.columns(), tables.TRIPLETS)
+            write_table(_triplet_file(staging, split, epoch), drawn.columns(), tables.TRIPLETS)
     return _Written(n, epochs) if (rows["split"] == "train").any() else _Written(0, 0)
 
 
 def _deal_out(
-    aside: Storage, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
+    staging: Storage, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
 ) -> _Written:
     """The dataset's own triplets, shuffled: `n` (or all) for each training epoch, going round where they run out."""
     number = images.set_index("path")["image_id"]
@@ -282,9 +282,9 @@ def _deal_out(
         for epoch in range(epochs if train else 1):
             turn = order[np.arange(epoch * count, (epoch + 1) * count) % len(order)]
             part = {name: column[turn] for name, column in columns.items()}
-            write_table(_triplet_file(aside, split, epoch), part, tables.TRIPLETS)
+            write_table(_triplet_file(staging, split, epoch), part, tables.TRIPLETS)
     return _Written(per_epoch, epochs if per_epoch else 0)
 
 
-def _triplet_file(aside: Storage, split: str, epoch: int) -> Storage:
-    return aside / "triplets" / f"split={split}" / f"epoch={epoch}" / "part-00000.parquet"
+def _triplet_file(staging: Storage, split: str, epoch: int) -> Storage:
+    return staging / "triplets" / f"split={split}" / f"epoch={epoch}" / "part-00000.parquet"

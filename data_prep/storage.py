@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
@@ -17,6 +14,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from data_prep import atomic
 from data_prep.errors import InputError, StorageError
 
 NAME = r"[A-Za-z][A-Za-z0-9+.-]*"
@@ -34,8 +32,6 @@ HARMLESS = ("region", "scheme", "endpoint_override", "allow_bucket_creation", "a
 """Options of a URI's query that errors may show."""
 LOCAL = re.compile(r"(file|local)://", re.IGNORECASE)
 LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")  # what pathlib makes of a URI
-BEING_WRITTEN = ".writing"
-"""How names of local files end that are not whole yet."""
 PIECE = 16 << 20
 """Bytes that a download asks for at a time: pyarrow's own 64 KiB are a round trip each."""
 
@@ -136,7 +132,7 @@ class Storage:
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Make the file, or replace it, in one go."""
         if self.local:
-            with self.whole_file() as file:
+            with atomic.file(self.local) as file:
                 file.write_bytes(data)
             return
         with self._plainly():
@@ -150,19 +146,37 @@ class Storage:
             stream.close()
 
     @contextmanager
-    def whole_file(self) -> Iterator[Path]:
+    def atomic_file(self) -> Iterator[Path]:
         """Give a local file to write, which becomes this one if the block ends without an error."""
-        aside = _writable_aside(self.local)
-        try:
-            yield aside
-            if self.local:
-                aside.replace(self.local)
-            else:
-                with pa.memory_map(str(aside)) as file:
-                    self.write_bytes(file.read_buffer())
-        finally:
-            with suppress(OSError):
-                aside.unlink()
+        if self.local:
+            with atomic.file(self.local) as staging:
+                yield staging
+            return
+        with tempfile.TemporaryDirectory(prefix="agman-") as folder:
+            staging = Path(folder, "file")
+            yield staging
+            self._upload(staging)
+
+    @contextmanager
+    def atomic_folder(self, last: str) -> Iterator[Path]:
+        """Give a local folder to write in, whose files become this folder's if the block ends without an error.
+
+        A local one is forced to the disk and renamed. In a remote one, the file `last` appears after all others: a
+        folder without it is not complete.
+        """
+        if self.local:
+            with atomic.folder(self.local, durable=True) as staging:
+                yield staging
+            return
+        with tempfile.TemporaryDirectory(prefix="agman-") as folder:
+            yield Path(folder)
+            names = Storage(Path(folder)).files()
+            for name in sorted(names, key=lambda name: name == last):
+                (self / name)._upload(Path(folder, name))
+
+    def _upload(self, file: Path) -> None:
+        with pa.memory_map(str(file)) as content:
+            self.write_bytes(content.read_buffer())
 
     def delete(self) -> None:
         """Remove a file, or a folder and all below it, if it is there."""
@@ -269,21 +283,3 @@ def _open(base: str | Path) -> tuple[pafs.FileSystem, str]:
 
 def _rebuilt(base: str | Path, below: str) -> Storage:
     return Storage(base) / below
-
-
-def _writable_aside(local: Path | None) -> Path:
-    """A new file's name: beside a local one, so that it can be renamed, else among the temporary files.
-
-    Of a name of its own, because a retried task may write while the first one is still dying.
-    """
-    if local is None:
-        handle, name = tempfile.mkstemp(suffix=BEING_WRITTEN)
-        os.close(handle)
-        return Path(name)
-    local.parent.mkdir(parents=True, exist_ok=True)
-    return local.with_name(f".{local.name}.{secrets.token_hex(4)}{BEING_WRITTEN}")
-
-
-def is_full(error: OSError) -> bool:
-    """Whether a write failed for want of space."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -105,7 +105,7 @@ class DatasetInfo(BaseModel):
 
 def write_table(file: Storage, columns: dict, schema: pa.Schema, **options: object) -> None:
     """Write one Parquet file with exactly this schema."""
-    with file.whole_file() as path:
+    with file.atomic_file() as path:
         pq.write_table(pa.table(columns, schema=schema), path, **options)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.atomic import whole_folder
+from data_prep import atomic
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.synthetic.sample_layouts import Drawn, Sketch, layout_of
@@ -48,27 +48,27 @@ def sample(
     if split_files and not split_files.is_dir():
         raise InputError(f"{split_files}: no such folder")
     sampler = layout_of(layout)
-    with whole_folder(out, marker=DRAWN_REGIONS_FILE, overwrite=overwrite, inputs=(split_files,)) as aside:
-        sketches = sampler.copy(split_files, aside) if split_files else sampler.make(images, seed, aside)
-        drawn = _draw_all(layout, sketches, aside, size, seed, progress)
-        sampler.finish(aside, drawn, size)
+    with atomic.output_folder(out, marker=DRAWN_REGIONS_FILE, overwrite=overwrite, inputs=(split_files,)) as staging:
+        sketches = sampler.copy(split_files, staging) if split_files else sampler.make(images, seed, staging)
+        drawn = _draw_all(layout, sketches, staging, size, seed, progress)
+        sampler.finish(staging, drawn, size)
     return Sampled(images=len(sketches), labels=sum(len(sketch.labels) for sketch in sketches))
 
 
 def _draw_all(
-    layout: str, sketches: list[Sketch], aside: Path, size: int, seed: int, progress: Progress
+    layout: str, sketches: list[Sketch], staging: Path, size: int, seed: int, progress: Progress
 ) -> list[Drawn]:
     """Draw every picture, on all cores, and write the regions."""
     advance = progress("images drawn", len(sketches))
     drawn: list[Drawn] = []
-    job = partial(_draw_some, layout=layout, folder=aside, size=size, seed=seed)
+    job = partial(_draw_some, layout=layout, folder=staging, size=size, seed=seed)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
         for of_chunk in pool.map(job, _chunks(sketches, 50)):
             drawn += of_chunk
             advance(50)
     rows = [(path, attribute, *region) for path, attribute, region in drawn]
     columns = ["path", "attribute", "x0", "y0", "x1", "y1"]
-    pd.DataFrame(rows, columns=columns).to_parquet(aside / DRAWN_REGIONS_FILE, index=False)
+    pd.DataFrame(rows, columns=columns).to_parquet(staging / DRAWN_REGIONS_FILE, index=False)
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""`agman demo`: the whole way on a drawn dataset, in a few minutes on two cores."""
+"""`agman demo`: every step on a drawn dataset, in a few minutes on two cores."""
 
 from __future__ import annotations
 
@@ -8,51 +8,58 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.cluster import ray_session
-from data_prep.dataset import Dataset
-from data_prep.prepare import prepare
-from data_prep.synthetic.samples import sample
-from pipeline.cli.summaries import show_prepared
+import click
+
+from pipeline.cli.data import show_prepared
+from pipeline.cli.options import PATH, json_option, overwrite_option, seed_option
 from pipeline.cli.tune import show_study
-from pipeline.common.console import progress_bar, say
+from pipeline.common.console import emit, progress_bar, say
 from pipeline.config.presets import PRESETS
-from pipeline.config.schema import make_config
-from pipeline.evaluation import evaluate as evaluation
-from pipeline.evaluation import tables as evaluation_tables
-from pipeline.registry import models as registry
-from pipeline.reports.dataset.page import write_prep_report
-from pipeline.reports.model.page import write_report
-from pipeline.reports.study.page import write_study_report
-from pipeline.tracking import runs as tracking
-from pipeline.training.train import train
-from pipeline.tuning.spaces import find_space
-from pipeline.tuning.tune import tune
 
 WORKERS = 2
 TRIALS = 4
 IMAGE_SIZE = 64
 TRIPLETS = 1_600
-CONFIG = make_config(PRESETS["demo"].settings)
-SEARCH = CONFIG.model_copy(update={"epochs": 3, "max_triplets": 640})
+
+
+@click.command()
+@click.option("--out", default=Path("demo"), show_default=True, type=PATH, metavar="DIR", help="Folder to write.")
+@click.option("--images", default=4_000, show_default=True, type=click.IntRange(200), help="Number of images to draw.")
+@seed_option
+@overwrite_option
+@json_option
+def demo(out: Path, images: int, seed: int, overwrite: bool, as_json: bool) -> None:
+    """Run every step on a drawn dataset: sample, prep, train, tune, evaluate, register, report."""
+    emit(run_demo(out, images=images, seed=seed, overwrite=overwrite), as_json)
 
 
 def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str, Any]:
-    """Sample, prep, train on two DDP workers, search, evaluate, register, report; returns the figures.
+    """Sample, prep, train on two DDP workers, tune, evaluate, register and report; return the figures.
 
     `overwrite` replaces the drawn and the prepared dataset of an earlier demo in `out`.
     """
+    from data_prep.cluster import ray_session
+    from data_prep.dataset import Dataset
+    from data_prep.prepare import prepare
+    from data_prep.synthetic.samples import sample
+    from pipeline.config.schema import make_config
+    from pipeline.evaluation.evaluate import evaluate, log
+    from pipeline.registry.models import load
+    from pipeline.reports.dataset.page import write_prep_report
+    from pipeline.reports.evaluation import show_evaluation
+    from pipeline.reports.model.page import write_report
+    from pipeline.reports.study.page import write_study_report
+    from pipeline.tracking.runs import tracking_uri
+    from pipeline.training.train import train
+    from pipeline.tuning.spaces import find_space
+    from pipeline.tuning.tune import tune
+
     started = time.perf_counter()
+    config = make_config(PRESETS["demo"].settings)
     with _step(f"1/6 sample: draw {images:,} garments in FashionAI's layout"):
-        sample(
-            "fashionai",
-            out / "fashionai",
-            images=images,
-            size=IMAGE_SIZE,
-            seed=seed,
-            overwrite=overwrite,
-            progress=progress_bar,
-        )
-    with ray_session():  # one for preparing, training and searching: starting it takes seconds
+        options: dict[str, Any] = {"seed": seed, "overwrite": overwrite, "progress": progress_bar}
+        sample("fashionai", out / "fashionai", images=images, size=IMAGE_SIZE, **options)
+    with ray_session():  # one for all steps, because starting it takes seconds
         with _step("2/6 prep: official files to Parquet tables, triplets and packed images"):
             prepare(
                 "fashionai",
@@ -60,21 +67,19 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
                 out / "data",
                 name="fashionai-demo",
                 triplets=TRIPLETS,
-                epochs=CONFIG.epochs,
+                epochs=config.epochs,
                 image_size=IMAGE_SIZE,
-                seed=seed,
-                overwrite=overwrite,
-                progress=progress_bar,
+                **options,
             )
             dataset = Dataset(out / "data")
             show_prepared(write_prep_report(dataset), dataset.path)
         storage = out / "runs"
         with _step(f"3/6 train and register: {WORKERS} DDP workers"):
-            trained = train(dataset, CONFIG, workers=WORKERS, storage=storage)
+            trained = train(dataset, config, workers=WORKERS, storage=storage)
         with _step(f"4/6 tune: {TRIALS} trials of the margins space"):
-            sweep = tune(
+            study = tune(
                 dataset,
-                SEARCH,
+                config.model_copy(update={"epochs": 3, "max_triplets": 640}),
                 space=find_space("margins"),
                 trials=TRIALS,
                 concurrent=2,
@@ -83,20 +88,26 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
                 seed=seed,
                 write_report=write_study_report,
             )
-            show_study(sweep)
+            show_study(study)
     with _step("5/6 evaluate: queries, candidates and triplets of the test split"):
-        model, description = registry.load(str(trained.checkpoint), dataset.info.attribute_names)
-        scored = evaluation.evaluate(model, description, dataset, progress=progress_bar)
-        evaluation_tables.show(scored)
-        evaluation.log(scored, description, dataset)
+        model, description = load(str(trained.checkpoint), dataset.info.attribute_names)
+        scored = evaluate(model, description, dataset, progress=progress_bar)
+        show_evaluation(scored)
+        log(scored, description, dataset)
     registered = trained.registered
     assert registered, "a training without a parent is registered"
     page = out / "report.html"
     with _step("6/6 report"):
-        write_report(registered.uri, dataset, page, sweep=sweep, evaluation=scored)
+        write_report(registered.uri, dataset, page, sweep=study, evaluation=scored)
     seconds = time.perf_counter() - started
-    _say_goodbye(scored, page, seconds)
-    return scored.figures | {
+
+    figures = scored.figures
+    ratio = figures["test/map"] / figures["test/chance"]
+    say(f"\ntest MAP {figures['test/map']:.4f}, chance {figures['test/chance']:.4f} ({ratio:.2f} times chance)")
+    say(f"triplet accuracy {figures['test/triplet_accuracy']:.4f} (chance 0.5); {seconds:.0f} s in all")
+    say(f"page    {page.absolute()}")
+    say(f"mlflow  .venv/bin/mlflow ui --backend-store-uri {tracking_uri()}   (then http://127.0.0.1:5000)")
+    return figures | {
         "steps": trained.steps,
         "train/loss": trained.metrics["train/loss"],
         "run_id": trained.run.run_id,
@@ -109,16 +120,8 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
 
 @contextmanager
 def _step(title: str) -> Iterator[None]:
+    """Show the title before the block and its seconds after it."""
     say(f"\n== {title}")
     started = time.perf_counter()
     yield
     say(f"   {time.perf_counter() - started:.0f} s")
-
-
-def _say_goodbye(scored: evaluation.Evaluation, page: Path, seconds: float) -> None:
-    figures = scored.figures
-    ratio = figures["test/map"] / figures["test/chance"]
-    say(f"\ntest MAP {figures['test/map']:.4f}, chance {figures['test/chance']:.4f} ({ratio:.2f} times chance)")
-    say(f"triplet accuracy {figures['test/triplet_accuracy']:.4f} (chance 0.5); {seconds:.0f} s in all")
-    say(f"page    {page.absolute()}")
-    say(f"mlflow  .venv/bin/mlflow ui --backend-store-uri {tracking.tracking_uri()}   (then http://127.0.0.1:5000)")

@@ -1,43 +1,166 @@
-"""What `agman tune` and `agman compare` show."""
+"""`agman tune` and `agman compare`: many trainings on one dataset."""
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.common.console import say, show_table
+import click
+
+from pipeline.cli.options import PATH, data_option, json_option, recipe_options, seed_option
+from pipeline.common.console import emit, say, show_table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.compare.compare import Comparison
     from pipeline.tuning.tune import Sweep
 
 
-def show_study(sweep: Sweep) -> None:
+@click.command()
+@data_option
+@click.option(
+    "--space",
+    default="margins",
+    show_default=True,
+    metavar="NAME",
+    help="Search space: margins, loss_weights, embedding, optimizer, full, or your own MODULE:FUNCTION.",
+)
+@click.option("--trials", default=20, show_default=True, type=click.IntRange(1), help="Number of trials.")
+@click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trials that run at a time.")
+@click.option(
+    "--workers-per-trial",
+    "workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="DDP workers of each trial; 1 trains in the trial's own process.",
+)
+@click.option(
+    "--trial-epochs", type=click.IntRange(1), metavar="N", help="Epochs of a trial.  [default: all, as epochs=N]"
+)
+@click.option(
+    "--search",
+    default="tpe",
+    show_default=True,
+    type=click.Choice(["tpe", "random"]),
+    help="Algorithm that suggests settings.",
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice(["asha", "none"]),
+    help="Algorithm that stops trials early.  [default: asha; none with --against]",
+)
+@click.option(
+    "--against",
+    type=click.Choice(["embedding_dim", "latency_ms"]),
+    help="Second objective, to be minimised: find the Pareto front of MAP against it.",
+)
+@click.option(
+    "--final-seeds",
+    default=3,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Trainings of the best setting for all epochs; the best of them is registered. 0: none.",
+)
+@click.option(
+    "--storage", default=Path("runs"), show_default=True, type=PATH, metavar="DIR", help="Folder of the studies."
+)
+@click.option("--name", metavar="NAME", help="Folder of this study there.  [default: made from its plan]")
+@click.option("--resume", is_flag=True, help="Continue the study of this plan; a larger --trials extends it.")
+@seed_option
+@recipe_options
+@json_option
+def tune(
+    data: str | Path,
+    space: str,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Search a space with Optuna on Ray Tune, train the best setting, and register its best model.
+
+    KEY=VALUE sets what does not vary. The same command with --resume continues a study that was stopped or killed.
+    """
+    from data_prep.dataset import Dataset
+    from pipeline.config.schema import load_config
+    from pipeline.reports.study.page import write_study_report
+    from pipeline.tuning.spaces import find_space, refuse_varied
+    from pipeline.tuning.tune import tune as run_study
+
+    config, found = load_config(config_file, settings, preset), find_space(space)
+    refuse_varied(found, settings)
+    study = run_study(Dataset(data), config, space=found, write_report=write_study_report, **options)
+    show_study(study)
+    emit(study.figures, as_json)
+
+
+def show_study(study: Sweep) -> None:
     """Show every trial, the best first, and what became of the best setting."""
     from pipeline.tuning.study import FAILED, METRIC
     from pipeline.tuning.tune import short
 
-    keys = list(dict.fromkeys(key for trial in sweep.trials for key in trial.setting))
-    ranked = sorted(sweep.trials, key=lambda trial: -trial.best)
+    keys = list(dict.fromkeys(key for trial in study.trials for key in trial.setting))
+    ranked = sorted(study.trials, key=lambda trial: -trial.best)
     rows = [[str(t.number), *(short(t.setting.get(key, "")) for key in keys), f"{t.best:.4f}", t.state] for t in ranked]
-    show_table(f"Search in {sweep.space}", ["trial", *keys, METRIC, "ended"], rows)
-    for trial in sweep.trials:
+    show_table(f"Trials in the space {study.space}", ["trial", *keys, METRIC, "ended"], rows)
+    for trial in study.trials:
         if trial.state == FAILED:
             say(f"  trial {trial.number} failed: {trial.reason}")
-    if sweep.final:
-        spread = statistics.stdev(sweep.final.valid) if len(sweep.final.valid) > 1 else 0.0
-        mean = statistics.mean(sweep.final.valid)
-        say(f"full budget  {METRIC} {mean:.4f} ± {spread:.4f} over {len(sweep.final.valid)} seeds")
-        say(f"             test/map {sweep.final.test['test/map']:.4f}, of the seed best on validation")
-        say(f"registered   {sweep.final.model_uri} ({sweep.final.alias})")
-    if sweep.page:
-        say(f"page         {sweep.page}")
+    if study.final:
+        spread = statistics.stdev(study.final.valid) if len(study.final.valid) > 1 else 0.0
+        mean = statistics.mean(study.final.valid)
+        say(f"full budget  {METRIC} {mean:.4f} ± {spread:.4f} over {len(study.final.valid)} seeds")
+        say(f"             test/map {study.final.test['test/map']:.4f} with the seed that is best on validation")
+        say(f"registered   {study.final.model_uri} ({study.final.alias})")
+    if study.page:
+        say(f"page         {study.page}")
+
+
+@click.command()
+@data_option
+@click.option(
+    "--system",
+    "systems",
+    multiple=True,
+    metavar="NAME",
+    help="May be given several times: csn, asenet_v2, attnfashion, isln, agman, no_multi_level, no_classification, "
+    "no_asa, no_sa, no_aca, no_mask.  [default: all]",
+)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Trainings of each system.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="DDP workers of each training.")
+@click.option(
+    "--storage", default=Path("runs"), show_default=True, type=PATH, metavar="DIR", help="Folder of the comparisons."
+)
+@recipe_options
+@json_option
+def compare(
+    data: str | Path,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train the systems of the papers' tables, and AG-MAN without its components, and score them on test.
+
+    KEY=VALUE sets budget and recipe of all. The same command continues a comparison that was stopped or killed.
+    """
+    from data_prep.dataset import Dataset
+    from pipeline.compare.compare import compare as run_comparison
+    from pipeline.compare.compare import refuse_own
+    from pipeline.config.schema import load_config
+    from pipeline.reports.compare import write_comparison_report
+
+    refuse_own(settings)
+    config = load_config(config_file, settings, preset)
+    comparison = run_comparison(Dataset(data), config, **options)
+    emit(show_comparison(comparison, write_comparison_report(comparison)), as_json)
 
 
 def show_comparison(comparison: Comparison, page: Path) -> dict[str, Any]:
-    """Show the table, a row for each system, and return the metrics."""
+    """Show the table, a row for each system; return the figures."""
     from pipeline.compare.compare import SPLIT, SYSTEMS
     from pipeline.reports.compare import comparison_table
 

@@ -1,46 +1,58 @@
-"""What a person sees: progress bars, tables and messages on stderr; figures for machines on stdout."""
+"""What a user sees: progress bars, tables and messages on stderr; figures for programs on stdout."""
 
 from __future__ import annotations
 
 import json
 import sys
 from contextlib import suppress
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from tqdm import tqdm
 
 from data_prep.progress import Advance
 
-LEFT = ("allowed", "meaning")
-"""Columns of words."""
+if TYPE_CHECKING:  # imported where they are used, so that `--help` does not wait for them
+    from rich.console import Console
+    from tqdm import tqdm
 
-_bars: WeakSet[tqdm] = WeakSet()
-# A log file has no width; eighty columns would fold every table.
-_console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 140)
+LEFT = ("allowed", "meaning")
+"""Columns of text, which are aligned left."""
+LOG_WIDTH = 140
+"""Characters in a line where stderr is no terminal; with the usual 80, every table would be folded."""
+
+_bars: WeakSet[tqdm[Any]] = WeakSet()
+
+
+@cache
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else LOG_WIDTH)
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
-    _console.print(message, markup=False)
+    """Write a message to stderr."""
+    _console().print(message, markup=False)
 
 
 def say_above(message: str) -> None:
-    """One line on stderr while a bar stands there."""
-    tqdm.write(message, file=_STDERR)  # the bars' own file, or tqdm would not take them away first
+    """Write a message to stderr, above the progress bars."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=_STDERR)  # the file of the bars: tqdm clears only those of the same file
 
 
 def printable(text: str, longest: int = 300) -> str:
-    """Text from somebody else's file: control characters as escapes, so that none acts on a terminal or a page."""
+    """Return text with control characters as escapes, so that foreign text cannot act on a terminal or a page.
+
+    A text longer than `longest` characters is cut and ends in "…".
+    """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1])
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 def progress_bar(title: str, total: int) -> Advance:
-    """A bar with rate and ETA on stderr; closes itself when `total` is reached."""
+    """Start a bar with rate and ETA on stderr, and return the function that advances it; it closes at `total`."""
     bar = bar_of(title, total)
 
     def advance(done: int) -> None:
@@ -52,7 +64,9 @@ def progress_bar(title: str, total: int) -> Advance:
 
 
 def bar_of(title: str, total: int, unit: str = "") -> tqdm:
-    """A tqdm bar; in a log file (no terminal) it writes a line every ten seconds at most."""
+    """Start a tqdm bar; in a log file (no terminal) it writes at most one line every ten seconds."""
+    from tqdm import tqdm
+
     interval = 0.2 if sys.stderr.isatty() else 10
     bar = tqdm(desc=title, total=total, unit=unit, file=_STDERR, mininterval=interval, dynamic_ncols=True)
     _bars.add(bar)
@@ -60,7 +74,7 @@ def bar_of(title: str, total: int, unit: str = "") -> tqdm:
 
 
 class _Stderr:
-    """stderr, or nothing once nobody reads it (`2>&1 | head`): tqdm keeps its lock where a write fails, and hangs."""
+    """stderr that ignores a closed pipe (`2>&1 | head`): tqdm does not release its lock if a write fails, and hangs."""
 
     def write(self, text: str) -> None:
         with suppress(BrokenPipeError):
@@ -78,27 +92,30 @@ _STDERR = _Stderr()
 
 
 def close_bars() -> None:
-    """End the bars that a failed job left standing, so that what is said next is the last line."""
+    """Close the bars that a failed job has left open, so that the next message is the last line."""
     for bar in list(_bars):
         bar.close()
 
 
 def line_width() -> int:
-    """Characters that a line on stderr has room for."""
-    return _console.width
+    """Return the number of characters that fit in a line on stderr."""
+    return _console().width
 
 
 def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """A table on stderr: first column left, the others right."""
+    """Write a table to stderr; the first column is aligned left, the others right."""
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=title or None, title_justify="left")
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if not number or name in LEFT else "right")
     for row in rows:
         table.add_row(*map(escape, row))
-    _console.print(table)
+    _console().print(table)
 
 
 def emit(figures: dict[str, Any], as_json: bool) -> None:
-    """With --json: the command's figures as one JSON object, the last line on stdout."""
+    """Print the figures of a command as one JSON object, the last line on stdout, if --json was given."""
     if as_json:
         print(json.dumps(figures), flush=True)

@@ -1,5 +1,5 @@
-"""What a job raises when the request was right and the work failed."""
+"""The exception of a job whose request was right and whose work failed."""
 
 
 class JobFailed(RuntimeError):
-    """Answered in one line and exit code 1. The message says what failed, where, and what now."""
+    """A failed job; answered with one line and exit code 1. The message says what failed, where, and what to do."""

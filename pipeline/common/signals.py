@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM where nothing nearer answers them: the job ends at once, and says how to go on."""
+"""Ctrl-C and SIGTERM where no job handles them itself: the job ends at once and says how to continue."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def saying_how_to_go_on(hint: str) -> Iterator[None]:
-    """Both raise KeyboardInterrupt with this hint in the block; one that says more already is left as it is."""
+    """Raise KeyboardInterrupt(hint) in the block after Ctrl-C or SIGTERM.
+
+    A KeyboardInterrupt that has a message already passes unchanged. In threads other than the main thread, which
+    receive no signals, only the hint is added.
+    """
 
     def handle(number: int, frame: object) -> None:
         raise KeyboardInterrupt(hint)
 
-    mine = threading.current_thread() is threading.main_thread()  # signals are the main thread's
-    before = signal.signal(signal.SIGTERM, handle) if mine else None
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, handle) if is_main else None
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -24,5 +28,5 @@ def saying_how_to_go_on(hint: str) -> Iterator[None]:
             raise
         raise KeyboardInterrupt(hint) from stop
     finally:
-        if mine:
+        if is_main:
             signal.signal(signal.SIGTERM, before)

@@ -1,8 +1,8 @@
-"""`agman compare`: the systems of the papers' tables, and AG-MAN without its parts, under one budget on one dataset.
+"""`agman compare`: the systems of the papers' tables, and AG-MAN without single components, under equal conditions.
 
-Every training is one of `agman train`'s, on Ray, with the same triplets, seeds, epochs, batches and learning rate; its
-best checkpoint by validation is scored on test once. A comparison is known by its settings, systems aside, and its
-dataset: killed or stopped, the same command goes on, and what is trained and scored already stays.
+Every training is one of `agman train`'s, on Ray, with the same triplets, seeds, epochs, batches and learning rate. Its
+best checkpoint by validation is scored on test once. A comparison is identified by its dataset and its settings
+without the systems: after a kill or a stop the same command continues it, and keeps what is trained and scored.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.validation import METRIC
-from pipeline.registry import models as registry
-from pipeline.tracking import runs as tracking
+from pipeline.registry.models import load
+from pipeline.tracking.runs import OpenRun, Run, answering, metric_history, open_run
 from pipeline.training.train import NOT_DECISIVE, check, train
 
 SPLIT = "test"
 BASE = "agman"
-"""The system that the others are compared with."""
+"""System that the others are compared with."""
 AGAIN = "the same command goes on"
 MODELS_OWN = ("embedding_dim", "sa_kernel", "mask", "rounds")
-"""Settings that not every model has; those that have them get them."""
+"""Settings that only some models have; the others are built without them."""
 
 
 @dataclass(frozen=True)
 class System:
-    """What is trained."""
+    """A model with its settings, as a row of the table."""
 
     title: str
     settings: dict[str, Any]
     interpretation: bool = False
-    """Of a paper without public code and equations."""
+    """Whether the paper has neither public code nor equations."""
 
 
 SYSTEMS = {
@@ -67,56 +67,66 @@ SYSTEMS = {
     "no_aca": System("without ACA", {"model": "agman", "without": "aca"}),
     "no_mask": System("without the mask", {"model": "agman", "without": "mask"}),
 }
-"""In the order of the tables."""
+"""Systems in the order of the papers' tables."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One training's test scores, or why there are none."""
+    """Test scores of one training, or the reason why there are none."""
 
     system: str
     seed: int
-    figures: dict[str, float]
-    """As `agman evaluate` gives them."""
+    metrics: dict[str, float]
+    """Metrics as `evaluate` returns them."""
     average_precision: dict[str, list[float]]
     """Attribute -> AP of its queries, in the dataset's order."""
     history: list[tuple[int, float]]
-    """(step, validation MAP)."""
+    """(step, validation MAP) pairs."""
     seconds: float
     failed: str | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Old name of `metrics`, until the callers follow."""
+        return self.metrics
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was trained."""
+    """All trainings of a comparison."""
 
     dataset: str
     digest: str
     drawn: bool
     attributes: list[str]
+    """Attributes that have queries."""
     settings: dict[str, Any]
     scored: list[Scored]
     folder: Path
-    run: tracking.Run
+    run: Run
 
     @property
     def systems(self) -> list[str]:
-        """In the tables' order."""
+        """Keys of the trained systems, in the tables' order."""
         return [key for key in SYSTEMS if any(one.system == key for one in self.scored)]
 
     def of(self, system: str) -> list[Scored]:
-        """Its trainings that did not fail."""
+        """Return the system's trainings that did not fail."""
         return [one for one in self.scored if one.system == system and one.failed is None]
 
     def spread(self, system: str, name: str) -> tuple[float, float] | None:
-        """Mean and standard deviation (0 of one) of a figure over the seeds; None where every training failed."""
-        values = [one.figures[f"{SPLIT}/{name}"] for one in self.of(system) if f"{SPLIT}/{name}" in one.figures]
+        """Return a metric's mean and standard deviation over the seeds (0 for one); None if every training failed."""
+        key = f"{SPLIT}/{name}"
+        values = [one.metrics[key] for one in self.of(system) if key in one.metrics]
         if not values:
             return None
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
     def difference(self, system: str) -> agman.Difference | None:
-        """Its MAP minus AG-MAN's, AP averaged over the seeds, with the paired bootstrap's interval over queries."""
+        """Return the system's MAP minus AG-MAN's, with the paired bootstrap's interval over queries.
+
+        The AP of a query is averaged over the seeds first.
+        """
         if system == BASE or not self.of(system) or not self.of(BASE):
             return None
         base, other = ({name: self._mean(key, name) for name in self.attributes} for key in (BASE, system))
@@ -127,7 +137,7 @@ class Comparison:
 
 
 def refuse_own(settings: Sequence[str]) -> None:
-    """Raises InputError if KEY=VALUE is what a comparison varies."""
+    """Raise InputError if a KEY=VALUE sets what a comparison varies."""
     for setting in settings:
         key = setting.partition("=")[0].strip()
         if key in ("model", "without", "classify", "seed"):
@@ -145,10 +155,19 @@ def compare(
     workers: int = 1,
     storage: Path = Path("runs"),
 ) -> Comparison:
-    """Train and score `systems` (all of SYSTEMS by default) with seeds 0 to `seeds` - 1, on `workers` DDP workers each.
+    """Train and score systems with seeds 0 to `seeds` - 1.
 
-    A training that fails is noted with its reason, and the others go on. Raises InputError for what a user can mend,
-    JobFailed if every training failed, and KeyboardInterrupt after Ctrl-C or SIGTERM; the same command goes on.
+    A training that fails is noted with its reason, and the others go on. Raises InputError for what a user can
+    correct, JobFailed if every training failed, and KeyboardInterrupt after Ctrl-C or SIGTERM; the same command
+    continues.
+
+    Args:
+        dataset: dataset with queries in the valid and test splits.
+        config: settings of every training.
+        systems: keys of SYSTEMS; by default all.
+        seeds: trainings of each system.
+        workers: DDP workers of each training.
+        storage: folder of the trainings' state.
     """
     systems = _checked(systems or tuple(SYSTEMS), config, dataset, workers)
     settings = config.model_dump(exclude={*NOT_DECISIVE, "seed", "model"})
@@ -156,77 +175,74 @@ def compare(
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     folder = storage.absolute() / f"{dataset.info.name}-compare-{digest[:8]}"
     note = Storage(folder / "comparison.json")
-    with locked(folder, "--storage DIR"), ray_session(), tracking.answering():
+    with locked(folder, "--storage DIR"), ray_session(), answering():
         params = config.model_dump(exclude={"model", "seed"}) | {"systems": " ".join(systems), "seeds": seeds}
         begun = read_json(note).get("run_id")
         with (
-            tracking.run(dataset.info, folder.name, params, resume=begun, job="compare") as parent,
+            open_run(dataset.info, folder.name, params, resume=begun, job="compare") as parent,
             saying_how_to_go_on(AGAIN),
         ):
             write_json(note, {"run_id": parent.run_id})
-            scored = _all(dataset, config, systems, range(seeds), workers, folder, parent)
-            done = Comparison(
-                dataset=dataset.info.name,
-                digest=dataset.info.digest,
-                drawn=dataset.drawn,
-                attributes=_asked(dataset, scored),
-                settings=settings,
-                scored=scored,
-                folder=folder,
-                run=tracking.Run(parent.uri, parent.run_id),
-            )
+            scored = _score_all(dataset, config, systems, range(seeds), workers, folder, parent)
             if all(one.failed for one in scored):
                 raise JobFailed(f"every training failed; the first: {scored[0].failed}")
-    return done
-
-
-def _asked(dataset: Dataset, scored: list[Scored]) -> list[str]:
-    """The attributes with queries."""
-    return [name for name in dataset.info.attribute_names if any(name in one.average_precision for one in scored)]
+    asked = {name for one in scored for name in one.average_precision}
+    return Comparison(
+        dataset=dataset.info.name,
+        digest=dataset.info.digest,
+        drawn=dataset.drawn,
+        attributes=[name for name in dataset.info.attribute_names if name in asked],
+        settings=settings,
+        scored=scored,
+        folder=folder,
+        run=Run(parent.uri, parent.run_id),
+    )
 
 
 def _checked(systems: Sequence[str], config: TrainConfig, dataset: Dataset, workers: int) -> list[str]:
+    """Return the systems in the tables' order. Raises InputError if one cannot be trained."""
     for key in systems:
         if key not in SYSTEMS:
             raise InputError(f"--system {key}: no such system; {nearest(key, SYSTEMS)}")
     if not dataset.info.queries["valid"] or not dataset.info.queries[SPLIT]:
         raise InputError(f"{dataset.path}: a comparison needs queries in the valid and test splits")
     for key in systems:
-        check(_config(config, key, 0), dataset, workers)
+        check(config_of(config, key, 0), dataset, workers)
     return [key for key in SYSTEMS if key in systems]
 
 
-def _config(config: TrainConfig, system: str, seed: int) -> TrainConfig:
-    """The common settings with the system's own; a width only where the model has one."""
+def config_of(config: TrainConfig, system: str, seed: int) -> TrainConfig:
+    """Return the common settings with the system's own, without those that its model does not have."""
     own = SYSTEMS[system].settings
     known = agman.options_of(own["model"])
     common = {key: value for key, value in config.model_dump().items() if key not in MODELS_OWN or key in known}
     return make_config(common | {"without": None, "classify": None} | own | {"seed": seed})
 
 
-def _all(
+def _score_all(
     dataset: Dataset,
     config: TrainConfig,
     systems: Sequence[str],
     seeds: range,
     workers: int,
     folder: Path,
-    parent: tracking.OpenRun,
+    parent: OpenRun,
 ) -> list[Scored]:
-    """Seed after seed, so that what is there early is a comparison already."""
+    """Train and score seed after seed, so that the first results are a comparison already."""
     wanted = [(system, seed) for seed in seeds for system in systems]
     bar = bar_of("trainings", len(wanted))
     scored = []
     try:
         for system, seed in wanted:
-            notes = Storage(folder / f"{system}-seed-{seed}.json")
+            name = f"{system}-seed-{seed}"
+            notes = Storage(folder / f"{name}.json")
             found = read_json(notes)
             if not found:
                 say_above(f"{SYSTEMS[system].title}, seed {seed}")
-                found = _one(dataset, _config(config, system, seed), f"{system}-seed-{seed}", workers, folder, parent)
-                if not found["failed"]:  # one that failed is tried again by the same command
+                found = _score_one(dataset, config_of(config, system, seed), name, workers, folder, parent)
+                if not found["failed"]:  # the same command trains a failed one again
                     write_json(notes, found)
-            scored.append(Scored(system, seed, **found))
+            scored.append(Scored(system, seed, metrics=found.pop("figures"), **found))
             bar.update(1)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{len(scored)} of {len(wanted)} trainings are scored; {AGAIN}") from stop
@@ -235,23 +251,23 @@ def _all(
     return scored
 
 
-def _one(
-    dataset: Dataset, config: TrainConfig, name: str, workers: int, folder: Path, parent: tracking.OpenRun
+def _score_one(
+    dataset: Dataset, config: TrainConfig, name: str, workers: int, folder: Path, parent: OpenRun
 ) -> dict[str, Any]:
-    """Fields of Scored."""
+    """Train and score one system, and return the record that is kept as JSON."""
     started = time.perf_counter()
     try:
         trained = train(dataset, config, workers=workers, storage=str(folder / "trainings"), name=name, parent=parent)
-        network, description = registry.load(str(trained.checkpoint), dataset.info.attribute_names)
+        network, description = load(str(trained.checkpoint), dataset.info.attribute_names)
         evaluation = evaluate(network, description, dataset, SPLIT)
     except JobFailed as error:
         say(f"note: {name} failed: {error}")
         return {"figures": {}, "average_precision": {}, "history": [], "seconds": 0.0, "failed": str(error)}
-    trained.run.log_points([(description["step"], evaluation.figures)])
+    trained.run.log_points([(description["step"], evaluation.metrics)])
     return {
-        "figures": evaluation.figures,
+        "figures": evaluation.metrics,
         "average_precision": {n: one.average_precision.tolist() for n, one in evaluation.results.items()},
-        "history": tracking.history(trained.run, METRIC),
+        "history": metric_history(trained.run, METRIC),
         "seconds": time.perf_counter() - started,
         "failed": None,
     }

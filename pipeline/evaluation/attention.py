@@ -1,4 +1,4 @@
-"""Where a model looks, measured: its attention maps against the regions that a drawn dataset knows."""
+"""Attention maps of a model, measured against the true regions of a drawn dataset."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import agman
 from data_prep.dataset import Dataset, ImageStore
 
 MEASURED = 512
-"""Pairs at most that are measured: a look costs a pass of the backbone beside the evaluation's own."""
+"""Most pairs that are measured, because each costs another pass of the backbone."""
 CORNERS = ["x0", "y0", "x1", "y1"]
-FIGURES = ("mass", "hits", "area")
+METRICS = ("mass", "hits", "area")
 
 
 def measure_attention(
     model: agman.RetrievalModel, images: ImageStore, dataset: Dataset, pairs: pd.DataFrame
 ) -> pd.DataFrame | None:
-    """mass, hits, area of the queries and candidates with a region, one row each; None without any.
+    """Measure the attention of queries and candidates whose region is known; return None if there are none.
 
-    The columns: attribute, the share of the attention inside the region, whether its maximum is inside (0 or 1), and
-    the region's part of the picture, which is what attention spread evenly scores. Of more than MEASURED pairs,
-    ordered by attribute and image, that many evenly spaced ones. Drawn pictures are square, so the model's crop is
-    the whole picture and the boxes need no change.
+    Of more than MEASURED pairs, ordered by attribute and image, MEASURED evenly spaced ones are measured. Drawn
+    images are square, so the model's crop is the full image and the boxes apply as they are.
+
+    Returns:
+        One row for each pair, with the columns of `measure`.
     """
     if dataset.regions is None:
         return None
@@ -35,7 +36,12 @@ def measure_attention(
 
 
 def measure(maps_khw: torch.Tensor, pairs: pd.DataFrame) -> pd.DataFrame:
-    """attribute, mass, hits, area of K pairs with their regions, from their K maps."""
+    """Measure K attention maps of shape h×w against the regions of their K pairs.
+
+    Returns:
+        One row for each pair: attribute; mass, the fraction of the attention inside the region; hits, 1 if its
+        maximum is inside, otherwise 0; area, the region's fraction of the image, which is the mass of a uniform map.
+    """
     boxes_k4 = torch.tensor(pairs[CORNERS].to_numpy(np.float64))
     x0, y0, x1, y1 = boxes_k4.unbind(1)
     columns = {
@@ -46,17 +52,17 @@ def measure(maps_khw: torch.Tensor, pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"attribute": pairs["attribute"].to_numpy()} | {k: v.numpy() for k, v in columns.items()})
 
 
-def attention_figures(measured: pd.DataFrame, names: list[str]) -> dict[str, float]:
-    """attention_mass, attention_hits and attention_area, over all measured pairs and /<attribute>; attention_pairs."""
-    figures = {f"attention_{name}": float(measured[name].mean()) for name in FIGURES}
+def attention_metrics(measured: pd.DataFrame, names: list[str]) -> dict[str, float]:
+    """Return attention_mass, attention_hits and attention_area, overall and by /<attribute>, and attention_pairs."""
+    metrics = {f"attention_{name}": float(measured[name].mean()) for name in METRICS}
     for number in measured["attribute"].unique().tolist():
         of_attribute = measured[measured["attribute"] == number]
-        figures |= {f"attention_{name}/{names[number]}": float(of_attribute[name].mean()) for name in FIGURES}
-    return figures | {"attention_pairs": float(len(measured))}
+        metrics |= {f"attention_{name}/{names[number]}": float(of_attribute[name].mean()) for name in METRICS}
+    return metrics | {"attention_pairs": float(len(measured))}
 
 
 def visible(pairs: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
-    """Without the pairs whose value says that the attribute cannot be seen; queries first."""
+    """Return the pairs whose attribute can be seen (any value but "Invisible"), queries first."""
     hidden = {
         (a, v)
         for a, attribute in enumerate(dataset.info.attributes)
@@ -68,7 +74,7 @@ def visible(pairs: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
 
 
 def with_regions(pairs: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
-    """The visible pairs whose true region is known; all the visible ones where the dataset knows none."""
+    """Return the visible pairs whose true region is known, or all visible pairs if the dataset has no regions."""
     shown = visible(pairs, dataset)
     if dataset.regions is None:
         return shown.assign(**dict.fromkeys(CORNERS, np.nan))
@@ -79,7 +85,7 @@ def with_regions(pairs: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
 def attention_maps(
     model: agman.RetrievalModel, images: ImageStore, pairs: pd.DataFrame, batch_size: int = 64
 ) -> torch.Tensor:
-    """K×h×w on the CPU: the maps of K pairs by `model`, which is in evaluation mode; each sums to 1."""
+    """Return the attention maps K×h×w of K pairs, on the CPU; each sums to 1. The model must be in evaluation mode."""
     device = next(model.parameters()).device
     maps = []
     for start in range(0, len(pairs), batch_size):

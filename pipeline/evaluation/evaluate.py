@@ -1,6 +1,6 @@
 """`agman evaluate`: attribute-specific retrieval (MAP, MAP@R, P@k, R@k) and triplet relation prediction on one split.
 
-On drawn datasets, whose regions are known, also how well the attention finds them. `evaluation_tables.py` shows it.
+On drawn datasets, whose regions are known, the attention maps are measured too.
 """
 
 from __future__ import annotations
@@ -12,21 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from mlflow.exceptions import MlflowException
 
 import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.tables import SPLITS
-from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
-from pipeline.evaluation.attention import attention_figures, measure_attention
+from pipeline.evaluation.attention import attention_metrics, measure_attention
 from pipeline.evaluation.published_results import Benchmark, benchmark_of
-from pipeline.tracking import runs as tracking
 
 PUBLISHED_MARGIN = 0.2
-"""Of the papers' triplet losses; taken where a model's description says nothing of its own."""
+"""Margin of the papers' triplet losses, for models whose description has none."""
 
 NO_PAIRS = pd.DataFrame({"role": [], "image_id": [], "attribute": [], "value": []}).astype(
     {"role": "str", "image_id": "int64", "attribute": "int16", "value": "int32"}
@@ -35,32 +32,37 @@ NO_PAIRS = pd.DataFrame({"role": [], "image_id": [], "attribute": [], "value": [
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scored on one split, and what it was computed from."""
+    """Scores of a model on one split, and the data that they were computed from."""
 
     split: str
-    figures: dict[str, float]
-    """Metric name (with the split before it) -> value in [0, 1], or a count."""
+    metrics: dict[str, float]
+    """Metric name (split/name) -> value in [0, 1], or a count."""
     pairs: pd.DataFrame
     """Queries and candidates: role, image_id, attribute, value."""
     embeddings: torch.Tensor
-    """K×D, of the pairs in their order."""
+    """Embeddings K×D of the pairs, in the same order."""
     results: dict[str, agman.Retrieval]
-    """Attribute name -> every query's scores."""
+    """Attribute name -> scores of every query."""
     attention: pd.DataFrame | None = None
-    """attribute, mass, hits, area of the measured pairs; None without true regions."""
+    """Columns attribute, mass, hits, area for the measured pairs; None without true regions."""
     intervals: dict[str, agman.Interval] = field(default_factory=dict)
-    """Attribute name -> MAP with its 95 % interval over queries; of all queries under ""."""
+    """Attribute name -> MAP with its 95 % interval over queries; over all queries under ""."""
     triplets: dict[str, agman.TripletScores] = field(default_factory=dict)
-    """Attribute name -> every triplet's scores."""
+    """Attribute name -> scores of every triplet."""
     margin: float = PUBLISHED_MARGIN
-    """Of the triplets' loss."""
+    """Margin of the triplet loss."""
     margin_known: bool = True
-    """Whether it is the model's own; else PUBLISHED_MARGIN."""
+    """Whether the margin is the model's own; otherwise it is PUBLISHED_MARGIN."""
     precision: str = "fp32"
     benchmark: Benchmark | None = None
-    """What is published on datasets of this layout."""
+    """Published results on datasets of this layout."""
     difference: str | None = None
-    """Why its figures do not compare with these; None where they do."""
+    """Reason why the published results cannot be compared with these; None if they can."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Old name of `metrics`, until the callers follow."""
+        return self.metrics
 
 
 def evaluate(
@@ -73,22 +75,30 @@ def evaluate(
     threads: int = os.cpu_count() or 1,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Score `model`, described by `config`, on the queries, candidates and triplets of `split`.
+    """Score a model on the queries, candidates and triplets of a split.
 
-    AP of a query = (1/R) Σ over relevant ranks r of (relevant up to r)/r, with R all relevant candidates;
-    MAP is the mean over all queries, `map_macro` the mean of the attributes' MAPs; docs/metrics.md has every figure's
-    formula. A dataset of ready-made triplets has no queries; then the triplets alone are scored, their loss by the
-    margin that the model was trained with. Where true regions are known, `attention_*` are figures of at most
-    looking.MEASURED pairs.
+    AP of a query = (1/R) Σ over relevant ranks r of (relevant up to r)/r, where R is the number of relevant
+    candidates. MAP is the mean over all queries, `map_macro` the mean of the attributes' MAPs; docs/metrics.md has
+    the formula of every metric. If the dataset has ready-made triplets and no queries, only the triplets are scored.
+    The triplet loss uses the margin of the model's training. If true regions are known, `attention_*` are measured on
+    at most attention.MEASURED pairs.
 
-    precision: of the embeddings, fp32 or bf16. Raises InputError for a split with nothing to score, and JobFailed
-    for a model that gives NaN.
+    Raises InputError if the split has nothing to score, and JobFailed if the model returns NaN.
+
+    Args:
+        model: model; it is moved to a GPU if there is one.
+        config: description of the model.
+        dataset: dataset to score on.
+        split: valid or test.
+        precision: precision of the embeddings, fp32 or bf16.
+        threads: CPU threads.
+        progress: callback for progress bars.
     """
     if split not in SPLITS[1:]:
         raise InputError(f"--split {split}: one of valid, test")
     pairs = dataset.retrieval(split) if dataset.info.queries[split] else NO_PAIRS
     triplets = dataset.triplets(split)
-    # One pass over the images serves both tasks: the pairs of the ranking, then those of the triplets.
+    # One pass over the images serves both tasks: first the pairs of the ranking, then those of the triplets.
     asked = pd.concat([pairs[["image_id", "attribute"]], _pairs_of(triplets)], ignore_index=True)
     if asked.empty:
         raise InputError(f"{dataset.path}: neither queries nor triplets in split {split!r}: nothing to score")
@@ -125,11 +135,11 @@ def evaluate(
 
     attention = measure_attention(model, images, dataset, pairs)
     if attention is not None:
-        summary |= attention_figures(attention, names)
+        summary |= attention_metrics(attention, names)
     benchmark = benchmark_of(dataset.info)
     return Evaluation(
         split=split,
-        figures={f"{split}/{name}": value for name, value in summary.items()},
+        metrics={f"{split}/{name}": value for name, value in summary.items()},
         pairs=pairs,
         embeddings=embeddings,
         results=results,
@@ -145,6 +155,7 @@ def evaluate(
 
 
 def _pairs_of(triplets: Any) -> pd.DataFrame:
+    """Return the (image, attribute) pairs of triplets: all anchors, then all positives, then all negatives."""
     return pd.DataFrame(
         {
             "image_id": np.concatenate([triplets.anchor, triplets.positive, triplets.negative]),
@@ -154,6 +165,7 @@ def _pairs_of(triplets: Any) -> pd.DataFrame:
 
 
 def _refuse_nan(embedded: torch.Tensor, pairs: pd.DataFrame, dataset: Dataset) -> None:
+    """Raise JobFailed if an embedding is not finite."""
     broken = torch.nonzero(~torch.isfinite(embedded).all(1)).flatten().tolist()
     if not broken:
         return
@@ -166,34 +178,16 @@ def _refuse_nan(embedded: torch.Tensor, pairs: pd.DataFrame, dataset: Dataset) -
 
 
 def _bounds(intervals: dict[str, agman.Interval]) -> dict[str, float]:
-    """map_low, map_high, and of every attribute map_low/<attribute>, map_high/<attribute>."""
-    ends = {name: f"/{name}" if name else "" for name in intervals}
+    """Return the metrics map_low, map_high, and for every attribute map_low/<attribute>, map_high/<attribute>."""
     return {
-        f"map_{bound}{ends[name]}": getattr(interval, bound)
+        f"map_{bound}/{name}".rstrip("/"): getattr(interval, bound)
         for name, interval in intervals.items()
         for bound in ("low", "high")
     }
 
 
 def log(evaluation: Evaluation, description: dict[str, Any], dataset: Dataset) -> None:
-    """Log the figures to the run that trained the model, at the step of its checkpoint.
+    """Old name of `pipeline.evaluation.log.log_evaluation`, until the callers follow."""
+    from pipeline.evaluation.log import log_evaluation
 
-    Not if this tracking store has no such run, or if the dataset is not the one it was trained on: the run's
-    figures would then be of different data under one name; nor those of bf16, for the run's are of fp32. A note says
-    so. Raises InputError where the store does not answer, and JobFailed where it takes no figures.
-    """
-    run_id = description.get("run_id")
-    if run_id is None:
-        return None  # no run of ours: a published checkpoint, for one
-    if dataset.info.digest != description.get("dataset_digest"):
-        return say("note: another dataset than the model's own, so the figures are not logged to its run")
-    if evaluation.precision != "fp32":
-        return say(f"note: figures of {evaluation.precision} are not logged; those of the model's run are of fp32")
-    try:
-        run = tracking.existing(run_id)
-        if not run:
-            return say(f"note: the tracking store has no run {run_id}, so the figures are not logged")
-        # Not what the training has logged of its own validation at that step.
-        run.log_points([(description["step"], evaluation.figures)])
-    except MlflowException as error:
-        raise JobFailed(f"the figures could not be logged to run {run_id} ({tracking.reason(error)})") from None
+    log_evaluation(evaluation, description, dataset)

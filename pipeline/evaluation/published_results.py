@@ -1,7 +1,7 @@
-"""What has been published on the datasets that `agman prep` reads: the figures, and where they stand.
+"""Published results on the datasets that `agman prep` reads, with their sources.
 
-Numbers are as printed: MAP and accuracy in percent, losses as they are. MAP is query-weighted (over all queries of
-all attributes). No figure here is of this code.
+Numbers are as printed: MAP and accuracy in percent, losses without a factor. MAP is query-weighted (the mean over all
+queries of all attributes). No number here was measured with this code.
 """
 
 from __future__ import annotations
@@ -19,40 +19,41 @@ DUAL_ATTENTION = "two-stage dual attention, CVIU 2025"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One system's figures on one benchmark."""
+    """Results of one system on one benchmark."""
 
     system: str
     source: str
     overall: float
     """MAP over all queries, or accuracy over all triplets; percent."""
     of_attributes: tuple[float, ...] = ()
-    """MAP of each attribute in the benchmark's order, percent; empty where only the overall one is published."""
+    """MAP of each attribute in the benchmark's order, percent; empty if only the overall MAP is published."""
     loss: float | None = None
-    """Average loss over all triplets, where published."""
+    """Average loss over all triplets, if published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A dataset and split that results are published on."""
+    """A dataset and split with published results."""
 
     layout: str
     name: str
     attributes: tuple[str, ...]
-    """As dataset.json names them, in the order of the table's columns."""
+    """Names as in dataset.json, in the order of the table's columns."""
     results: tuple[Result, ...]
     queries: int = 0
-    """In the official test split; 0: triplets are scored, not rankings."""
+    """Queries of the official test split; 0 if triplets are scored and not rankings."""
     candidates: int = 0
+    """Candidates of the official test split."""
 
     @property
     def of_triplets(self) -> bool:
-        """Whether accuracy on triplets is published, not MAP."""
+        """Whether triplet accuracy is published, and not MAP."""
         return not self.queries
 
     def difference_to(self, info: DatasetInfo, split: str, drawn: bool) -> str | None:
-        """Why these figures do not compare with ones of this dataset and split; None where they do.
+        """Return why these results cannot be compared with results on this dataset and split; None if they can.
 
-        Whether it is the official split is told by its size.
+        The official split is recognised by its size.
         """
         if drawn:
             return "of photographs, and these pictures are drawn"
@@ -66,7 +67,7 @@ class Benchmark:
 
     @property
     def sources(self) -> str:
-        """Where the figures stand, each place once."""
+        """The sources of the results, each once."""
         return "; ".join(dict.fromkeys(result.source for result in self.results))
 
 
@@ -133,6 +134,6 @@ BENCHMARKS = (FASHIONAI, DEEPFASHION, DARN, ZAPPOS50K)
 
 
 def benchmark_of(info: DatasetInfo) -> Benchmark | None:
-    """The benchmark in this layout with exactly these attributes; None if nothing is published on such a dataset."""
+    """Return the benchmark of this layout with exactly these attributes, or None if no results are published."""
     of_layout = (one for one in BENCHMARKS if one.layout == info.layout)
     return next((one for one in of_layout if list(one.attributes) == info.attribute_names), None)

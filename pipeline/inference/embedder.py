@@ -1,8 +1,8 @@
-"""A trained model in use: picture files in, embeddings under every attribute out, one pass of the backbone each.
+"""A trained model in use: image files in, embeddings under every attribute out, one pass of the backbone for each.
 
-What `agman embed`, `agman search`, `agman serve` and the registered model share. Knows no dataset and no Ray.
+`agman embed`, `agman search`, `agman serve` and the registered model use this module. It knows no dataset and no Ray.
 
-Shape suffixes: U pictures, N attributes of the model, A asked ones, D embedding width, S pixels, h, w cells.
+Shape suffixes: U images, N attributes of the model, A requested attributes, D embedding width, S pixels, h, w cells.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from data_prep.pictures import MAX_PIXELS, TooLarge, open_picture, to_square, up
 from pipeline.common.hints import nearest
 
 BATCH = 64
-"""Pictures that pass the network at a time."""
+"""Images in one pass through the network."""
 MAX_QUERY_PIXELS = 40_000_000
-"""Of a picture that somebody sends: to decode a larger one would take half a gigabyte while others wait."""
+"""Largest size of an image in a request; to decode a larger one takes half a gigabyte while other requests wait."""
 
 
 class PictureError(InputError):
-    """Bytes that are no picture, or one too large to be opened."""
+    """Bytes that are not an image, or an image too large to open."""
 
 
 class Embedder:
-    """A model on its device, for pictures as they come.
+    """A model on its device that embeds image files.
 
     Args:
-        network: as `pipeline.registry.models.load` gives it.
-        description: the same.
-        device: where it computes; by default a GPU if there is one.
+        network: model, as `pipeline.registry.models.load` returns it.
+        description: its description, as `pipeline.registry.models.load` returns it.
+        device: device to compute on; by default a GPU if there is one.
         precision: fp32 or bf16.
     """
 
@@ -54,22 +54,22 @@ class Embedder:
         self.precision = precision
         self.attributes: list[str] = list(description["attributes"])
         self.side: int = description["image_size"]
-        """S."""
+        """Side S of the model's images, in pixels."""
 
     @property
     def width(self) -> int:
-        """D."""
+        """Embedding width D."""
         return self.network.embedding_dim
 
     def number(self, attribute: str) -> int:
-        """The attribute's place. Raises InputError for an unknown one, with the nearest name."""
+        """Return the attribute's index. Raises InputError with the nearest name for an unknown one."""
         if attribute not in self.attributes:
             raise InputError(f"unknown attribute {attribute!r}; {nearest(attribute, self.attributes)}")
         return self.attributes.index(attribute)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the network's build and weights: equal for one model, whatever file it was read from."""
+        """The sha256 of the network's build and weights: equal for one model, whatever file it was loaded from."""
         total = hashlib.sha256(json.dumps(self.network.config, sort_keys=True).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             array = tensor.cpu().contiguous().numpy()
@@ -78,9 +78,9 @@ class Embedder:
         return total.hexdigest()
 
     def read(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """uint8 S×S×3 of a picture file: upright, its short side resized to S, the middle of the long side kept.
+        """Decode an image file to uint8 S×S×3: upright, the short side resized to S, the centre of the long side.
 
-        Raises PictureError for what is no picture, is cut off, or has more than `max_pixels`.
+        Raises PictureError if the data is not an image, is cut off, or has more than `max_pixels`.
         """
         try:
             with open_picture(data) as image:
@@ -89,11 +89,18 @@ class Embedder:
                 return to_square(upright_rgb(image), self.side)
         except TooLarge as error:
             raise PictureError(f"the picture is too large ({error})") from error
-        except Exception as error:  # decoders raise nearly anything for bytes that are no picture
+        except Exception as error:  # decoders raise nearly anything for bytes that are not an image
             raise PictureError(f"not a picture that can be read ({type(error).__name__})") from error
 
     def embed(self, squares: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """float32 U×N×D: pictures (U of uint8 S×S×3, as `read` gives them) under every attribute, of unit length."""
+        """Embed U images under every attribute.
+
+        Args:
+            squares: U images, uint8 S×S×3, as `read` returns them.
+
+        Returns:
+            Embeddings of unit length, float32 U×N×D.
+        """
         embedded = [np.empty((0, len(self.attributes), self.width), np.float32)]
         with torch.inference_mode(), autocast(self.device, self.precision):
             for start in range(0, len(squares), BATCH):
@@ -102,7 +109,7 @@ class Embedder:
         return np.concatenate(embedded)
 
     def attention(self, square: np.ndarray, attributes: Sequence[str]) -> np.ndarray:
-        """float32 A×h×w: where the model looks in one picture for each attribute; every map sums to 1.
+        """Return the attention map of one image for each attribute, float32 A×h×w; every map sums to 1.
 
         Raises InputError for an unknown attribute.
         """

@@ -7,8 +7,7 @@ from typing import Any
 
 import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
-from data_prep.atomic import whole_folder
-from pipeline.common.console import say, show_table
+from data_prep import atomic
 from pipeline.common.errors import JobFailed
 from pipeline.registry.models import load
 
@@ -25,15 +24,15 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """
     network, description = load(model)
     inputs = () if model.startswith(("models:/", "runs:/")) else (Path(model),)
-    with whole_folder(out, marker=PROGRAM, overwrite=overwrite, inputs=inputs) as aside:
-        checkpoint = agman.save_model(aside / "checkpoint", network, description)
+    with atomic.output_folder(out, marker=PROGRAM, overwrite=overwrite, inputs=inputs) as staging:
+        checkpoint = agman.save_model(staging / "checkpoint", network, description)
         for name in (WEIGHTS, DESCRIPTION):
-            (checkpoint / name).rename(aside / name)
+            (checkpoint / name).rename(staging / name)
         checkpoint.rmdir()
         request = (description["image_size"], description.get("attributes", ()))
         try:
-            program = agman.save_program(network, aside / PROGRAM, *request)
-            onnx = agman.export_onnx(network, aside / ONNX, *request)
+            program = agman.save_program(network, staging / PROGRAM, *request)
+            onnx = agman.export_onnx(network, staging / ONNX, *request)
         except agman.ExportError as error:
             raise JobFailed(str(error)) from error
     return {
@@ -41,14 +40,3 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
         "files": {name: (out / name).stat().st_size for name in FILES},
         "difference": {PROGRAM: program.difference, ONNX: onnx.difference},
     }
-
-
-def show(figures: dict[str, Any]) -> None:
-    """The files with their sizes, and what was compared."""
-    rows = []
-    for name, size in figures["files"].items():
-        difference = figures["difference"].get(name)
-        rows.append([name, f"{size / 1e6:.1f} MB", "" if difference is None else f"{difference:.1e}"])
-    show_table(figures["out"], ["file", "size", "largest difference from the model"], rows)
-    if figures["difference"][ONNX] is None:
-        say(f"note: {ONNX} was not run, because onnxruntime is not installed here")

@@ -1,6 +1,6 @@
-"""The model card: what a registered version was made of, what it scored, and where its figures end.
+"""The model card: data, recipe, scores and limits of a registered version, as Markdown.
 
-Markdown; beside the model's weights as MODEL_CARD.md, and as the version's description.
+It is stored beside the model's weights as MODEL_CARD.md, and as the version's description.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ import agman
 from data_prep.tables import SPLITS
 from pipeline.common.console import printable
 from pipeline.evaluation.validation import SPLIT
-from pipeline.tracking import runs as tracking
+from pipeline.tracking.runs import Run, metric_history, without_credentials
 
 FILE = "MODEL_CARD.md"
 DESCRIPTION_LENGTH = 5_000
-"""Characters that a description may have in MLflow's databases."""
-PRETRAINED = "A backbone that starts from {} has seen their pictures too, and has their blind spots."
-RANDOM = "The backbone started from random weights, not from ImageNet's: it knows its training pictures and no others."
+"""Longest description that MLflow's databases hold, in characters."""
+PRETRAINED = "The backbone started from the weights {} and keeps the bias of their training pictures."
+RANDOM = "The backbone started from random weights, not from ImageNet's: it has seen only its training pictures."
 DRAWN = (
-    "A program drew the pictures: garments in plain colours on plain grounds. The figures say that the software works; "
-    "of photographs they say nothing."
+    "A program drew the pictures: garments in plain colours on plain grounds. The scores show that the software works; "
+    "they do not apply to photographs."
 )
-PHOTOGRAPHS = "The photographs are {}'s alone. Other shops, cameras, poses and people were never measured."
+PHOTOGRAPHS = "All photographs are from {}. Other shops, cameras, poses and people were never measured."
 UNKNOWN_PICTURES = "The checkpoint does not say whether its pictures are photographs or drawn."
 
 
 @dataclass(frozen=True)
 class Tested:
-    """What `agman promote` measured."""
+    """Scores that `agman promote` measured."""
 
     metric: str
     """MAP, or triplet accuracy."""
     intervals: Mapping[str, agman.Interval]
-    """Attribute -> its score with its interval; over all queries (or triplets) under ""."""
+    """Attribute -> score with its 95 % interval; over all queries (or triplets) under ""."""
     dataset: str
     digest: str
     split: str
     date: str
 
 
-def validation_of(run: tracking.Run, step: int) -> dict[str, float]:
-    """What the run logged of validation at the checkpoint's step: MAP (or triplet accuracy), with every attribute's.
+def validation_of(run: Run, step: int) -> dict[str, float]:
+    """Return the validation metrics of a run at a checkpoint's step: MAP or triplet accuracy, also by attribute.
 
     Raises MlflowException.
     """
     logged = MlflowClient(run.uri).get_run(run.run_id).data.metrics
     wanted = [name for name in logged if name.startswith((f"{SPLIT}/map", f"{SPLIT}/triplet_accuracy"))]
-    found = {name: dict(tracking.history(run, name)).get(step) for name in wanted}
+    found = {name: dict(metric_history(run, name)).get(step) for name in wanted}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -65,30 +65,35 @@ def write_card(
     tags: Mapping[str, str],
     tested: Tested | None = None,
 ) -> str:
-    """The card of a version of the registered model `name`, as Markdown.
+    """Return the card of a version, as Markdown.
 
-    build: `agman.build`'s arguments; description: what its checkpoint says of itself; valid: as `validation_of` gives
-    it; tags: the version's, for the search that it is of.
+    Args:
+        name: name of the registered model.
+        build: arguments of `agman.build`.
+        description: description in the checkpoint.
+        valid: validation metrics, as `validation_of` returns them.
+        tags: tags of the version; they name the study that the settings come from.
+        tested: scores on another split, if measured.
     """
     attributes = description["attributes"]
     title = f"# {_plain(name)}: {build['name']} on {build['backbone']}"
     about = (
         f"Pictures in, one embedding of {build['embedding_dim']} numbers (unit length) for each of {len(attributes)} "
-        "attributes out: the cosine of two is how alike the pictures are under that attribute. Written by "
+        "attributes out; the cosine of two is the similarity of the pictures under that attribute. Written by "
         f"agman-pipeline {version('agman-pipeline')}."
     )
-    parts = [
+    sections = [
         f"{title}\n\n{about}",
         f"## Data\n\n{_data(description)}",
         f"## Recipe\n\n{_recipe(description, tags)}",
-        f"## Figures\n\n{_figures(description, valid, tested)}",
+        f"## Scores\n\n{_scores(description, valid, tested)}",
         f"## Limits\n\n{_limits(description, tested)}",
     ]
-    return tracking.public("\n\n".join(parts)) + "\n"
+    return without_credentials("\n\n".join(sections)) + "\n"
 
 
 def as_description(card: str) -> str:
-    """The card, cut at a line's end if the registry's databases could not hold it."""
+    """Return the card, cut at the end of a line if it is too long for the registry's databases."""
     if len(card) <= DESCRIPTION_LENGTH:
         return card
     rest = f"\n\n… cut here; {FILE} beside the model has the card as it was registered."
@@ -118,12 +123,12 @@ def _recipe(description: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     if description.get("run_id"):
         lines.append(f"Checkpoint of step {description.get('step', 0):,}, MLflow run {_code(description['run_id'])}.")
     if "search_run_id" in tags:
-        search, run_id = (_code(tags.get(key, "")) for key in ("search", "search_run_id"))
-        lines.append(f"The settings are a search's: {search}, MLflow run {run_id}.")
+        study, run_id = (_code(tags.get(key, "")) for key in ("search", "search_run_id"))
+        lines.append(f"The settings come from the study {study}, MLflow run {run_id}.")
     return "\n\n".join(lines)
 
 
-def _figures(description: Mapping[str, Any], valid: Mapping[str, float], tested: Tested | None) -> str:
+def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: Tested | None) -> str:
     metric = tested.metric if tested else "triplet accuracy" if f"{SPLIT}/triplet_accuracy" in valid else "MAP"
     key = f"{SPLIT}/triplet_accuracy" if metric == "triplet accuracy" else f"{SPLIT}/map"
     counts = description.get("data", {}).get("values")
@@ -134,20 +139,20 @@ def _figures(description: Mapping[str, Any], valid: Mapping[str, float], tested:
         row = [name or "all"]
         if counts:
             row.append("" if number is None else str(counts[number]))
-        row.append(_share(valid.get(f"{key}/{name}" if name else key)))
+        row.append(_percent(valid.get(f"{key}/{name}" if name else key)))
         if tested:
             row.append(_interval(tested.intervals.get(name)))
         rows.append(row)
     said = f"{metric}, times 100. "
     if tested:
         same = tested.digest == description.get("dataset_digest")
-        where = "the dataset it was trained on" if same else "another dataset than it was trained on"
+        where = "the dataset of its training" if same else "not the dataset of its training"
         said += (
             f"Measured on {_plain(tested.split)} of {_plain(tested.dataset)} ({where}), digest "
             f"{_code(tested.digest)}, {tested.date}."
         )
     else:
-        said += "Not measured on test yet: `agman promote` does that."
+        said += "Not measured on test yet; `agman promote` does that."
     return f"{said}\n\n{_table(header, rows)}"
 
 
@@ -161,23 +166,23 @@ def _limits(description: Mapping[str, Any], tested: Tested | None) -> str:
         lines.append(PRETRAINED.format(_code(str(weights))) if weights else RANDOM)
     lines.append(
         f"It knows {len(description['attributes'])} attributes: {', '.join(map(_plain, description['attributes']))}. "
-        "Embeddings under different ones do not compare, and of anything else it knows nothing."
+        "Embeddings under different attributes cannot be compared."
     )
-    lines.append("One training, one seed, one split. Intervals tell of other queries, not of other trainings.")
-    lines.append("The checkpoint was picked by its validation score, which therefore flatters it.")
+    lines.append("One training, one seed, one split. The intervals cover other queries, not other trainings.")
+    lines.append("The checkpoint was selected by its validation score, which is therefore optimistic.")
     if tested:
-        lines.append("Models are promoted by this split's score: the more often, the more the champion's flatters it.")
+        lines.append("Models are promoted by their score on this split: with every promotion it gets more optimistic.")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f}"
 
 
 def _interval(interval: agman.Interval | None) -> str:
     if interval is None:
         return ""
-    return f"{_share(interval.mean)} [{_share(interval.low)}, {_share(interval.high)}]"
+    return f"{_percent(interval.mean)} [{_percent(interval.low)}, {_percent(interval.high)}]"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -186,11 +191,11 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Somebody's text as Markdown shows it: no markup of its own, no line breaks."""
+    """Escape a text from outside for Markdown: no markup of its own, no line breaks."""
     escaped = html.escape(printable(text), quote=False)
     return escaped.replace("|", "\\|").replace("`", "'")
 
 
 def _code(text: str) -> str:
-    """The same as code."""
+    """Format a text from outside as code."""
     return f"`{printable(text).replace('`', chr(39))}`"

@@ -1,4 +1,4 @@
-"""Models by name: registering one, and finding the folder behind a name that a user gives."""
+"""The model registry: registering a trained model, and loading the model that a user names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
 from mlflow.types import Schema
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType
 from PIL import Image
@@ -30,10 +31,10 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.common.hints import nearest
 from pipeline.registry import model_card
-from pipeline.tracking import runs as tracking
+from pipeline.tracking.runs import Run, connect, find_run, reason
 
 PUBLISHED = ".pth.tar"
-"""What the published code's checkpoints end in."""
+"""Suffix of the published code's checkpoints."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(AnyType(), "attribute", required=False)]),
@@ -41,12 +42,11 @@ SIGNATURE = ModelSignature(
         [ColSpec(Array(DataType.string), "attributes"), ColSpec(Array(Array(DataType.double)), "embeddings")]
     ),
 )
-"""A row of `pipeline.registry.pyfunc_model`. MLflow has no type for "bytes or text" nor
-for "a name or names", and checks none:
+"""Columns of `pipeline.registry.pyfunc_model`. MLflow has no type for "bytes or text" nor for "a name or names".
 
-image: `string` is base64 in JSON, and lets bytes through in a data frame. (`binary` would be decoded by the scoring
-server for two of its four forms of JSON only, and without a word on what is no base64.)
-attribute: any, and may be left out; the model itself says what is wrong with one. Rows out are always lists.
+image: `string` is base64 in JSON, and lets bytes through in a data frame. With `binary` the scoring server would
+decode only two of its four forms of JSON, and would accept text that is not base64.
+attribute: any type, may be missing; the model itself checks it. Output rows always hold lists.
 """
 
 
@@ -60,59 +60,50 @@ class Registered:
 
 
 def register(
-    checkpoint: Path,
-    dataset_name: str,
-    run: tracking.Run,
-    alias: str | None = None,
-    *,
-    once: bool = False,
-    **tags: str,
+    checkpoint: Path, dataset_name: str, run: Run, alias: str | None = None, *, once: bool = False, **tags: str
 ) -> Registered:
-    """Register the model of a checkpoint folder as `agman-<dataset>`, logged with its run, with these tags and a card.
+    """Register the model of a checkpoint folder as a version of `agman-<dataset>`, with a model card.
 
-    Without an alias of its own the first version becomes champion, a later one challenger. `once`: if the run has a
-    version already, of a job that was killed before it could note it, that one is taken. The registered model
-    carries safetensors weights and its code as a models-from-code pyfunc: loading it unpickles nothing. If anything
-    fails, what was made until then is taken back. Raises InputError or MlflowException.
+    The version holds safetensors weights and its code as a models-from-code pyfunc, so loading it unpickles nothing.
+    If a step fails, the earlier ones are undone. Raises InputError or MlflowException.
+
+    Args:
+        checkpoint: folder with weights and description.
+        dataset_name: name of the dataset that the model was trained on.
+        run: run that trained the model.
+        alias: alias of the version; by default the first version becomes champion, a later one challenger.
+        once: if True and the run has a version already, because a job was killed before it noted it, take that one.
+        tags: tags of the version.
     """
-    client = tracking.connect()
+    client = connect()
     name = f"agman-{dataset_name}"
-    with _all_or_nothing() as undo:
-        created = (_of_run(client, name, run) if once else None) or _made(client, name, checkpoint, run, tags, undo)
-        champion = _version_of(client, name, CHAMPION)
-        alias = alias or (CHAMPION if champion in (None, created) else CHALLENGER)
-        client.set_registered_model_alias(name, alias, created)  # last, so that no name leads to half a version
+    with ExitStack() as undo:
+        created = _version_of_run(client, name, run) if once else None
+        created = created or _create_version(client, name, checkpoint, run, tags, undo)
+        alias = alias or (CHAMPION if champion_of(client, name) in (None, created) else CHALLENGER)
+        client.set_registered_model_alias(name, alias, created)  # last, so that no alias points to half a version
+        undo.pop_all()
     return Registered(f"models:/{name}/{created}", int(created), alias)
 
 
-@contextmanager
-def _all_or_nothing() -> Iterator[ExitStack]:
-    """What the block pushes is called, last first, if it raises; a store that cannot even do that is left alone."""
-    with ExitStack() as undo:
-        yield undo
-        undo.pop_all()
+def champion_of(client: MlflowClient, name: str) -> str | None:
+    """Return the version that is the registered model's champion, or None. Raises MlflowException."""
+    number = client.get_registered_model(name).aliases.get(CHAMPION)
+    return None if number is None else str(number)
 
 
-def _undoing(step: Callable[[], object]) -> Callable[[], None]:
-    def undo() -> None:
-        with suppress(Exception):  # the error that led here is the one to be seen
-            step()
-
-    return undo
-
-
-def _of_run(client: mlflow.MlflowClient, name: str, run: tracking.Run) -> str | None:
-    """The newest version that is of this run."""
+def _version_of_run(client: MlflowClient, name: str, run: Run) -> str | None:
+    """Return the newest version that this run produced."""
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
-    return max((str(version.version) for version in versions), key=int, default=None)
+    return max((str(one.version) for one in versions), key=int, default=None)
 
 
-def _made(
-    client: mlflow.MlflowClient, name: str, checkpoint: Path, run: tracking.Run, tags: dict[str, str], undo: ExitStack
+def _create_version(
+    client: MlflowClient, name: str, checkpoint: Path, run: Run, tags: dict[str, str], undo: ExitStack
 ) -> str:
-    """A new version: weights, code and card first, then in one write the version with its tags and description."""
-    with tempfile.TemporaryDirectory() as aside:
-        model, card = Path(aside) / "model", Path(aside) / model_card.FILE
+    """Log weights, code and card, then create the version with its tags and description in one request."""
+    with tempfile.TemporaryDirectory() as staging:
+        model, card = Path(staging) / "model", Path(staging) / model_card.FILE
         model.mkdir()
         for file in (WEIGHTS, DESCRIPTION):
             shutil.copyfile(checkpoint / file, model / file)
@@ -128,67 +119,61 @@ def _made(
                 input_example=_example(made["config"]),
                 pip_requirements=[f"agman-pipeline=={version('agman-pipeline')}"],
             )
-        undo.callback(_undoing(lambda: client.delete_logged_model(logged.model_id)))
+        undo.callback(_try, client.delete_logged_model, logged.model_id)
         client.log_model_artifact(logged.model_id, str(card))
         description = model_card.as_description(card.read_text())
-    # Through the client, because mlflow.register_model prints.
-    with _unless_there():
+    # With the client, because mlflow.register_model prints.
+    try:
         client.create_registered_model(name)
-        undo.callback(_undoing(lambda: _drop_empty(client, name)))
+        undo.callback(_try, _delete_if_empty, client, name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     created = client.create_model_version(
         name, logged.model_uri, run_id=run.run_id, tags=tags, description=description, model_id=logged.model_id
     )
-    undo.callback(_undoing(lambda: client.delete_model_version(name, created.version)))
+    undo.callback(_try, client.delete_model_version, name, created.version)
     return str(created.version)
 
 
-def write_card(client: mlflow.MlflowClient, name: str, version: str, tested: model_card.Tested) -> None:
-    """Write a version's description anew, with what was measured. Raises InputError or MlflowException."""
-    made = json.loads((find_model(f"models:/{name}/{version}") / DESCRIPTION).read_text())
-    of_version = client.get_model_version(name, version)
-    run = tracking.existing(of_version.run_id)
-    valid = model_card.validation_of(run, made["config"].get("step", 0)) if run else {}
-    card = model_card.write_card(name, made["build"], made["config"], valid, of_version.tags, tested)
-    client.update_model_version(name, version, model_card.as_description(card))
+def _try(step: Callable[..., object], *arguments: Any) -> None:
+    """Undo a step if possible; the user has to see the error that made it necessary."""
+    with suppress(Exception):
+        step(*arguments)
 
 
-def _drop_empty(client: mlflow.MlflowClient, name: str) -> None:
-    """A name that has no version; another process may have registered one meanwhile."""
+def _delete_if_empty(client: MlflowClient, name: str) -> None:
+    """Delete a registered model without versions; another process may have registered one meanwhile."""
     if not client.search_model_versions(f"name = '{name}'"):
         client.delete_registered_model(name)
 
 
-@contextmanager
-def _unless_there() -> Iterator[None]:
-    """Whatever was to be made and is there already."""
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
 def _example(config: dict[str, Any]) -> pd.DataFrame:
-    """A grey picture under the model's first attribute: the form of a request."""
+    """Return a request with a grey image under the model's first attribute."""
     picture = io.BytesIO()
     Image.new("RGB", (32, 32), "grey").save(picture, "PNG")
     encoded = base64.b64encode(picture.getvalue()).decode()
     return pd.DataFrame({"image": [encoded], "attribute": config["attributes"][:1]})
 
 
-def _version_of(client: mlflow.MlflowClient, name: str, alias: str) -> str | None:
-    version = client.get_registered_model(name).aliases.get(alias)
-    return None if version is None else str(version)
+def update_card(client: MlflowClient, name: str, version: str, tested: model_card.Tested) -> None:
+    """Rewrite a version's description with what was measured. Raises InputError or MlflowException."""
+    made = json.loads((find_model(f"models:/{name}/{version}") / DESCRIPTION).read_text())
+    of_version = client.get_model_version(name, version)
+    run = find_run(of_version.run_id)
+    valid = model_card.validation_of(run, made["config"].get("step", 0)) if run else {}
+    card = model_card.write_card(name, made["build"], made["config"], valid, of_version.tags, tested)
+    client.update_model_version(name, version, model_card.as_description(card))
 
 
 def find_model(model: str) -> Path:
-    """The folder with `model.safetensors` behind a registry URI, a run's URI, or a checkpoint's folder or URI.
+    """Return the folder with `model.safetensors` behind a registry URI, a run's URI, or a checkpoint's folder or URI.
 
-    Raises InputError naming what is not there.
+    Raises InputError that names what is missing.
     """
     if model.startswith(("models:/", "runs:/")):
-        return _downloaded(model)
-    folder = _fetched(Storage(model)) if "://" in model else Path(model)
+        return _download_version(model)
+    folder = _download_checkpoint(Storage(model)) if "://" in model else Path(model)
     if not (folder / DESCRIPTION).is_file():
         raise InputError(
             f"{shown(model)}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint "
@@ -198,27 +183,27 @@ def find_model(model: str) -> Path:
 
 
 def shown(model: str) -> str:
-    """As pages and messages may show it: a checkpoint's URI without its credentials."""
+    """Return a model's name for pages and messages: the URI of a checkpoint without its credentials."""
     return str(Storage(model)) if "://" in model else model
 
 
-def _folder_of_this_process() -> Path:
+def _temporary_folder() -> Path:
+    """Return a new folder that is deleted when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="agman-model-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def _fetched(place: Storage) -> Path:
-    """A copy that goes when this process ends."""
-    folder = _folder_of_this_process()
+def _download_checkpoint(checkpoint: Storage) -> Path:
+    folder = _temporary_folder()
     for name in (WEIGHTS, DESCRIPTION):
         with suppress(FileNotFoundError):
-            (place / name).download(folder / name)
+            (checkpoint / name).download(folder / name)
     return folder
 
 
-def _downloaded(uri: str) -> Path:
-    client = tracking.connect()
+def _download_version(uri: str) -> Path:
+    client = connect()
     try:
         if uri.startswith("runs:/"):
             run_id = uri.removeprefix("runs:/").split("/")[0]
@@ -226,17 +211,17 @@ def _downloaded(uri: str) -> Path:
             if not outputs or not outputs.model_outputs:
                 raise InputError(f"{uri}: the run has no model")
             uri = f"models:/{outputs.model_outputs[-1].model_id}"
-        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(_folder_of_this_process())))
+        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(_temporary_folder())))
     except (MlflowException, OSError) as error:
-        raise InputError(f"{uri}: {tracking.reason(error)}{there_is(client, uri)}") from error
+        raise InputError(f"{uri}: {reason(error)}{alternatives(client, uri)}") from error
     found = sorted(local.rglob(DESCRIPTION))
     if not found:
         raise InputError(f"{uri}: not an agman model (no {DESCRIPTION} in it)")
     return found[0].parent
 
 
-def there_is(client: mlflow.MlflowClient, uri: str) -> str:
-    """Where a registered model's URI names what is not there: its aliases and versions, or the nearest name."""
+def alternatives(client: MlflowClient, uri: str) -> str:
+    """Return the end of a message about a registry URI that names nothing: what there is, or the nearest name."""
     named = re.fullmatch(r"models:/([^/@]+)[/@](.+)", uri)
     if not named:
         return ""
@@ -256,13 +241,16 @@ def there_is(client: mlflow.MlflowClient, uri: str) -> str:
 
 
 def load(model: str, attributes: list[str] | None = None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
-    """A model in evaluation mode and its description. Raises InputError, also for other `attributes` than given."""
-    folder = None if model.endswith(PUBLISHED) else find_model(model)
+    """Load a model in evaluation mode, and its description.
+
+    Raises InputError if there is no such model, or if it was trained for other attributes than `attributes`.
+    """
+    if model.endswith(PUBLISHED):
+        return _load_published(Path(model), attributes)
+    folder = find_model(model)
     try:
-        if folder is None:
-            return _load_published(Path(model), attributes)
         network, description = agman.load_model(folder, attributes=attributes)
-    except agman.CheckpointError as error:  # it names the folder, which may be a copy that the user knows nothing of
+    except agman.CheckpointError as error:  # it names the folder, which may be a copy that the user does not know
         raise InputError(str(error).replace(str(folder), shown(model))) from error
     if "image_size" not in description:
         raise InputError(f"{shown(model)}: its {DESCRIPTION} has no image_size; a model of `agman train` has one")
@@ -270,10 +258,13 @@ def load(model: str, attributes: list[str] | None = None) -> tuple[agman.Retriev
 
 
 def _load_published(path: Path, attributes: list[str] | None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
-    """A published checkpoint. It names no attributes: they are taken to be the given ones, in their order."""
+    """Load a published checkpoint. It names no attributes, so it is taken to have the given ones in their order."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    network = agman.load_published(path)
+    try:
+        network = agman.load_published(path)
+    except agman.CheckpointError as error:
+        raise InputError(str(error)) from error
     attributes = attributes or [f"attribute_{number}" for number in range(network.n_attributes)]
     if network.n_attributes != len(attributes):
         wanted = f"{len(attributes)}: {', '.join(attributes)}"

@@ -1,11 +1,11 @@
 """`agman promote` and `agman rollback`: which version of a registered model is the champion, and why.
 
-Challenger and champion are scored on the same split. The challenger is promoted if the score of no attribute falls by
-more than a tolerance, and the score over all queries rises beyond noise: the 95 % interval of the paired bootstrap
-over queries lies above 0. (MLflow's own `validate_evaluation_results` compares two numbers with a threshold; it
-knows no queries, so it cannot tell a gain from noise.) Every decision stands as tags on both versions.
+Challenger and champion are scored on the same split. The challenger is promoted if no attribute's score falls by more
+than a tolerance and the score over all queries rises beyond noise: the 95 % interval of the paired bootstrap over
+queries lies above 0. (MLflow's `validate_evaluation_results` compares two numbers with a threshold. It knows no
+queries, so it cannot tell a gain from noise.) Every decision is recorded as tags on both versions.
 
-The alias moves last and in one write: a command that is killed before has decided nothing, and can be given again.
+The alias moves last and in one request: a command that is killed before has decided nothing and can be repeated.
 """
 
 from __future__ import annotations
@@ -15,62 +15,71 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import mlflow
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from torch import Tensor
 
 import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
-from pipeline.common.console import say, show_table
+from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.registry import model_card
-from pipeline.registry import models as registry
-from pipeline.registry.models import CHALLENGER, CHAMPION
-from pipeline.tracking import runs as tracking
+from pipeline.registry.model_card import Tested
+from pipeline.registry.models import (
+    CHALLENGER,
+    CHAMPION,
+    PUBLISHED,
+    alternatives,
+    champion_of,
+    load,
+    shown,
+    update_card,
+)
+from pipeline.tracking.runs import answering, connect
 
 TOLERANCE = 0.01
-"""MAP that any attribute may lose."""
+"""MAP that an attribute may lose."""
 PREVIOUS = "previous_champion"
 """Tag of a champion: the version that it replaced."""
 DECISION = "decision."
-"""Tags of the last decision that a version was part of begin so."""
+"""Prefix of the tags that record a version's last decision."""
 
 Scores = Mapping[str, Tensor]
-"""Attribute -> the score of each of its queries (AP), or triplets (1 if right)."""
+"""Attribute -> score of each of its queries (AP) or triplets (1 if right)."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the scores say."""
+    """The result of a comparison of scores."""
 
     better: bool
     reason: str
     differences: dict[str, agman.Difference]
-    """Challenger minus champion, of every attribute; over all queries under ""."""
+    """Attribute -> challenger minus champion; over all queries under ""."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided on a version."""
+    """A decision on a version."""
 
     name: str
     version: str
     champion: str | None
-    """The version that it was compared with; None if there was no champion."""
+    """Version that it was compared with; None if there was no champion."""
     promoted: bool
     forced: bool
     reason: str
     metric: str
     challenger_scores: dict[str, agman.Interval]
     verdict: Verdict | None
-    """None without a champion, or where --force passes over one that cannot be scored."""
+    """None if there was no champion, or if --force overrides one that cannot be scored."""
 
     @property
     def figures(self) -> dict[str, Any]:
+        """Decision and differences as `--json` prints them."""
         figures: dict[str, Any] = {
             "promoted": self.promoted,
             "forced": self.forced,
@@ -79,33 +88,28 @@ class Decision:
             "champion": None if self.champion is None else int(self.champion),
             "metric": self.metric,
         }
-        if self.verdict:
-            for name, one in self.verdict.differences.items():
-                end = f"/{name}" if name else ""
-                figures |= {f"difference{end}": one.mean}
-                figures |= {f"difference_low{end}": one.low, f"difference_high{end}": one.high}
+        for name, one in self.verdict.differences.items() if self.verdict else ():
+            end = f"/{name}" if name else ""
+            bounds = {"difference": one.mean, "difference_low": one.low, "difference_high": one.high}
+            figures |= {f"{key}{end}": value for key, value in bounds.items()}
         return figures
 
 
 def judge(champion: Scores, challenger: Scores, tolerance: float, seed: int = 0) -> Verdict:
-    """Whether the challenger is better, from both models' scores of the same queries in the same order.
+    """Decide whether the challenger is better, from both models' scores of the same queries in the same order.
 
-    Raises ValueError where they are not of the same queries.
+    Raises ValueError if the queries differ.
     """
     differences = agman.paired_differences(champion, challenger, seed)
-    over_all = differences[""]
-    fallen = {name: one.mean for name, one in differences.items() if name and one.mean < -tolerance}
-    interval = f"{100 * over_all.mean:+.2f} [{100 * over_all.low:+.2f}, {100 * over_all.high:+.2f}]"
-    if fallen:
-        worst = min(fallen, key=fallen.__getitem__)
-        return Verdict(
-            False, f"{worst} falls by {-100 * fallen[worst]:.2f}, more than {100 * tolerance:.2f}", differences
-        )
-    if not over_all.beyond_noise:
+    total = differences[""]
+    interval = f"{100 * total.mean:+.2f} [{100 * total.low:+.2f}, {100 * total.high:+.2f}]"
+    worst = min((name for name in differences if name), key=lambda name: differences[name].mean)
+    most = f"{100 * tolerance:.2f}"
+    if differences[worst].mean < -tolerance:
+        return Verdict(False, f"{worst} falls by {-100 * differences[worst].mean:.2f}, more than {most}", differences)
+    if not total.beyond_noise:
         return Verdict(False, f"the gain {interval} is not beyond noise", differences)
-    return Verdict(
-        True, f"better by {interval}, and no attribute falls by more than {100 * tolerance:.2f}", differences
-    )
+    return Verdict(True, f"better by {interval}, and no attribute falls by more than {most}", differences)
 
 
 def promote(
@@ -117,27 +121,39 @@ def promote(
     force: str | None = None,
     progress: Progress = silent,
 ) -> Decision:
-    """Compare `model` with the champion on `split`, record the decision, and move the alias if it is for the model.
+    """Compare a model with the champion, record the decision, and move the alias if the model is better.
 
-    `model`: NAME (its challenger), models:/NAME@ALIAS or models:/NAME/VERSION. Without a champion it is promoted.
-    `force` is the reason to promote it whatever the scores say. Datasets without queries are judged by triplet
-    accuracy. Raises InputError for what a user can mend, JobFailed where the store stops answering.
+    Datasets without queries are judged by triplet accuracy. Raises InputError for what a user can correct, and
+    JobFailed if the store stops answering.
+
+    Args:
+        model: NAME (its challenger), models:/NAME@ALIAS or models:/NAME/VERSION. It is promoted if there is no
+            champion.
+        dataset: dataset to score both on.
+        split: split of the dataset.
+        tolerance: score that an attribute may lose, as a fraction.
+        force: reason to promote the model whatever the scores are.
+        progress: callback for progress bars.
     """
     if force is not None and not force.strip():
         raise InputError("--force: give the reason; it is recorded")
-    client = tracking.connect()
-    with tracking.answering():
-        name, version = _version(client, model)
-        champion = _champion(client, name)
+    client = connect()
+    with answering():
+        name, version = _resolve(client, model)
+        champion = champion_of(client, name)
         if version == champion:
-            _take_challenger_away(client, name, version)  # a command that was killed may have left it
+            _remove_challenger(client, name, version)  # a command that was killed may have left it
             raise InputError(f"{model}: version {version} is {name}'s champion already")
-        challenger_scored = _scored(name, version, dataset, split, progress)
-        metric, challenger = _scores(challenger_scored)
+        metric, challenger = _scores(_evaluate(name, version, dataset, split, progress))
         verdict = None
         if champion is not None:
-            before = _champion_scores(name, champion, dataset, split, progress, force)
-            verdict = judge(before, challenger, tolerance) if before else None
+            try:
+                before = _scores(_evaluate(name, champion, dataset, split, progress))[1]
+                verdict = judge(before, challenger, tolerance)
+            except InputError as error:  # its files may be gone, or its attributes may differ
+                if force is None:
+                    raise
+                say(f"note: the champion, version {champion}, cannot be scored ({error})")
         decision = Decision(
             name=name,
             version=version,
@@ -149,114 +165,93 @@ def promote(
             challenger_scores=agman.intervals(challenger),
             verdict=verdict,
         )
-        if _champion(client, name) != champion:
+        if champion_of(client, name) != champion:
             raise JobFailed(f"{name}: the champion has changed meanwhile, nothing is decided; give the command again")
         _record(client, decision, dataset, split, tolerance)
         if decision.promoted:
             client.set_registered_model_alias(name, CHAMPION, version)
-            _take_challenger_away(client, name, version)
+            _remove_challenger(client, name, version)
     return decision
 
 
 def rollback(name: str, reason: str) -> tuple[str, str]:
-    """Give the champion's alias back to the version that had it before; returns (version now, version before).
+    """Give the champion's alias back to the version that had it before.
 
-    Raises InputError if there is none.
+    Returns the new champion's version and the old one's. Raises InputError if no version had it before.
     """
-    client = tracking.connect()
+    client = connect()
     name = name.removeprefix("models:/").partition("@")[0].partition("/")[0]
-    with tracking.answering():
-        aliases = _registered(client, name).aliases
-        if CHAMPION not in aliases:
+    with answering():
+        now = _registered(client, name).aliases.get(CHAMPION)
+        if now is None:
             raise InputError(f"{name}: has no champion to roll back")
-        now = str(aliases[CHAMPION])
+        now = str(now)
         before = client.get_model_version(name, now).tags.get(PREVIOUS)
         if before is None:
             raise InputError(f"{name}: version {now} replaced no other champion, so there is nothing to go back to")
         try:
             client.get_model_version(name, before)
         except MlflowException as error:
-            _not_there(error)
+            _raise_if_silent(error)
             raise InputError(f"{name}: version {before}, which version {now} replaced, is gone") from None
-        _tag(client, name, now, {"rolled_back": _today(), "rolled_back.to": before, "rolled_back.reason": reason})
+        _tag(client, name, now, {"rolled_back": _now(), "rolled_back.to": before, "rolled_back.reason": reason})
         client.set_registered_model_alias(name, CHAMPION, before)
     return before, now
 
 
-def _registered(client: mlflow.MlflowClient, name: str) -> Any:
+def _registered(client: MlflowClient, name: str) -> RegisteredModel:
     try:
         return client.get_registered_model(name)
     except MlflowException as error:
-        _not_there(error)
-        raise InputError(
-            f"{name}: no such registered model{registry.there_is(client, f'models:/{name}@{CHAMPION}')}"
-        ) from None
+        _raise_if_silent(error)
+        hint = alternatives(client, f"models:/{name}@{CHAMPION}")
+        raise InputError(f"{name}: no such registered model{hint}") from None
 
 
-def _not_there(error: MlflowException) -> None:
-    """Raises `error` again unless it says that something is not there: the store may just be silent."""
+def _raise_if_silent(error: MlflowException) -> None:
+    """Raise `error` again, unless it says that something does not exist."""
     if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
         raise error
 
 
-def _champion(client: mlflow.MlflowClient, name: str) -> str | None:
-    version = client.get_registered_model(name).aliases.get(CHAMPION)
-    return None if version is None else str(version)
-
-
-def _version(client: mlflow.MlflowClient, model: str) -> tuple[str, str]:
-    """Registered name and version behind what a user gave. Raises InputError."""
-    if model.startswith("runs:/") or ("://" in model or model.endswith(registry.PUBLISHED)):
-        raise InputError(f"{registry.shown(model)}: only registered models are promoted: NAME, or models:/NAME/VERSION")
-    asked = model.removeprefix("models:/")
-    name, _, alias = asked.partition("@")
-    name, _, number = name.partition("/")
+def _resolve(client: MlflowClient, model: str) -> tuple[str, str]:
+    """Return the registered name and the version that a user means. Raises InputError if there is none."""
+    if model.startswith("runs:/") or "://" in model or model.endswith(PUBLISHED):
+        raise InputError(f"{shown(model)}: only registered models are promoted: NAME, or models:/NAME/VERSION")
+    asked, _, alias = model.removeprefix("models:/").partition("@")
+    name, _, number = asked.partition("/")
     registered = _registered(client, name)
     if number:
         try:
-            found: ModelVersion = client.get_model_version(name, number)
+            return name, str(client.get_model_version(name, number).version)
         except MlflowException as error:
-            _not_there(error)
-            raise InputError(
-                f"{model}: no version {number}{registry.there_is(client, f'models:/{name}/{number}')}"
-            ) from None
-        return name, str(found.version)
+            _raise_if_silent(error)
+            hint = alternatives(client, f"models:/{name}/{number}")
+            raise InputError(f"{model}: no version {number}{hint}") from None
     alias = alias or CHALLENGER
     if alias not in registered.aliases:
-        raise InputError(f"{model}: no alias {alias!r}{registry.there_is(client, f'models:/{name}@{alias}')}")
+        hint = alternatives(client, f"models:/{name}@{alias}")
+        raise InputError(f"{model}: no alias {alias!r}{hint}")
     return name, str(registered.aliases[alias])
 
 
-def _scored(name: str, version: str, dataset: Dataset, split: str, progress: Progress) -> Evaluation:
-    network, description = registry.load(f"models:/{name}/{version}", dataset.info.attribute_names)
+def _evaluate(name: str, version: str, dataset: Dataset, split: str, progress: Progress) -> Evaluation:
+    network, description = load(f"models:/{name}/{version}", dataset.info.attribute_names)
     return evaluate(network, description, dataset, split, progress=progress)
 
 
-def _champion_scores(
-    name: str, champion: str, dataset: Dataset, split: str, progress: Progress, force: str | None
-) -> Scores | None:
-    """None where it cannot be scored and `force` says to go on: its files may be gone, or its attributes others."""
-    try:
-        return _scores(_scored(name, champion, dataset, split, progress))[1]
-    except InputError as error:
-        if force is None:
-            raise
-        say(f"note: the champion, version {champion}, cannot be scored ({error})")
-        return None
+def _scores(evaluation: Evaluation) -> tuple[str, Scores]:
+    """Return the metric's name, and the scores."""
+    if evaluation.results:
+        return "MAP", {name: one.average_precision for name, one in evaluation.results.items()}
+    return "triplet accuracy", {name: one.correct.double() for name, one in evaluation.triplets.items()}
 
 
-def _scores(scored: Evaluation) -> tuple[str, Scores]:
-    """The metric's name, and the scores."""
-    if scored.results:
-        return "MAP", {name: one.average_precision for name, one in scored.results.items()}
-    return "triplet accuracy", {name: one.correct.double() for name, one in scored.triplets.items()}
-
-
-def _record(client: mlflow.MlflowClient, decision: Decision, dataset: Dataset, split: str, tolerance: float) -> None:
-    """On both versions, and in the card of the one that was judged."""
+def _record(client: MlflowClient, decision: Decision, dataset: Dataset, split: str, tolerance: float) -> None:
+    """Tag both versions with the decision, and rewrite the card of the one that was judged."""
     name, info = decision.name, dataset.info
     facts = {
-        "date": _today(),
+        "date": _now(),
         "reason": decision.reason,
         "metric": decision.metric,
         "dataset": info.name,
@@ -264,53 +259,31 @@ def _record(client: mlflow.MlflowClient, decision: Decision, dataset: Dataset, s
         "split": split,
         "tolerance": f"{tolerance:g}",
     }
-    if decision.verdict:
-        for attribute, one in decision.verdict.differences.items():
-            end = f".{attribute}" if attribute else ""
-            facts[f"difference{end}"] = f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
+    for attribute, one in decision.verdict.differences.items() if decision.verdict else ():
+        end = f".{attribute}" if attribute else ""
+        facts[f"difference{end}"] = f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
+    tested = Tested(decision.metric, decision.challenger_scores, info.name, info.digest, split, facts["date"])
+    update_card(client, name, decision.version, tested)
+
     result = "forced" if decision.forced else "promoted" if decision.promoted else "refused"
-    tested = model_card.Tested(
-        decision.metric, decision.challenger_scores, info.name, info.digest, split, facts["date"]
-    )
-    registry.write_card(client, name, decision.version, tested)
-    mine = {"result": result, "against": decision.champion or "none"}
-    tags = {DECISION + key: value for key, value in (facts | mine).items()}
-    if decision.promoted and decision.champion is not None:
-        tags[PREVIOUS] = decision.champion
-    _tag(client, name, decision.version, tags)
+    mine = facts | {"result": result, "against": decision.champion or "none"}
+    previous = {PREVIOUS: decision.champion} if decision.promoted and decision.champion is not None else {}
+    _tag(client, name, decision.version, {DECISION + key: value for key, value in mine.items()} | previous)
     if decision.champion is not None:
-        theirs = {"result": "replaced" if decision.promoted else "kept", "against": decision.version}
-        _tag(client, name, decision.champion, {DECISION + key: value for key, value in (facts | theirs).items()})
+        theirs = facts | {"result": "replaced" if decision.promoted else "kept", "against": decision.version}
+        _tag(client, name, decision.champion, {DECISION + key: value for key, value in theirs.items()})
 
 
-def _tag(client: mlflow.MlflowClient, name: str, version: str, tags: dict[str, str]) -> None:
+def _tag(client: MlflowClient, name: str, version: str, tags: dict[str, str]) -> None:
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
 
 
-def _take_challenger_away(client: mlflow.MlflowClient, name: str, version: str) -> None:
-    """The champion is nobody's challenger."""
+def _remove_challenger(client: MlflowClient, name: str, version: str) -> None:
+    """Remove the challenger's alias from a version that is the champion."""
     if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == version:
         client.delete_registered_model_alias(name, CHALLENGER)
 
 
-def _today() -> str:
+def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def show(decision: Decision) -> None:
-    """Both models' scores of every attribute, and what was decided."""
-    if decision.verdict:
-        rows = []
-        for name, one in decision.verdict.differences.items():
-            now = decision.challenger_scores[name].mean
-            cells = [f"{100 * value:.2f}" for value in (now - one.mean, now)]
-            rows.append(
-                [name or "all", *cells, f"{100 * one.mean:+.2f}", f"[{100 * one.low:+.2f}, {100 * one.high:+.2f}]"]
-            )
-        title = f"{decision.metric} of {decision.name}, times 100"
-        header = ["attribute", f"champion ({decision.champion})", f"version {decision.version}", "difference", "95 %"]
-        show_table(title, header, rows)
-    what = "promoted" if decision.promoted else "not promoted"
-    how = f" although {decision.verdict.reason}" if decision.forced and decision.verdict else ""
-    say(f"{decision.name} version {decision.version} is {what}: {decision.reason}{how}")

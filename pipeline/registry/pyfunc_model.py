@@ -1,6 +1,7 @@
-"""The registered model's code (MLflow models-from-code): pictures and attributes in, embeddings out.
+"""Code of the registered model (MLflow models-from-code): images and attributes in, embeddings out.
 
-MLflow runs this file when it loads the model; weights come from the safetensors file beside it.
+MLflow runs this file when it loads the model; the weights are in the safetensors file beside it. A copy of this file
+is stored with every version, so the names that it imports must stay.
 """
 
 from __future__ import annotations
@@ -24,41 +25,45 @@ from pipeline.inference.embedder import BATCH, Embedder, PictureError
 
 
 class RetrievalModel(PythonModel):
-    """Embeds pictures under attributes.
+    """A model that embeds images under attributes.
 
-    Rows in: `image`, a picture file's bytes or base64 of them; `attribute`, one name or a list of names; without any
-    (no such column, null, an empty list) all of the model's. Rows out, one for each: `attributes`, the names, and
-    `embeddings`, of unit length, one for each name.
+    Columns of the input: `image`, an image file's bytes or their base64; `attribute`, one name or a list of names. If
+    a row has no attribute (no such column, null, an empty list), it means all attributes of the model. The output has
+    one row for each input row: `attributes`, the names, and `embeddings`, one of unit length for each name.
     """
 
     def load_context(self, context: Any) -> None:
+        """Load the weights."""
         self.embedder = Embedder(*agman.load_model(Path(context.artifacts["model"])))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
-        """Raises MlflowException, which the scoring server answers as 400, for no picture and unknown attributes."""
+        """Embed every row.
+
+        Raises MlflowException for a bad image or an unknown attribute; the scoring server answers it with status 400.
+        """
         try:
-            return self._answers(model_input)
+            return self._embed_rows(model_input)
         except InputError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
 
-    def _answers(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _embed_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
         asked = rows["attribute"] if "attribute" in rows else [None] * len(rows)
-        numbers = [self._numbers(row, value) for row, value in enumerate(asked)]  # first, for it costs nothing
-        pictures = [_bytes(row, value) for row, value in enumerate(rows["image"])]
-        first: dict[bytes, int] = {}
-        for row, data in enumerate(pictures):
-            first.setdefault(data, row)
-        place = {data: number for number, data in enumerate(first)}
-        embedded = np.concatenate([*self._embedded(first)] or [self.embedder.embed([])])
-        found = [embedded[place[data], of_row] for data, of_row in zip(pictures, numbers, strict=True)]
+        numbers = [self._indices(row, value) for row, value in enumerate(asked)]  # before the costly work
+        images = [_bytes(row, value) for row, value in enumerate(rows["image"])]
+        first_row: dict[bytes, int] = {}
+        for row, data in enumerate(images):
+            first_row.setdefault(data, row)
+        index = {data: number for number, data in enumerate(first_row)}
+        embedded = np.concatenate([*self._embedded(first_row)] or [self.embedder.embed([])])
+        found = [embedded[index[data], of_row] for data, of_row in zip(images, numbers, strict=True)]
         names = [[self.embedder.attributes[number] for number in of_row] for of_row in numbers]
         return pd.DataFrame({"attributes": names, "embeddings": [one.astype(np.float64).tolist() for one in found]})
 
-    def _embedded(self, first: dict[bytes, int]) -> Iterator[np.ndarray]:
-        """Every distinct picture once through the backbone, BATCH of them at a time; with each its first row."""
-        pictures = list(first.items())
-        for start in range(0, len(pictures), BATCH):
-            yield self.embedder.embed([self._read(row, data) for data, row in pictures[start : start + BATCH]])
+    def _embedded(self, first_row: dict[bytes, int]) -> Iterator[np.ndarray]:
+        """Embed every distinct image once, BATCH images at a time."""
+        images = list(first_row.items())
+        for start in range(0, len(images), BATCH):
+            yield self.embedder.embed([self._read(row, data) for data, row in images[start : start + BATCH]])
 
     def _read(self, row: int, data: bytes) -> np.ndarray:
         try:
@@ -66,8 +71,8 @@ class RetrievalModel(PythonModel):
         except PictureError as error:
             raise PictureError(f"row {row}: {error}") from error
 
-    def _numbers(self, row: int, value: Any) -> list[int]:
-        """Places of the attributes that a row asks for. Raises InputError for what is none."""
+    def _indices(self, row: int, value: Any) -> list[int]:
+        """Return the indices of the attributes that a row names. Raises InputError for an unknown one."""
         if not isinstance(value, Sequence | np.ndarray):
             value = [] if pd.isna(value) else [value]
         names = [value] if isinstance(value, str) and value else list(value)
@@ -81,7 +86,7 @@ class RetrievalModel(PythonModel):
 
 
 def _bytes(row: int, value: Any) -> bytes:
-    """A picture file's. Raises PictureError for neither bytes nor base64, and for more than MAX_BYTES."""
+    """Return an image file's bytes. Raises PictureError if the value is neither bytes nor base64, or too large."""
     if not isinstance(value, str | bytes | bytearray | memoryview):
         raise PictureError(f"row {row}: image must be a picture file's bytes or base64 of them, not {value!r:.40}")
     size = len(value) * 3 // 4 if isinstance(value, str) else memoryview(value).nbytes
@@ -90,7 +95,7 @@ def _bytes(row: int, value: Any) -> bytes:
     if not isinstance(value, str):
         return bytes(value)
     try:
-        return base64.b64decode("".join(value.split()), validate=True)  # line breaks are what `base64 FILE` writes
+        return base64.b64decode("".join(value.split()), validate=True)  # `base64 FILE` writes line breaks
     except (binascii.Error, ValueError) as error:
         raise PictureError(f"row {row}: image is text, but not base64 ({error})") from error
 

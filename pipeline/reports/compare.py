@@ -47,7 +47,7 @@ def write_comparison_report(comparison: Comparison) -> Path:
     report = comparison.folder / "report"
     report.mkdir(exist_ok=True)
     trainings = _trainings(comparison)
-    with Storage(report / "trainings.parquet").whole_file() as file:
+    with Storage(report / "trainings.parquet").atomic_file() as file:
         trainings.to_parquet(file)
     header, rows = comparison_table(comparison)
     Storage(report / "trainings.csv").write_bytes(trainings.to_csv(index=False).encode())

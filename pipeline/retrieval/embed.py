@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 import torch
 
 import agman
-from data_prep.atomic import put_in_place
+from data_prep.atomic import is_full, replace_folder, restore
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError, StorageError
 from data_prep.packing import TRIES, check_shared, count_try
 from data_prep.pictures import MAX_BYTES, read_file
 from data_prep.progress import Progress, silent
-from data_prep.storage import Storage, is_full
+from data_prep.storage import Storage
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
@@ -77,7 +77,7 @@ def embed_images(
         raise InputError(f"{model}: an attribute named {min(clash)!r} cannot be a gallery's column")
     source = find_source(images)
     info = _info(model, embedder, source)
-    _restore(out)
+    restore(out)
     if (there := _there(out, info, overwrite)) is not None:
         say(f"{out}: holds these embeddings already")
         return there
@@ -103,7 +103,7 @@ def embed_images(
                 _finish(aside, info, len(shards))
             shutil.rmtree(aside / STATE, ignore_errors=True)
             (aside / LOCK).unlink()
-            put_in_place(aside, out, out.parent / f".{out.name}.replaced-{info.fingerprint[:8]}")
+            replace_folder(aside, out)
     except OSError as error:
         if not is_full(error):
             raise
@@ -127,13 +127,6 @@ def _info(model: str, embedder: Embedder, source: Source) -> GalleryInfo:
         column=source.column,
         fingerprint=hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
     )
-
-
-def _restore(out: Path) -> None:
-    """The older gallery under its name again, where a command was killed between taking it away and replacing it."""
-    for old in sorted(out.parent.glob(f".{out.name}.replaced-*")):
-        if not out.exists() and (old / DESCRIPTION).is_file():
-            old.rename(out)
 
 
 def _is_finished(aside: Path, info: GalleryInfo) -> bool:
@@ -269,10 +262,10 @@ class _Worker:
         refused = shard.filter(pa.array([not one for one in good])).append_column(
             "detail", pa.array(details, pa.string())
         )
-        with (self.aside / _refused(number)).whole_file() as file:
+        with (self.aside / _refused(number)).atomic_file() as file:
             pq.write_table(refused.cast(REJECTS), file)
         table = _table(shard.filter(mask), np.concatenate(embedded), self.embedder.attributes)
-        with (self.aside / part(number)).whole_file() as file:
+        with (self.aside / part(number)).atomic_file() as file:
             pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=["image"])
 
     def _squares(self, pictures: pa.Table) -> list[np.ndarray | PictureError]:
@@ -337,21 +330,3 @@ def _blocks(parts: list[Path], attributes: tuple[str, ...]) -> Iterator[np.ndarr
         if len(table):
             flat = (column.combine_chunks().flatten().to_numpy() for column in table.columns)
             yield np.stack([vectors.reshape(len(table), -1) for vectors in flat], axis=1)
-
-
-def show(gallery: Gallery) -> dict[str, Any]:
-    """What is there; returns it as figures."""
-    info, refused = gallery.info, sum(gallery.info.rejects.values())
-    say(f"{info.images:,} pictures under {len(info.attributes)} attributes, {info.width} wide, in {gallery.folder}")
-    for reason, count in info.rejects.items():
-        say(f"  {count:,} rejected: {reason}")
-    if refused:
-        say(f"  each named in {gallery.folder / 'rejects.parquet'}")
-    return {
-        "images": info.images,
-        "rejects": refused,
-        "attributes": list(info.attributes),
-        "width": info.width,
-        "model": info.model,
-        "out": str(gallery.folder),
-    }

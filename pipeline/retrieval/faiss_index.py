@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from data_prep import atomic
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from pipeline.retrieval.exact import best_of, exact_scores, nearest_rows
@@ -92,10 +92,8 @@ def open_index(folder: Path, vectors: Sequence[np.ndarray]) -> ApproximateIndex 
 
 
 def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress = silent) -> ApproximateIndex:
-    """Build the index of a gallery, in the place of an older one; it appears whole or not at all."""
-    aside, rows = folder / f".{INDEX}.partial", len(vectors[0])
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    """Build the index of a gallery, and replace an older one. Raises InputError if it cannot be written."""
+    rows = len(vectors[0])
     lists = max(1, min(round(4 * math.sqrt(rows)), rows // 39))  # FAISS asks for 39 vectors a list
     advance = progress("vectors indexed", rows * len(vectors))
     indexes: list[Any] = []
@@ -110,14 +108,12 @@ def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress 
         indexes.append(index)
     built = _tuned(indexes, vectors, lists)
     try:
-        for number, index in enumerate(indexes):
-            faiss.write_index(index, str(aside / _file(number)))
-    except RuntimeError as error:  # as FAISS says that a disk is full
-        shutil.rmtree(aside, ignore_errors=True)
+        with atomic.folder(folder / INDEX) as staging:
+            for number, index in enumerate(indexes):
+                faiss.write_index(index, str(staging / _file(number)))
+            (staging / DESCRIPTION).write_text(json.dumps(asdict(built.measured), indent=2) + "\n")
+    except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError if the disk is full
         raise InputError(f"{folder}: the index cannot be written ({str(error).splitlines()[-1]})") from error
-    (aside / DESCRIPTION).write_text(json.dumps(asdict(built.measured), indent=2) + "\n")
-    shutil.rmtree(folder / INDEX, ignore_errors=True)
-    aside.rename(folder / INDEX)
     return built
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_prep.errors import InputError
 from data_prep.pictures import read_file
-from pipeline.common.console import printable, say, show_table
 from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder, PictureError
 from pipeline.registry.models import load
 from pipeline.retrieval.gallery import Gallery
@@ -92,22 +90,3 @@ def run_search(
         return search(gallery, embedder, picture, attributes, top, approximate)
     except PictureError as error:
         raise InputError(f"--query {query}: {error}") from error
-
-
-def show(hits: list[Hit], attributes: Sequence[str]) -> dict[str, Any]:
-    """A row for each hit; returns them as figures."""
-    several = list(attributes) if len(attributes) > 1 else []
-    rows = [
-        [str(rank), f"{hit.score:.4f}", *(f"{one:.4f}" for one in hit.cosines if several), printable(hit.image)]
-        for rank, hit in enumerate(hits, 1)
-    ]
-    title = (
-        f"most similar under {' + '.join(attributes)} (sum of cosines)" if several else f"by {attributes[0]} (cosine)"
-    )
-    show_table(title, ["rank", "score", *several, "image"], rows)
-    if not hits:
-        say("nothing found")
-    return {
-        "attributes": list(attributes),
-        "hits": [{"row": hit.row, "image": hit.image, "score": hit.score, "cosines": hit.cosines} for hit in hits],
-    }

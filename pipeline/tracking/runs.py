@@ -1,4 +1,4 @@
-"""MLflow: one experiment per dataset, one run per training however often it restarts, metrics from rank 0."""
+"""MLflow tracking: one experiment for each dataset, one run for each training, even if the training restarts."""
 
 from __future__ import annotations
 
@@ -17,43 +17,46 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
-from pipeline.tracking import watchdog as run_guard
+from pipeline.tracking.watchdog import OWNER, Watchdog, end_run, take_over
 
 SQLITE = "sqlite:///"
-METRICS_A_BATCH = 1000  # MLflow's limit
+METRICS_A_BATCH = 1000
+"""Metrics in one request; MLflow's limit."""
 PATIENCE, PAUSE = 120.0, 5.0
-"""Seconds that a finished job waits for a silent store, and between two looks at it."""
+"""Seconds that a finished job waits for a silent store, and seconds between two attempts."""
 PARENT = "mlflow.parentRunId"
 """MLflow's documented system tag of a child run: the parent's id."""
-RESUMED = "resumed."  # a tag of this prefix: what a param is since the training was resumed
+RESUMED = "resumed."
+"""Prefix of the tags that hold the new values of params that changed when the training was resumed."""
 Points = list[tuple[int, dict[str, float]]]
 """(step, metrics) pairs."""
 
-# MLflow tells of every table it creates and every file it copies; our own lines say what matters.
+# MLflow logs every table that it creates and every file that it copies.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# At a run's end it prints the server's address on stdout, password and all; stdout is for figures.
+# At the end of a run, MLflow prints the server's address with its password on stdout, which is for results only.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# Its seven retries with doubling pauses would keep a user of a wrong address waiting for minutes.
+# The default of seven retries with doubling pauses keeps a user of a wrong address waiting for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 
 def _milliseconds() -> int:
-    """Return the time since the epoch, as MLflow's metrics want it."""
+    """Return the time since the epoch, the unit of MLflow's timestamps."""
     return time.time_ns() // 1_000_000
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or `mlflow.db` in the working folder; sqlite paths made absolute.
+    """Return MLFLOW_TRACKING_URI, or by default the URI of `mlflow.db` in the working folder.
 
-    Absolute, because Ray's workers run in a folder of their own.
+    Paths of sqlite files are made absolute, because Ray's workers run in another folder.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if uri.startswith(SQLITE):
@@ -62,23 +65,24 @@ def tracking_uri() -> str:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what it says."""
-    return public((str(error).splitlines() or [type(error).__name__])[0])
+    """Return the first line of an error's message, without credentials."""
+    return without_credentials((str(error).splitlines() or [type(error).__name__])[0])
 
 
-def public(text: str) -> str:
-    """Without the user names and passwords of addresses: MLflow repeats them in its errors.
+def without_credentials(text: str) -> str:
+    """Remove user names and passwords from the addresses in a text; MLflow repeats addresses in its errors.
 
-    SQLAlchemy takes a password with any sign in it but `@`; up to the last `@` goes, should there be one in it too.
+    SQLAlchemy accepts passwords with any character but `@`. If a password has an `@` all the same, everything up to
+    the last one is removed.
     """
     return re.sub(r"://[^:/\s]*(:\S*)?@", "://", text)
 
 
 def connect() -> MlflowClient:
-    """A client on the tracking store, which is created if it is not there yet.
+    """Return a client of the tracking store; create the store if it does not exist.
 
-    Call it once before several processes use a new sqlite store: its migration cannot run twice at a time.
-    Raises InputError where the store does not answer.
+    Call this once before several processes use a new sqlite store, because two migrations at a time fail.
+    Raises InputError if the store does not answer.
     """
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
@@ -86,14 +90,18 @@ def connect() -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
+        address = without_credentials(uri)
         raise InputError(
-            f"MLFLOW_TRACKING_URI={public(uri)}: the tracking store does not answer ({reason(error)})"
+            f"MLFLOW_TRACKING_URI={address}: the tracking store does not answer ({reason(error)})"
         ) from error
     return client
 
 
 def experiment_of(client: MlflowClient, dataset: DatasetInfo) -> str:
-    """The id of the dataset's experiment; artifacts of a sqlite store lie beside it in `mlartifacts/`."""
+    """Return the id of the dataset's experiment, and create the experiment if it does not exist.
+
+    With a sqlite store, artifacts are in the folder `mlartifacts/` beside the database.
+    """
     found = client.get_experiment_by_name(dataset.name)
     if found:
         return found.experiment_id
@@ -106,13 +114,13 @@ def experiment_of(client: MlflowClient, dataset: DatasetInfo) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One MLflow run, to be sent to workers as it is: it holds only names."""
+    """An MLflow run, by its names only, so that it can be sent to workers."""
 
     uri: str
     run_id: str
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Log these metrics, again if the run has them. Raises MlflowException."""
+        """Log these metrics, even if the run has them already. Raises MlflowException."""
         now = _milliseconds()
         values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
         MlflowClient(self.uri).log_batch(self.run_id, metrics=values)
@@ -142,7 +150,7 @@ class Run:
                 raise
 
     def log_text(self, text: str, name: str) -> None:
-        """A small text artifact of this name, replaced if it exists. Raises MlflowException or OSError."""
+        """Write a small text artifact, and replace an existing one of this name. Raises MlflowException or OSError."""
         MlflowClient(self.uri).log_text(self.run_id, text, name)
 
     def tag(self, tags: dict[str, str]) -> None:
@@ -152,9 +160,10 @@ class Run:
 
 @dataclass(frozen=True)
 class OpenRun(Run):
-    """The run of a block `with run(...)`, as the driver has it."""
+    """The run of a block `with open_run(...)`, as the driver has it."""
 
     token: str = field(compare=False, repr=False)
+    """Name of this driver as the run's owner; see watchdog.py."""
 
 
 @dataclass
@@ -231,32 +240,33 @@ class PointLog:
         return None
 
 
-def start(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run | None = None, **tags: str) -> Run:
+def start_run(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run | None = None, **tags: str) -> Run:
     """Start a run in the dataset's experiment; the caller ends it.
 
-    A parent's guard ends it too, should this process be killed. Raises InputError or MlflowException.
+    If this process is killed, the watchdog of an open parent ends the run too. Raises InputError or MlflowException.
     """
     client = connect()
     tags |= {"dataset": dataset.name, "dataset_digest": dataset.digest}
     if parent:
         tags[PARENT] = parent.run_id
     if isinstance(parent, OpenRun):
-        tags.setdefault(run_guard.OWNER, parent.token)
+        tags.setdefault(OWNER, parent.token)
     created = client.create_run(experiment_of(client, dataset), run_name=name, tags=tags)
-    this = Run(tracking_uri(), created.info.run_id)
+    started = Run(tracking_uri(), created.info.run_id)
     try:
-        client.log_batch(this.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        client.log_batch(started.run_id, params=[Param(key, str(value)) for key, value in params.items()])
     except MlflowException:
-        client.set_terminated(this.run_id, status="FAILED")
+        client.set_terminated(started.run_id, status="FAILED")
         raise
-    return this
+    return started
 
 
 @contextmanager
 def answering(otherwise: str = "") -> Iterator[None]:
-    """Raises JobFailed, in one line without credentials, where the tracking store stops answering in the block.
+    """Turn a MlflowException in the block into JobFailed, with one line that holds no credentials.
 
-    `otherwise` says what that means to the user.
+    Args:
+        otherwise: end of the line: the consequence for the user.
     """
     try:
         yield
@@ -266,10 +276,10 @@ def answering(otherwise: str = "") -> Iterator[None]:
 
 
 def wait_for_store(run: Run) -> None:
-    """Return as soon as the store answers for this run. Raises MlflowException after PATIENCE seconds."""
+    """Wait until the store answers for this run. Raises MlflowException after PATIENCE seconds."""
     client = MlflowClient(run.uri)
     deadline = time.monotonic() + PATIENCE
-    told = False
+    noted = False
     while True:
         try:
             client.get_run(run.run_id)
@@ -277,14 +287,14 @@ def wait_for_store(run: Run) -> None:
         except MlflowException as error:
             if time.monotonic() > deadline:
                 raise
-            if not told:
+            if not noted:
                 say(f"note: waiting for the tracking store, {PATIENCE:.0f} s at most ({reason(error)})")
-            told = True
+            noted = True
         time.sleep(PAUSE)
 
 
 @contextmanager
-def run(
+def open_run(
     dataset: DatasetInfo,
     name: str,
     params: dict[str, Any],
@@ -292,14 +302,14 @@ def run(
     parent: Run | None = None,
     **tags: str,
 ) -> Iterator[OpenRun]:
-    """A run for the length of the block: the run of id `resume` if the store has it, or else a new one.
+    """Keep a run open for the length of the block: the run of id `resume` if the store has it, otherwise a new one.
 
-    It ends FINISHED; FAILED by an error; KILLED by Ctrl-C, by SystemExit, and, through a guard process, where this
-    process is killed. A resumed run keeps its params; those that are different now become tags (`resumed.workers`).
-    If a newer driver has taken the run over, its end is that one's.
+    The run ends as FINISHED, or as FAILED after an error, or as KILLED after Ctrl-C and SystemExit; if this process is
+    killed, the watchdog process ends the run as KILLED. A resumed run keeps its params; changed ones become tags
+    (`resumed.workers`). If a newer driver has taken over the run, that driver ends it.
 
-    Raises InputError or MlflowException at the block's start. At its end, never: if the store does not answer then,
-    the guard goes on trying for an hour.
+    Raises InputError or MlflowException at the start of the block, and nothing at its end: if the store does not
+    answer then, the watchdog tries again for an hour.
     """
     client = connect()
     before = _stored(client, resume)
@@ -307,32 +317,32 @@ def run(
         before = None
     experiment = before.info.experiment_id if before else experiment_of(client, dataset)
     token = uuid.uuid4().hex
-    guard = run_guard.Guard.start(tracking_uri(), experiment, token, name)
-    this: OpenRun | None = None
+    watchdog = Watchdog.start(tracking_uri(), experiment, token, name)
+    opened: OpenRun | None = None
     status = "FAILED"
     try:
         if before:
-            run_guard.take_over(client, before.info.run_id, token)
-            _log_again(client, before, params, tags)
+            take_over(client, before.info.run_id, token)
+            _update(client, before, params, tags)
             run_id = before.info.run_id
         else:
-            run_id = start(dataset, name, params, parent, **tags, **{run_guard.OWNER: token}).run_id
-        this = OpenRun(tracking_uri(), run_id, token)
-        _logged.pop((this.uri, this.run_id), None)  # another process may have logged to it since
-        yield this
+            run_id = start_run(dataset, name, params, parent, **tags, **{OWNER: token}).run_id
+        opened = OpenRun(tracking_uri(), run_id, token)
+        _logged.pop((opened.uri, opened.run_id), None)  # another process may have logged to it since
+        yield opened
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:
-        _end(this, guard, status)
+        _end(opened, watchdog, status)
 
 
-def _log_again(client: MlflowClient, before: Any, params: dict[str, Any], tags: dict[str, str]) -> None:
-    """Params of a resumed run: new ones as params, changed ones, which MLflow refuses, as tags."""
+def _update(client: MlflowClient, before: Any, params: dict[str, Any], tags: dict[str, str]) -> None:
+    """Log the params of a resumed run: new ones as params; changed ones, which MLflow refuses, as tags."""
     stored = before.data.params
     now = {key: str(value) for key, value in params.items()}
-    # Also what a resumption changed and this one changed back: the tag must not go on saying otherwise.
+    # A param that an earlier resumption changed needs its tag again, even if it has the first value now.
     changed = {k for k in stored.keys() & now.keys() if stored[k] != now[k] or RESUMED + k in before.data.tags}
     tags = tags | {RESUMED + key: now[key] for key in sorted(changed)}
     client.log_batch(
@@ -342,50 +352,44 @@ def _log_again(client: MlflowClient, before: Any, params: dict[str, Any], tags: 
     )
 
 
-def _end(this: OpenRun | None, guard: run_guard.Guard, status: str) -> None:
-    """Write the last status, or leave that to the guard: where the store does not answer, or the run is not known."""
-    if not this:
-        guard.entrust(status)
+def _end(opened: OpenRun | None, watchdog: Watchdog, status: str) -> None:
+    """Write the run's final status, or let the watchdog do it if the store does not answer or the run is unknown."""
+    if not opened:
+        watchdog.entrust(status)
         return
     try:
-        if not run_guard.end(MlflowClient(this.uri), this.run_id, this.token, status):
-            say(f"note: run {this.run_id} was taken over by another process, and is left to it")
-        guard.dismiss()
-    except KeyboardInterrupt:  # the second Ctrl-C, while the store kept us waiting
-        guard.entrust(status)
+        if not end_run(MlflowClient(opened.uri), opened.run_id, opened.token, status):
+            say(f"note: run {opened.run_id} was taken over by another process, and is left to it")
+        watchdog.dismiss()
+    except KeyboardInterrupt:  # a second Ctrl-C, while the store did not answer
+        watchdog.entrust(status)
         raise
     except Exception as error:
-        now = "is written as soon as it answers" if guard.entrust(status) else "could not be written"
+        now = "is written as soon as it answers" if watchdog.entrust(status) else "could not be written"
         say(f"note: the tracking store does not answer ({reason(error)}): the run's status {status} {now}")
 
 
-def history(run: Run, metric: str) -> list[tuple[int, float]]:
-    """(step, value) of one metric, in order of steps."""
+def metric_history(run: Run, metric: str) -> list[tuple[int, float]]:
+    """Return the (step, value) pairs of a metric, ordered by step."""
     points = MlflowClient(run.uri).get_metric_history(run.run_id, metric)
     return sorted((point.step, point.value) for point in points)
 
 
-def children(parent: Run) -> list[Any]:
-    """MLflow's own runs of a sweep's trials. Raises MlflowException."""
+def child_runs(parent: Run) -> list[Any]:
+    """Return MLflow's records of the runs below a parent, such as a study's trials. Raises MlflowException."""
     client = MlflowClient(parent.uri)
     experiment = client.get_run(parent.run_id).info.experiment_id
-    mine = f"tags.`{PARENT}` = '{parent.run_id}'"
-    found: list[Any] = []
-    token = None
-    while token != "":
-        page = client.search_runs([experiment], mine, page_token=token)
-        found, token = [*found, *page], page.token or ""
-    return found
+    return list(client.search_runs([experiment], f"tags.`{PARENT}` = '{parent.run_id}'", max_results=50_000))
 
 
-def existing(run_id: str | None) -> Run | None:
-    """The run of this id, if the tracking store has it. Raises InputError or MlflowException."""
+def find_run(run_id: str | None) -> Run | None:
+    """Return the run of this id, or None if the tracking store has none. Raises InputError or MlflowException."""
     found = _stored(connect(), run_id) if run_id else None
     return Run(tracking_uri(), found.info.run_id) if found else None
 
 
 def _stored(client: MlflowClient, run_id: str | None) -> Any:
-    """MLflow's own run of this id, or None."""
+    """Return MLflow's record of the run, or None."""
     if not run_id:
         return None
     try:
@@ -398,16 +402,18 @@ def _stored(client: MlflowClient, run_id: str | None) -> Any:
 
 @contextmanager
 def system_metrics(run: Run, node: str | None = None) -> Iterator[None]:
-    """Log this machine's load to the run while the block runs: `system/cpu_utilization_percentage` and the like.
+    """Log this machine's load to the run while the block runs, as `system/cpu_utilization_percentage` and so on.
 
-    `node` tells machines apart (`system/NODE/...`). Every ten seconds, or MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.
-    To be entered inside the run's block: MLflow's thread stops where the run is not RUNNING, and for good where the
-    store does not answer once. Raises nothing of its own.
+    A sample is logged every ten seconds, or every MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL seconds. Enter this inside
+    the run's block: MLflow's thread stops as soon as the run is not RUNNING or the store does not answer. Raises
+    nothing of its own.
+
+    Args:
+        run: run to log to.
+        node: name of this machine among several (`system/NODE/...`).
     """
     monitor = None
     try:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
         monitor = SystemMetricsMonitor(run.run_id, resume_logging=True, node_id=node, tracking_uri=run.uri)
         monitor.start()
     except Exception as error:
@@ -416,7 +422,18 @@ def system_metrics(run: Run, node: str | None = None) -> Iterator[None]:
         yield
     finally:
         if monitor:
-            # Its end waits for its last request; a training does not wait for that with a store that is silent.
+            # `finish` waits for the last request; a training does not wait for a silent store.
             last = threading.Thread(target=monitor.finish, daemon=True)
             last.start()
             last.join(timeout=10)
+
+
+run, start, history, children, existing, public = (
+    open_run,
+    start_run,
+    metric_history,
+    child_runs,
+    find_run,
+    without_credentials,
+)
+"""Old names, until the callers follow."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 import secrets
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data_prep.atomic import BEING_WRITTEN, is_full
 from data_prep.errors import StorageError
-from data_prep.storage import BEING_WRITTEN, Storage, is_full
+from data_prep.storage import Storage
 
 log = logging.getLogger(__name__)
 
 MARKER = "checkpoint.json"
 """Written last: a folder without it is no checkpoint."""
-FOLDER = re.compile(rf"(?:step-(\d{{8,}})-[0-9a-f]{{8}}|\.step-(\d{{8,}})-[0-9a-f]{{8}}{re.escape(BEING_WRITTEN)})")
+FOLDER = re.compile(rf"(?:step-(\d{{8,}})-[0-9a-f]{{8}}|\.step-(\d{{8,}})-[0-9a-f.]+{re.escape(BEING_WRITTEN)})")
 """A checkpoint's folder, or a local one that is not whole yet. Nothing of another name is ever removed."""
 FULL_IN_RUST = re.compile(r"\(os error (28|122)\)")
 """How safetensors, whose errors are no OSErrors, says that the disk or the quota is full."""
@@ -124,11 +122,7 @@ class Checkpoints:
         are then as they were. A local one is forced to the disk: it outlives a machine that loses its power.
         """
         name = f"step-{snapshot.step:08d}-{secrets.token_hex(4)}"
-        if self.place.local:
-            marker = self._write(self.place.local, name, snapshot)
-        else:
-            marker = self._upload(self.place / name, snapshot)
-        checkpoint = _checkpoint(self.place / name, marker)
+        checkpoint = _checkpoint(self.place / name, self._write(name, snapshot))
         if not _stands(checkpoint):
             raise StorageError(f"{checkpoint.place}: has lost files while it was written; does another training write?")
         try:
@@ -212,39 +206,20 @@ class Checkpoints:
         newer_last = {step: (name, marker) for step, _, name, marker in sorted(found, key=lambda each: each[:3])}
         return {name: _checkpoint(self.place / name, marker) for name, marker in newer_last.values()}
 
-    def _write(self, place: Path, name: str, snapshot: Snapshot) -> Marker:
-        aside = place / f".{name}{BEING_WRITTEN}"
+    def _write(self, name: str, snapshot: Snapshot) -> Marker:
         try:
-            aside.mkdir(parents=True)
-            snapshot.write(aside)
-            marker = _marker(snapshot, aside)
-            (aside / MARKER).write_bytes(_json(marker))
-            _force_to_disk(aside)
-            aside.rename(place / name)
-            _force_folder_to_disk(place)
-        except BaseException as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            if _is_full(error):
-                with suppress(StorageError, OSError):
-                    self.prune()  # else what a killed writer left could fill the disk for ever
-                raise StorageError(f"{place}: no space left on device for a checkpoint; free some") from error
-            raise
-        return marker
-
-    def _upload(self, place: Storage, snapshot: Snapshot) -> Marker:
-        with tempfile.TemporaryDirectory(prefix="agman-checkpoint-") as folder:
-            try:
-                snapshot.write(Path(folder))
-            except Exception as error:
-                if _is_full(error):
-                    where = tempfile.gettempdir()
-                    raise StorageError(f"{where}: no space left on device for a checkpoint; free some") from error
+            with (self.place / name).atomic_folder(last=MARKER) as staging:
+                snapshot.write(staging)
+                marker = _marker(snapshot, staging)
+                (staging / MARKER).write_bytes(_json(marker))
+        except Exception as error:
+            if isinstance(error, StorageError) or not _is_full(error):
                 raise
-            marker = _marker(snapshot, Path(folder))
-            for name in marker.files:
-                with pa.memory_map(str(Path(folder, name))) as file:
-                    (place / name).write_bytes(file.read_buffer())
-        (place / MARKER).write_bytes(_json(marker))
+            if self.place.local:
+                with suppress(StorageError, OSError):
+                    self.prune()  # else the rest of a killed writer could fill the disk for ever
+            full = self.place.local or tempfile.gettempdir()
+            raise StorageError(f"{full}: no space left on device for a checkpoint; free some") from error
         return marker
 
 
@@ -461,23 +436,3 @@ def _remove(folder: Storage) -> None:
 
 def _is_full(error: BaseException) -> bool:
     return is_full(error) if isinstance(error, OSError) else bool(FULL_IN_RUST.search(str(error)))
-
-
-def _force_to_disk(folder: Path) -> None:
-    """All below it. Else a machine's crash could leave whole names with half contents; some quotas show only here."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _force_folder_to_disk(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _force_folder_to_disk(folder)
-
-
-def _force_folder_to_disk(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # not every file system can
-            os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ from pipeline.common.files import read_json, write_json
 from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig
-from pipeline.config.settings import show_settings
+from pipeline.config.settings import typed
 from pipeline.evaluation.validation import score_name
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
@@ -125,7 +124,7 @@ def train(
         # Another number of threads rounds differently, so a training keeps the one that it began with.
         threads = asked.threads or begun.get("threads", config.threads)
         config = config.model_copy(update={"threads": threads})
-        show_settings(config)
+        say(f"settings: {typed(config)}")
         if config.weights is None and not config.proxy_weight:
             say("note: the backbone starts from random weights; the paper's recipe has weights=IMAGENET1K_V1")
         label = str(place).rpartition("/")[2]
@@ -166,26 +165,6 @@ def train(
                 outcome["registered"] = registered.uri
         write_json(place / OUTCOME, outcome)
         return Trained(run, best.place, best.metrics, outcome["step"], time.perf_counter() - started, registered)
-
-
-def show(trained: Trained) -> dict[str, Any]:
-    """Where the model is and what it scored; returns the figures."""
-    say(f"\ntrained: {trained.steps:,} steps in {trained.seconds:,.0f} s; at the best checkpoint's epoch:")
-    for name, value in trained.metrics.items():
-        if value or not name.startswith("train/loss_"):  # a loss that is turned off
-            say(f"  {name:28} {value:.4f}")
-    say(f"checkpoint  {trained.checkpoint}")
-    if trained.registered:
-        say(f"registered  {trained.registered.uri} ({trained.registered.alias})")
-    say(f"mlflow      run {trained.run.run_id} in {tracking.public(trained.run.uri)}")
-    return trained.metrics | {
-        "steps": trained.steps,
-        "seconds": round(trained.seconds, 1),
-        "run_id": trained.run.run_id,
-        "model_uri": trained.registered.uri if trained.registered else None,
-        "alias": trained.registered.alias if trained.registered else None,
-        "checkpoint": str(trained.checkpoint),
-    }
 
 
 def preview(config: TrainConfig, dataset: Dataset | None, workers: int) -> TrainConfig:

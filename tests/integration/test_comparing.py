@@ -17,7 +17,7 @@ import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.cli.tune import show_comparison
-from pipeline.compare.compare import SYSTEMS, Comparison, _config, compare
+from pipeline.compare.compare import SYSTEMS, Comparison, compare, config_of
 from pipeline.config.schema import make_config
 from pipeline.reports.compare import comparison_table, write_comparison_report
 from pipeline.tracking import runs as tracking
@@ -38,7 +38,7 @@ def test_every_system_is_built_as_it_is_called(dataset: Dataset) -> None:
     config = make_config(SETTINGS | {"sa_kernel": 3})
     sizes = {}
     for key in SYSTEMS:
-        resolved = _config(config, key, seed=5)
+        resolved = config_of(config, key, seed=5)
         assert (resolved.seed, resolved.epochs, resolved.lr) == (5, 1, config.lr)
         sizes[key] = sum(parameter.numel() for parameter in build_model(resolved, dataset).parameters())
     parts = [key for key in SYSTEMS if key.startswith("no_")]

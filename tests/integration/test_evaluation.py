@@ -25,8 +25,8 @@ from pipeline.common.errors import JobFailed
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation import published_results
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.evaluation.tables import show
 from pipeline.registry import models as registry
+from pipeline.reports.evaluation import show_evaluation
 from pipeline.tracking import runs as tracking
 
 MARGIN, STEP = 0.35, 7
@@ -139,7 +139,7 @@ def test_the_command_scores_a_registered_model_and_logs_to_its_run(
     [
         ({"dataset_digest": "another"}, "fp32", "another dataset than the model's own"),
         ({"run_id": "0" * 32}, "fp32", f"has no run {'0' * 32}"),
-        ({}, "bf16", "figures of bf16 are not logged"),
+        ({}, "bf16", "metrics of bf16 are not logged"),
     ],
 )
 def test_what_is_not_logged_is_said(
@@ -233,7 +233,7 @@ def test_a_split_with_nothing_to_score_is_refused(
 
 def shown(scored: Evaluation, capsys: pytest.CaptureFixture[str]) -> list[str]:
     capsys.readouterr()
-    show(scored)
+    show_evaluation(scored)
     return capsys.readouterr().err.splitlines()
 
 

@@ -23,7 +23,7 @@ from data_prep.dataset import Dataset
 from data_prep.packing import discard
 from data_prep.storage import Storage
 from data_prep.tables import SPLITS, Attribute, DatasetInfo, write_table
-from pipeline.cli.summaries import show_prepared
+from pipeline.cli.data import show_prepared
 from pipeline.reports.dataset import charts, contact_sheet
 from pipeline.reports.dataset.expectations import expectations
 from pipeline.reports.dataset.page import PrepSummary, write_prep_report

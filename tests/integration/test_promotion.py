@@ -176,14 +176,14 @@ def test_a_champion_that_is_lost_can_be_replaced_by_force(
     client = MlflowClient(tracking.tracking_uri())
     version = versions(8)
     before = str(client.get_registered_model(NAME).aliases["champion"])
-    load = registry.load
+    load = promotion.load
 
     def lost(model: str, attributes: list[str]) -> object:
         if model.endswith(f"/{before}"):
             raise InputError(f"{model}: its files are gone")
         return load(model, attributes)
 
-    monkeypatch.setattr(registry, "load", lost)
+    monkeypatch.setattr(promotion, "load", lost)
     with pytest.raises(InputError, match="files are gone"):
         promote(NAME, dataset)
     with pytest.raises(InputError, match="--force: give the reason"):

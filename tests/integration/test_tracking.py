@@ -50,7 +50,7 @@ os.setsid()
 os.environ["MLFLOW_TRACKING_URI"] = store
 os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
 from data_prep.tables import DatasetInfo
-from pipeline import tracking
+from pipeline.tracking import runs as tracking
 info = DatasetInfo.model_validate_json(info)
 with tracking.run(info, "training", {"workers": 1}, resume=resume or None) as run:
     exec(body)
@@ -129,7 +129,7 @@ def guards(uri: str) -> list[int]:
             command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
         except OSError:
             continue  # it has just ended
-        if b"run_guard.py" in command and f"MLFLOW_TRACKING_URI={uri}\0".encode() in environment:
+        if b"watchdog.py" in command and f"MLFLOW_TRACKING_URI={uri}\0".encode() in environment:
             found.append(int(process.name))
     return found
 
@@ -339,7 +339,7 @@ def test_a_training_needs_no_guard(
         patch.setattr(sys, "executable", "/nowhere/python")
         with tracking.run(INFO, "training", {}) as run:
             pass
-    assert "no guard process" in capsys.readouterr().err
+    assert "no watchdog process" in capsys.readouterr().err
     assert status(client, run.run_id) == "FINISHED"
 
 

@@ -13,10 +13,10 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from ray.util import placement_group_table
+from support.commands import agman_exit_code
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline.cli import _exit_code, cli
 from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.reports.study.page import write_study_report
@@ -297,7 +297,6 @@ def test_a_folder_of_something_else_is_left_alone(dataset: Dataset, tmp_path: Pa
 def test_a_mistake_is_one_clear_line(
     dataset: Dataset, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    typed = ["tune", "--data", str(dataset.path), *arguments]
-    assert _exit_code(lambda: cli.main(typed, prog_name="agman", standalone_mode=False)) == 2
+    assert agman_exit_code("tune", "--data", dataset.path, *arguments) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert message in said[-1]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cli import _exit_code, cli
+from pipeline import cli
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ Agman = Callable[..., Finished]
 
 def agman_exit_code(*arguments: object) -> int:
     """Run `agman` in this process and return its exit code."""
-    return _exit_code(lambda: cli.main([*map(str, arguments)], prog_name="agman", standalone_mode=False))
+    return cli.run([*map(str, arguments)])
 
 
 def agman_process(*arguments: object, cwd: Path) -> Finished:

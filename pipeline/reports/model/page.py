@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import agman
+from data_prep import atomic
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.evaluation.tables import map_table, triplet_table
 from pipeline.registry import models as registry
 from pipeline.reports import charts as draw
+from pipeline.reports.evaluation import map_table, triplet_table
 from pipeline.reports.html import render
 from pipeline.reports.model.attention import Attention, attention
 from pipeline.reports.model.confusion import Confusion, confusions
@@ -52,7 +51,7 @@ class Page:
     made: datetime
     figures: dict[str, float]
     paper: tuple[str, list[str], list[list[str]]]
-    """The table as the papers print it; see evaluation_tables.map_table and triplet_table."""
+    """The table as the papers print it; see map_table and triplet_table."""
     scores: Scores | None
     """None where the dataset gives triplets and no queries; `triplets` are for these alone."""
     curves: list[draw.Chart]
@@ -111,17 +110,12 @@ def write_report(
 
 
 def _write(out: Path, html: str) -> None:
-    """Written aside and renamed: the page appears whole or not at all."""
-    aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    """Write the page atomically. Raises InputError if it cannot be written."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(html, encoding="utf-8")
-        aside.replace(out)
+        with atomic.file(out) as staging:
+            staging.write_text(html, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            aside.unlink()
 
 
 def _curves(run_id: str | None) -> list[draw.Chart]:

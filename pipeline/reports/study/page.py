@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 import shlex
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
+from data_prep import atomic
 from data_prep.errors import InputError
 from pipeline.common.console import printable
 from pipeline.reports.html import render
@@ -61,7 +60,7 @@ def write_study_report(study: optuna.Study, folder: Path, facts: dict[str, str])
     The folder appears complete or not at all and replaces an older report. The same study gives the same files.
     `facts` are shown at the end of the page. Raises InputError if `folder` cannot be written or holds other files.
     """
-    with _atomic_folder(folder) as staging:
+    with _report_folder(folder) as staging:
         trials, charts = trials_in(study), draw(study)
         table = trials_table(study, trials)
         pq.write_table(table, staging / "trials.parquet")
@@ -165,26 +164,15 @@ def _plain(text: str) -> str:
 
 
 @contextmanager
-def _atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside `folder`, which takes its place if the block ends without an error."""
+def _report_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder that replaces an older report when the block ends. Raises InputError if it cannot be written."""
     folder = folder.absolute()
-    staging = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old")
     try:
-        if old.is_dir() and not folder.exists():  # killed between the two renames
-            old.rename(folder)
         _refuse_others(folder)
-        staging.mkdir(parents=True)
-        yield staging
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        staging.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with atomic.folder(folder) as staging:
+            yield staging
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _refuse_others(folder: Path) -> None:

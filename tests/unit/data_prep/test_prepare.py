@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from support.datasets import NECKS, SIZE, make_photographs, prepare_small, recorded
 
-from data_prep import tables
-from data_prep.atomic import hidden_folder, replaced_folder, whole_dataset, whole_folder
+from data_prep import atomic, tables
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
+from data_prep.staging import atomic_dataset, replaced_folder, staging_folder
 from data_prep.synthetic.samples import sample
 
 
@@ -177,9 +177,9 @@ def test_nothing_is_left_of_a_preparation_that_cannot_be_done(tmp_path: Path) ->
 def test_only_one_process_prepares_a_dataset(tmp_path: Path) -> None:
     root = make_photographs(tmp_path / "raw", n=20)
     with (
-        whole_dataset(tmp_path / "out"),
+        atomic_dataset(tmp_path / "out"),
         pytest.raises(InputError, match="is being prepared by another process"),
-        whole_dataset(tmp_path / "out"),
+        atomic_dataset(tmp_path / "out"),
     ):
         pass
     assert prepare_small(root, tmp_path / "b").info.images["train"]
@@ -269,7 +269,7 @@ def test_a_kill_between_the_last_two_renames_loses_nothing(tmp_path: Path) -> No
 def test_a_kill_after_the_last_rename_or_before_it_is_tidied_up(dataset: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(dataset.path, out)
-    shutil.copytree(dataset.path, hidden_folder(out))  # whole, but for the rename
+    shutil.copytree(dataset.path, staging_folder(out))  # whole, but for the rename
     shutil.copytree(dataset.path, replaced_folder(out))
     (replaced_folder(out) / "dataset.json").unlink()  # half deleted
     root = make_photographs(tmp_path / "raw", n=20)
@@ -333,35 +333,35 @@ def test_what_others_put_beside_the_dataset_is_left_alone(
     assert content_of(home) == before
 
 
-def test_drawing_leaves_others_hidden_folders_alone(tmp_path: Path) -> None:
+def test_drawing_leaves_others_staging_folders_alone(tmp_path: Path) -> None:
     for name in (f".out.partial-{os.getpid()}", f".out.old-{os.getpid()}"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.tex").write_text("years of work")
     before = content_of(tmp_path)
-    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out", marker="x", overwrite=False) as aside:
+    with pytest.raises(ZeroDivisionError), atomic.output_folder(tmp_path / "out", marker="x", overwrite=False) as aside:
         (aside / "x").write_text("")
         raise ZeroDivisionError
     assert content_of(tmp_path) == before
     for overwrite in (False, True):
-        with whole_folder(tmp_path / "out", marker="x", overwrite=overwrite) as aside:
+        with atomic.output_folder(tmp_path / "out", marker="x", overwrite=overwrite) as aside:
             (aside / "x").write_text("")
     assert content_of(tmp_path) == before | {str(tmp_path / "out"): None, str(tmp_path / "out" / "x"): b""}
 
 
 def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "out", marker="x", overwrite=False) as aside:
+    with atomic.output_folder(tmp_path / "out", marker="x", overwrite=False) as aside:
         (aside / "x").write_text("years of work")
     before = content_of(tmp_path)
-    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "out", marker="x", overwrite=True) as aside:
+    with pytest.raises(FileNotFoundError), atomic.output_folder(tmp_path / "out", marker="x", overwrite=True) as aside:
         aside.rmdir()
     assert content_of(tmp_path) == before
 
 
-def test_a_name_too_long_for_the_hidden_folders_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_name_too_long_for_the_staging_folders_is_one_clear_line(tmp_path: Path) -> None:
     for length in (201, 245, 300):
         with (
             pytest.raises(InputError, match="the name is longer than 200 bytes"),
-            whole_dataset(tmp_path / ("x" * length)),
+            atomic_dataset(tmp_path / ("x" * length)),
         ):
             pass
     assert not list(tmp_path.iterdir())

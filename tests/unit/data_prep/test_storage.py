@@ -15,7 +15,7 @@ from support.s3_server import Bucket
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError, StorageError
 from data_prep.storage import Storage
-from pipeline.cli import PLACE
+from pipeline.cli.options import PATH_OR_URI
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_an_unreachable_store_is_one_line_without_secrets() -> None:
 def test_fsspecs_file_systems() -> None:
     place = Storage("memory://folder") / "a"
     (place / "b" / "one").write_bytes(b"1")
-    with (place / "two").whole_file() as file:
+    with (place / "two").atomic_file() as file:
         file.write_bytes(b"22")
     assert place.files() == {"b/one": 1, "two": 2}
     assert (place / "b" / "one").read_bytes() == b"1"
@@ -146,7 +146,7 @@ def test_storage_shows_no_credentials(tmp_path: Path) -> None:
     here.write_bytes(b"1234")
     assert pickle.loads(pickle.dumps(here)).read_bytes() == b"1234"
     assert Storage(tmp_path).files() == {"a/b.bin": 4}
-    with pytest.raises(ZeroDivisionError), here.whole_file() as file:
+    with pytest.raises(ZeroDivisionError), here.atomic_file() as file:
         file.write_bytes(b"half")
         raise ZeroDivisionError
     assert here.read_bytes() == b"1234"
@@ -191,12 +191,12 @@ def test_what_looks_like_a_uri_is_never_taken_for_a_folder(
     with pytest.raises(InputError, match=message) as refused:
         make(text)
     assert "sesame" not in str(refused.value)
-    assert PLACE.convert(text, None, None) == text, "the command hands it on as it is"
+    assert PATH_OR_URI.convert(text, None, None) == text, "the command hands it on as it is"
 
 
 def test_chained_uris_are_fsspecs(photographs: Path) -> None:
     uri = "simplecache::memory://chained"
-    assert PLACE.convert(uri, None, None) == uri
+    assert PATH_OR_URI.convert(uri, None, None) == uri
     place = Storage("memory://chained") / "a"
     place.write_bytes(b"1234")
     chained = Storage(uri) / "a"

@@ -8,9 +8,9 @@ import pytest
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from pipeline.cli.train import show_settings
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, allowed, load_config, make_config
-from pipeline.config.settings import describe_settings
 from pipeline.training.trainer import build_model, resolved
 
 
@@ -69,7 +69,7 @@ def test_a_preset_is_a_whole_recipe_and_says_what_it_is(
     offline = config.model_copy(update={"weights": None})
     model = build_model(resolved(offline), dataset)
     assert model.embedding_dim == preset.settings["embedding_dim"]
-    describe_settings(config, name)
+    show_settings(config, name)
     said = capsys.readouterr().err
     assert f"preset {name}: {preset.about}" in said.replace("\n", " ").replace("  ", " ")
     assert "loss_weighting" in said

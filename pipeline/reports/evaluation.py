@@ -1,4 +1,4 @@
-"""An evaluation as tables: as the papers print them, with their figures beside it, and in detail."""
+"""An evaluation as tables on the terminal: as the papers print them, with published figures beside, and in detail."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pipeline.evaluation.published_results import Benchmark
 OVERALL = "overall"
 THIS = "this model"
 TABLE_3 = ["system", "average loss", "accuracy, %"]
-"""The columns of the paper's."""
+"""Columns of the paper's Table 3."""
 AVERAGE_PRECISION = {"map": "MAP", "map_answerable": "MAP*", "chance": "chance", "ceiling": "ceiling"}
-"""Keys of agman.summarise, and their headings."""
+"""Keys of agman.summarise and their headings."""
 
 
-def show(evaluation: Evaluation) -> None:
-    """The figures on stderr: what the papers' tables show, then the details.
+def show_evaluation(evaluation: Evaluation) -> None:
+    """Show the tables of the papers, then the details.
 
-    Published figures stand beside the model's where they are of the same split; else by themselves, at the end.
+    Published figures stand in the model's tables if they are of the same split, else in a table of their own.
     """
     if evaluation.results:
         _show_map(evaluation)
@@ -41,9 +41,9 @@ def _show_map(evaluation: Evaluation) -> None:
 
 
 def map_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
-    """MAP of every attribute and over all with its interval: the paper's Tables 1 and 2.
+    """Return MAP with its interval as the paper's Tables 1 and 2: title, names of the attributes, rows.
 
-    The title, the attributes' names, and rows: what it is, then a cell for each attribute, the overall figure last.
+    A row has a label, a cell for each attribute, and the overall value last.
     """
     intervals = evaluation.intervals
     names = [name for name in intervals if name]
@@ -69,7 +69,10 @@ def _show_triplets(evaluation: Evaluation) -> None:
 
 
 def triplet_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
-    """Accuracy and loss of every attribute and over all, as `map_table`; the paper's Table 3 has those over all."""
+    """Return accuracy and loss of the triplets in the form of `map_table`.
+
+    The paper's Table 3 has the overall values only.
+    """
     figures = _figures(evaluation)
     ends = [*(f"/{name}" for name in evaluation.triplets), ""]
     counts = [*(len(one.correct) for one in evaluation.triplets.values()), int(figures["triplets"])]
@@ -86,7 +89,7 @@ def triplet_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str
 
 
 def _beside(evaluation: Evaluation, of_triplets: bool) -> bool:
-    """Whether figures of this kind are published on this very split."""
+    """Return whether figures of this kind are published on this very split."""
     benchmark = evaluation.benchmark
     return benchmark is not None and not evaluation.difference and benchmark.of_triplets == of_triplets
 
@@ -100,10 +103,11 @@ def _show_published(benchmark: Benchmark, difference: str) -> None:
 
 
 def _published_map(benchmark: Benchmark, names: Iterable[str]) -> list[list[str]]:
-    """A row for each system: MAP of these attributes, empty where it is not published, and over all."""
+    """Return a row for each system: MAP of these attributes (empty if not published), and the overall MAP."""
     rows = []
     for one in benchmark.results:
-        known = dict(zip(benchmark.attributes, one.of_attributes, strict=False))  # none where only the overall one is
+        # Empty if only the overall MAP is published.
+        known = dict(zip(benchmark.attributes, one.of_attributes, strict=False))
         of_attributes = [f"{known[name]:.2f}" if name in known else "" for name in names]
         rows.append([one.system, *of_attributes, f"{one.overall:.2f}"])
     return rows
@@ -120,12 +124,12 @@ def _precision(evaluation: Evaluation) -> str:
 
 
 def _figures(evaluation: Evaluation) -> dict[str, float]:
-    """Without the split before their names."""
+    """Return the figures without the split in front of their names."""
     return {name.split("/", 1)[1]: value for name, value in evaluation.figures.items()}
 
 
 def _show_wide(title: str, names: Iterable[str], rows: list[list[str]]) -> None:
-    """A table with an attribute a column and the overall figure last; in several where the terminal is too narrow."""
+    """Show a column for each attribute and the overall value last, in several tables if the terminal is too narrow."""
     headings = [re.sub(r"[_ -]", "\n", name) for name in (*names, OVERALL)]
     first = max(len(row[0]) for row in rows)
     widths = [
@@ -144,14 +148,17 @@ def _show_wide(title: str, names: Iterable[str], rows: list[list[str]]) -> None:
 
 
 def _show_retrieval(evaluation: Evaluation) -> None:
-    """Rows: attributes, their mean over queries, their mean over attributes. Two tables, so that 80 columns do."""
+    """Show a row for each attribute, the mean over queries and the mean over attributes.
+
+    They are two tables, so that each fits into 80 columns.
+    """
     figures = _figures(evaluation)
     ks = next(iter(evaluation.results.values())).precision
     at_k = {"map_at_r": "MAP@R"} | {f"p_at_{k}": f"P@{k}" for k in ks} | {f"r_at_{k}": f"R@{k}" for k in ks}
     columns = AVERAGE_PRECISION | at_k
     alone = {name: agman.summarise({name: result}) for name, result in evaluation.results.items()}
     macro = {key: sum(one[key] for one in alone.values()) / len(alone) for key in columns}
-    macro["map_answerable"] = figures["map_macro_answerable"]  # an attribute of hopeless queries has no part in it
+    macro["map_answerable"] = figures["map_macro_answerable"]  # leaves out attributes without an answerable query
     counts = {name: [f"{len(one.relevant):,}", f"{one.candidates:,}"] for name, one in evaluation.results.items()}
     counts |= {"all": [f"{figures['queries']:,.0f}", ""], "macro": ["", ""]}
     lines = alone | {"all": figures, "macro": macro}
@@ -163,8 +170,8 @@ def _show_retrieval(evaluation: Evaluation) -> None:
     rows = [[name, *_times_100(line, at_k)] for name, line in lines.items()]
     show_table(f"The first ranks on {evaluation.split}, times 100", ["attribute", *at_k.values()], rows)
     say(
-        f"MAP*: without the {figures['unanswerable']:,.0f} queries that have no relevant candidate. They score 0; the "
-        "ceiling is the share of the others"
+        f"MAP*: without the {figures['unanswerable']:,.0f} queries that have no relevant candidate. Those score 0, so "
+        "the ceiling is the share of the others"
     )
 
 

@@ -1,0 +1,102 @@
+"""`agman doctor`, `submit` and `bench`: the machine, the cluster, and how fast they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from data_prep.errors import InputError
+from pipeline.cli.options import PATH, PATH_OR_URI, json_option
+from pipeline.common.console import emit, progress_bar, say
+from pipeline.common.errors import JobFailed
+from pipeline.common.hints import nearest
+
+BENCHMARKS = [
+    "annotation",
+    "drawing",
+    "evaluate",
+    "loader",
+    "model",
+    "options",
+    "packing",
+    "precision",
+    "retrieval",
+    "scale",
+    "search",
+    "serve",
+    "train",
+    "triplets",
+    "tune",
+]
+
+
+@click.command()
+@click.option("--data", type=PATH_OR_URI, metavar="OUT", help="Prepared dataset to check: folder or URI.")
+@click.option(
+    "--storage",
+    default="runs",
+    show_default=True,
+    type=PATH_OR_URI,
+    metavar="DIR",
+    help="Where checkpoints would be written: folder or URI.",
+)
+@json_option
+def doctor(data: str | Path | None, storage: str | Path, as_json: bool) -> None:
+    """Check versions, devices, Ray, storage, MLflow and, with --data, a dataset; exit with 1 if a check fails."""
+    from pipeline.cluster.doctor import examine
+
+    findings = []
+    for finding in examine(data, storage, progress_bar):
+        findings.append(finding)
+        say(f"{'ok  ' if finding.ok else 'WRONG'} {finding.check}: {finding.found}")
+        if finding.remedy:
+            say(f"      what to do: {finding.remedy}")
+    wrong = [finding.check for finding in findings if not finding.ok]
+    emit({"checks": len(findings), "wrong": wrong}, as_json)
+    if wrong:
+        raise JobFailed(f"{len(wrong)} of {len(findings)} checks: {', '.join(wrong)}")
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--address",
+    envvar="RAY_API_SERVER_ADDRESS",
+    default="http://127.0.0.1:8265",
+    show_default=True,
+    metavar="URL",
+    help="Dashboard of the head node; default: RAY_API_SERVER_ADDRESS, if it is set.",
+)
+@click.option(
+    "--env",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Pass the value of this environment variable to the job; may be given several times.",
+)
+@click.option("--working-dir", type=PATH, metavar="DIR", help="Files to upload to the job's working folder.")
+@click.pass_context
+def submit(
+    context: click.Context, command: tuple[str, ...], address: str, names: tuple[str, ...], working_dir: Path | None
+) -> int:
+    """Run an agman COMMAND on a cluster, as in `submit -- train --data s3://…`; show its log and exit as it does."""
+    from pipeline.cluster.submit import submit as run_submission
+
+    assert context.parent and isinstance(context.parent.command, click.Group)
+    commands = context.parent.command.commands
+    if command[0] not in commands:
+        raise InputError(f"{command[0]}: no such command; {nearest(command[0], commands)}")
+    return run_submission(command, address, names, working_dir)
+
+
+@click.command(
+    help="Measure NAME side by side with a plain implementation; write a dated table to benchmarks/results.\n\n"
+    f"NAME is {', '.join(BENCHMARKS[:-1])} or {BENCHMARKS[-1]}."
+)
+@click.argument("name", type=click.Choice(BENCHMARKS), metavar="NAME")
+def bench(name: str) -> None:
+    """Run the benchmark `benchmarks.NAME`."""
+    import importlib
+
+    importlib.import_module(f"benchmarks.{name}").main()

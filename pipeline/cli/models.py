@@ -1,0 +1,113 @@
+"""`agman promote`, `rollback`, `report` and `export`: what is done with a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli.options import PATH, data_option, json_option, overwrite_option, split_option
+from pipeline.common.console import emit, progress_bar, say, show_table
+
+if TYPE_CHECKING:
+    from pipeline.registry.promotion import Decision
+
+
+@click.command()
+@click.argument("model")
+@data_option
+@split_option("compare on")
+@click.option(
+    "--tolerance",
+    default=0.01,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="MAP that any attribute may lose, between 0 and 1.",
+)
+@click.option("--force", metavar="REASON", help="Promote the model whatever the scores say; the reason is recorded.")
+@json_option
+def promote(model: str, data: str | Path, as_json: bool, **options: Any) -> None:
+    """Make MODEL the champion if it is better than the champion beyond noise.
+
+    MODEL is NAME (its challenger), models:/NAME@ALIAS or models:/NAME/VERSION. The exit code is 0 after a refusal, too.
+    """
+    from data_prep.dataset import Dataset
+    from pipeline.registry.promotion import promote as run_promotion
+
+    decision = run_promotion(model, Dataset(data), progress=progress_bar, **options)
+    show_decision(decision)
+    emit(decision.figures, as_json)
+
+
+def show_decision(decision: Decision) -> None:
+    """Show the scores of both models under every attribute, and the decision."""
+    if decision.verdict:
+        rows = []
+        for name, one in decision.verdict.differences.items():
+            now = decision.challenger_scores[name].mean
+            cells = [f"{100 * value:.2f}" for value in (now - one.mean, now)]
+            rows.append(
+                [name or "all", *cells, f"{100 * one.mean:+.2f}", f"[{100 * one.low:+.2f}, {100 * one.high:+.2f}]"]
+            )
+        title = f"{decision.metric} of {decision.name}, times 100"
+        header = ["attribute", f"champion ({decision.champion})", f"version {decision.version}", "difference", "95 %"]
+        show_table(title, header, rows)
+    what = "promoted" if decision.promoted else "not promoted"
+    how = f" although {decision.verdict.reason}" if decision.forced and decision.verdict else ""
+    say(f"{decision.name} version {decision.version} is {what}: {decision.reason}{how}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--reason", required=True, metavar="TEXT", help="Reason for the rollback; it is recorded.")
+@json_option
+def rollback(name: str, reason: str, as_json: bool) -> None:
+    """Make the previous champion of the registered model NAME its champion again."""
+    from pipeline.registry.promotion import rollback as run_rollback
+
+    now, before = run_rollback(name, reason)
+    say(f"{name}: version {now} is the champion again, in the place of version {before}")
+    emit({"champion": int(now), "rolled_back": int(before)}, as_json)
+
+
+@click.command()
+@click.argument("model")
+@data_option
+@click.option("--out", default=Path("report.html"), show_default=True, type=PATH, metavar="FILE", help="Page to write.")
+@json_option
+def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
+    """Write one self-contained page on MODEL: MAP table, curves, attention, galleries."""
+    from data_prep.dataset import Dataset
+    from pipeline.reports.model.page import write_report
+
+    figures = write_report(model, Dataset(data), out)
+    say(f"page: {out.absolute()}")
+    emit(figures | {"page": str(out)}, as_json)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder to write.")
+@overwrite_option
+@json_option
+def export(model: str, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Write MODEL for other programs: safetensors, a torch.export program, and ONNX."""
+    from pipeline.registry.export import export as run_export
+
+    figures = run_export(model, out, overwrite=overwrite)
+    show_exported(figures)
+    emit(figures, as_json)
+
+
+def show_exported(figures: dict[str, Any]) -> None:
+    """Show the files with their sizes and largest differences from the model."""
+    from pipeline.registry.export import ONNX
+
+    rows = []
+    for name, size in figures["files"].items():
+        difference = figures["difference"].get(name)
+        rows.append([name, f"{size / 1e6:.1f} MB", "" if difference is None else f"{difference:.1e}"])
+    show_table(figures["out"], ["file", "size", "largest difference from the model"], rows)
+    if figures["difference"][ONNX] is None:
+        say(f"note: {ONNX} was not run, because onnxruntime is not installed here")

@@ -1,0 +1,147 @@
+"""`agman embed`, `index`, `search` and `serve`: galleries of images and searching them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli.options import PATH, PATH_OR_URI, json_option, overwrite_option, precision_option
+from pipeline.common.console import emit, printable, progress_bar, say, show_table
+
+if TYPE_CHECKING:
+    from pipeline.retrieval.gallery import Gallery
+    from pipeline.retrieval.search import Hit
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--images",
+    required=True,
+    type=PATH_OR_URI,
+    metavar="SOURCE",
+    help="Folder of images, Parquet files, or a prepared dataset.",
+)
+@click.option("--out", required=True, type=PATH, metavar="GALLERY", help="Gallery to write: a folder.")
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, one GPU each if there are GPUs."
+)
+@precision_option("Number format in which the model computes.")
+@overwrite_option
+@json_option
+def embed(model: str, images: str | Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Embed images under every attribute of MODEL, for `agman search` and `agman serve`.
+
+    The same command continues an embedding that was stopped or killed.
+    """
+    from pipeline.retrieval.embed import embed_images
+
+    emit(show_gallery(embed_images(model, images, out, progress=progress_bar, **options)), as_json)
+
+
+def show_gallery(gallery: Gallery) -> dict[str, Any]:
+    """Show what the gallery holds and what was rejected; return the figures."""
+    info, refused = gallery.info, sum(gallery.info.rejects.values())
+    say(f"{info.images:,} images under {len(info.attributes)} attributes, {info.width} wide, in {gallery.folder}")
+    for reason, count in info.rejects.items():
+        say(f"  {count:,} rejected: {reason}")
+    if refused:
+        say(f"  each named in {gallery.folder / 'rejects.parquet'}")
+    return {
+        "images": info.images,
+        "rejects": refused,
+        "attributes": list(info.attributes),
+        "width": info.width,
+        "model": info.model,
+        "out": str(gallery.folder),
+    }
+
+
+@click.command()
+@click.argument("gallery", type=PATH)
+@json_option
+def index(gallery: Path, as_json: bool) -> None:
+    """Build an approximate index of GALLERY, for `agman search --approximate`, and measure its recall."""
+    from dataclasses import asdict
+
+    from pipeline.retrieval.faiss_index import RECALL_AT
+    from pipeline.retrieval.gallery import Gallery
+
+    measured = Gallery.open(gallery).build_index(progress_bar).measured
+    say(
+        f"index of {measured.rows:,} images: {measured.lists:,} lists, {measured.probes:,} of them searched; "
+        f"recall@{RECALL_AT} {measured.recall:.3f} against exact search"
+    )
+    emit(asdict(measured), as_json)
+
+
+@click.command()
+@click.argument("gallery", type=PATH)
+@click.option("--query", required=True, type=PATH, metavar="IMAGE", help="Image to search for.")
+@click.option(
+    "--attribute", "attributes", required=True, multiple=True, metavar="NAME", help="May be given several times."
+)
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Number of images to show.")
+@click.option("--approximate", is_flag=True, help="Use the index that `agman index` has built.")
+@click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
+@json_option
+def search(gallery: Path, query: Path, attributes: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Find the images of GALLERY that are most similar to IMAGE under one or several attributes."""
+    from pipeline.retrieval.search import run_search
+
+    emit(show_hits(run_search(gallery, query, attributes, **options), attributes), as_json)
+
+
+def show_hits(hits: list[Hit], attributes: Sequence[str]) -> dict[str, Any]:
+    """Show a row for each hit; return them as figures."""
+    several = list(attributes) if len(attributes) > 1 else []
+    rows = [
+        [str(rank), f"{hit.score:.4f}", *(f"{one:.4f}" for one in hit.cosines if several), printable(hit.image)]
+        for rank, hit in enumerate(hits, 1)
+    ]
+    title = (
+        f"most similar under {' + '.join(attributes)} (sum of cosines)" if several else f"by {attributes[0]} (cosine)"
+    )
+    show_table(title, ["rank", "score", *several, "image"], rows)
+    if not hits:
+        say("nothing found")
+    return {
+        "attributes": list(attributes),
+        "hits": [{"row": hit.row, "image": hit.image, "score": hit.score, "cosines": hit.cosines} for hit in hits],
+    }
+
+
+@click.command()
+@click.argument("gallery", type=PATH)
+@click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all addresses.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option(
+    "--replicas",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Processes, one GPU each if there are GPUs.",
+)
+@click.option(
+    "--max-batch",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum images that are embedded together.",
+)
+@click.option(
+    "--wait-ms",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Time that an image waits for others to join its batch, ms.",
+)
+def serve(gallery: Path, model: str | None, **options: Any) -> None:
+    """Serve GALLERY over HTTP, with a page to search it by image and attribute. Ctrl-C stops it."""
+    from pipeline.serving.run import Options, serve_until_stopped
+
+    serve_until_stopped(gallery, model, Options(**options))
