@@ -18,14 +18,14 @@ from agman.asenet_v2 import ASENetV2
 from agman.attention_score import attention_mass, pointing_hits
 from agman.attnfashion import AttnFashion
 from agman.base import Output, RetrievalModel
-from agman.batchnorm import GlobalBatchNorm2d, convert_batchnorm
+from agman.batchnorm import convert_batchnorm
 from agman.bootstrap import Difference, Interval, intervals, paired_differences
 from agman.checkpoint import CheckpointError, load_model, save_model
 from agman.csn import CSN, csn_loss
 from agman.engine import Batch, embed_batches, normalise, prepare
 from agman.export import Exported, ExportError, export_onnx, export_program, save_program
 from agman.isln import ISLN
-from agman.loop import Ahead, Totals, embed_dataset, on_device, pinned, rank_candidates, train_epoch
+from agman.loop import Prefetcher, RunningMeans, embed_dataset, on_device, pinned, rank_candidates, train_epoch
 from agman.losses import (
     LossWeights,
     Pairs,
@@ -54,7 +54,7 @@ from agman.model import AGMAN
 from agman.objective import Losses, TripletObjective
 from agman.published import load_published
 from agman.registry import MODELS, build, options_of
-from agman.stepping import NonFiniteLoss, Stepper, StepResult, build_optimizer, build_scheduler
+from agman.stepping import NonFiniteLoss, Stepper, StepResult, build_optimizer, learning_rate
 from agman.triplet_metrics import (
     TripletScores,
     score_conditions,
@@ -70,25 +70,24 @@ __all__ = [
     "MODELS",
     "ASENet",
     "ASENetV2",
-    "Ahead",
     "AttnFashion",
     "Batch",
     "CheckpointError",
     "Difference",
     "ExportError",
     "Exported",
-    "GlobalBatchNorm2d",
     "Interval",
     "LossWeights",
     "Losses",
     "NonFiniteLoss",
     "Output",
     "Pairs",
+    "Prefetcher",
     "Retrieval",
     "RetrievalModel",
+    "RunningMeans",
     "StepResult",
     "Stepper",
-    "Totals",
     "TripletObjective",
     "TripletScores",
     "ValueProxies",
@@ -98,7 +97,6 @@ __all__ = [
     "average_precision_at_r",
     "build",
     "build_optimizer",
-    "build_scheduler",
     "chance_average_precision",
     "convert_batchnorm",
     "cosine",
@@ -111,6 +109,7 @@ __all__ = [
     "info_nce",
     "intervals",
     "keep_freed_memory",
+    "learning_rate",
     "load_model",
     "load_published",
     "mine",

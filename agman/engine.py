@@ -1,12 +1,13 @@
-"""What goes into a model and what comes out: a batch of triplets on its way in, embeddings of pairs on their way out.
+"""Inputs and outputs of a model: a batch of triplets on its way in, embeddings of pairs on their way out.
 
 Shape suffixes: U distinct images of a batch, B triplets, I = 3B images of the triplets, V values of an image,
 K pairs, S pixels.
 """
 
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One process's share of a global batch of triplets. An image in two triplets is there once."""
+    """The triplets that one process computes of a global batch. An image that is in two triplets is held once."""
 
     images: Tensor
     """U×3×S×S, uint8."""
@@ -38,11 +39,11 @@ class Batch:
     Only proxies, mining and InfoNCE need them.
     """
     bounds: tuple[int, ...] = ()
-    """Where this process's parts begin and end among its triplets, e.g. (0, 4, 8); by default one part."""
-    global_parts: int = 1
-    """Parts of the global batch, over all processes."""
+    """Bounds of this process's micro-batches among its triplets, e.g. (0, 4, 8); by default one micro-batch."""
+    global_micro_batches: int = 1
+    """Micro-batches of the global batch, over all processes."""
     seeds: tuple[int, ...] = ()
-    """Of each of this process's parts: torch draws from it in the part's forward pass. None: from where it is."""
+    """Seed of torch's generator for each micro-batch's forward pass; by default the generator goes on as it is."""
 
     def __post_init__(self) -> None:
         triplets = len(self.attributes)
@@ -60,51 +61,54 @@ class Batch:
         if self.global_size < triplets:
             raise ValueError(f"global_size {self.global_size} is less than this process's {triplets} triplets")
         bounds = self.bounds or (0, triplets)
+        count = len(bounds) - 1
         if bounds[0] != 0 or bounds[-1] != triplets or any(b <= a for a, b in itertools.pairwise(bounds)):
-            raise ValueError(f"bounds {self.bounds} do not cut {triplets} triplets into parts of at least one")
-        if self.global_parts < len(bounds) - 1:
-            raise ValueError(f"global_parts {self.global_parts} is less than this process's {len(bounds) - 1} parts")
-        if self.seeds and len(self.seeds) != len(bounds) - 1:
-            raise ValueError(f"{len(self.seeds)} seeds for {len(bounds) - 1} parts")
+            raise ValueError(f"bounds {self.bounds} do not cut {triplets} triplets into micro-batches of at least one")
+        if self.global_micro_batches < count:
+            raise ValueError(f"global_micro_batches {self.global_micro_batches} is less than this process's {count}")
+        if self.seeds and len(self.seeds) != count:
+            raise ValueError(f"{len(self.seeds)} seeds for {count} micro-batches")
 
     @property
-    def parts(self) -> list["Batch"]:
-        """Each part as a batch of its own, of the same images."""
+    def micro_batches(self) -> list["Batch"]:
+        """Each micro-batch as a batch of its own, of the same images."""
         if len(self.bounds) <= 2:
             return [self]
-        cuts = [slice(*bounds) for bounds in itertools.pairwise(self.bounds)]
-        return [
-            Batch(
-                self.images,
-                self.index[:, cut],
-                self.flip[:, cut],
-                self.attributes[cut],
-                self.global_size,
-                None if self.values is None else self.values[:, cut],
-                global_parts=self.global_parts,
-                seeds=self.seeds[number : number + 1],
-            )
-            for number, cut in enumerate(cuts)
-        ]
+        return [self._micro_batch(number, slice(*cut)) for number, cut in enumerate(itertools.pairwise(self.bounds))]
+
+    def _micro_batch(self, number: int, cut: slice) -> "Batch":
+        return replace(
+            self,
+            index=self.index[:, cut],
+            flip=self.flip[:, cut],
+            attributes=self.attributes[cut],
+            values=None if self.values is None else self.values[:, cut],
+            bounds=(),
+            seeds=self.seeds[number : number + 1],
+        )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return a batch whose tensors are `function` of this one's, e.g. copies on another device."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        mapped: dict[str, Any] = {name: function(one) for name, one in values.items() if isinstance(one, Tensor)}
+        return replace(self, **mapped)
 
 
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
-    """uint8 ...×3×S×S to ImageNet's zero mean and unit deviation, where the images are. ValueError if not uint8."""
+def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return uint8 images, N×3×S×S, with ImageNet's mean and deviation taken out, on their device.
+
+    The result is in the memory order channels_last, in which convolutions are faster on CPUs and GPUs.
+    Raises ValueError if the images are not uint8.
+    """
     if images.dtype != torch.uint8:
         raise ValueError(f"images to normalise must be uint8, not {images.dtype}: are they normalised already?")
     mean = torch.tensor(IMAGENET_MEAN, device=images.device, dtype=dtype)[:, None, None]
     std = torch.tensor(IMAGENET_STD, device=images.device, dtype=dtype)[:, None, None]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return ((images.to(dtype) / 255 - mean) / std).contiguous(memory_format=layout)
+    return ((images.to(dtype) / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def prepare(
-    batch: Batch,
-    device: torch.device | str,
-    channels_last: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    """Images 3B×3×S×S (anchors, positives, negatives) and attributes B, on the device.
+def prepare(batch: Batch, device: torch.device | str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Return images 3B×3×S×S (anchors, positives, negatives) and attributes B, on the device.
 
     Bytes cross to the device once for each distinct image; gathering, mirroring and normalising happen there.
     """
@@ -113,7 +117,7 @@ def prepare(
     )
     images_i = images_u[index.flatten()]
     images_i = torch.where(flip.flatten()[:, None, None, None], images_i.flip(-1), images_i)
-    return normalise(images_i, dtype, channels_last), attributes
+    return normalise(images_i, dtype), attributes
 
 
 def embed_batches(
@@ -122,12 +126,11 @@ def embed_batches(
     *,
     device: torch.device | str,
     precision: str = "fp32",
-    channels_last: bool = False,
 ) -> Tensor:
-    """K×D float32 on the CPU: the embeddings of all pairs of all batches, in their order.
+    """Return the embeddings of all pairs of all batches in their order: K×D float32 on the CPU.
 
     A batch is (images U×3×S×S uint8, image_index K, attributes K), see `RetrievalModel.embed_pairs`. Runs in
-    evaluation and inference mode; the model's mode is put back afterwards.
+    evaluation and inference mode; the model's mode is restored afterwards.
     """
     was_training = model.training
     dtype = next(model.parameters()).dtype
@@ -135,19 +138,16 @@ def embed_batches(
     model.eval()
     try:
         with torch.inference_mode(), autocast(device, precision):
-            for images, image_index, attributes in batches:
-                images, image_index, attributes = (
-                    tensor.to(device, non_blocking=True) for tensor in (images, image_index, attributes)
-                )
-                embedded = model.embed_pairs(normalise(images, dtype, channels_last), image_index, attributes)
-                embeddings.append(embedded.float().cpu())
+            for batch in batches:
+                images, image_index, attributes = (tensor.to(device, non_blocking=True) for tensor in batch)
+                embeddings.append(model.embed_pairs(normalise(images, dtype), image_index, attributes).float().cpu())
     finally:
         model.train(was_training)
     return torch.cat(embeddings)
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:
-    """torch's own for "bf16", none for "fp32". ValueError for another precision."""
+    """Return torch's autocast for "bf16", a disabled one for "fp32". Raises ValueError for another precision."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -5,9 +5,9 @@ Shape suffixes: K pairs (image, attribute), D embedding width.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,15 +22,15 @@ from agman.stepping import LOSSES, Stepper, StepResult
 Item = TypeVar("Item")
 
 
-class Ahead(Iterator[Item]):
-    """The items in their order, made up to `depth` ahead in a background thread, from now on; 0: when asked for.
+class Prefetcher(Iterator[Item]):
+    """The items in their order, made up to `depth` ahead in a background thread; with depth 0, made when asked for.
 
-    To be closed by whoever does not take them all.
+    The thread starts at once. Whoever does not take all items closes the prefetcher.
     """
 
     def __init__(self, items: Iterable[Item], depth: int):
         self._items, self._end = iter(items), object()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="agman-ahead") if depth else None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="agman-prefetch") if depth else None
         self._waiting: deque[Any] = deque()
         for _ in range(depth):
             self._order()
@@ -48,7 +48,7 @@ class Ahead(Iterator[Item]):
         return item
 
     def close(self) -> None:
-        """Make no more."""
+        """Make no more items."""
         self._waiting.clear()
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
@@ -59,12 +59,15 @@ class Ahead(Iterator[Item]):
 
 
 def pinned(batch: Batch, device: torch.device | str) -> Batch:
-    """For CUDA: in memory that the device can copy from while it computes. To be called where batches are loaded."""
-    return _moved(batch, torch.Tensor.pin_memory) if torch.device(device).type == "cuda" else batch
+    """Return the batch in memory that a GPU can copy from while it computes; for other devices, the batch itself.
+
+    Call it in the thread that loads batches.
+    """
+    return batch.map(torch.Tensor.pin_memory) if torch.device(device).type == "cuda" else batch
 
 
 def on_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[Batch]:
-    """The batches on the device. On CUDA each is copied while the step before it computes, if it is `pinned`."""
+    """Yield the batches on the device. A GPU copies each one while it computes on the one before, if it is `pinned`."""
     if torch.device(device).type != "cuda":
         yield from batches
         return
@@ -72,44 +75,39 @@ def on_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[
     waiting = None
     for batch in batches:
         with torch.cuda.stream(copying):
-            copied = _moved(batch, lambda tensor: tensor.to(device, non_blocking=True))
+            copied = batch.map(lambda tensor: tensor.to(device, non_blocking=True))
         if waiting is not None:
             yield waiting
         torch.cuda.current_stream(device).wait_stream(copying)
-        waiting = _moved(copied, _used_here)
+        waiting = copied.map(_used_here)
     if waiting is not None:
         yield waiting
 
 
 def _used_here(tensor: Tensor) -> Tensor:
-    """The allocator must not give the memory away while the computing stream still reads it."""
+    """Keep the allocator from giving the memory away while the computing stream still reads it."""
     tensor.record_stream(torch.cuda.current_stream(tensor.device))
     return tensor
 
 
-def _moved(batch: Batch, move: Callable[[Tensor], Tensor]) -> Batch:
-    tensors = {one.name: value for one in fields(batch) if isinstance(value := getattr(batch, one.name), Tensor)}
-    moved: dict[str, Any] = {name: move(tensor) for name, tensor in tensors.items()}
-    return replace(batch, **moved)
-
-
 @dataclass
-class Totals:
-    """What a stretch of steps came to; `as_dict` and `Totals(**…)` carry it through a checkpoint."""
+class RunningMeans:
+    """Means over a stretch of steps; `as_dict` and `RunningMeans(**…)` carry it through a checkpoint."""
 
     sums: dict[str, float] = field(default_factory=dict)
-    """Over all triplets: each loss, and the correct ones."""
+    """Sums over all triplets: of each loss, and of the correct ones."""
     triplets: int = 0
     steps: int = 0
+    gradient_norm: float = 0.0
+    """The largest norm before clipping."""
     timed: int = 0
     """Triplets of the steps that this process made itself, in `seconds`."""
     seconds: float = 0.0
     waited: float = 0.0
     """Seconds spent waiting for a batch."""
-    gradient_norm: float = 0.0
-    """The largest, before clipping."""
 
     def add(self, result: StepResult, seconds: float = 0.0, waited: float = 0.0) -> None:
+        """Add a step that took `seconds`, of which it waited for its batch."""
         for name in LOSSES:
             self.sums[name] = self.sums.get(name, 0.0) + getattr(result, name) * result.triplets
         self.sums["correct"] = self.sums.get("correct", 0.0) + result.correct
@@ -121,18 +119,16 @@ class Totals:
         self.gradient_norm = max(self.gradient_norm, result.gradient_norm)
 
     def clear(self) -> None:
-        """Begin anew."""
-        for one in fields(self):
-            setattr(self, one.name, {} if one.name == "sums" else type(getattr(self, one.name))())
+        """Begin a new stretch."""
+        vars(self).update(vars(RunningMeans()))
 
     def as_dict(self) -> dict[str, Any]:
-        """Without the times: they are of one process's life."""
-        return {"sums": dict(self.sums), "triplets": self.triplets, "steps": self.steps} | {
-            "gradient_norm": self.gradient_norm
-        }
+        """Return the state without the times, which belong to one process's life."""
+        kept = ("sums", "triplets", "steps", "gradient_norm")
+        return {name: value for name, value in vars(self).items() if name in kept} | {"sums": dict(self.sums)}
 
     def means(self) -> dict[str, float]:
-        """Losses per triplet, triplet_accuracy, gradient_norm_max, triplets_per_second and data_wait_share."""
+        """Return losses per triplet, triplet_accuracy, gradient_norm_max, triplets_per_second and data_wait_share."""
         if not self.triplets:
             return {}
         means = {name: total / self.triplets for name, total in self.sums.items()}
@@ -147,15 +143,14 @@ class Totals:
 def train_epoch(
     stepper: Stepper,
     batches: Iterable[Batch],
-    totals: list[Totals],
+    means: Sequence[RunningMeans] = (),
     *,
     stop: Callable[[], bool] = lambda: False,
-    after_step: Callable[[StepResult], None] = lambda result: None,
-) -> bool:
-    """Make a step of every batch and add it to each of `totals`; False if a process's `stop` ended it early.
+) -> Iterator[StepResult]:
+    """Make a step of every batch, add it to each of `means`, and yield its result.
 
-    `after_step` runs after every step; its time counts for the next one. `stop` is asked before every step; once any
-    process says yes, all end after that step.
+    `stop` is asked before every step. Once any process's says yes, all processes end after that step: the last result
+    then has votes. Time that the caller spends on a result counts for the next step.
     """
     iterator = iter(on_device(batches, stepper.device))
     mark = time.perf_counter()
@@ -163,16 +158,16 @@ def train_epoch(
         asked = time.perf_counter()
         batch = next(iterator, None)
         if batch is None:
-            return True
+            return
         waited = time.perf_counter() - asked
         result = stepper.step(batch, stop=stop())
         now = time.perf_counter()
-        for one in totals:
+        for one in means:
             one.add(result, now - mark, waited)
         mark = now
-        after_step(result)
+        yield result
         if result.votes:
-            return False
+            return
 
 
 def embed_dataset(
@@ -184,11 +179,12 @@ def embed_dataset(
     device: torch.device | str,
     precision: str = "fp32",
     batch_size: int = 64,
-    advance: Callable[[int], None] = lambda images_done: None,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
-    """Embeddings K×D (float32, on the CPU) of K pairs in their order; every distinct image passes the backbone once.
+    """Return the embeddings of K pairs in their order: K×D float32 on the CPU.
 
-    `read` gives U×3×S×S uint8 for U image ids.
+    Every distinct image passes the backbone once. `read` returns U×3×S×S uint8 for U image ids; `advance` is called
+    with the number of images of every batch that is read.
     """
     ids, image_of_pair = np.unique(image_ids, return_inverse=True)
     order = np.argsort(image_of_pair, kind="stable")  # pairs of one image lie side by side
@@ -204,9 +200,9 @@ def embed_dataset(
             )
             advance(len(ids[start : start + batch_size]))
 
-    decoded = Ahead(batches(), 1)  # while the batch before is embedded
+    decoded = Prefetcher(batches(), 1)  # while the batch before is embedded
     try:
-        embedded = embed_batches(model, decoded, device=device, precision=precision, channels_last=True)
+        embedded = embed_batches(model, decoded, device=device, precision=precision)
     finally:
         decoded.close()
     in_order = torch.empty_like(embedded)
@@ -217,8 +213,9 @@ def embed_dataset(
 def rank_candidates(
     embeddings: Tensor, attributes: np.ndarray, values: np.ndarray, is_query: np.ndarray, names: list[str]
 ) -> dict[str, Retrieval]:
-    """Rank every attribute's candidates for each of its queries. All of K pairs, in their order; `names` of attributes.
+    """Rank every attribute's candidates for each of its queries, and return the rankings by attribute name.
 
+    embeddings K×D, attributes K, values K and is_query K (bool) describe the K pairs; names has every attribute's.
     Attributes without a query are left out.
     """
     results = {}

@@ -1,19 +1,19 @@
-"""The C allocator's habits, where they cost more than the arithmetic."""
+"""Settings of the C allocator, whose defaults can cost more than the arithmetic."""
 
 import ctypes
 import sys
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
-"""glibc's numbers of the two parameters, in malloc.h."""
+"""Numbers of the two parameters in glibc's malloc.h."""
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that tensors free, for the next ones; True if that could be arranged.
+    """Let this process keep the memory that tensors free for later tensors; return whether that was possible.
 
     A training step on the CPU frees its activations and asks for as many again. By default glibc gives large blocks
-    back to the system, which hands them out anew page by page, zeroed: on a virtual machine that can take as long as
-    the step itself. The process then holds on to its peak until it ends. Nothing happens without glibc, nor to what
-    lies on a GPU, whose allocator keeps its memory anyway.
+    back to the system, which hands them out again page by page, zeroed: on a virtual machine that can take as long as
+    the step itself. After this call the process keeps its peak memory until it ends. Without glibc nothing changes,
+    and neither does memory on a GPU, which torch's own allocator keeps anyway.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""What a training step minimises: model, losses and loss weights as one module, so that DDP sees them all.
+"""The objective of a training step: model, losses and loss weights as one module, so that DDP sees them all.
 
 Shape suffixes: B triplets, I = 3B images (anchors, positives, negatives), D embedding width, V values of an image.
 """
@@ -26,13 +26,13 @@ class Losses(NamedTuple):
 
     loss: Tensor
     loss_triplet: Tensor
-    """Of the mined triplets, where they are mined."""
+    """Loss of the mined triplets, if triplets are mined."""
     loss_class: Tensor
     """0 without branch 1."""
     loss_proxy: Tensor
     """0 without proxies."""
     loss_info_nce: Tensor
-    """0 where its weight is."""
+    """0 if its weight is 0."""
     correct: Tensor
     """Number of given triplets (not mined ones) with cos(I, I⁺) > cos(I, I⁻); a tie is wrong."""
 
@@ -44,9 +44,9 @@ class TripletObjective(nn.Module):
     Every parameter that requires a gradient gets one at every step.
 
     Not in the paper, and off by default: `proxies` add their loss times `proxy_weight`; InfoNCE is added times
-    `info_nce_weight`; `mining` puts other images of the batch in the places of the triplets' positives and negatives
-    in the triplet loss. The last two look at one part of the global batch. Raises ValueError for an
-    unknown mining, a negative weight or a temperature that is not above 0.
+    `info_nce_weight`; `mining` replaces the triplets' positives and negatives by other images in the triplet loss.
+    The last two choose among the images of one micro-batch. Raises ValueError for an unknown mining, a negative
+    weight or a temperature that is not above 0.
     """
 
     def __init__(
@@ -80,12 +80,16 @@ class TripletObjective(nn.Module):
         self.info_nce_temperature = info_nce_temperature
 
     def forward(
-        self, images: Tensor, attributes: Tensor, values: Tensor | None = None, photos: Tensor | None = None
+        self, images: Tensor, attributes: Tensor, values: Tensor | None = None, image_index: Tensor | None = None
     ) -> Losses:
-        """images 3B×3×H×W: B anchors, then their positives, then their negatives; attributes B.
+        """Return the losses of B triplets.
 
+        images 3B×3×H×W: B anchors, then their positives, then their negatives; attributes B.
         values 3B×V: the images' values under their triplet's attribute, ascending, -1 where there are fewer than V.
-        photos 3B: the same number for the same photograph. Proxies need the values; mining and InfoNCE need both.
+        image_index 3B: equal numbers for occurrences of the same image.
+
+        Raises ValueError for numbers that do not fit, and without what is needed: proxies need `values`; mining and
+        InfoNCE need `values` and `image_index`.
         """
         if len(images) != 3 * len(attributes):
             raise ValueError(f"{len(attributes)} triplets need {3 * len(attributes)} images, not {len(images)}")
@@ -100,7 +104,7 @@ class TripletObjective(nn.Module):
         if self.proxies is not None:
             loss_proxy = self.proxies(output.embedding, attributes_i, _known(values))
         if self.mining != "none" or self.info_nce_weight:
-            pairs = pairs_of_anchors(attributes_i, _known(values), _known(photos))
+            pairs = pairs_of_anchors(attributes_i, _known(values), _known(image_index))
             if self.mining != "none":
                 positive_b, negative_b = mine(self.mining, output.embedding, pairs, self.margin)
                 similarity_positive_b = cosine(anchor_bd, output.embedding[positive_b])
@@ -119,5 +123,5 @@ class TripletObjective(nn.Module):
 
 def _known(numbers: Tensor | None) -> Tensor:
     if numbers is None:
-        raise ValueError("proxies need the values of the images; mining and InfoNCE need them and the photographs")
+        raise ValueError("proxies need the values of the images; mining and InfoNCE need them and the image index")
     return numbers

@@ -18,7 +18,8 @@ from data_prep.dataset import Dataset
 from pipeline.common.console import say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
-from pipeline.training.trainer import EpochEnd, Share, Training, resolved
+from pipeline.training.build import resolved
+from pipeline.training.trainer import EpochEnd, Training, WorkerContext
 
 TURNS, EPOCHS = 2, 2
 SETTINGS = PRESETS[WORKS[0].preset].settings | COMMON
@@ -28,7 +29,7 @@ CHANGES: tuple[dict[str, object], ...] = (
     {},
     {"precision": "fp32"},
     {"compile": True},
-    {"parts": 4},
+    {"micro_batches": 4},
     {"prefetch": 0},
 )
 
@@ -36,7 +37,7 @@ CHANGES: tuple[dict[str, object], ...] = (
 def measure(dataset: Dataset, config: TrainConfig) -> tuple[float, float]:
     """Return triplets per second and the fraction of waiting for data in the last epoch; the first warms up."""
     ends: list[EpochEnd] = []
-    Training(config, dataset, Share(device=DEVICE)).run(epoch_end=ends.append)
+    Training(config, dataset, WorkerContext(device=DEVICE)).run(epoch_end=ends.append)
     torch.compiler.reset()
     return ends[-1].metrics["train/triplets_per_second"], ends[-1].metrics["train/data_wait_share"]
 
@@ -60,7 +61,7 @@ def main() -> None:
         rows.append([_named(change), turns, f"{speed / base_speed:.2f}", f"{wait:.2%}"])
     chosen = ", ".join(f"{name}={getattr(defaults, name)}" for name in ("precision", "compile"))
     notes = (
-        f"Defaults on this device: {chosen}, parts=1, prefetch=2. {SETTINGS['backbone']}, {SIZE} px, "
+        f"Defaults on this device: {chosen}, micro_batches=1, prefetch=2. {SETTINGS['backbone']}, {SIZE} px, "
         f"{SETTINGS['batch_size']} triplets, {defaults.threads} threads; the rate of an epoch of {TRIPLETS:,} triplets."
     )
     write_table("options", ["changed", "triplets/s (turns)", "of the defaults", "data wait"], rows, notes)

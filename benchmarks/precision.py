@@ -16,7 +16,7 @@ from pipeline.common.console import say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.training.trainer import Share, Training
+from pipeline.training.trainer import Training, WorkerContext
 
 CONFIG = make_config(PRESETS["demo"].settings)
 IMAGES, SIZE, TRIPLETS, EPOCHS, THREADS = 4_000, 64, 1_600, 5, 2
@@ -25,10 +25,10 @@ SEEDS = (0, 1, 2)
 
 def score(dataset: Dataset, config: TrainConfig) -> float:
     """Train and return the test MAP."""
-    training = Training(config, dataset, Share(threads=THREADS))
+    training = Training(config, dataset, WorkerContext(threads=THREADS))
     training.run()
     evaluation = evaluate(training.model, {"image_size": SIZE}, dataset, threads=THREADS)
-    return evaluation.figures["test/map"]
+    return evaluation.metrics["test/map"]
 
 
 def main() -> None:

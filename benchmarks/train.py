@@ -33,7 +33,7 @@ from pipeline.config.schema import TrainConfig, make_config
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoints, Saver
 from pipeline.training.train import train
-from pipeline.training.trainer import EpochEnd, Share, Training
+from pipeline.training.trainer import EpochEnd, Training, WorkerContext
 
 ON_GPU = torch.cuda.is_available()
 IMAGES, EPOCHS = 2_000, 2
@@ -101,7 +101,7 @@ def _plain_worker(rank: int, workers: int, data: Any, config: TrainConfig, folde
         dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     ends: list[EpochEnd] = []
     device = f"cuda:{rank}" if ON_GPU else "cpu"
-    share = Share(rank, workers, device) if together else Share(device=device)
+    share = WorkerContext(rank, workers, device) if together else WorkerContext(device=device)
     Training(config, Dataset(data), share).run(epoch_end=ends.append)
     torch.save(rate([end.metrics for end in ends]), f"{folder}/rates-{rank}.pt")
     if together:
@@ -113,14 +113,14 @@ def on_ray(dataset: Dataset, config: TrainConfig, workers: int) -> Rates:
     with tempfile.TemporaryDirectory() as folder:
         trained = train(dataset, config, workers=workers, storage=folder)
         names = ("train/triplets_per_second", "train/data_wait_share")
-        histories = [tracking.history(trained.run, name) for name in names]
+        histories = [tracking.metric_history(trained.run, name) for name in names]
         return rate([{name: h[n][1] for name, h in zip(names, histories, strict=True)} for n in range(EPOCHS)])
 
 
 def checkpoint_cost(dataset: Dataset, config: TrainConfig) -> dict[str, float]:
     """Time windows of CHECKPOINT_EVERY steps with and without a checkpoint, by turns, in one process."""
     config = config.model_copy(update={"epochs": 1, "max_triplets": None})  # no validation between windows
-    training = Training(config, dataset, Share(device="cuda" if ON_GPU else "cpu"))
+    training = Training(config, dataset, WorkerContext(device="cuda" if ON_GPU else "cpu"))
     seconds: dict[bool, list[float]] = {True: [], False: []}
     state = {"began": time.perf_counter(), "steps": -CHECKPOINT_EVERY // 2}  # the first half window warms up
     with tempfile.TemporaryDirectory() as folder:
@@ -158,9 +158,9 @@ def flop_per_triplet(dataset: Dataset, config: TrainConfig) -> float:
     """Return the FLOP of convolutions and matrix products, forward and backward, for one triplet."""
     few = {"epochs": 1, "batch_size": 4, "max_triplets": 4, "compile": False}
     device = "cuda" if ON_GPU else "cpu"
-    training = Training(config.model_copy(update=few), dataset, Share(device=device))
+    training = Training(config.model_copy(update=few), dataset, WorkerContext(device=device))
     objective = training.objective
-    stepper = agman.Stepper(objective, training.optimizer, device=device, precision=training.autocast)
+    stepper = agman.Stepper(objective, training.optimizer, device=device, precision=training.precision)
     images = torch.zeros(12, 3, training.image_size, training.image_size, dtype=torch.uint8)
     index, flip = torch.arange(12).view(3, 4), torch.zeros(3, 4, dtype=torch.bool)
     batch = agman.Batch(images, index, flip, torch.zeros(4, dtype=torch.int64), global_size=4)

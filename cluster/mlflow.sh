@@ -1,11 +1,12 @@
 #!/bin/sh
-# The tracking server of a cluster's head.
+# Start or stop the tracking server on the head of a cluster.
 #
-#   mlflow.sh start HOST ARTIFACTS    unless one answers at HOST:5000 already; back when it answers
+#   mlflow.sh start HOST ARTIFACTS    returns when the server answers; does nothing if one answers at HOST:5000 already
 #   mlflow.sh stop
 #
-# HOST is the one address it listens on. ARTIFACTS is a folder or a URI; models go there through the server, so the
-# workers need no rights to it. MLflow answers requests to that address and to a forwarded localhost alone. State and log are in ~/mlflow.
+# HOST is the only address that the server listens on. ARTIFACTS is a folder or a URI; models are uploaded through the
+# server, so the workers need no rights to it. MLflow answers only requests to HOST and to a forwarded localhost. State
+# and log are in ~/mlflow.
 set -eu
 state="$HOME/mlflow"
 answers() { python3 -c "import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=5)" "http://$1:5000/health" 2>/dev/null; }
@@ -33,7 +34,7 @@ stop)
     fi
     ;;
 *)
-    echo "mlflow.sh: start HOST ARTIFACTS, or stop" >&2
+    echo "usage: mlflow.sh start HOST ARTIFACTS | stop" >&2
     exit 2
     ;;
 esac

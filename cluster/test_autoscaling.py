@@ -1,6 +1,7 @@
-"""A search that asks for more than there is grows a cluster, which shrinks again: half of `make cluster-test`.
+"""Test that a cluster grows with the requests of a training and of a tuning study, and shrinks again.
 
-Ray's fake provider starts each node as processes on this machine; autoscaler, demands and idle times are the real ones.
+The first half of `make cluster-test`. Ray's fake provider starts each node as processes on this machine; the
+autoscaler, the requests and the idle times are real.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from threading import Event, Thread
 import psutil
 
 MOST = 3
-"""Nodes of one CPU; the head has none for tasks, as in ray_cluster.yaml."""
+"""Largest number of nodes, with one CPU each; the head has no CPU for tasks, as in ray_cluster.yaml."""
 IDLE_MINUTES = 0.2
 SETTINGS = "backbone=resnet18 embedding_dim=16 batch_size=12 threads=1 precision=fp32 seed=11"
 COMMANDS = ["initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"]
@@ -38,7 +39,7 @@ def free_port() -> int:
 
 @contextmanager
 def autoscaling_head(folder: Path) -> Iterator[dict[str, str]]:
-    """The variables with which a command uses it."""
+    """Run the head of a cluster during the block, and give the environment of commands that use it."""
     kinds = {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {
@@ -103,38 +104,35 @@ def autoscaling_head(folder: Path) -> Iterator[dict[str, str]]:
                 process.kill()
 
 
-class Watch:
-    """How many workers there are, over time."""
+class WorkerCount:
+    """Number of workers in the cluster over time."""
 
     def __init__(self) -> None:
-        self.begun = time.monotonic()
-        self.seen: list[tuple[float, int]] = [(0.0, 0)]
+        self.history = [0]
         self._over = Event()
-        self._thread = Thread(target=self._look, daemon=True)
+        self._thread = Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def _look(self) -> None:
-        import ray  # which reads its token when it is imported
+    def _watch(self) -> None:
+        import ray  # reads its token when it is imported
 
+        started = time.monotonic()
         ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
         while not self._over.wait(0.5):
             count = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-            if count != self.seen[-1][1]:
-                self.seen.append((time.monotonic() - self.begun, count))
-                print(f"  {self.seen[-1][0]:6.1f} s  {count} workers", flush=True)
+            if count != self.history[-1]:
+                self.history.append(count)
+                print(f"  {time.monotonic() - started:6.1f} s  {count} workers", flush=True)
         ray.shutdown()
 
-    @property
-    def now(self) -> int:
-        return self.seen[-1][1]
-
-    def wait_for(self, count: int, seconds: float) -> float:
-        begun = time.monotonic()
-        while self.now != count:
-            if time.monotonic() - begun > seconds:
-                raise TimeoutError(f"{self.now} workers, not {count}, after {seconds} s")
+    def wait_for_none(self, seconds: float = 120) -> None:
+        """Wait until the cluster has no worker. Raises TimeoutError after `seconds`."""
+        started = time.monotonic()
+        while self.history[-1]:
+            if time.monotonic() - started > seconds:
+                raise TimeoutError(f"{self.history[-1]} workers, not 0, after {seconds} s")
             time.sleep(0.2)
-        return time.monotonic() - begun
+        print(f"  idle until no worker is left: {time.monotonic() - started:.0f} s", flush=True)
 
     def close(self) -> None:
         self._over.set()
@@ -143,11 +141,11 @@ class Watch:
 
 def agman(command: str, folder: Path, variables: dict[str, str]) -> None:
     print(f"agman {command}", flush=True)
-    begun = time.monotonic()
+    started = time.monotonic()
     done = subprocess.run(["agman", *command.split()], cwd=folder, env=variables, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"agman {command}: exit code {done.returncode}\n{done.stderr[-6000:]}")
-    print(f"  done in {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -156,28 +154,28 @@ def main() -> None:
         folder = Path(work)
         try:
             with autoscaling_head(folder) as variables:
-                trial(folder, variables)
+                grow_and_shrink(folder, variables)
         except BaseException:
             print((folder / "head.log").read_text()[-3000:], file=sys.stderr)
             raise
 
 
-def trial(folder: Path, variables: dict[str, str]) -> None:
+def grow_and_shrink(folder: Path, variables: dict[str, str]) -> None:
     os.environ["RAY_ADDRESS"] = variables["RAY_ADDRESS"]
-    watch = Watch()
+    workers = WorkerCount()
     agman("sample fashionai --images 240 --size 32 --out drawn", folder, variables)
     agman("prep fashionai --root drawn --out data --image-size 32 --triplets 96", folder, variables)
-    print(f"  idle until none is left: {watch.wait_for(0, 120):.0f} s", flush=True)
-    before = len(watch.seen)
+    workers.wait_for_none()
+    before = len(workers.history)
     agman(f"train --data data --workers 2 {SETTINGS} epochs=2", folder, variables)
-    assert max(count for _, count in watch.seen[before:]) >= 2
-    print(f"  idle until none is left: {watch.wait_for(0, 120):.0f} s", flush=True)
-    search = f"tune --data data --space margins --trials 4 --concurrent {MOST} --final-seeds 0 {SETTINGS}"
-    before = len(watch.seen)
-    agman(f"{search} epochs=2", folder, variables)
-    assert max(count for _, count in watch.seen[before:]) == MOST
-    print(f"  idle until none is left: {watch.wait_for(0, 120):.0f} s", flush=True)
-    watch.close()
+    assert max(workers.history[before:]) >= 2
+    workers.wait_for_none()
+    tune = f"tune --data data --space margins --trials 4 --concurrent {MOST} --final-seeds 0 {SETTINGS}"
+    before = len(workers.history)
+    agman(f"{tune} epochs=2", folder, variables)
+    assert max(workers.history[before:]) == MOST
+    workers.wait_for_none()
+    workers.close()
 
 
 if __name__ == "__main__":

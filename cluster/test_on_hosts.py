@@ -1,9 +1,9 @@
-"""The on-premises file tried on three hosts that are made for it on this machine: `make cluster-test`.
+"""Test of cluster/on_premises.yaml on three hosts that are simulated on this machine.
 
-A host is a set of Linux namespaces (network, processes, mounts, name) with an sshd, its own /tmp, home and /dev/shm,
-and an address on a bridge. Data goes through one shared folder. `ray up` installs the project on them with the
-file's own commands; its libraries are not fetched anew: this Python's environment lies below each host's own, as a
-layer that is only read.
+The second half of `make cluster-test`. A host is a set of Linux namespaces (network, processes, mounts, name) with an
+sshd, its own /tmp, home and /dev/shm, and an address on a bridge. The hosts share one folder. `ray up` installs the
+project on them with the commands of the file. Libraries are not downloaded again: the environment of this Python is the
+read-only lower layer of each host's environment.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STEPS = EPOCHS * STEPS_AN_EPOCH
 TOOLS = ["ip", "nsenter", "unshare", "sshd", "ssh", "ssh-keygen", "rsync"]
 UNSHARE = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork"]
 
-# The first process of a host: mounts, then sshd, then nothing but collecting orphans.
+# First process of a host: mounts the file systems, starts sshd, and collects orphaned processes.
 BOOT = """
 set -e
 mount --make-rprivate /
@@ -45,7 +45,7 @@ mkdir $WORK/layer-$NAME/upper $WORK/layer-$NAME/work
 mount -t overlay overlay -o lowerdir=$VENV,upperdir=$WORK/layer-$NAME/upper,workdir=$WORK/layer-$NAME/work $VENV
 mount --bind $WORK/passwd /etc/passwd
 mount --bind $WORK/hosts /etc/hosts
-for place in /run /home /srv /dev/shm; do mount -t tmpfs tmpfs $place; done
+for folder in /run /home /srv /dev/shm; do mount -t tmpfs tmpfs $folder; done
 mkdir -p /run/sshd /srv/agman /home/agman/.ssh /home/agman/.config/pip
 mount --bind $WORK/shared /srv/agman
 cp $WORK/key.pub /home/agman/.ssh/authorized_keys
@@ -73,7 +73,7 @@ class Host:
     init: int
 
     def processes(self, *named: str) -> list[str]:
-        """Command lines of what runs on it, of those that have one of these words in them."""
+        """Return the command lines on this host that contain one of the words `named`."""
         space = Path(f"/proc/{self.init}/ns/pid").readlink()
         found = []
         for process in Path("/proc").glob("[0-9]*"):
@@ -84,7 +84,7 @@ class Host:
 
     def cut_power(self) -> None:
         with suppress(ProcessLookupError):
-            os.kill(self.init, signal.SIGKILL)  # a namespace's first process takes all others along
+            os.kill(self.init, signal.SIGKILL)  # the end of a namespace's first process ends all others
         self.launcher.wait()
 
 
@@ -93,18 +93,19 @@ def run(*words: object, **more: Any) -> str:
 
 
 def why_not() -> str | None:
+    """Return why the test cannot run here; None if it can."""
     if os.geteuid():
-        return "making network namespaces needs root"
+        return "network namespaces need root"
     if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
         return f"not installed: {', '.join(missing)} (Debian: openssh-server, openssh-client, rsync, iproute2)"
     if subprocess.run([*UNSHARE, "true"], check=False, capture_output=True).returncode:
-        return "namespaces are not allowed here"
+        return "namespaces are not permitted here"
     return None
 
 
 @contextmanager
 def hosts(work: Path) -> Iterator[list[Host]]:
-    """The head and two more, reachable from here; nothing is left of them afterwards."""
+    """Run the head and two more hosts during the block, reachable from this machine."""
     names = ["agman-head", "agman-one", "agman-two"]
     passwd = [line.split(":") for line in Path("/etc/passwd").read_text().splitlines()]
     lines = [":".join([*f[:5], "/home/agman", "/bin/bash"] if f[0] == "root" else f) for f in passwd]
@@ -148,7 +149,7 @@ def _host(work: Path, name: str, address: str, link: str) -> Host:
 
 
 def wait(until: Callable[[], object], seconds: float) -> float:
-    """How many seconds it took."""
+    """Wait until the condition holds, and return the seconds. Raises TimeoutError after `seconds`."""
     begun = time.monotonic()
     while not until():
         if time.monotonic() - begun > seconds:
@@ -158,7 +159,7 @@ def wait(until: Callable[[], object], seconds: float) -> float:
 
 
 class Operator:
-    """Who sits at another machine: has the cluster file, the key, the token, and a forwarded dashboard."""
+    """User on another machine with the cluster file, the key, the token, and a forwarded dashboard."""
 
     def __init__(self, work: Path, head: Host, workers: list[Host]):
         self.work = work
@@ -228,7 +229,7 @@ def say(what: str, seconds: float | None = None) -> None:
     print(f"{what}: {seconds:.0f} s" if seconds is not None else what, flush=True)
 
 
-def trial(work: Path) -> None:
+def use_a_cluster(work: Path) -> None:
     (work / "shared").mkdir()
     run(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work / "shared/wheels", "setuptools>=77")
     with hosts(work) as (head, one, two):
@@ -248,9 +249,9 @@ def trial(work: Path) -> None:
             return [f"{host.name}: {line}" for host in alive for line in host.processes("ray", "mlflow")]
 
         try:
-            say("ray down, until nothing of it runs on any host", wait(lambda: not left(), 180))
+            say("ray down, until none of its processes runs on any host", wait(lambda: not left(), 180))
         except TimeoutError:
-            raise RuntimeError("\n".join(["ray down has left", *left()])) from None
+            raise RuntimeError("\n".join(["still running after ray down", *left()])) from None
 
 
 def _jobs(operator: Operator, head: Host, workers: list[Host]) -> None:
@@ -267,9 +268,9 @@ def _jobs(operator: Operator, head: Host, workers: list[Host]) -> None:
         return [json.loads(path.read_text())["step"] for path in shared.glob("runs/*/checkpoints/*/checkpoint.json")]
 
     wait(lambda: job.poll() is not None or steps(), 300)
-    hold = {host.name: len(host.processes("ray::RayTrainWorker")) for host in (head, *workers)}
-    say(f"training workers per host: {hold}")
-    lost = next(host for host in workers if hold[host.name])
+    per_host = {host.name: len(host.processes("ray::RayTrainWorker")) for host in (head, *workers)}
+    say(f"training workers per host: {per_host}")
+    lost = next(host for host in workers if per_host[host.name])
     saved = max(steps())
     lost.cut_power()
     killed = time.monotonic()
@@ -284,11 +285,11 @@ def _jobs(operator: Operator, head: Host, workers: list[Host]) -> None:
     say("agman tune", operator.done(f"{tune} --concurrent 1 --final-seeds 1 {SETTINGS} epochs=1"))
     (_, second) = _versions(head)
     assert second.tags["search"] == "search" and second.aliases == ["challenger"], second
-    say("MLflow: the search's model is registered as challenger")
+    say("MLflow: the study's model is registered as challenger")
 
 
 def _check(head: Host) -> None:
-    """One run, finished, with every step once; one registered model."""
+    """Check that there is one finished run with every step once, and one registered model."""
     client = MlflowClient(f"http://{head.address}:5000")
     (experiment,) = [one for one in client.search_experiments() if one.name == "hosts"]
     (found,) = client.search_runs([experiment.experiment_id])
@@ -311,7 +312,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="agman-hosts-", dir="/var/tmp") as work:
         try:
-            trial(Path(work))
+            use_a_cluster(Path(work))
         except BaseException:
             for log in sorted(Path(work).glob("*.log")):
                 print(f"--- {log.name}\n{log.read_text()[-8000:]}", file=sys.stderr)

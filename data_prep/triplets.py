@@ -24,17 +24,17 @@ class Triplets:
     def __len__(self) -> int:
         return len(self.anchor)
 
+    def __getitem__(self, rows: slice) -> Triplets:
+        """Return the triplets of these rows."""
+        return Triplets(*(column[rows] for column in self.columns().values()))
+
     def columns(self) -> dict[str, np.ndarray]:
-        return {
-            "anchor": self.anchor,
-            "positive": self.positive,
-            "negative": self.negative,
-            "attribute": self.attribute,
-        }
+        """Return the four columns by name: anchor, positive, negative, attribute."""
+        return dict(vars(self))
 
 
 class TripletSampler:
-    """Draws triplets from a table of labels.
+    """A sampler of triplets from a table of labels.
 
     `labels` has the columns image_id, attribute, value; an image may have several values of an attribute. A value
     cannot be an anchor's if fewer than two images have it, or all images of the attribute; those are listed in
@@ -61,14 +61,14 @@ class TripletSampler:
             (int(group // values), int(group % values), int(n))
             for group, n in zip(groups[~usable], size[~usable], strict=True)
         ]
-        """(attribute, value, images) of every value that cannot be an anchor's."""
-        # For every member, how many images of its pool before it are *not* in its group, set apart by a stride for
-        # each group: where a rank falls among these numbers tells how many members stand before that rank's
-        # non-member. So a negative is found by one binary search, whatever other values its image has.
+        """Triples (attribute, value, images), one for every value that cannot be an anchor's."""
+        # For every member: how many images before it in its pool are *not* in its group, plus a stride that keeps the
+        # groups apart. The position of a rank among these numbers is the number of members before that rank's
+        # non-member. So one binary search finds a negative, whatever other values its image has.
         self._stride = len(pooled) + 1
         group = np.repeat(np.arange(len(groups)), size)
-        place = np.searchsorted(pooled, pools[pool][group] * images + self._members) - pool_start[pool][group]
-        self._gaps = place - (np.arange(len(labelled)) - start[group]) + group * self._stride
+        position = np.searchsorted(pooled, pools[pool][group] * images + self._members) - pool_start[pool][group]
+        self._gaps = position - (np.arange(len(labelled)) - start[group]) + group * self._stride
 
         self._group = np.flatnonzero(usable)
         self._group_attribute = (groups[usable] // values).astype(np.int16)
@@ -78,7 +78,7 @@ class TripletSampler:
         self.attributes, self._groups_from, self._groups_of = _runs(self._group_attribute)
 
     def sample(self, n: int, seed: int | list[int]) -> Triplets:
-        """Draw `n` triplets; none if no attribute can give one. The same seed gives the same triplets."""
+        """Draw `n` triplets, or none if no attribute has any. The same seed draws the same triplets."""
         if not len(self.attributes):
             n = 0
         rng = np.random.default_rng(seed)
@@ -100,12 +100,12 @@ class TripletSampler:
 
 
 def _distinct(numbers: np.ndarray) -> np.ndarray:
-    """Sorted, each once. np.unique hashes integers, which takes ten times as long here."""
+    """Return the distinct numbers, sorted. np.unique hashes integers, which takes ten times as long here."""
     ordered = np.sort(numbers)
     return ordered[np.diff(ordered, prepend=-1) != 0]
 
 
 def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct numbers of a sorted array, where each one's run starts, and how long it is."""
+    """Return the distinct numbers of a sorted array, and the start and length of each one's run."""
     start = np.flatnonzero(np.diff(ordered, prepend=-1))
     return ordered[start], start, np.diff(start, append=len(ordered))

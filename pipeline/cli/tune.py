@@ -13,7 +13,7 @@ from pipeline.common.console import emit, say, show_table
 
 if TYPE_CHECKING:
     from pipeline.compare.compare import Comparison
-    from pipeline.tuning.tune import Sweep
+    from pipeline.tuning.tune import StudyResult
 
 
 @click.command()
@@ -83,20 +83,21 @@ def tune(
 
     KEY=VALUE sets what does not vary. The same command with --resume continues a study that was stopped or killed.
     """
-    from data_prep.dataset import Dataset
     from pipeline.config.schema import load_config
-    from pipeline.reports.study.page import write_study_report
     from pipeline.tuning.spaces import find_space, refuse_varied
-    from pipeline.tuning.tune import tune as run_study
 
     config, found = load_config(config_file, settings, preset), find_space(space)
     refuse_varied(found, settings)
+    from data_prep.dataset import Dataset
+    from pipeline.reports.study.page import write_study_report
+    from pipeline.tuning.tune import tune as run_study
+
     study = run_study(Dataset(data), config, space=found, write_report=write_study_report, **options)
     show_study(study)
     emit(study.figures, as_json)
 
 
-def show_study(study: Sweep) -> None:
+def show_study(study: StudyResult) -> None:
     """Show every trial, the best first, and what became of the best setting."""
     from pipeline.tuning.study import FAILED, METRIC
     from pipeline.tuning.tune import short

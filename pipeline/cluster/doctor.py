@@ -1,12 +1,11 @@
-"""`agman doctor`: is all there that a training needs, and what to do where it is not.
+"""`agman doctor`: checks what a training needs, and says what to do about problems.
 
-Every check is bounded in time, changes nothing that stays, and says one line: ok, or what is wrong and what to do.
+Every check is limited in time, leaves no changes behind, and reports one line: ok, or the problem and its remedy.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import time
 import uuid
@@ -18,6 +17,8 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from multiprocessing import get_context
 from pathlib import Path
+from platform import machine, python_version, system
+from tempfile import TemporaryDirectory
 from threading import Thread
 
 import torch
@@ -27,32 +28,33 @@ from packaging.specifiers import SpecifierSet
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
+from pipeline.common.errors import reason, without_credentials
 
 SECONDS = 60
-"""That a check may take, but for reading a whole dataset."""
+"""Time limit of a check, except for reading a dataset."""
 PROBE = 32 << 20
-"""Bytes written to the storage, about a small checkpoint's."""
+"""Bytes that are written to the storage: the size of a small checkpoint."""
 SLOW = 10.0
-"""MB/s: a checkpoint of ResNet-50 with its moments, 0.4 GB, would take more than half a minute."""
+"""MB/s below which a storage is too slow: a checkpoint of ResNet-50 with its moments (0.4 GB) takes over 40 s."""
 ROOM = 5 << 30
-"""Bytes free below which a local storage will not hold a few checkpoints."""
+"""Free bytes that a local storage needs for a few checkpoints."""
 EXPERIMENT = "agman-doctor"
-"""Where the run goes that is written to the tracking store; deleted, as that is."""
+"""MLflow experiment of the run that is written to the tracking store; both are deleted afterwards."""
 DISTRIBUTION = "agman-pipeline"
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "optuna", "pandas", "pyarrow")
 
 
-class Ailment(Exception):
-    """What is wrong, and what to do."""
+class Problem(Exception):
+    """A problem and its remedy."""
 
-    def __init__(self, wrong: str, remedy: str):
-        super().__init__(wrong)
-        self.wrong, self.remedy = wrong, remedy
+    def __init__(self, message: str, remedy: str):
+        super().__init__(message)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check."""
+    """Outcome of a check."""
 
     check: str
     ok: bool
@@ -61,14 +63,14 @@ class Finding:
 
 
 def examine(data: str | Path | None, storage: str | Path, progress: Progress = silent) -> Iterator[Finding]:
-    """All checks, one after the other, each as soon as it is over; the dataset's only if `data` names one."""
-    yield finding("python", _python, "make the environment anew with a Python that is allowed")
+    """Run all checks, and yield the outcome of each as soon as it is known; the dataset's only if `data` is given."""
+    yield finding("python", _python, "create the environment with a supported version of Python")
     for name in PACKAGES:
-        yield finding(name, lambda name=name: package(name), "install agman-pipeline again")  # type: ignore[misc]
-    yield finding("devices", _devices, "look at CUDA_VISIBLE_DEVICES and at what nvidia-smi says")
-    yield finding("collectives", _collectives, "training on one worker does not need them")
+        yield finding(name, lambda name=name: check_package(name), "install agman-pipeline again")  # type: ignore[misc]
+    yield finding("devices", _devices, "check CUDA_VISIBLE_DEVICES and the output of nvidia-smi")
+    yield finding("collectives", _collectives, "training on one worker does not need collectives")
     yield finding("cluster", _ray, "start a cluster, or unset RAY_ADDRESS for a local one")
-    yield finding("storage", _in_time(lambda: place(storage)), "look at the address, and at who may write there")
+    yield finding("storage", _in_time(lambda: check_storage(storage)), "check the address and the permissions")
     yield finding(
         "mlflow store", _in_time(_tracking), "start the server, or set MLFLOW_TRACKING_URI to one that answers"
     )
@@ -79,21 +81,22 @@ def examine(data: str | Path | None, storage: str | Path, progress: Progress = s
 
 
 def finding(name: str, check: Callable[[], str], remedy: str) -> Finding:
-    """What the check says; `remedy` is for what it did not foresee."""
-    from pipeline.tracking.runs import reason
-
+    """Run a check and return its outcome; `remedy` is for problems for which the check knows none."""
     try:
         return Finding(name, True, check())
-    except Ailment as ailment:
-        return Finding(name, False, ailment.wrong, ailment.remedy)
+    except Problem as problem:
+        return Finding(name, False, str(problem), problem.remedy)
     except InputError as error:
         return Finding(name, False, str(error), remedy)
-    except Exception as error:  # whatever a sick machine throws is a finding
+    except Exception as error:  # any exception on a broken machine is a finding
         return Finding(name, False, f"{type(error).__name__}: {reason(error)}", remedy)
 
 
 def _in_time(check: Callable[[], str]) -> Callable[[], str]:
-    """The check, left alone in its thread if it is not over in time: libraries wait for a silent server without end."""
+    """Return the check with a time limit of SECONDS, after which its thread is abandoned.
+
+    Libraries wait for a silent server forever.
+    """
 
     def bounded() -> str:
         outcome: Future[str] = Future()
@@ -108,7 +111,7 @@ def _in_time(check: Callable[[], str]) -> Callable[[], str]:
         try:
             return outcome.result(SECONDS)
         except FutureTimeout:
-            if outcome.done():  # the check's own: TimeoutError is one class
+            if outcome.done():  # the check itself has raised TimeoutError
                 raise
             raise InputError(f"no answer in {SECONDS} s") from None
 
@@ -116,23 +119,23 @@ def _in_time(check: Callable[[], str]) -> Callable[[], str]:
 
 
 def _python() -> str:
-    found, allowed = platform.python_version(), SpecifierSet(metadata(DISTRIBUTION)["Requires-Python"])
+    found, allowed = python_version(), SpecifierSet(metadata(DISTRIBUTION)["Requires-Python"])
     if not allowed.contains(found, prereleases=True):
         raise InputError(f"{found}, but {allowed} is needed")
-    return f"{found} ({allowed}) on {platform.system()} {platform.machine()}"
+    return f"{found} ({allowed}) on {system()} {machine()}"
 
 
-def package(name: str) -> str:
-    """Its version; Ailment if it is not one that ours asks for."""
+def check_package(name: str) -> str:
+    """Return the version of a package and its allowed range. Raises Problem if it is missing or outside the range."""
     wanted = [Requirement(line) for line in requires(DISTRIBUTION) or []]
     allowed = next(one.specifier for one in wanted if one.name == name)
     remedy = f'pip install "{name}{allowed}"'
     try:
         found = version(name)
     except PackageNotFoundError:
-        raise Ailment("is not installed", remedy) from None
+        raise Problem("is not installed", remedy) from None
     if not allowed.contains(found, prereleases=True):
-        raise Ailment(f"{found}, but {allowed} is needed", remedy)
+        raise Problem(f"{found}, but {allowed} is needed", remedy)
     return f"{found} ({allowed})"
 
 
@@ -140,63 +143,54 @@ def _devices() -> str:
     cpus = len(os.sched_getaffinity(0))
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi"):
-            raise Ailment(
+            raise Problem(
                 f"{cpus} CPUs; there is an NVIDIA driver, but PyTorch {torch.__version__} sees no GPU",
-                "install the PyTorch build of the driver's CUDA version, or look at CUDA_VISIBLE_DEVICES",
+                "install the PyTorch build for the driver's CUDA version, or check CUDA_VISIBLE_DEVICES",
             )
         return f"{cpus} CPUs, no GPU"
     total = sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(torch.cuda.device_count()))
     names = sorted({torch.cuda.get_device_name(gpu) for gpu in range(torch.cuda.device_count())})
     x = torch.ones(1024, 1024, device="cuda")
     if float((x @ x)[0, 0]) != 1024:
-        raise Ailment(f"{names[0]}: a product of matrices is wrong", "the GPU is defect; leave it out")
+        raise Problem(f"{names[0]}: a matrix product is wrong", "the GPU is defective; exclude it")
     return f"{cpus} CPUs, {torch.cuda.device_count()} × {', '.join(names)} ({total / 2**30:.0f} GiB)"
 
 
 def _collectives() -> str:
-    """Two processes add a number, as the workers of a training add their gradients."""
+    """Let two processes add a number, as the workers of a training add their gradients."""
     backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
     context = get_context("spawn")
-    results = context.Queue()
-    port = _free_port()
-    both = [context.Process(target=_add, args=(backend, rank, port, results), daemon=True) for rank in (0, 1)]
-    began = time.monotonic()
-    for process in both:
-        process.start()
-    try:
-        for process in both:
-            process.join(max(0.0, SECONDS - (time.monotonic() - began)))
-        sums = [results.get(timeout=1) for _ in both] if all(process.exitcode == 0 for process in both) else []
-    finally:
-        hung = any(process.is_alive() for process in both)
-        for process in both:
-            process.kill()
-            process.join()
-    if sums != [3.0, 3.0]:
-        raise Ailment(
+    with TemporaryDirectory() as folder:
+        both = [context.Process(target=_add, args=(backend, rank, f"{folder}/store"), daemon=True) for rank in (0, 1)]
+        deadline = time.monotonic() + SECONDS
+        try:
+            for process in both:
+                process.start()
+            for process in both:
+                process.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            hung = any(process.is_alive() for process in both)
+            for process in both:
+                process.kill()
+                process.join()
+    if any(process.exitcode for process in both):
+        raise Problem(
             f"two processes could not add a number with {backend}{f' in {SECONDS} s' if hung else ''}",
-            "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) to the network interface that the nodes share",
+            "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) to the network interface that connects the nodes",
         )
     return f"{backend}: two processes agree"
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _add(backend: str, rank: int, port: int, results: object) -> None:
+def _add(backend: str, rank: int, store: str) -> None:
+    """Add 1 and 2 in a group of two processes. Raises ValueError for a wrong sum."""
     import torch.distributed as dist
 
-    store = dist.TCPStore("127.0.0.1", port, 2, rank == 0, timeout=timedelta(seconds=SECONDS))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS))
-    device = f"cuda:{rank}" if backend == "nccl" else "cpu"
-    number = torch.tensor([rank + 1.0], device=device)
+    timeout = timedelta(seconds=SECONDS)
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
+    number = torch.tensor([rank + 1.0], device=f"cuda:{rank}" if backend == "nccl" else "cpu")
     dist.all_reduce(number)
-    results.put(float(number))  # type: ignore[attr-defined]
+    if float(number) != 3:
+        raise ValueError(f"1 + 2 = {float(number)}")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -216,25 +210,24 @@ def _ray() -> str:
             try:
                 cpus_for(1)
             except InputError:
-                remedy = "start workers: `ray status` says what is asked for"
-                raise Ailment(f"{has}: nothing can run", remedy) from None
+                remedy = "start workers; `ray status` shows the pending requests"
+                raise Problem(f"{has}: nothing can run", remedy) from None
             return f"the cluster at {address}: {has}; its autoscaler adds nodes when there is work"
-        ray.get(ray.remote(num_cpus=1)(_process).remote(), timeout=SECONDS)
+        ray.get(ray.remote(num_cpus=1)(lambda: None).remote(), timeout=SECONDS)
     where = f"the cluster at {address}" if address else "a local one can be started"
     return f"{where}: {has}; a task ran"
 
 
-def _process() -> int:
-    return os.getpid()
+def check_storage(storage: str | Path) -> str:
+    """Write a probe to the storage, read it back and remove it.
 
-
-def place(storage: str | Path) -> str:
-    """A probe is written, read back and removed."""
+    Raises Problem if the storage cannot be written, returns other bytes, is slow or has little space.
+    """
     root = Storage(storage)
     if root.local:
         existing = next(each for each in (root.local.absolute(), *root.local.absolute().parents) if each.exists())
         if not os.access(existing, os.W_OK):
-            raise Ailment(f"{storage}: cannot be written", "give --storage a folder of yours")
+            raise Problem(f"{storage}: cannot be written", "give --storage a folder that you may write to")
         root = Storage(existing)
     folder = root / f"agman-doctor-{uuid.uuid4().hex[:8]}"
     data = os.urandom(PROBE)
@@ -245,23 +238,23 @@ def place(storage: str | Path) -> str:
     finally:
         folder.delete()
     if not all(same):
-        raise Ailment(f"{root}: reads back other bytes than were written", "do not trust it with checkpoints")
+        raise Problem(f"{root}: returns other bytes than were written", "use another storage for checkpoints")
     rates = f"{root}: writes {PROBE / 1e6 / written:,.0f} MB/s, reads {PROBE / 1e6 / read:,.0f} MB/s"
     if PROBE / 1e6 / max(written, read) < SLOW:
-        raise Ailment(
-            f"{rates}; under {SLOW:g} MB/s", "checkpoints will be late: take a nearer place, or raise checkpoint_every"
+        raise Problem(
+            f"{rates}; under {SLOW:g} MB/s", "checkpoints take long: use a nearer storage, or raise checkpoint_every"
         )
     if root.local and (free := shutil.disk_usage(root.local).free) < ROOM:
-        raise Ailment(f"{rates}; {free / 2**30:.1f} GiB free", f"make room for {ROOM / 2**30:.0f} GiB")
+        raise Problem(f"{rates}; {free / 2**30:.1f} GiB free", f"free {ROOM / 2**30:.0f} GiB")
     return rates
 
 
 def _write_through(file: Storage, data: bytes) -> None:
     file.write_bytes(data)
-    if file.local:  # or the speed is the memory's
+    if file.local:  # otherwise the speed would be that of the page cache
         with file.local.open("rb") as written:
             os.fsync(written.fileno())
-            os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # to be read from the disk, too
+            os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read from the disk, too
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -271,11 +264,10 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _tracking() -> str:
-    from pipeline.tracking import runs as tracking
+    from pipeline.tracking.runs import connect, tracking_uri
 
-    shown = tracking.public(tracking.tracking_uri())
-    client = tracking.connect()
-    known = client.get_experiment_by_name(EXPERIMENT)  # deleted ones too: they keep their names
+    client = connect()
+    known = client.get_experiment_by_name(EXPERIMENT)  # deleted experiments keep their names
     if known:
         client.restore_experiment(known.experiment_id)
     experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
@@ -286,11 +278,11 @@ def _tracking() -> str:
         client.delete_run(run.info.run_id)
     finally:
         client.delete_experiment(experiment)
-    return f"{shown}: a run was written and removed"
+    return f"{without_credentials(tracking_uri())}: a run was written and removed"
 
 
 def _dataset(data: str | Path, progress: Progress) -> str:
-    """Every table is there, and every packed picture of every shard is read and decoded."""
+    """Read every table, and decode every packed picture of every shard. Raises Problem if one is damaged."""
     from data_prep.dataset import Dataset
 
     dataset = Dataset(data)
@@ -301,7 +293,7 @@ def _dataset(data: str | Path, progress: Progress) -> str:
             rows = zip(*table.to_pydict().values(), strict=True)
             broken = [image for image, jpeg in rows if not _decodes(jpeg)]
             if broken:
-                raise Ailment(
+                raise Problem(
                     f"{dataset.path}: picture {broken[0]} of split {split} is damaged", "run `agman prep` again"
                 )
             count[split] += table.num_rows
@@ -309,7 +301,7 @@ def _dataset(data: str | Path, progress: Progress) -> str:
         if count[split]:
             dataset.triplets(split)
     if len(dataset.labels) and not set(dataset.labels["image_id"]) <= set(dataset.images["image_id"]):
-        raise Ailment(f"{dataset.path}: labels name pictures that are not there", "run `agman prep` again")
+        raise Problem(f"{dataset.path}: labels name pictures that do not exist", "run `agman prep` again")
     return f"{dataset.path}: {sum(count.values()):,} pictures, {dataset.info.digest[:12]}"
 
 
@@ -318,6 +310,6 @@ def _decodes(jpeg: bytes) -> bool:
 
     try:
         open_picture(jpeg).load()
-    except Exception:  # a decoder may raise nearly anything
+    except Exception:  # decoders raise nearly any exception
         return False
     return True

@@ -1,4 +1,4 @@
-"""`agman submit`: a command of agman as a job of a cluster, followed to its end."""
+"""`agman submit`: runs a command of agman as a job of a cluster, and follows it to its end."""
 
 from __future__ import annotations
 
@@ -19,44 +19,48 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from data_prep.errors import InputError
 from pipeline.common.console import say
-from pipeline.common.errors import JobFailed
-from pipeline.tracking.runs import public, reason
+from pipeline.common.errors import JobFailed, reason, without_credentials
 
-LEFT_OUT = [".git", ".venv", "runs", "mlartifacts", "*.db", "*.parquet"]
-"""Of an uploaded working folder, beside what its .gitignore says."""
-ANSWERING = 10.0
-"""Seconds in which a head answers at all."""
-SETTLING = 30.0
-"""Seconds after the end of its log in which a job says how it ended."""
+EXCLUDED = [".git", ".venv", "runs", "mlartifacts", "*.db", "*.parquet"]
+"""Files of the working folder that are not uploaded, besides those that its .gitignore names."""
+CONNECT_SECONDS = 10.0
+"""Seconds that the head has to answer."""
+SETTLE_SECONDS = 30.0
+"""Seconds that a job has to report its status after the end of its log."""
 
 
 def submit(command: Sequence[str], address: str, variables: Sequence[str] = (), working_dir: Path | None = None) -> int:
-    """Run `agman COMMAND` on the cluster whose dashboard is at `address`; its log goes to stdout.
+    """Run `agman COMMAND` on a cluster, write its log to stdout, and return its exit code.
 
-    `variables` are names; their values go to the job as its environment, not onto its command line. Returns the
-    command's own exit code. Ctrl-C leaves the job running, and says how to stop it. With RAY_AUTH_MODE=token Ray's
-    client sends the token of RAY_AUTH_TOKEN or ~/.ray/auth_token. Raises InputError where no head answers, for a
-    variable that is not set and a folder that is not there; JobFailed where the job was stopped, or is out of sight.
+    Ctrl-C leaves the job running and says how to stop it. With RAY_AUTH_MODE=token Ray's client sends the token of
+    RAY_AUTH_TOKEN or ~/.ray/auth_token. Raises InputError if no head answers, a variable is not set or the folder does
+    not exist; JobFailed if the job was stopped or its state is unknown.
+
+    Args:
+        command: arguments of agman.
+        address: address of the cluster's dashboard.
+        variables: names of environment variables that the job gets with their values, outside its command line.
+        working_dir: folder to upload as the job's working folder.
     """
     environment: dict[str, Any] = {"env_vars": {name: _value(name) for name in variables}} if variables else {}
     if working_dir:
         if not working_dir.is_dir():
             raise InputError(f"--working-dir {working_dir}: no such folder")
-        environment |= {"working_dir": str(working_dir), "excludes": LEFT_OUT}
-    client = _client(address)
+        environment |= {"working_dir": str(working_dir), "excludes": EXCLUDED}
+    client, shown = _client(address), without_credentials(address)
     try:
         job = client.submit_job(entrypoint=shlex.join(["agman", *command]), runtime_env=environment)
-    except Exception as error:  # Ray's client raises RuntimeError for nearly all
-        raise JobFailed(f"{public(address)}: the job was not taken ({reason(error)})") from error
-    say(f"job {job} at {public(address)}")
-    stop = f"`ray job stop {job} --address {public(address)}` stops it"
+    except Exception as error:  # Ray's client raises RuntimeError for most failures
+        raise JobFailed(f"{shown}: the job was not accepted ({reason(error)})") from error
+    stop = f"`ray job stop {job} --address {shown}` stops it"
     try:
+        say(f"job {job} at {shown}")
         asyncio.run(_follow(client, job))
         return _outcome(client, job)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the job goes on; {stop}") from None
+        raise KeyboardInterrupt(f"the job continues; {stop}") from None
     except (RuntimeError, OSError, ClientError) as error:
-        raise JobFailed(f"job {job} is out of sight ({reason(error)}); it may go on; {stop}") from error
+        raise JobFailed(f"the connection to job {job} is lost ({reason(error)}); it may continue; {stop}") from error
 
 
 def _value(name: str) -> str:
@@ -66,17 +70,18 @@ def _value(name: str) -> str:
 
 
 def _client(address: str) -> JobSubmissionClient:
+    shown = without_credentials(address)
     if not address.startswith(("http://", "https://")):
-        raise InputError(f"--address {public(address)}: the dashboard's address, as http://127.0.0.1:8265")
+        raise InputError(f"--address {shown}: give the dashboard's address, as http://127.0.0.1:8265")
     try:
-        with suppress(HTTPError):  # any answer will do: Ray's client would wait for one without an end
-            urlopen(address, timeout=ANSWERING).close()
+        with suppress(HTTPError):  # any answer will do; Ray's client has no timeout
+            urlopen(address, timeout=CONNECT_SECONDS).close()
         return JobSubmissionClient(address)
     except Exception as error:  # ConnectionError, and RuntimeError for a refused token or another version of Ray
-        said = public(" ".join(str(error).split()))
+        message = without_credentials(" ".join(str(error).split()))
         raise InputError(
-            f"--address {public(address)}: no Ray head takes jobs there ({said}); "
-            "`ray dashboard ray_cluster.yaml` makes a way to one"
+            f"--address {shown}: no Ray head accepts jobs there ({message}); "
+            "`ray dashboard ray_cluster.yaml` forwards a head's address"
         ) from error
 
 
@@ -87,10 +92,10 @@ async def _follow(client: JobSubmissionClient, job: str) -> None:
 
 
 def _outcome(client: JobSubmissionClient, job: str) -> int:
-    deadline = time.monotonic() + SETTLING
+    deadline = time.monotonic() + SETTLE_SECONDS
     while not (info := client.get_job_info(job)).status.is_terminal():
         if time.monotonic() > deadline:
-            raise JobFailed(f"job {job}: its log has ended, but it is said to be {info.status.value.lower()}")
+            raise JobFailed(f"job {job}: its log has ended, but its status is {info.status.value.lower()}")
         time.sleep(0.2)
     if info.status == JobStatus.SUCCEEDED:
         return 0

@@ -34,7 +34,8 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.validation import METRIC
 from pipeline.registry.models import load
 from pipeline.tracking.runs import OpenRun, Run, answering, metric_history, open_run
-from pipeline.training.train import NOT_DECISIVE, check, train
+from pipeline.training.build import NOT_DECISIVE, check
+from pipeline.training.train import train
 
 SPLIT = "test"
 BASE = "agman"
@@ -84,11 +85,6 @@ class Scored:
     """(step, validation MAP) pairs."""
     seconds: float
     failed: str | None = None
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Old name of `metrics`, until the callers follow."""
-        return self.metrics
 
 
 @dataclass(frozen=True)

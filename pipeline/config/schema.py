@@ -1,13 +1,13 @@
-"""The configuration of a training: typed, documented under every field, from a file and KEY=VALUE."""
+"""The configuration of a training: typed, documented under every field, read from a file and KEY=VALUE settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from data_prep.errors import InputError
 from pipeline.common.hints import nearest
@@ -27,9 +27,9 @@ class TrainConfig(BaseModel):
     model: str = "agman"
     """Which model of agman.build: agman, csn, asenet, asenet_v2, attnfashion or isln."""
     backbone: str = "resnet50"
-    """The convolutional network under the model: a ResNet as in the papers, or another of torchvision's."""
+    """Convolutional network under the model: a ResNet as in the papers, or another of torchvision's."""
     weights: str | None = None
-    """Start of the backbone: a torchvision weights name (IMAGENET1K_V1), a local file, or none."""
+    """Initial weights of the backbone: a torchvision weights name (IMAGENET1K_V1), a local file, or none."""
     embedding_dim: int | None = Field(default=None, ge=1)
     """Width of the embedding; at least the number of attributes. None: the model's published width (agman: 512)."""
     classify: bool | None = None
@@ -37,23 +37,23 @@ class TrainConfig(BaseModel):
     sa_kernel: int | None = Field(default=None, ge=1)
     """agman: kernel of the spatial attention; none: 7, the published code's. The paper's equation 4 has 1."""
     without: Literal["multi_level", "asa", "sa", "aca", "mask"] | None = None
-    """agman: leave this part out, as in an ablation (docs/model.md says what is computed instead); none: nothing."""
+    """agman: the component left out in an ablation (docs/model.md says what is computed instead); none: nothing."""
     mask: Literal["learned", "fixed"] | None = None
     """csn: masks over the embedding; none: learned."""
     rounds: int | None = Field(default=None, ge=1)
-    """isln: how often the attention is repeated; none: 3."""
+    """isln: number of times that the attention is repeated; none: 3."""
     image_size: int | None = Field(default=None, ge=32)
     """Side of the input square in pixels; none: as prepared."""
     batch_size: int = Field(default=16, ge=2)
-    """Triplets in a global batch, over all workers. An epoch is dealt into equal batches of at most this."""
+    """Triplets in a global batch, over all workers. An epoch is divided into equal batches of at most this size."""
     epochs: int = Field(default=50, ge=1)
-    """Passes, each over one prepared epoch of triplets (going round them)."""
+    """Passes over the data, each over one prepared epoch of triplets (beginning again after the last one)."""
     max_triplets: int | None = Field(default=None, ge=1)
     """Triplets used of each epoch; none: all that were prepared."""
     margin: float = Field(default=0.2, ge=0, le=2)
     """Margin of the triplet loss, in cosine."""
     loss_weighting: Literal["fixed", "learned", "published"] = "fixed"
-    """How the two losses add up: fixed weights, learned ones (Kendall et al. 2018), or the published code's (0.5e)."""
+    """Weights of the two losses: fixed ones, learned ones (Kendall et al. 2018), or the published code's (0.5e)."""
     triplet_weight: float = Field(default=1.0, ge=0)
     """Weight of the triplet loss when fixed."""
     class_weight: float = Field(default=1.0, ge=0)
@@ -61,11 +61,11 @@ class TrainConfig(BaseModel):
     proxy_weight: float = Field(default=0.0, ge=0)
     """Weight of a softmax loss over learned proxies of the values; not in the paper. Helps from random weights."""
     mining: Literal["none", "semi_hard", "hard"] = "none"
-    """Other positives and negatives for the triplets, from their part of the batch; not in the paper."""
+    """Replaces the triplets' positives and negatives by others of their micro-batch; not in the paper."""
     info_nce_weight: float = Field(default=0.0, ge=0)
-    """Weight of InfoNCE over the negatives in each part of the batch; not in the paper."""
+    """Weight of InfoNCE over the negatives in each micro-batch; not in the paper."""
     info_nce_temperature: float = Field(default=0.1, gt=0)
-    """What InfoNCE divides cosines by."""
+    """Temperature by which InfoNCE divides cosines."""
     lr: float = Field(default=1e-4, gt=0)
     """Adam's learning rate."""
     lr_decay: float = Field(default=0.9, gt=0, le=1)
@@ -74,38 +74,34 @@ class TrainConfig(BaseModel):
     """... after every so many epochs."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Bound on the L2 norm of the gradient of the global batch; none: not clipped, as in the paper."""
-    parts: int | None = Field(default=None, ge=1)
-    """Equal parts that a global batch is computed in; a worker computes its own one after the other (gradient
-    accumulation). The same parts give the same weights on any number of workers. None: one for each worker."""
-    batch_norm: Literal["per_part", "sync"] = "per_part"
-    """Statistics of each part of a batch (anchors, positives and negatives together), or of the whole global batch."""
+    micro_batches: int | None = Field(default=None, ge=1)
+    """Equal micro-batches of a global batch; a worker computes its own one after the other (gradient accumulation).
+    The same number gives the same weights on any number of workers. None: one for each worker."""
+    batch_norm: Literal["per_micro_batch", "sync"] = "per_micro_batch"
+    """Statistics of each micro-batch (anchors, positives and negatives together), or of the whole global batch (sync;
+    GPUs only)."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop early after so many epochs without a better validation score; none: train all epochs."""
-    precision: Literal["fp32", "bf16", "fp64"] | None = None
-    """bf16: autocast, with weights and losses in fp32. fp64: to check that workers compute what one would.
-    None: bf16 on GPUs and on CPUs that compute in it, else fp32."""
-    channels_last: bool | None = None
-    """Memory order of the convolutions; none: true on CPUs and GPUs. The numbers are the same but for rounding."""
-    fused: bool | None = None
-    """Adam in one pass over the memory; none: true on CPUs and GPUs."""
+    """Epochs without a better validation score after which training stops early; none: train all epochs."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """bf16: autocast, with weights and losses in fp32. None: bf16 on GPUs and on CPUs that compute in it, else fp32."""
     compile: bool | None = None
     """torch.compile of the model's training pass; none: false on CPUs (measured slower) and GPUs (not measured)."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of a worker; none: as many as its share of the CPUs. Other numbers round differently."""
+    """CPU threads of a worker; none: its part of the CPUs. Other numbers round differently."""
     prefetch: int = Field(default=2, ge=0)
-    """Batches that are decoded ahead, while a step computes."""
+    """Batches that are decoded ahead while a step computes."""
     checkpoint_every: int = Field(default=500, ge=1)
-    """Steps that a killed training repeats at most. Every epoch ends with a checkpoint besides."""
+    """Steps that a killed training repeats at most. Every epoch ends with a checkpoint as well."""
     keep_best: int = Field(default=2, ge=1)
-    """Checkpoints of epochs that are kept, the best by validation; the latest is kept beside them."""
+    """Checkpoints of epochs that are kept, the best by validation; the latest is kept as well."""
     log_every: int = Field(default=50, ge=1)
-    """Steps between two points of the curves in MLflow; points are sent when a checkpoint stands."""
+    """Steps between two points of the curves in MLflow; points are sent when a checkpoint is complete."""
     seed: int = Field(default=0, ge=0)
-    """Of the weights' start and the augmentation."""
+    """Seed of the initial weights and the augmentation."""
 
     @property
     def needing_values(self) -> list[str]:
-        """The settings, as KEY=VALUE, for which the images' values must be known, not the triplets alone."""
+        """Settings, as KEY=VALUE, that need the images' values, not the triplets alone."""
         asked = {
             f"proxy_weight={self.proxy_weight:g}": self.proxy_weight > 0,
             f"mining={self.mining}": self.mining != "none",
@@ -113,40 +109,29 @@ class TrainConfig(BaseModel):
         }
         return [setting for setting, wanted in asked.items() if wanted]
 
-    @field_validator(
-        "weights",
-        "embedding_dim",
-        "classify",
-        "sa_kernel",
-        "without",
-        "mask",
-        "rounds",
-        "image_size",
-        "max_triplets",
-        "clip_norm",
-        "parts",
-        "patience",
-        "precision",
-        "channels_last",
-        "fused",
-        "compile",
-        "threads",
-        mode="before",
-    )
+    @field_validator("*", mode="before")
     @classmethod
-    def _none(cls, value: Any) -> Any:
-        """`weights=none` on a command line means no weights."""
-        return None if isinstance(value, str) and value.lower() in ("none", "null", "") else value
+    def _none(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read `weights=none` on a command line as None, in every field whose type admits it."""
+        admits_none = type(None) in get_args(cls.model_fields[info.field_name or ""].annotation)
+        return None if admits_none and isinstance(value, str) and value.lower() in ("none", "null", "") else value
 
     @field_validator("weights")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        """A file's path must hold in workers too, which run in a folder of their own."""
+        """Make a file's path absolute: workers run in folders of their own."""
         return str(Path(value).absolute()) if value and Path(value).is_file() else value
 
 
+RENAMED = {"parts": "micro_batches"}
+"""Former names of settings."""
+
+
 def load_config(file: Path | None, settings: Iterable[str], preset: str | None = None) -> TrainConfig:
-    """A preset, a YAML file over it, then KEY=VALUE settings. Raises InputError naming the key and file at fault."""
+    """Return a preset's configuration, changed by a YAML file, then by KEY=VALUE settings.
+
+    Raises InputError naming the key and the file at fault.
+    """
     values: dict[str, Any] = {}
     if preset is not None:
         values |= find_preset(preset).settings
@@ -161,7 +146,7 @@ def load_config(file: Path | None, settings: Iterable[str], preset: str | None =
 
 
 def read_settings(settings: Iterable[str]) -> dict[str, str]:
-    """KEY=VALUE settings. Raises InputError for another form, and for a key that is given two values."""
+    """Split KEY=VALUE settings. Raises InputError for another form, and for a key that is given two values."""
     values: dict[str, str] = {}
     for setting in settings:
         key, equals, value = (part.strip() for part in setting.partition("="))
@@ -173,9 +158,11 @@ def read_settings(settings: Iterable[str]) -> dict[str, str]:
 
 
 def make_config(values: dict[str, Any]) -> TrainConfig:
-    """Validate values. Raises InputError for an unknown key (offering the nearest) or a value out of range."""
+    """Validate settings. Raises InputError for an unknown key (naming the nearest) or a value out of range."""
     known = list(TrainConfig.model_fields)
     for key in values:
+        if key in RENAMED:
+            raise InputError(f"setting {key!r} is now called {RENAMED[key]!r}")
         if key not in known:
             raise InputError(f"unknown setting {key!r}; {nearest(key, known)}")
     try:
@@ -186,7 +173,7 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
 
 
 def allowed(key: str) -> str:
-    """Which values a setting takes, in words."""
+    """Describe the values that a setting takes."""
     described = TrainConfig.model_json_schema()["properties"][key]
     kind = next(kind for kind in described.get("anyOf", [described]) if kind["type"] != "null")
     if "enum" in kind:
@@ -216,12 +203,12 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 class _OnceEach(yaml.SafeLoader):
-    """YAML, but a key that stands twice in a file is an error."""
+    """YAML in which a key that is given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)

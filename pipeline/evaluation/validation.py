@@ -1,4 +1,4 @@
-"""What a training is judged by after every epoch: MAP on the validation queries, or accuracy on given triplets."""
+"""Validation after every epoch: MAP on the validation queries, or accuracy on given triplets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ METRIC = f"{SPLIT}/map"
 
 
 def score_name(dataset: Dataset) -> str | None:
-    """The metric that picks the best checkpoint; None where the dataset has no validation split.
+    """Return the metric that selects the best checkpoint, or None if the dataset has no validation split.
 
-    `valid/map` where there are queries; `valid/triplet_accuracy` where the dataset gives triplets alone.
+    It is `valid/map` if there are queries, `valid/triplet_accuracy` if the dataset has triplets only.
     """
     if dataset.info.queries[SPLIT]:
         return METRIC
@@ -26,9 +26,9 @@ def score_name(dataset: Dataset) -> str | None:
 
 
 class Validation:
-    """Embeds one worker's share of the validation images, and scores all workers' embeddings together."""
+    """One worker's part of the validation images, and the score over all workers' embeddings together."""
 
-    def __init__(self, dataset: Dataset, image_size: int, *, rank: int, workers: int, device: str, threads: int):
+    def __init__(self, dataset: Dataset, image_size: int, rank: int, workers: int, device: str, threads: int):
         self.rank, self.workers, self.device = rank, workers, device
         self.names = dataset.info.attribute_names
         self.pairs = dataset.retrieval(SPLIT) if dataset.info.queries[SPLIT] else None
@@ -43,12 +43,15 @@ class Validation:
         self.images = ImageStore(dataset, SPLIT, image_size, wanted=mine, threads=threads)
 
     def metrics(self, model: agman.RetrievalModel, precision: str) -> dict[str, float]:
-        """`valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, or
-        `valid/triplet_accuracy`; the same on every worker."""
+        """Return the validation metrics, the same on every worker.
+
+        They are `valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, or
+        `valid/triplet_accuracy`.
+        """
         embeddings = self._embedded(model, precision)
         found = [self._scored(embeddings) if self.rank == 0 else None]
         if self.workers > 1:
-            dist.broadcast_object_list(found)  # one worker's, so that no rounding makes them stop at different epochs
+            dist.broadcast_object_list(found)  # from one worker, so that rounding cannot stop them at different epochs
         assert found[0] is not None
         return found[0]
 

@@ -121,4 +121,4 @@ class Embedder:
 
     def _normalised(self, squares: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         images = torch.from_numpy(np.stack(list(squares))).to(self.device).permute(0, 3, 1, 2)
-        return agman.normalise(images, channels_last=True)
+        return agman.normalise(images)

@@ -1,9 +1,10 @@
-"""An approximate index over a gallery: FAISS finds a few rows, the exact scores order them.
+"""Approximate index of a gallery: FAISS selects candidate rows, exact scores order them.
 
-For each attribute an inverted file over the vectors in 8 bits (`IVFx,SQ8`, inner product). A search takes the best
-few of every asked attribute, `OVERSAMPLE` times as many as are wanted, and scores their union exactly: what is
-approximate is which rows are looked at, never a score. How many lists are looked into is chosen when the index is
-built: the fewest with which recall@10 on rows of the gallery itself, against exact search, reaches `RECALL`.
+The index of an attribute is an inverted file over the vectors in 8 bits (`IVFx,SQ8`, inner product). A search takes
+the best candidates of every requested attribute, `OVERSAMPLE` times as many as are wanted, and scores their union
+exactly: only the selection of candidates is approximate, never a score. The number of lists that a search visits
+is chosen when the index is built: the smallest power of two whose recall@10 against exact search, measured on rows of
+the gallery itself, reaches `RECALL`.
 """
 
 from __future__ import annotations
@@ -25,88 +26,102 @@ from pipeline.retrieval.exact import best_of, exact_scores, nearest_rows
 
 INDEX, DESCRIPTION = "index", "index.json"
 RECALL, RECALL_AT = 0.97, 10
-"""Aimed a little above the 0.95 that one wants of other queries."""
+"""Target of the measured recall, a little above the 0.95 that other queries should reach, and its number of rows."""
 OVERSAMPLE = 5
 SAMPLE = 64
-"""Rows that recall is measured with, moved a little so that they are not found by themselves alone."""
-MOVED = 0.3
-"""Length of the random vector that is added to such a row of length 1."""
-TRAINED_ON = 64
-"""Vectors for each list, to find the lists' centres."""
-ADDED = 65_536
-"""Rows at a time."""
+"""Rows with which the recall is measured; noise is added to them, otherwise each would find itself first."""
+NOISE = 0.3
+"""Length of the random vector that is added to a sampled row of length 1."""
+TRAINING_VECTORS = 64
+"""Vectors per list that the centres of the lists are computed from."""
+BLOCK = 65_536
+"""Rows added to an index at a time."""
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What an index does."""
+    """Size and measured recall of an index."""
 
     rows: int
     lists: int
     probes: int
-    """Lists that are looked into."""
+    """Lists that a search visits."""
     recall: float
-    """Share of the exact first RECALL_AT that it finds, the lowest of the attributes."""
+    """Share of the exact first RECALL_AT rows that the index finds; the minimum over the attributes."""
 
 
 class ApproximateIndex:
-    """One index file for each attribute."""
+    """Indexes of a gallery, one for each attribute."""
 
     def __init__(self, indexes: list[Any], vectors: Sequence[np.ndarray], measured: Measured):
         self._indexes, self._vectors, self.measured = indexes, vectors, measured
 
     def search(self, queries_qad: np.ndarray, numbers: Sequence[int], top: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `exact.nearest_rows`, for attributes by number. Fewer rows found are filled from row 0 on."""
+        """Return the same as `exact.nearest_rows`, under the attributes with these numbers.
+
+        If the index finds fewer rows than wanted, rows from 0 on are added.
+        """
         matrices = [self._vectors[number] for number in numbers]
-        wanted = min(top, len(matrices[0]))
-        few = min(len(matrices[0]), OVERSAMPLE * wanted)
-        each = [self._candidates(number, queries_qad[:, place], few) for place, number in enumerate(numbers)]
-        scores, rows = np.empty((len(queries_qad), wanted), np.float32), np.empty((len(queries_qad), wanted), np.int64)
-        for place, query in enumerate(queries_qad):
-            union = np.unique(np.concatenate([found[place] for found in each]))
-            union = union[union >= 0]  # -1 stands where the lists had no more
+        rows = len(matrices[0])
+        wanted = min(top, rows)
+        candidates = np.concatenate(
+            [
+                self._indexes[number].search(np.ascontiguousarray(queries_qad[:, i]), min(rows, OVERSAMPLE * wanted))[1]
+                for i, number in enumerate(numbers)
+            ],
+            axis=1,
+        )
+        best = []
+        for query, found in zip(queries_qad, candidates, strict=True):
+            union = np.unique(found[found >= 0])  # FAISS fills up with -1 if the visited lists have fewer rows
             if len(union) < wanted:
                 union = np.union1d(union, np.arange(wanted))
-            found = exact_scores(matrices, query, union)
-            scores[place], rows[place] = best_of(found, union, wanted)
-        return scores, rows
-
-    def _candidates(self, number: int, queries_qd: np.ndarray, few: int) -> np.ndarray:
-        return self._indexes[number].search(np.ascontiguousarray(queries_qd), few)[1]
+            best.append(best_of(exact_scores(matrices, query, union), union, wanted))
+        return (
+            np.array([scores for scores, _ in best], np.float32).reshape(-1, wanted),
+            np.array([found for _, found in best], np.int64).reshape(-1, wanted),
+        )
 
 
 def open_index(folder: Path, vectors: Sequence[np.ndarray]) -> ApproximateIndex | None:
-    """The gallery's index; None if none was built. Raises InputError for a damaged one."""
-    place = folder / INDEX
-    if not (place / DESCRIPTION).exists():
+    """Open the index of the gallery in `folder`; return None if none was built.
+
+    Raises InputError if the index is damaged.
+    """
+    path = folder / INDEX
+    if not (path / DESCRIPTION).exists():
         return None
     try:
-        measured = Measured(**json.loads((place / DESCRIPTION).read_text()))
-        indexes: list[Any] = [faiss.read_index(str(place / _file(number))) for number in range(len(vectors))]
+        measured = Measured(**json.loads((path / DESCRIPTION).read_text()))
+        indexes: list[Any] = [faiss.read_index(str(path / _file(number))) for number in range(len(vectors))]
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{place}: damaged; delete it, and run `agman index` again") from error
+        raise InputError(f"{path}: damaged; delete it, and run `agman index` again") from error
     for index in indexes:
         index.nprobe = measured.probes
     return ApproximateIndex(indexes, vectors, measured)
 
 
 def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress = silent) -> ApproximateIndex:
-    """Build the index of a gallery, and replace an older one. Raises InputError if it cannot be written."""
+    """Build the index of the gallery in `folder`, and replace an older one once the new index is complete.
+
+    Raises InputError if the index cannot be written.
+    """
     rows = len(vectors[0])
-    lists = max(1, min(round(4 * math.sqrt(rows)), rows // 39))  # FAISS asks for 39 vectors a list
+    lists = max(1, min(round(4 * math.sqrt(rows)), rows // 39))  # FAISS asks for at least 39 vectors per list
     advance = progress("vectors indexed", rows * len(vectors))
     indexes: list[Any] = []
     for number, matrix in enumerate(vectors):
         index: Any = faiss.index_factory(matrix.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
         index.cp.seed, index.cp.spherical = SEED + 1, True
-        chosen = np.random.default_rng([SEED, number]).permutation(rows)[: max(TRAINED_ON * lists, 1_000)]
+        chosen = np.random.default_rng([SEED, number]).permutation(rows)[: max(TRAINING_VECTORS * lists, 1_000)]
         index.train(np.ascontiguousarray(matrix[np.sort(chosen)]))
-        for start in range(0, rows, ADDED):
-            index.add(np.ascontiguousarray(matrix[start : start + ADDED]))
-            advance(len(matrix[start : start + ADDED]))
+        for start in range(0, rows, BLOCK):
+            block = np.ascontiguousarray(matrix[start : start + BLOCK])
+            index.add(block)
+            advance(len(block))
         indexes.append(index)
-    built = _tuned(indexes, vectors, lists)
+    built = _choose_probes(indexes, vectors, lists)
     try:
         with atomic.folder(folder / INDEX) as staging:
             for number, index in enumerate(indexes):
@@ -117,8 +132,8 @@ def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress 
     return built
 
 
-def _tuned(indexes: list[Any], vectors: Sequence[np.ndarray], lists: int) -> ApproximateIndex:
-    """With the fewest probes, doubled each time, that reach RECALL under every attribute."""
+def _choose_probes(indexes: list[Any], vectors: Sequence[np.ndarray], lists: int) -> ApproximateIndex:
+    """Double the number of visited lists until the recall under every attribute reaches RECALL."""
     queries = [sample_queries(matrix, SAMPLE, number) for number, matrix in enumerate(vectors)]
     exact = [nearest_rows([matrix], one[:, None], RECALL_AT)[1] for matrix, one in zip(vectors, queries, strict=True)]
     probes = 1
@@ -134,16 +149,16 @@ def _tuned(indexes: list[Any], vectors: Sequence[np.ndarray], lists: int) -> App
 
 
 def sample_queries(matrix: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Rows of a gallery moved a little: other pictures like its own. float32, of unit length."""
+    """Return `count` rows of a gallery with noise added, float32 and of unit length: queries like its own pictures."""
     generator = np.random.default_rng([SEED, seed, 1])
     rows = matrix[np.sort(generator.permutation(len(matrix))[:count])]
     noise = generator.standard_normal(rows.shape).astype(np.float32)
-    moved = rows + MOVED * noise / np.linalg.norm(noise, axis=1, keepdims=True)
-    return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32)
+    queries = rows + NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    return (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
 
 
 def recall_of(found: np.ndarray, exact: np.ndarray) -> float:
-    """Mean share of the exact rows (Q×K) that were found."""
+    """Return the mean share of the exact rows (Q×K) that were found."""
     return float(np.mean([np.isin(true, one).mean() for one, true in zip(found, exact, strict=True)]))
 
 

@@ -1,15 +1,15 @@
-"""A gallery: the embeddings of a collection of pictures under every attribute, to be searched.
+"""A gallery: embeddings of a collection of pictures under every attribute, to be searched.
 
-A folder that `agman embed` makes:
+A folder that `agman embed` writes:
 
-    gallery.json                     of what, by which model (`GalleryInfo`)
-    embeddings/part-*.parquet        image, file, row (see images.parquet), and a column of vectors for each attribute
-    images.parquet                   image string, file string, row int64: what each row is (`image_sources.IMAGES`)
-    vectors/attribute-00.npy         the same embeddings as float32 R×D, one file an attribute, to be mapped into memory
-    index/                           an approximate index, if one was built (`agman index`)
-    rejects.parquet                  image, file, row, detail string: pictures that cannot be read, and why
+    gallery.json                     source, model and counts (`GalleryInfo`)
+    embeddings/part-*.parquet        image, file, row (as in images.parquet), and a column of vectors for each attribute
+    images.parquet                   image string, file string, row int64: for each row (`image_sources.IMAGES`)
+    vectors/attribute-00.npy         the same embeddings, float32 R×D, one memory-mapped file for each attribute
+    index/                           the approximate index, if one was built (`agman index`)
+    rejects.parquet                  image, file, row, detail string: unreadable pictures, and the reason
 
-Shape suffixes: Q queries, A asked attributes, D embedding width, R rows.
+Shape suffixes: Q queries, A requested attributes, N all attributes, D embedding width, R rows, K rows of a result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from data_prep.storage import Storage
 from pipeline.common.hints import nearest
 from pipeline.retrieval.exact import NORM_ERROR, exact_scores, nearest_rows
 from pipeline.retrieval.faiss_index import ApproximateIndex, build_index, open_index
-from pipeline.retrieval.image_sources import IMAGES, Kind, read_cells
+from pipeline.retrieval.image_sources import IMAGES, Kind, inside, read_cells
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "gallery.json"
@@ -41,37 +41,37 @@ EMBEDDINGS = "embeddings"
 
 
 class GalleryInfo(BaseModel):
-    """What `gallery.json` holds."""
+    """Content of `gallery.json`."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     schema_version: int = SCHEMA_VERSION
     model: str
-    """As it may be shown: without credentials."""
+    """Address of the model, without credentials."""
     model_digest: str
-    """sha256 over the model's weights: another model of the same name shows."""
+    """sha256 over the weights of the model; it tells models of the same name apart."""
     attributes: tuple[str, ...]
     width: int
-    """D, of one embedding."""
+    """Embedding width D."""
     image_size: int
-    """Side in pixels of what the model saw."""
+    """Side, in pixels, of the pictures that the model received."""
     precision: str = "fp32"
-    """In which the model computed; the embeddings are float32."""
+    """Precision in which the model computed; the embeddings are float32."""
     images: int
-    """Rows."""
+    """Number of rows."""
     rejects: dict[str, int] = {}
-    """Pictures that have no row, per reason."""
+    """Number of pictures without a row, for each reason."""
     source: Kind = "folder"
     root: str
-    """Where the pictures came from: an absolute path, or a URI without credentials."""
+    """Source of the pictures: an absolute path, or a URI without credentials."""
     column: str | None = None
-    """Of the Parquet files that hold the pictures."""
+    """Column of the Parquet files that contains the pictures."""
     fingerprint: str = ""
-    """sha256 over all that decided the embeddings: pictures' names, weights, precision."""
+    """sha256 over everything that determines the embeddings: pictures' names, weights, precision."""
 
 
 class Names(Sequence[str]):
-    """The rows' names, held as Arrow holds them: a million take megabytes, not a hundred."""
+    """Names of the rows, kept as an Arrow column: a million names take megabytes instead of a hundred."""
 
     def __init__(self, column: pa.ChunkedArray):
         self._column = column
@@ -90,31 +90,36 @@ class Names(Sequence[str]):
 
 
 class Gallery:
-    """An opened gallery; `open` makes one. Its matrices stay in their files, and are read as they are needed."""
+    """An opened gallery (see `open`). Its matrices stay in their files and are read when they are needed."""
 
     def __init__(self, folder: Path, info: GalleryInfo, images: pa.Table, vectors: list[np.ndarray]):
         self.folder = folder
         self.info = info
         self.images: Sequence[str] = Names(images["image"])
         """Name of every row: its path relative to the source (POSIX), or the image id of a prepared dataset."""
-        self._places = images
+        self._table = images
         self._vectors = vectors
 
     @classmethod
-    def open(cls, place: str | Path) -> Gallery:
-        """Raises InputError for what is no gallery, a damaged one, or one without an image."""
-        folder = Path(place)
-        info = _described(folder)
+    def open(cls, path: str | Path) -> Gallery:
+        """Open the gallery at `path`.
+
+        Raises InputError if there is no gallery, or if it is damaged or empty.
+        """
+        folder = Path(path)
+        info = _read_info(folder)
         if not info.images:
             raise InputError(f"{folder}: the gallery is empty")
         try:
             images = pq.read_table(folder / IMAGES_FILE, schema=IMAGES)
-            vectors = [_mapped(folder / vectors_file(number)) for number in range(len(info.attributes))]
+            files = [folder / vectors_file(number) for number in range(len(info.attributes))]
+            vectors = [np.load(file, mmap_mode="r").view(np.ndarray) for file in files]  # memmaps are slow to slice
         except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-            raise InputError(f"{folder}: damaged ({_first_line(error)}); run `agman embed` again") from error
+            first_line = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"{folder}: damaged ({first_line}); run `agman embed` again") from error
         shape = (info.images, info.width)
         if len(images) != info.images or any(one.shape != shape or one.dtype != np.float32 for one in vectors):
-            raise InputError(f"{folder}: damaged (a file is not of {shape[0]:,} rows); run `agman embed` again")
+            raise InputError(f"{folder}: damaged (a file has not {shape[0]:,} rows); run `agman embed` again")
         return cls(folder, info, images, vectors)
 
     def __len__(self) -> int:
@@ -123,12 +128,18 @@ class Gallery:
     def search(
         self, queries: np.ndarray, attributes: Sequence[str], top: int = 10, approximate: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The rows most similar to each query: scores float32 Q×K and rows int64 Q×K, K = min(top, R), best first.
+        """Return scores (float32, Q×K) and rows (int64, Q×K) of the best matches of each query; K = min(top, R).
 
-        `queries` are Q×A×D embeddings of unit length under the asked attributes, in their order. A score is the sum
-        of the A cosines; equal ones are in the order of the rows. Exact, and the same on every machine; `approximate`
-        looks at some rows only. Raises InputError for an unknown attribute, one asked twice, or a missing index,
-        ValueError for queries of another shape or length.
+        A score is the sum of the A cosines; equal scores are ordered by row. The result is exact and the same on every
+        machine, unless `approximate` restricts the search to the candidates of the approximate index. Raises
+        InputError for an unknown attribute, an attribute given twice or a missing index, ValueError for queries of
+        another shape or length.
+
+        Args:
+            queries: embeddings under the requested attributes, in their order; Q×A×D, of unit length.
+            attributes: names of the A requested attributes.
+            top: number of rows in the result.
+            approximate: use the approximate index.
         """
         numbers = self.numbers(attributes)
         queries = self._checked(queries, len(attributes))
@@ -140,90 +151,84 @@ class Gallery:
 
     @cached_property
     def index(self) -> ApproximateIndex:
-        """The approximate index. Raises InputError if there is none, or it is damaged."""
+        """The approximate index. Raises InputError if there is none or if it is damaged."""
         index = open_index(self.folder, self._vectors)
         if index is None:
             raise InputError(f"{self.folder}: has no approximate index; `agman index {self.folder}` builds one")
         return index
 
     def build_index(self, progress: Progress = silent) -> ApproximateIndex:
-        """Build the approximate index anew; what it measured of itself is its `measured`."""
+        """Build the approximate index, replacing an older one."""
         self.__dict__.pop("index", None)
         return build_index(self.folder, self._vectors, progress)
 
     def cosines(self, query: np.ndarray, attributes: Sequence[str], rows: np.ndarray) -> np.ndarray:
-        """float32 A×K: of one query, A×D, with each of K rows, under each attribute by itself."""
+        """Return the cosines of one query (A×D) with each of K rows under each attribute, float32 A×K."""
         vectors, rows = [self._vectors[number] for number in self.numbers(attributes)], np.asarray(rows, np.int64)
         (query,) = self._checked(query[None], len(attributes))
         return np.stack([exact_scores([one], query[number : number + 1], rows) for number, one in enumerate(vectors)])
 
     def embeddings(self, row: int) -> np.ndarray:
-        """float32 N×D: a row's embeddings under every attribute."""
+        """Return the embeddings of a row under every attribute, float32 N×D."""
         return np.stack([matrix[row] for matrix in self._vectors])
 
     def picture(self, row: int) -> bytes | None:
-        """The picture file of a row as its source has it now; None if it is no longer there.
+        """Return the picture file of a row as its source contains it now; None if it is gone.
 
-        Never anything outside the source, wherever names or links in it lead, and nothing but a picture.
+        Names or links that lead out of the source, and files that are not pictures, give None too.
         """
-        place = {name: self._places[name][int(row)].as_py() for name in IMAGES.names}
+        _, file, cell = (self._table[name][int(row)].as_py() for name in IMAGES.names)
+        root = Storage(self.info.root)
         try:
-            data = (
-                self._in_folder(place["file"])
-                if place["row"] is None
-                else self._in_parquet(place["file"], place["row"])
-            )
+            path = inside(root.local, file) if root.local else None
+            if cell is not None:
+                data = read_cells(root, file, [cell], str(self.info.column))[0] or b""
+            else:
+                assert path, "picture files are in local folders"
+                data = read_file(path)
             with open_picture(data):
                 return data
-        except Exception:  # decoders raise nearly anything, and so do remote places
+        except Exception:  # decoders and remote storages raise nearly any exception
             return None
 
-    def _in_folder(self, name: str) -> bytes:
-        return read_file(inside(Path(self.info.root), name))
-
-    def _in_parquet(self, file: str, row: int) -> bytes:
-        root = Storage(self.info.root)
-        if root.local:
-            inside(root.local, file)
-        (data,) = read_cells(root, file, [row], str(self.info.column))
-        return data or b""
-
     def numbers(self, attributes: Sequence[str]) -> list[int]:
-        """The attributes' places. Raises InputError for none, an unknown one, or one that is asked twice."""
+        """Return the indices of the attributes.
+
+        Raises InputError for no attribute, an unknown one, or one given twice.
+        """
         known = self.info.attributes
         if not attributes:
-            raise InputError(f"no attribute asked; known: {', '.join(known)}")
-        for place, name in enumerate(attributes):
+            raise InputError(f"no attribute given; known: {', '.join(known)}")
+        for i, name in enumerate(attributes):
             if name not in known:
                 raise InputError(f"unknown attribute {name!r}; {nearest(name, known)}")
-            if name in attributes[:place]:
-                raise InputError(f"attribute {name!r} is asked twice")
+            if name in attributes[:i]:
+                raise InputError(f"attribute {name!r} is given twice")
         return [known.index(name) for name in attributes]
 
     def _checked(self, queries: np.ndarray, asked: int) -> np.ndarray:
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 3 or queries.shape[1:] != (asked, self.info.width):
             raise ValueError(f"queries must be Q×{asked}×{self.info.width}, not {queries.shape}")
-        if not of_unit_length(queries).all():
+        lengths = np.linalg.norm(queries.astype(np.float64), axis=-1)
+        if not (np.abs(lengths - 1) <= NORM_ERROR).all():  # false for NaN
             raise ValueError("queries must be of unit length")
         return queries
 
 
-def of_unit_length(embeddings: np.ndarray) -> np.ndarray:
-    """bool …: whether each embedding (the last axis) is; one with NaN is not."""
-    return np.abs(np.linalg.norm(embeddings.astype(np.float64), axis=-1) - 1) <= NORM_ERROR
-
-
 def vectors_file(number: int) -> str:
-    """Where the matrix of an attribute is, below the gallery."""
+    """Return the path of the matrix of an attribute, relative to the gallery."""
     return f"{VECTORS}/attribute-{number:02d}.npy"
 
 
 def write_gallery(folder: Path, info: GalleryInfo, images: pa.Table, blocks: Iterable[np.ndarray]) -> None:
-    """Write what search needs into a folder that is there; the description comes last.
+    """Write the files that a search needs into an existing folder, the description last.
 
-    `images` has the columns of IMAGES, one row a picture; `blocks` are the pictures' embeddings in the same order, some
-    pictures ×N×D at a time, N being all attributes.
+    Args:
+        folder: the gallery.
+        info: its description.
+        images: one line for each row, with the columns of IMAGES.
+        blocks: embeddings of consecutive rows under all attributes, in the order of `images`; each rows×N×D.
     """
     (folder / VECTORS).mkdir(exist_ok=True)
     shape = (info.images, info.width)
@@ -242,16 +247,7 @@ def write_gallery(folder: Path, info: GalleryInfo, images: pa.Table, blocks: Ite
     (folder / DESCRIPTION).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def inside(root: Path, name: str) -> Path:
-    """The file `name` below `root`, its links followed. Raises ValueError if they, or the name, lead out of it."""
-    root = root.resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root):
-        raise ValueError(f"{name}: leads out of the folder")
-    return path
-
-
-def _described(folder: Path) -> GalleryInfo:
+def _read_info(folder: Path) -> GalleryInfo:
     file = folder / DESCRIPTION
     try:
         info = GalleryInfo.model_validate_json(file.read_bytes())
@@ -261,18 +257,10 @@ def _described(folder: Path) -> GalleryInfo:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
     except ValidationError as error:
         first: Any = error.errors()[0]
-        at = ".".join(map(str, first["loc"]))
-        raise InputError(f"{file}: damaged or of another version ({at}: {first['msg']})") from error
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"{file}: damaged or of another version ({field}: {first['msg']})") from error
     if info.schema_version != SCHEMA_VERSION:
         raise InputError(
             f"{file}: schema version {info.schema_version}, this agman reads {SCHEMA_VERSION}; run `agman embed` again"
         )
     return info
-
-
-def _mapped(file: Path) -> np.ndarray:
-    return np.load(file, mmap_mode="r").view(np.ndarray)  # slices of a memmap are slow to make
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

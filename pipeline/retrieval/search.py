@@ -1,4 +1,4 @@
-"""`agman search`: the pictures of a gallery that are most like one picture under the asked attributes."""
+"""`agman search`: finds the pictures of a gallery that are most similar to a picture under given attributes."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from pipeline.retrieval.gallery import Gallery
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture of the gallery."""
+    """Picture of the gallery that a search has found."""
 
     row: int
     image: str
     score: float
-    """The sum of the cosines."""
+    """Sum of the cosines."""
     cosines: list[float]
-    """Under each asked attribute."""
+    """Cosine under each of the given attributes."""
 
 
 def embedder_of(gallery: Gallery, model: str | None = None, device: str | None = None) -> Embedder:
-    """The model that embedded `gallery`, from where it was then or, if it has moved, from `model`.
+    """Load the model that embedded `gallery`, from its address in the gallery or from `model` if it has moved.
 
-    Raises InputError if it is not there, or is another one: attributes, picture size and weights must be the gallery's.
+    Raises InputError if there is no model, or if its attributes, picture size or weights are not the gallery's.
     """
     info = gallery.info
     network, description = load(model or info.model, list(info.attributes))
     embedder = Embedder(network, description, device=device, precision=info.precision)
     if (embedder.digest, embedder.side) != (info.model_digest, info.image_size):
         raise InputError(
-            f"{gallery.folder}: embedded by {info.model}, and by other weights than {model or 'it'} now has; "
-            "give the same model by --model, or run `agman embed` again"
+            f"{gallery.folder}: embedded by {info.model}, with other weights than {model or 'it'} has now; "
+            "give the same model with --model, or run `agman embed` again"
         )
     return embedder
 
@@ -51,15 +51,18 @@ def search(
     top: int = 10,
     approximate: bool = False,
 ) -> list[Hit]:
-    """The `top` best rows for a picture file, best first. Raises PictureError, and InputError for attributes."""
-    numbers = gallery.numbers(attributes)  # first: it costs nothing
+    """Return the `top` best rows for a picture file, best first.
+
+    Raises PictureError for a file that is no picture, and InputError for unknown attributes.
+    """
+    numbers = gallery.numbers(attributes)  # first, because it is cheap
     square = embedder.read(picture, MAX_QUERY_PIXELS)
     query = embedder.embed([square])[0][numbers]
     return ranked(gallery, query, attributes, top, approximate)
 
 
 def ranked(gallery: Gallery, query: np.ndarray, attributes: Sequence[str], top: int, approximate: bool) -> list[Hit]:
-    """The same for the picture's embeddings under the attributes, A×D."""
+    """Return the `top` best rows for a picture's embeddings under the attributes, A×D."""
     (scores,), (rows,) = gallery.search(query[None], attributes, top, approximate)
     cosines = gallery.cosines(query, attributes, rows).T
     return [
@@ -69,20 +72,19 @@ def ranked(gallery: Gallery, query: np.ndarray, attributes: Sequence[str], top: 
 
 
 def read_query(path: Path) -> bytes:
-    """A query's picture file. Raises InputError."""
+    """Read the picture file of a query. Raises InputError if it cannot be read."""
     try:
         return read_file(path)
-    except OSError as error:
-        raise InputError(f"--query {path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"--query {path}: cannot be read ({error})") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"--query {path}: cannot be read ({why})") from error
 
 
 def run_search(
-    place: Path, query: Path, attributes: Sequence[str], *, top: int, approximate: bool, model: str | None
+    path: Path, query: Path, attributes: Sequence[str], *, top: int, approximate: bool, model: str | None
 ) -> list[Hit]:
-    """The command. Raises InputError."""
-    gallery = Gallery.open(place)
+    """Search the gallery at `path` for the picture file `query`. Raises InputError for invalid arguments."""
+    gallery = Gallery.open(path)
     gallery.numbers(attributes)
     picture = read_query(query)
     embedder = embedder_of(gallery, model)

@@ -1,6 +1,6 @@
-"""The service's HTTP side: routes, answers, headers. One `Replica` is one process of Ray Serve."""
+"""HTTP interface of the service: routes, answers, headers. A `Replica` is one process of Ray Serve."""
 
-# No `from __future__ import annotations`: in the replica FastAPI would find names where it needs types.
+# No `from __future__ import annotations`: FastAPI in the replica would receive names in place of types.
 
 import asyncio
 import base64
@@ -28,19 +28,19 @@ from pipeline.serving.engine import Engine
 from pipeline.serving.limits import BodyLimit
 
 MOST_BYTES = 16 * 2**20
-"""Of an upload."""
+"""Largest upload."""
 POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
     "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
 AN_HOUR = "public, max-age=3600"
 
-app = FastAPI(title="agman", version=version("agman-pipeline"), docs_url=None, redoc_url=None)  # they ask a CDN
+app = FastAPI(title="agman", version=version("agman-pipeline"), docs_url=None, redoc_url=None)  # they load from a CDN
 app.add_middleware(BodyLimit, most=MOST_BYTES)
 
-Picture = Annotated[UploadFile, File(description="A picture file: JPEG, PNG, WebP and others, at most 40 megapixels.")]
-Attributes = Annotated[list[str], Form(description="Names; similarities under several are added up.")]
-AskedAttributes = Annotated[list[str], Query(alias="attributes")]
+Picture = Annotated[UploadFile, File(description="Picture file: JPEG, PNG, WebP and others, at most 40 megapixels.")]
+Attributes = Annotated[list[str], Form(description="Names of attributes; similarities under several are added.")]
+QueryAttributes = Annotated[list[str], Query(alias="attributes")]
 
 
 @app.middleware("http")
@@ -53,72 +53,73 @@ async def _headers(request: Request, answer: Any) -> Response:
 
 
 @app.exception_handler(HTTPException)
-async def _said(request: Request, error: HTTPException) -> JSONResponse:
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
 
 
 @app.exception_handler(InputError)
-async def _refused(request: Request, error: InputError) -> JSONResponse:
+async def _input_error(request: Request, error: InputError) -> JSONResponse:
     too_large = isinstance(error, PictureError) and "too large" in str(error)
     return JSONResponse({"error": str(error)}, 413 if too_large else 422)
 
 
 @app.exception_handler(RequestValidationError)
-async def _malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+async def _validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
     return JSONResponse({"error": f"{where}: {first['msg'].lower()}"}, 422)
 
 
 @app.exception_handler(Exception)
-async def _failed(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": "the service failed on this request; its log has the reason"}, 500)
 
 
 @serve.deployment
 @serve.ingress(app)
 class Replica:
-    """One process: the model, the mapped gallery, threads that decode pictures, one that runs the model.
+    """Process with the model, the memory-mapped gallery, threads that decode pictures, and one that runs the model.
 
     Args:
-        gallery: its folder; tracking_uri: where its model is registered; model: where the model has moved, or None.
-        max_batch, wait: pictures of different requests that pass the network together; how long the first one waits
-            for others, seconds.
-        threads: of the model and of decoding.
+        gallery: folder of the gallery.
+        tracking_uri: tracking store in which the gallery's model is registered.
+        model: new address of the model, or None if it has not moved.
+        max_batch: largest number of pictures of different requests that pass the network together.
+        wait: seconds that the first of them waits for others.
+        threads: threads of the model, and threads that decode.
     """
 
     def __init__(self, gallery: str, tracking_uri: str, model: str | None, max_batch: int, wait: float, threads: int):
         os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
         torch.set_num_threads(threads)
         agman.keep_freed_memory()
-        opened = Gallery.open(gallery)
-        self.engine = Engine(opened, embedder_of(opened, model))
+        self.gallery = Gallery.open(gallery)
+        self.engine = Engine(self.gallery, embedder_of(self.gallery, model))
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")  # two passes at once would only share the CPUs
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")  # parallel passes would share the CPUs
         self._together.set_max_batch_size(max_batch)
         self._together.set_batch_wait_timeout_s(wait)
 
     @app.get("/", response_class=HTMLResponse)
     async def page(self) -> HTMLResponse:
-        """The web page."""
+        """Return the web page."""
         return HTMLResponse(render("serve.html.j2", self.engine.facts))
 
     @app.get("/serve.js")
     async def script(self) -> Response:
-        """The page's script."""
-        return Response(
-            (files("pipeline.reports") / "templates" / "serve.js").read_bytes(), media_type="text/javascript"
-        )
+        """Return the script of the page."""
+        source = files("pipeline.reports") / "templates" / "serve.js"
+        return Response(source.read_bytes(), media_type="text/javascript")
 
     @app.get("/healthz")
     async def health(self) -> dict[str, Any]:
-        """What is served, once it can be."""
+        """Return what is served, as soon as requests can be answered."""
         return {"status": "ok", "version": app.version} | self.engine.facts
 
     @app.post("/embed")
     async def embed(self, image: Picture, attributes: Attributes) -> dict[str, Any]:
-        """The picture's embeddings under the attributes."""
-        numbers = self.engine.numbers(attributes)
+        """Return the embeddings of the uploaded picture under the attributes."""
+        numbers = self.gallery.numbers(attributes)
         embeddings = await self._embedded(await image.read())
         return {"embeddings": dict(zip(attributes, embeddings[numbers].tolist(), strict=True))}
 
@@ -130,23 +131,23 @@ class Replica:
         top: Annotated[int, Form()] = 10,
         approximate: Annotated[bool, Form()] = False,
     ) -> dict[str, Any]:
-        """The gallery's pictures that are most like the uploaded one under the attributes."""
-        self.engine.numbers(attributes)
+        """Return the pictures of the gallery that are most similar to the uploaded one under the attributes."""
+        self.gallery.numbers(attributes)
         embeddings = await self._embedded(await image.read())
         return {"hits": await self._in_thread(self.engine.hits, embeddings, attributes, top, approximate)}
 
     @app.get("/similar/{row}")
     async def similar(
-        self, row: int, attributes: AskedAttributes, top: int = 10, approximate: bool = False
+        self, row: int, attributes: QueryAttributes, top: int = 10, approximate: bool = False
     ) -> dict[str, Any]:
-        """The same for a picture of the gallery."""
+        """Return the pictures that are most similar to one of the gallery under the attributes."""
         embeddings = self.engine.embeddings_of(row)
         return {"hits": await self._in_thread(self.engine.hits, embeddings, attributes, top, approximate)}
 
     @app.post("/attention")
     async def attention(self, image: Picture, attributes: Attributes) -> dict[str, Any]:
-        """For each attribute a data: URI of the uploaded picture with the attention over it."""
-        self.engine.numbers(attributes)
+        """Return for each attribute a data: URI of the uploaded picture with the attention drawn over it."""
+        self.gallery.numbers(attributes)
         square = await self._in_thread(self.engine.read, await image.read())
         heats = await self._on_model(self.engine.heats, square, attributes)
         uris = [f"data:image/jpeg;base64,{base64.b64encode(heat).decode()}" for heat in heats]
@@ -154,8 +155,8 @@ class Replica:
 
     @app.get("/attention/{row}")
     async def attention_of(self, row: int, attribute: str) -> Response:
-        """A picture of the gallery with the attention over it, as JPEG."""
-        self.engine.numbers([attribute])
+        """Return a picture of the gallery with the attention drawn over it, as JPEG."""
+        self.gallery.numbers([attribute])
         data, _ = await self._in_thread(self.engine.picture, row)
         square = await self._in_thread(self.engine.embedder.read, data)
         (heat,) = await self._on_model(self.engine.heats, square, [attribute])
@@ -163,7 +164,7 @@ class Replica:
 
     @app.get("/pictures/{row}")
     async def picture(self, row: int) -> Response:
-        """A picture of the gallery, as its source has it."""
+        """Return a picture of the gallery, as its source contains it."""
         data, kind = await self._in_thread(self.engine.picture, row)
         return Response(data, media_type=kind, headers={"Cache-Control": AN_HOUR})
 
@@ -172,7 +173,7 @@ class Replica:
 
     @serve.batch
     async def _together(self, squares: list[np.ndarray]) -> list[np.ndarray]:
-        """N×D of each picture: those of requests that wait at the same time pass the network together."""
+        """Return the embeddings of each picture, N×D; pictures of waiting requests pass the network together."""
         return list(await self._on_model(self.engine.embedder.embed, squares))
 
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the service computes, without HTTP: embeddings, hits, attention over pictures."""
+"""Computations of the service, without HTTP: embeddings, hits, attention over pictures."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import ranked
 
 MOST_HITS = 100
-"""That one request may ask for."""
+"""Largest number of hits in one answer."""
 
 
 class Engine:
-    """A gallery and its model. Every method may be called from several threads at once."""
+    """A gallery and its model. All methods are safe to call from several threads at once."""
 
     def __init__(self, gallery: Gallery, embedder: Embedder):
         self.gallery, self.embedder = gallery, embedder
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the page and the health check say."""
+        """Facts for the page and the health check."""
         info = self.gallery.info
         return {
             "model": info.model,
@@ -41,47 +41,52 @@ class Engine:
         }
 
     def read(self, data: bytes) -> np.ndarray:
-        """A client's picture as the model sees it. Raises PictureError."""
+        """Return a client's picture as the model receives it. Raises PictureError if it cannot be read."""
         return self.embedder.read(data, MAX_QUERY_PIXELS)
 
-    def numbers(self, attributes: Sequence[str]) -> list[int]:
-        """Places of the asked attributes. Raises InputError."""
-        return self.gallery.numbers(attributes)
-
     def hits(self, embeddings_nd: np.ndarray, attributes: Sequence[str], top: int, approximate: bool) -> list[dict]:
-        """The best rows for one picture's embeddings under all attributes. Raises InputError."""
+        """Return the best rows for a picture's embeddings under all attributes, N×D.
+
+        Raises InputError for unknown attributes, or if `top` is out of range.
+        """
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
-        query = embeddings_nd[self.numbers(attributes)]
-        of = self.gallery.info.fingerprint[:8]  # browsers keep pictures by their address
+        query = embeddings_nd[self.gallery.numbers(attributes)]
+        version = self.gallery.info.fingerprint[:8]  # browsers cache pictures by their address
         return [
             asdict(hit)
-            | {"cosines": dict(zip(attributes, hit.cosines, strict=True)), "picture": f"pictures/{hit.row}?of={of}"}
+            | {
+                "cosines": dict(zip(attributes, hit.cosines, strict=True)),
+                "picture": f"pictures/{hit.row}?of={version}",
+            }
             for hit in ranked(self.gallery, query, attributes, top, approximate)
         ]
 
     def embeddings_of(self, row: int) -> np.ndarray:
-        """N×D of a picture of the gallery. Raises InputError if there is no such row."""
+        """Return the embeddings of a row, N×D. Raises InputError if there is no such row."""
         self.check(row)
         return self.gallery.embeddings(row)
 
     def picture(self, row: int) -> tuple[bytes, str]:
-        """A picture of the gallery and its media type. Raises InputError if there is none any more."""
+        """Return the picture of a row and its media type. Raises InputError if it is gone."""
         self.check(row)
         data = self.gallery.picture(row)
         if data is None:
-            raise InputError(f"picture {row} is no longer where it was embedded from")
+            raise InputError(f"picture {row} is no longer in its source")
         with Image.open(io.BytesIO(data)) as image:
             return data, Image.MIME.get(image.format or "", "application/octet-stream")
 
     def heats(self, square: np.ndarray, attributes: Sequence[str]) -> list[bytes]:
-        """JPEGs: the attention for each attribute over a picture (S×S×3). Raises InputError for an unknown one."""
+        """Return a JPEG for each attribute: its attention over the picture `square`, uint8 S×S×3.
+
+        Raises InputError for an unknown attribute.
+        """
         cells = torch.from_numpy(self.embedder.attention(square, attributes))
         fitted = F.interpolate(cells[:, None], size=square.shape[:2], mode="bilinear")[:, 0]
         return [_jpeg(heat_over(square, one)) for one in fitted.numpy()]
 
     def check(self, row: int) -> None:
-        """Raises InputError if the gallery has no such row."""
+        """Raise InputError if the gallery has no such row."""
         if not 0 <= row < len(self.gallery):
             raise InputError(f"no picture {row}: the gallery has {len(self.gallery):,}")
 

@@ -1,4 +1,4 @@
-"""What a client may send: a bound on the body, enforced while it arrives."""
+"""Limit on the size of a request's body, enforced while the body arrives."""
 
 from __future__ import annotations
 
@@ -15,30 +15,34 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class BodyLimit:
-    """ASGI middleware: a longer body is answered with 413, unread if it says its length, else as soon as it shows."""
+    """ASGI middleware that answers 413 to a body of more than `most` bytes.
+
+    A body that states its length is refused unread, another one as soon as it exceeds the limit.
+    """
 
     def __init__(self, app: Application, most: int):
         self.app, self.most = app, most
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on to the application, and count the bytes of its body."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        if told.isdigit() and int(told) > self.most:
-            return await JSONResponse({"error": self.said}, 413)(scope, receive, send)
-        got = 0
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        if stated.isdigit() and int(stated) > self.most:
+            return await JSONResponse({"error": self.message}, 413)(scope, receive, send)
+        received = 0
 
         async def counted() -> Message:
-            nonlocal got
+            nonlocal received
             message = await receive()
-            got += len(message.get("body", b""))
-            if got > self.most:
-                raise HTTPException(413, self.said)
+            received += len(message.get("body", b""))
+            if received > self.most:
+                raise HTTPException(413, self.message)
             return message
 
         return await self.app(scope, counted, send)
 
     @property
-    def said(self) -> str:
-        """The answer."""
+    def message(self) -> str:
+        """Error message of the answer."""
         return f"the upload is too large: at most {self.most / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""Bringing the service up with Ray Serve, and down again."""
+"""Start and end of the service on Ray Serve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,47 +15,48 @@ from pathlib import Path
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError
 from pipeline.common.console import say
-from pipeline.common.errors import JobFailed
+from pipeline.common.errors import JobFailed, reason
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import embedder_of
-from pipeline.tracking import runs as tracking
+from pipeline.tracking.runs import tracking_uri
 
 NAME = "agman"
-WAITING = 256
-"""Requests that may wait at a node's proxy; more are answered with 503."""
-STOPS_WITHIN = 20
-"""Seconds."""
-AT_ONCE = 128
-"""Requests that a replica works on at a time, most of them waiting for their batch."""
+MAX_QUEUED = 256
+"""Requests that may wait at the proxy of a node; further ones are answered with 503."""
+MAX_ONGOING = 128
+"""Requests that a replica works on at the same time, most of them waiting for their batch."""
+SHUTDOWN_SECONDS = 20
+"""Seconds that Ray Serve has to end."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the service runs."""
+    """Options of the service."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     replicas: int = 1
     max_batch: int = 32
-    """Pictures that pass the network together."""
+    """Largest number of pictures that pass the network together."""
     wait_ms: float = 5.0
-    """How long the first picture of a batch waits for others."""
+    """Milliseconds that the first picture of a batch waits for others."""
 
 
 @contextmanager
-def served(place: Path, model: str | None, options: Options) -> Iterator[str]:
-    """The service for the length of the block; gives its address.
+def served(path: Path, model: str | None, options: Options) -> Iterator[str]:
+    """Run the service for the gallery at `path` during the block, and give its address.
 
-    Raises InputError for what is no gallery, for a model that is not the gallery's, and for a port that is taken.
+    Raises InputError if there is no gallery, if the model is not the gallery's, or if the port is in use; JobFailed if
+    the service does not start.
     """
     from ray import serve
 
     from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
     from pipeline.serving.app import Replica
 
-    place = place.absolute()
-    embedder_of(Gallery.open(place), model, device="cpu")
-    _check_free(options)
+    path = path.absolute()
+    embedder_of(Gallery.open(path), model, device="cpu")
+    _check_port(options)
     if model and Path(model).exists():
         model = str(Path(model).absolute())
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -66,38 +67,32 @@ def served(place: Path, model: str | None, options: Options) -> Iterator[str]:
         try:
             deployment = Replica.options(  # type: ignore[attr-defined]
                 num_replicas=options.replicas,
-                # Less than all CPUs: Ray Serve's own actors need none, but others may.
+                # Half of the CPUs: actors of others may need some.
                 ray_actor_options={"num_cpus": 0.5 * cpus, "num_gpus": float(on_gpu), "runtime_env": ONE_HEAP},
-                max_ongoing_requests=AT_ONCE,
-                max_queued_requests=WAITING,
+                max_ongoing_requests=MAX_ONGOING,
+                max_queued_requests=MAX_QUEUED,
             )
-            bound = deployment.bind(
-                str(place), tracking.tracking_uri(), model, options.max_batch, options.wait_ms / 1000, cpus
-            )
+            bound = deployment.bind(str(path), tracking_uri(), model, options.max_batch, options.wait_ms / 1000, cpus)
             try:
                 serve.run(bound, name=NAME, route_prefix="/")
             except RuntimeError as error:
-                raise JobFailed(f"the service did not come up ({tracking.reason(error)})") from error
+                raise JobFailed(f"the service did not start ({reason(error)})") from error
             yield f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
         finally:
-            _within(serve.shutdown, STOPS_WITHIN)
+            # In a thread: if a signal to the process group has ended Ray's daemons too, Ray Serve waits for minutes.
+            stopping = threading.Thread(target=serve.shutdown, daemon=True)
+            stopping.start()
+            stopping.join(SHUTDOWN_SECONDS)
 
 
-def _within(stop: Callable[[], None], seconds: float) -> None:
-    """Where a signal to the whole group has ended Ray's daemons too, Ray Serve would wait for them for minutes."""
-    stopping = threading.Thread(target=stop, daemon=True)
-    stopping.start()
-    stopping.join(seconds)
-
-
-def serve_until_stopped(place: Path, model: str | None, options: Options) -> None:
-    """The command: serve until Ctrl-C or SIGTERM."""
+def serve_until_stopped(path: Path, model: str | None, options: Options) -> None:
+    """Serve the gallery at `path` until Ctrl-C or SIGTERM."""
     stop = threading.Event()
-    with served(place, model, options) as address:
+    with served(path, model, options) as address:
         before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-        say(f"serving {place} at {address} (Ctrl-C stops)")
+        say(f"serving {path} at {address} (Ctrl-C stops)")
         if options.host not in ("127.0.0.1", "localhost", "::1"):
-            say("note: it listens beyond this machine, without authentication")
+            say("note: other machines can reach it, and it has no authentication")
         while not stop.wait(1):
             pass
         say("stopping")
@@ -107,24 +102,21 @@ def serve_until_stopped(place: Path, model: str | None, options: Options) -> Non
 
 
 def _check_alone() -> None:
-    """A cluster has one Ray Serve: to join another's would change its applications, and to stop would end them."""
-    import ray
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    """Raise InputError if the cluster runs Ray Serve: there is one for all, and ending ours would end the others."""
+    from ray import serve
 
-    try:
-        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    except ValueError:  # no such actor
-        return
-    raise InputError(
-        "the cluster runs Ray Serve already: stop that (`serve shutdown`), or unset RAY_ADDRESS for another"
-    )
+    status = serve.status()
+    if status.proxies or status.applications:
+        raise InputError(
+            "the cluster runs Ray Serve already: stop it (`serve shutdown`), or unset RAY_ADDRESS for another cluster"
+        )
 
 
-def _check_free(options: Options) -> None:
-    """Ray Serve itself would go on trying."""
-    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _check_port(options: Options) -> None:
+    """Raise InputError if the port is in use: Ray Serve itself would try again and again."""
+    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            trial.bind((options.host, options.port))
+            probe.bind((options.host, options.port))
         except OSError as error:
             raise InputError(f"--host {options.host} --port {options.port}: {error.strerror}") from error

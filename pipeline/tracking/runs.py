@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-import re
 import threading
 import time
 import uuid
@@ -17,13 +17,12 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline.common.console import say
-from pipeline.common.errors import JobFailed
+from pipeline.common.errors import JobFailed, reason, without_credentials
 from pipeline.tracking.watchdog import OWNER, Watchdog, end_run, take_over
 
 SQLITE = "sqlite:///"
@@ -62,20 +61,6 @@ def tracking_uri() -> str:
     if uri.startswith(SQLITE):
         return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
     return uri
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of an error's message, without credentials."""
-    return without_credentials((str(error).splitlines() or [type(error).__name__])[0])
-
-
-def without_credentials(text: str) -> str:
-    """Remove user names and passwords from the addresses in a text; MLflow repeats addresses in its errors.
-
-    SQLAlchemy accepts passwords with any character but `@`. If a password has an `@` all the same, everything up to
-    the last one is removed.
-    """
-    return re.sub(r"://[^:/\s]*(:\S*)?@", "://", text)
 
 
 def connect() -> MlflowClient:
@@ -125,29 +110,31 @@ class Run:
         values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
         MlflowClient(self.uri).log_batch(self.run_id, metrics=values)
 
-    def log_points(self, points: Points) -> None:
-        """Log those (metric, step) that the run does not have yet; of several values for one, the first stays.
+    def log_points(self, points: Points, logged: dict[str, set[int]] | None = None) -> None:
+        """Log those (metric, step) that the run does not have yet; of several values for one, the first is kept.
 
-        For one writer at a time: what others log meanwhile is not seen. NaN is logged as it is, for it is how a
-        training diverges; of an infinity MLflow's SQL stores make the largest float. Raises MlflowException; some
-        of the points are logged then, and the same call may be repeated.
+        `logged` carries from call to call which steps the run has of each metric; for other metrics the store is
+        asked. Only one writer at a time: what others log meanwhile is not seen. NaN is logged as it is, for it shows
+        that a training diverges; MLflow's SQL stores turn an infinity into the largest float. Raises MlflowException;
+        some of the points are logged then, and the same call may be repeated.
         """
-        logged = _logged.setdefault((self.uri, self.run_id), _Logged())
+        logged = {} if logged is None else logged
         client = MlflowClient(self.uri)
         now = _milliseconds()
-        with logged.lock:
-            try:
-                new = [
-                    Metric(name, float(value), now, step)
-                    for step, metrics in points
-                    for name, value in metrics.items()
-                    if logged.adds(client, self.run_id, name, step)
-                ]
-                for first in range(0, len(new), METRICS_A_BATCH):
-                    client.log_batch(self.run_id, metrics=new[first : first + METRICS_A_BATCH])
-            except BaseException:
-                logged.steps.clear()  # an answer may have been lost after the store had written: ask it again
-                raise
+        try:
+            new = []
+            for step, metrics in points:
+                for name, value in metrics.items():
+                    if name not in logged:
+                        logged[name] = {point.step for point in client.get_metric_history(self.run_id, name)}
+                    if step not in logged[name]:
+                        logged[name].add(step)
+                        new.append(Metric(name, float(value), now, step))
+            for first in range(0, len(new), METRICS_A_BATCH):
+                client.log_batch(self.run_id, metrics=new[first : first + METRICS_A_BATCH])
+        except BaseException:
+            logged.clear()  # an answer may have been lost after the store had written: ask it again
+            raise
 
     def log_text(self, text: str, name: str) -> None:
         """Write a small text artifact, and replace an existing one of this name. Raises MlflowException or OSError."""
@@ -166,78 +153,41 @@ class OpenRun(Run):
     """Name of this driver as the run's owner; see watchdog.py."""
 
 
-@dataclass
-class _Logged:
-    """Which (metric, step) a run has. The store is asked for a metric's history once in a process."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    steps: dict[str, set[int]] = field(default_factory=dict)
-
-    def adds(self, client: MlflowClient, run_id: str, name: str, step: int) -> bool:
-        """False if the run has it; else it is taken down as had."""
-        if name not in self.steps:
-            self.steps[name] = {point.step for point in client.get_metric_history(run_id, name)}
-        if step in self.steps[name]:
-            return False
-        self.steps[name].add(step)
-        return True
-
-
-_logged: dict[tuple[str, str], _Logged] = {}
-
-
 class PointLog:
-    """Log points through a tracking server's absence: what could not be logged waits for the next try.
+    """Logging of a list of points, in the order of their steps, through a tracking server's absence.
 
-    For several threads. A try takes as long as MLflow's own retries; after one of more than a second, points are
-    only collected until nine times as long has passed, so that a silent server slows a training by a tenth at most.
+    What is logged is removed from the front of the list; what could not be logged stays there for the next try. A try
+    takes as long as MLflow's own retries; after a failed one of more than a second nothing is tried until nine times
+    as long has passed, so that a silent server slows a training by a tenth at most. Threads may share a log.
     """
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, points: Points):
+        self.run, self.points = run, points
         self._lock = threading.Lock()
-        self._waiting: dict[int, dict[str, float]] = {}
-        """By steps: the caller may hand over the same points again."""
+        self._logged: dict[str, set[int]] = {}
         self._pause_until = 0.0
         self._failing = False
 
-    def add(self, points: Points) -> None:
-        """Log these points and those that wait. Never raises."""
+    def send(self, until: float = math.inf, patient: bool = True) -> None:
+        """Try to log the points up to step `until`, unless a pause is on and the caller is patient. Never raises."""
         with self._lock:
-            for step, metrics in points:
-                self._waiting.setdefault(step, {}).update(metrics)
-            if time.monotonic() >= self._pause_until:
-                self._try()
-
-    @property
-    def waiting(self) -> bool:
-        """Whether points are left that could not be logged."""
-        with self._lock:
-            return bool(self._waiting)
-
-    def close(self) -> Points:
-        """Try a last time; gives what still could not be logged. Never raises; it may be called again."""
-        with self._lock:
-            self._try()
-            return sorted(self._waiting.items())
-
-    def _try(self) -> Exception | None:
-        if not self._waiting:
-            return None
-        started = time.monotonic()
-        try:
-            self.run.log_points(sorted(self._waiting.items()))
-        except Exception as error:
-            now = time.monotonic()
-            self._pause_until = now + 9 * (now - started) if now - started > 1 else 0.0
-            if not self._failing:
-                say(f"note: the metrics could not be logged, and wait for the tracking store ({reason(error)})")
-            self._failing = True
-            return error
-        if self._failing:
-            say(f"note: the tracking store answers again, {len(self._waiting)} steps' metrics are logged")
-        self._waiting, self._failing = {}, False
-        return None
+            due = [point for point in self.points if point[0] <= until]
+            started = time.monotonic()
+            if not due or (patient and started < self._pause_until):
+                return
+            try:
+                self.run.log_points(due, self._logged)
+            except Exception as error:
+                now = time.monotonic()
+                self._pause_until = now + 9 * (now - started) if now - started > 1 else 0.0
+                if not self._failing:
+                    say(f"note: the metrics could not be logged, and wait for the tracking store ({reason(error)})")
+                self._failing = True
+                return
+            if self._failing:
+                say(f"note: the tracking store answers again, {len(dict(due))} steps' metrics are logged")
+            self._failing = False
+            del self.points[: len(due)]
 
 
 def start_run(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run | None = None, **tags: str) -> Run:
@@ -328,7 +278,6 @@ def open_run(
         else:
             run_id = start_run(dataset, name, params, parent, **tags, **{OWNER: token}).run_id
         opened = OpenRun(tracking_uri(), run_id, token)
-        _logged.pop((opened.uri, opened.run_id), None)  # another process may have logged to it since
         yield opened
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
@@ -414,6 +363,10 @@ def system_metrics(run: Run, node: str | None = None) -> Iterator[None]:
     """
     monitor = None
     try:
+        # Not in MLflow's documentation, whose own switch works only for the process's active run. Inside the block,
+        # so that a version without this module costs only these metrics.
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
         monitor = SystemMetricsMonitor(run.run_id, resume_logging=True, node_id=node, tracking_uri=run.uri)
         monitor.start()
     except Exception as error:
@@ -426,14 +379,3 @@ def system_metrics(run: Run, node: str | None = None) -> Iterator[None]:
             last = threading.Thread(target=monitor.finish, daemon=True)
             last.start()
             last.join(timeout=10)
-
-
-run, start, history, children, existing, public = (
-    open_run,
-    start_run,
-    metric_history,
-    child_runs,
-    find_run,
-    without_credentials,
-)
-"""Old names, until the callers follow."""

@@ -1,4 +1,4 @@
-"""The checkpoints of one training: which ones stand, and saving new ones while training goes on."""
+"""The checkpoints of one training: finding the complete ones, and saving new ones while training continues."""
 
 from __future__ import annotations
 
@@ -24,46 +24,46 @@ from data_prep.storage import Storage
 log = logging.getLogger(__name__)
 
 MARKER = "checkpoint.json"
-"""Written last: a folder without it is no checkpoint."""
+"""File that is written last: a folder without it is no checkpoint."""
 FOLDER = re.compile(rf"(?:step-(\d{{8,}})-[0-9a-f]{{8}}|\.step-(\d{{8,}})-[0-9a-f.]+{re.escape(BEING_WRITTEN)})")
-"""A checkpoint's folder, or a local one that is not whole yet. Nothing of another name is ever removed."""
+"""Name of a checkpoint's folder, or of a local one that is being written. No other folder is ever removed."""
 FULL_IN_RUST = re.compile(r"\(os error (28|122)\)")
-"""How safetensors, whose errors are no OSErrors, says that the disk or the quota is full."""
+"""Text by which safetensors, whose errors are no OSErrors, reports a full disk or quota."""
 
 
 LISTINGS = 10
-"""At most. A listing takes its time: of a new checkpoint and the one that it replaces it may show neither. So it is
-repeated until two agree; where an upload goes on all the while, that may be never."""
+"""Listings of a folder at most. A listing takes time: it may show neither a new checkpoint nor the one that this
+replaces. So it is repeated until two agree, which an upload may prevent as long as it lasts."""
 
 
 class Snapshot(Protocol):
-    """A training's state at one step, which stays as it is until it is written."""
+    """A training's state at one step, which does not change until it is written."""
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
 
     @property
     def epoch(self) -> int:
-        """Epochs done."""
+        """Number of complete epochs."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the marker carries, and `done` may log."""
+        """Metrics for the marker, and for `done` to log."""
 
     @property
     def score(self) -> float | None:
-        """By which the best is found, higher is better; None: not one to rank, such as one from mid-epoch."""
+        """Score that ranks checkpoints, higher is better; None for one that is not ranked, e.g. from mid-epoch."""
 
     def write(self, folder: Path) -> None:
-        """Write its files into an existing, empty, local folder. `checkpoint.json` is not for it to write."""
+        """Write its files, none of them `checkpoint.json`, into an existing, empty, local folder."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A snapshot that stands."""
+    """A complete snapshot in storage."""
 
-    place: Storage
+    path: Storage
     """The checkpoint's folder."""
     step: int
     epoch: int
@@ -71,17 +71,17 @@ class Checkpoint:
     """NaN and infinities are kept."""
     score: float | None
     files: dict[str, int]
-    """Name (relative, POSIX) -> bytes, without the marker."""
+    """Sizes in bytes by name (relative, POSIX), without the marker."""
 
 
 class Marker(BaseModel):
-    """`checkpoint.json`. JSON has no NaN and no infinity: they are the strings "NaN", "Infinity", "-Infinity"."""
+    """Content of `checkpoint.json`. JSON has no NaN and no infinity: they become "NaN", "Infinity", "-Infinity"."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
     schema_version: Literal[1] = 1
     written: int
-    """Nanoseconds since 1970: of two of the same step the newer counts."""
+    """Nanoseconds since 1970: of two checkpoints of the same step, the newer one counts."""
     step: int
     epoch: int
     metrics: dict[str, float]
@@ -90,67 +90,70 @@ class Marker(BaseModel):
 
 
 class Checkpoints:
-    """The checkpoints below a place, local or remote, which need not be there yet.
+    """The checkpoints below a root folder, local or remote, which need not exist yet.
 
-    Each is a folder `step-00000049-<token>`: a writer that is dying and its successor may both write the same step.
-    It counts if its marker, written last, is there and all files have the sizes that the marker states. One process
-    at a time is meant to write; where two do, neither ever takes the other's unfinished one for a checkpoint.
+    Each is a folder `step-00000049-<token>`: a dying writer and its successor may both write the same step. It is
+    complete if its marker, written last, exists and all files have the sizes that the marker states. One process at a
+    time is meant to write; if two do, neither ever takes the other's unfinished folder for a checkpoint.
     """
 
-    def __init__(self, place: Storage, keep_best: int = 2):
+    def __init__(self, root: Storage, keep_best: int = 2):
         if keep_best < 0:
             raise ValueError(f"keep_best: {keep_best} is less than 0")
-        self.place = place
+        self.root = root
         self.keep_best = keep_best
 
-    def whole(self) -> list[Checkpoint]:
-        """Those that stand, by step. Of two of one step only the newer. Raises StorageError, OSError."""
-        return list(self._whole().values())
+    def complete(self) -> list[Checkpoint]:
+        """Return the complete checkpoints, ordered by step; for equal steps, the newer one.
+
+        Raises StorageError or OSError.
+        """
+        return list(self._complete().values())
 
     def latest(self) -> Checkpoint | None:
-        """The one to go on from."""
-        return next(reversed(self.whole()), None)
+        """Return the newest checkpoint, from which training continues."""
+        return next(reversed(self.complete()), None)
 
     def best(self) -> Checkpoint | None:
-        """The one with the highest score, the earlier on ties; None where none is scored."""
-        return next(iter(_ranked(self.whole())), None)
+        """Return the checkpoint with the highest score, the earlier one on ties; None if no checkpoint has a score."""
+        return next(iter(_ranked(self.complete())), None)
 
     def add(self, snapshot: Snapshot) -> Checkpoint:
-        """Write a checkpoint, and remove those that are no longer wanted. Returns when it stands.
+        """Write a checkpoint, and remove those that are no longer wanted. Return when it is complete.
 
-        Raises what the snapshot's `write` raises, StorageError (a full disk too) or OSError; the older checkpoints
-        are then as they were. A local one is forced to the disk: it outlives a machine that loses its power.
+        A local one is forced to the disk, so that it survives a loss of power. Raises what the snapshot's `write`
+        raises, StorageError (also for a full disk) or OSError; the older checkpoints are then unchanged.
         """
         name = f"step-{snapshot.step:08d}-{secrets.token_hex(4)}"
-        checkpoint = _checkpoint(self.place / name, self._write(name, snapshot))
-        if not _stands(checkpoint):
-            raise StorageError(f"{checkpoint.place}: has lost files while it was written; does another training write?")
+        checkpoint = _checkpoint(self.root / name, self._write(name, snapshot))
+        if not _is_complete(checkpoint):
+            raise StorageError(f"{checkpoint.path}: has lost files while it was written; does another training write?")
         try:
-            # Kept even if it is not the newest: who trains again from an older one means to go on from there.
+            # Kept even if it is not the newest: a training that was begun from an older one continues there.
             self._prune(kept={name})
-        except (StorageError, OSError) as error:  # the checkpoint stands all the same
-            log.warning("%s: what is no longer wanted cannot be removed now (%s)", self.place, error)
+        except (StorageError, OSError) as error:  # the checkpoint is complete all the same
+            log.warning("%s: old checkpoints cannot be removed now (%s)", self.root, error)
         return checkpoint
 
     @contextmanager
     def opened(self, checkpoint: Checkpoint) -> Iterator[Path]:
-        """A local folder with its files, to be read only: the folder itself, or a temporary copy of a remote one.
+        """Yield a local folder with its files, to be read only: the folder itself, or a temporary copy of a remote one.
 
-        Raises StorageError if it is no longer whole: it was removed since it was listed.
+        Raises StorageError if it is no longer complete, because it was removed since it was listed.
         """
-        gone = StorageError(f"{checkpoint.place}: is no longer there, or not whole")
-        if not _stands(checkpoint):
+        gone = StorageError(f"{checkpoint.path}: is no longer there, or not complete")
+        if not _is_complete(checkpoint):
             raise gone
-        if checkpoint.place.local:
-            yield checkpoint.place.local
+        if checkpoint.path.local:
+            yield checkpoint.path.local
             return
         with tempfile.TemporaryDirectory(prefix="agman-checkpoint-") as folder:
             for name, size in checkpoint.files.items():
                 copy = Path(folder, name)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    with _told_if_gone(checkpoint.place / name):
-                        (checkpoint.place / name).download(copy)
+                    with _reported_if_gone(checkpoint.path / name):
+                        (checkpoint.path / name).download(copy)
                 except FileNotFoundError as error:
                     raise gone from error
                 if copy.stat().st_size != size:
@@ -158,36 +161,36 @@ class Checkpoints:
             yield Path(folder)
 
     def prune(self) -> None:
-        """Remove all but the newest and the best `keep_best`; torn ones too, up to the newest one's step.
+        """Remove all but the newest and the best `keep_best`, and incomplete ones up to the newest one's step.
 
-        A torn one of a later step stays: it may be in the middle of being written.
+        An incomplete one of a later step is kept: it may be in the middle of being written.
         """
         self._prune(kept=set())
 
     def _prune(self, kept: set[str]) -> None:
-        whole = self._whole()
-        if not whole:
+        complete = self._complete()
+        if not complete:
             return
-        newest = next(reversed(whole.values()))
-        wanted = [newest, *_ranked(list(whole.values()))[: self.keep_best]]
-        kept = kept | {name for name, checkpoint in whole.items() if checkpoint in wanted}
-        for name in self.place.folders():
+        newest = next(reversed(complete.values()))
+        wanted = [newest, *_ranked(list(complete.values()))[: self.keep_best]]
+        kept = kept | {name for name, checkpoint in complete.items() if checkpoint in wanted}
+        for name in self.root.folders():
             found = FOLDER.fullmatch(name)
             if found and int(found[1] or found[2]) <= newest.step and name not in kept:
-                _remove(self.place / name)
+                _remove(self.root / name)
 
-    def _whole(self) -> dict[str, Checkpoint]:
-        """By their folders' names, in the order of the steps."""
-        listed = self.place.files()
+    def _complete(self) -> dict[str, Checkpoint]:
+        """Return the complete checkpoints by their folders' names, in the order of the steps."""
+        listed = self.root.files()
         for _ in range(LISTINGS):
-            whole = self._whole_of(listed)
-            again = self.place.files()
+            complete = self._complete_in(listed)
+            again = self.root.files()
             if again == listed:
                 break
             listed = again
-        return whole
+        return complete
 
-    def _whole_of(self, listed: dict[str, int]) -> dict[str, Checkpoint]:
+    def _complete_in(self, listed: dict[str, int]) -> dict[str, Checkpoint]:
         folders: dict[str, dict[str, int]] = {}
         for path, size in listed.items():
             name, _, file = path.partition("/")
@@ -197,28 +200,28 @@ class Checkpoints:
             if name.startswith(".") or not FOLDER.fullmatch(name) or MARKER not in files:
                 continue
             try:
-                with _told_if_gone(self.place / name / MARKER):
-                    marker = Marker.model_validate_json((self.place / name / MARKER).read_bytes())
+                with _reported_if_gone(self.root / name / MARKER):
+                    marker = Marker.model_validate_json((self.root / name / MARKER).read_bytes())
             except (FileNotFoundError, ValidationError):  # just removed, or torn
                 continue
             if _has_all(files, marker.files):
                 found.append((marker.step, marker.written, name, marker))
         newer_last = {step: (name, marker) for step, _, name, marker in sorted(found, key=lambda each: each[:3])}
-        return {name: _checkpoint(self.place / name, marker) for name, marker in newer_last.values()}
+        return {name: _checkpoint(self.root / name, marker) for name, marker in newer_last.values()}
 
     def _write(self, name: str, snapshot: Snapshot) -> Marker:
         try:
-            with (self.place / name).atomic_folder(last=MARKER) as staging:
+            with (self.root / name).atomic_folder(last=MARKER) as staging:
                 snapshot.write(staging)
                 marker = _marker(snapshot, staging)
                 (staging / MARKER).write_bytes(_json(marker))
         except Exception as error:
             if isinstance(error, StorageError) or not _is_full(error):
                 raise
-            if self.place.local:
+            if self.root.local:
                 with suppress(StorageError, OSError):
-                    self.prune()  # else the rest of a killed writer could fill the disk for ever
-            full = self.place.local or tempfile.gettempdir()
+                    self.prune()  # else folders of killed writers could fill the disk for ever
+            full = self.root.local or tempfile.gettempdir()
             raise StorageError(f"{full}: no space left on device for a checkpoint; free some") from error
         return marker
 
@@ -228,21 +231,21 @@ def _nothing(checkpoint: Checkpoint) -> None:
 
 
 class Saver:
-    """Saves in one background thread, so that training goes on; fewer than `every` steps can ever be lost.
+    """Saving in one background thread, so that training continues; a kill loses fewer than `every` steps.
 
-    Call `after_step` after each step, `save` where an epoch ends, after that step's `after_step`, and `finish` at
-    the end. All three are for the training's thread. `take` is called in it, and only when nothing is being written
-    and nothing waits to be written again: the snapshots may share one set of buffers.
+    Call `after_step` after each step, `save` at an epoch's end, after that step's `after_step`, and `finish` at the
+    end, all in the training's thread. `take` is called in that thread too, and only when nothing is being written and
+    nothing waits to be written again: snapshots may share one set of buffers.
 
-    A write that fails is warned of and tried again at the next step that one is due at: an epoch's end itself, for
-    its metrics and score, until the next epoch's end; else with a new snapshot. The error is raised where the bound
-    leaves no more room: at least two writes in a row have failed, the last of them at this step.
+    A write that fails is reported and tried again at the next step at which one is due: an epoch's end itself, for
+    its metrics and score, until the next epoch's end; otherwise with a new snapshot. The error is raised when the
+    bound leaves no room for another try: at least two writes in a row have failed, the last of them at this step.
 
-    `done` is called in the background thread after each checkpoint that stands, in their order. What it raises is
-    raised by the next call here.
+    `done` is called in the background thread after each complete checkpoint, in their order. The next call of a
+    method raises what it raised.
 
-    every: steps, at least 1, which saves each step before the next one begins.
-    start: the step resumed from, whose checkpoint stands, or 0.
+    every: steps, at least 1; 1 saves each step before the next one begins.
+    start: the step resumed from, whose checkpoint is complete, or 0.
     """
 
     def __init__(
@@ -252,7 +255,7 @@ class Saver:
             raise ValueError(f"every: {every} is less than 1")
         self.every = every
         self.waited = 0.0
-        """Seconds that training stood still: taking snapshots, and waiting for writes."""
+        """Seconds that training stood still to take snapshots and to wait for writes."""
         self._checkpoints = checkpoints
         self._done = done
         self._durable = self._step = self._begun_at = start
@@ -260,22 +263,22 @@ class Saver:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
         self._epoch_end: Snapshot | None = None
-        """What is being written, if it is one."""
+        """Epoch's end that is being written, if any."""
         self._again: Snapshot | None = None
-        """An epoch's end whose write failed."""
+        """Epoch's end whose write failed."""
         self._failures = 0
         self._error: BaseException | None = None
-        """Of the last write, if it failed."""
+        """Error of the last write, if it failed."""
         self._not_done: BaseException | None = None
-        """What `done` raised."""
+        """Error that `done` raised."""
 
     @property
     def durable(self) -> int:
-        """The newest step that a checkpoint of this training stands of."""
+        """Return the newest step of which this training has a complete checkpoint."""
         return self._durable
 
     def after_step(self, step: int, take: Callable[[], Snapshot]) -> None:
-        """Save if it is time; wait while `every` steps would be lost. `take` gives the state after this step."""
+        """Save if it is time, and wait while `every` steps could be lost. `take` returns the state after this step."""
 
         def taken() -> Snapshot:
             snapshot = take()
@@ -285,19 +288,19 @@ class Saver:
 
         self._step = step
         self._settle()
-        # Some steps before it must stand, so that it does by then.
+        # Some steps before the bound, so that the checkpoint is complete by then.
         if self._writing is None and step - self._durable >= max(1, self.every - self._lead):
             self._begin(taken)
         self._keep_bound(taken)
 
     def save(self, take: Callable[[], Snapshot]) -> None:
-        """Save an epoch's end now, in the background, after what is being written."""
+        """Save an epoch's end in the background, as soon as the present write has ended."""
         self._settle(wait=True)
         if self._again:
             self._submit(self._again, epoch_end=True)
             self._settle(wait=True)
             if self._again:
-                log.warning("step %s: this checkpoint is given up for a newer one", self._again.step)
+                log.warning("step %s: this checkpoint is dropped for a newer one", self._again.step)
                 self._again = None
         snapshot = self._taken(take)
         self._step = max(self._step, snapshot.step)
@@ -305,7 +308,7 @@ class Saver:
         self._keep_bound(take)
 
     def finish(self) -> None:
-        """Wait for what is being written, and stop the thread. Raises what failed, after a second try."""
+        """Wait for the present write, and stop the thread. Raises an error that a second try did not cure."""
         try:
             self._settle(wait=True)
             if self._again:
@@ -352,7 +355,7 @@ class Saver:
         self._lead = max(1, min(took + 1, self.every // 2))
 
     def _settle(self, wait: bool = False) -> None:
-        """Take notice of how the write ended, if it has; with `wait`, when it has."""
+        """Note how the write ended, if it has; with `wait`, wait for its end."""
         if self._writing is None or not (wait or self._writing.done()):
             return
         with self._standing_still():
@@ -377,18 +380,20 @@ class Saver:
             self.waited += time.perf_counter() - begun
 
 
-def _ranked(whole: list[Checkpoint]) -> list[Checkpoint]:
-    """The scored ones, best first."""
-    scored = [(-checkpoint.score, checkpoint.step, checkpoint) for checkpoint in whole if checkpoint.score is not None]
+def _ranked(complete: list[Checkpoint]) -> list[Checkpoint]:
+    """Return the checkpoints with a score, best first."""
+    scored = [
+        (-checkpoint.score, checkpoint.step, checkpoint) for checkpoint in complete if checkpoint.score is not None
+    ]
     return [checkpoint for *_, checkpoint in sorted(scored, key=lambda each: each[:2])]
 
 
-def _checkpoint(place: Storage, marker: Marker) -> Checkpoint:
-    return Checkpoint(place, marker.step, marker.epoch, marker.metrics, marker.score, marker.files)
+def _checkpoint(path: Storage, marker: Marker) -> Checkpoint:
+    return Checkpoint(path, marker.step, marker.epoch, marker.metrics, marker.score, marker.files)
 
 
 def _marker(snapshot: Snapshot, folder: Path) -> Marker:
-    """Of a snapshot whose files are written."""
+    """Return the marker of a snapshot whose files are written."""
     files = Storage(folder).files()
     if MARKER in files:
         raise ValueError(f"a snapshot writes {MARKER}, which is the marker's name")
@@ -407,8 +412,8 @@ def _json(marker: Marker) -> bytes:
     return (marker.model_dump_json(indent=2) + "\n").encode()
 
 
-def _stands(checkpoint: Checkpoint) -> bool:
-    found = checkpoint.place.files()
+def _is_complete(checkpoint: Checkpoint) -> bool:
+    found = checkpoint.path.files()
     return MARKER in found and _has_all(found, checkpoint.files)
 
 
@@ -417,8 +422,8 @@ def _has_all(found: dict[str, int], stated: dict[str, int]) -> bool:
 
 
 @contextmanager
-def _told_if_gone(file: Storage) -> Iterator[None]:
-    """FileNotFoundError, whatever a file system says of a file that goes away between its opening and reading."""
+def _reported_if_gone(file: Storage) -> Iterator[None]:
+    """Raise FileNotFoundError for a file that disappears while it is read, whatever the file system reports."""
     try:
         yield
     except StorageError as error:
@@ -428,8 +433,8 @@ def _told_if_gone(file: Storage) -> Iterator[None]:
 
 
 def _remove(folder: Storage) -> None:
-    """The marker first: a deletion that is stopped half-way leaves no checkpoint."""
-    with suppress(FileNotFoundError):  # somebody else is at it
+    """Delete the marker first: a deletion that is stopped half-way leaves no checkpoint."""
+    with suppress(FileNotFoundError):  # another process deletes it too
         (folder / MARKER).delete()
         folder.delete()
 

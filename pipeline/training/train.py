@@ -29,6 +29,7 @@ from pipeline.config.settings import typed
 from pipeline.evaluation.validation import score_name
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
+from pipeline.training.build import NOT_DECISIVE, check, resolved, steps_per_epoch
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.ray_driver import (
     CHECKPOINTS,
@@ -37,14 +38,10 @@ from pipeline.training.ray_driver import (
     OUTCOME,
     STOPPED,
     UNLOGGED,
-    Task,
+    TrainJob,
     Workers,
     run_workers,
 )
-from pipeline.training.trainer import build_model, resolved, steps_per_epoch
-
-NOT_DECISIVE = ("threads", "prefetch", "checkpoint_every", "keep_best", "log_every")
-"""Settings that a training may be continued with others of."""
 
 
 @dataclass(frozen=True)
@@ -53,38 +50,13 @@ class Trained:
 
     run: tracking.Run
     checkpoint: Storage
-    """Folder of the best checkpoint (by the validation score; the latest where there is no validation split)."""
+    """Folder of the best checkpoint by the validation score; of the latest one if there is no validation split."""
     metrics: dict[str, float]
-    """Of the epoch that the checkpoint is from."""
+    """Metrics of the checkpoint's epoch."""
     steps: int
     seconds: float
     registered: registry.Registered | None
-    """None if that was not asked for."""
-
-
-def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
-    """Find what a user can mend before anything starts. Raises InputError."""
-    info = dataset.info
-    if config.parts and config.parts < workers:
-        raise InputError(
-            f"parts={config.parts} with --workers {workers}: each worker computes one part or more; raise parts or "
-            "lower --workers"
-        )
-    if not info.images["train"]:
-        raise InputError(f"{dataset.path}: the dataset has no training images")
-    if config.needing_values and not all(attribute.values for attribute in info.attributes):
-        raise InputError(f"{' '.join(config.needing_values)}: {dataset.path} has triplets but no values to learn")
-    if config.image_size and config.image_size > info.image_size:
-        raise InputError(
-            f"image_size={config.image_size}, but {dataset.path} holds images of {info.image_size} px; "
-            f"use image_size={info.image_size} or prepare it again with --image-size {config.image_size}"
-        )
-    resolved(config)  # refuses settings that exclude each other
-    try:
-        build_model(config, dataset)
-    except (ValueError, OSError) as error:
-        raise InputError(str(error)) from error
-    steps_per_epoch(dataset, config, config.parts or workers)
+    """Registered version; None for a training of a study, which registers its own choice."""
 
 
 def train(
@@ -99,13 +71,15 @@ def train(
 ) -> Trained:
     """Train on `workers` DDP workers, and register the best checkpoint.
 
-    With a `parent`, the search that the training belongs to, it is not registered, for that is the parent's to decide;
-    asked for again when it has finished, it is given as it is.
+    A training is identified by the settings and the dataset that decide its outcome, and its folder is
+    `storage / name`, by default a name made of them. One that was begun and did not finish is continued; `fresh`
+    always begins a new one. Global batch and learning rate are the same on any number of workers.
 
-    A training is known by the settings and the dataset that decide its outcome, and lives in `storage / name` (by
-    default a name made of them): if it was begun before, and did not finish, it is continued; `fresh` begins it anew
-    in any case. Global batch and learning rate are the same on any number of workers. Raises InputError for what a
-    user can mend, JobFailed, and KeyboardInterrupt after Ctrl-C or SIGTERM (the state is saved then).
+    With a `parent`, the run of the study or comparison that the training belongs to, the model is not registered,
+    since the parent decides that; a finished training is then returned as it is.
+
+    Raises InputError for what a user can correct, JobFailed, and KeyboardInterrupt after Ctrl-C or SIGTERM, when the
+    state is saved.
     """
     least, most = (workers, workers) if isinstance(workers, int) else workers
     check(config, dataset, most)
@@ -116,59 +90,59 @@ def train(
         use_gpu, cpus = gpus_for(least), cpus_for_elastic(least, most)
         asked = config
         config = resolved(config, "cuda" if use_gpu else "cpu", most, cpus)
-        digest = _digest(dataset, config)
-        place = _claimed(stack, Storage(storage), name or f"{dataset.info.name}-{config.model}-{digest[:8]}", fresh)
-        begun = read_json(place / DESCRIPTION)
+        digest = _identity(dataset, config)
+        path = _claim(stack, Storage(storage), name or f"{dataset.info.name}-{config.model}-{digest[:8]}", fresh)
+        begun = read_json(path / DESCRIPTION)
         if begun.get("digest", digest) != digest:
-            raise InputError(f"{place}: holds a training of other settings or another dataset; give another name")
+            raise InputError(f"{path}: holds a training of other settings or another dataset; give another name")
         # Another number of threads rounds differently, so a training keeps the one that it began with.
         threads = asked.threads or begun.get("threads", config.threads)
         config = config.model_copy(update={"threads": threads})
         say(f"settings: {typed(config)}")
         if config.weights is None and not config.proxy_weight:
             say("note: the backbone starts from random weights; the paper's recipe has weights=IMAGENET1K_V1")
-        label = str(place).rpartition("/")[2]
+        label = str(path).rpartition("/")[2]
         params = config.model_dump() | {"workers": str(most) if least == most else f"{least}-{most}"}
         stack.enter_context(tracking.answering())
-        run = stack.enter_context(tracking.run(dataset.info, label, params, begun.get("run_id"), parent, job="train"))
-        write_json(
-            place / DESCRIPTION, {"digest": digest, "run_id": run.run_id, "threads": threads, "settings": params}
+        run = stack.enter_context(
+            tracking.open_run(dataset.info, label, params, begun.get("run_id"), parent, job="train")
         )
+        write_json(path / DESCRIPTION, {"digest": digest, "run_id": run.run_id, "threads": threads, "settings": params})
         stack.enter_context(saying_how_to_go_on("the same command continues"))
-        kept = Checkpoints(place / CHECKPOINTS, config.keep_best)
-        latest, outcome = kept.latest(), read_json(place / OUTCOME)
+        kept = Checkpoints(path / CHECKPOINTS, config.keep_best)
+        latest, outcome = kept.latest(), read_json(path / OUTCOME)
         if latest and outcome.get("state") == FINISHED:
-            say(f"{place} is trained already")
+            say(f"{path} is trained already")
         else:
             if latest:
-                say(f"continuing {place} from step {latest.step:,}")
-            steps = config.epochs * steps_per_epoch(dataset, config, config.parts or least)
-            task = Task(dataset.storage, config, place, tracking.Run(run.uri, run.run_id), steps)
+                say(f"continuing {path} from step {latest.step:,}")
+            steps = config.epochs * steps_per_epoch(dataset, config, config.micro_batches or least)
+            job = TrainJob(dataset.storage, config, path, tracking.Run(run.uri, run.run_id), steps)
             resources = {"CPU": float(cpus), "GPU": float(use_gpu)}
-            outcome = run_workers(task, f"training {label}", (least, most), resources)
+            outcome = run_workers(job, f"training {label}", (least, most), resources)
         if outcome["state"] == STOPPED:
             where = f"saved at step {outcome['step']:,}" if outcome["step"] else "before the first step was saved"
             raise KeyboardInterrupt(f"{where}; the same command continues")
         if outcome["state"] != FINISHED:
-            raise JobFailed(f"training failed: {outcome['message']}; what is saved is in {place}")
+            raise JobFailed(f"training failed: {outcome['message']}; what is saved is in {path}")
         if outcome["epoch"] < config.epochs:
             say(f"stopped early: no better {score_name(dataset)} in {config.patience} epochs up to {outcome['epoch']}")
         best = kept.best() or kept.latest()
         assert best is not None, "a finished training has saved its last epoch"
         registered = None
-        with tracking.answering(f"{place} is trained, and the same command goes on from there"):
+        with tracking.answering(f"{path} is trained, and the same command goes on from there"):
             tracking.wait_for_store(run)
             run.log_points(outcome.pop(UNLOGGED, []))
             if not parent:
                 with kept.opened(best) as folder:
                     registered = registry.register(folder, dataset.info.name, run, once=True)
                 outcome["registered"] = registered.uri
-        write_json(place / OUTCOME, outcome)
-        return Trained(run, best.place, best.metrics, outcome["step"], time.perf_counter() - started, registered)
+        write_json(path / OUTCOME, outcome)
+        return Trained(run, best.path, best.metrics, outcome["step"], time.perf_counter() - started, registered)
 
 
 def preview(config: TrainConfig, dataset: Dataset | None, workers: int) -> TrainConfig:
-    """`config` as a training on this machine would resolve it, checked against the dataset if there is one.
+    """Return `config` as a training on this machine resolves it; check it against the dataset if there is one.
 
     Raises InputError.
     """
@@ -178,22 +152,22 @@ def preview(config: TrainConfig, dataset: Dataset | None, workers: int) -> Train
     return resolved(config, device, workers, max(1, (os.cpu_count() or 1) // workers))
 
 
-def _digest(dataset: Dataset, config: TrainConfig) -> str:
-    """Of all that decides a training's outcome."""
+def _identity(dataset: Dataset, config: TrainConfig) -> str:
+    """Return a digest of all that decides a training's outcome."""
     decisive = config.model_dump(exclude=set(NOT_DECISIVE)) | {"dataset": dataset.info.digest}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _claimed(stack: ExitStack, storage: Storage, name: str, fresh: bool) -> Storage:
-    """The folder of the training to continue or to begin, this process's alone for as long as the stack lives.
+def _claim(stack: ExitStack, storage: Storage, name: str, fresh: bool) -> Storage:
+    """Return the folder of the training to continue or to begin, locked for this process until the stack is closed.
 
-    Finished ones are passed over: the same settings again are NAME-2, NAME-3 ...
+    Finished trainings are skipped: the same settings again are NAME-2, NAME-3 ...
     """
     for number in itertools.count(1):
-        place = storage / (name if number == 1 else f"{name}-{number}")
-        if "registered" in read_json(place / OUTCOME) or (fresh and (place / DESCRIPTION).exists()):
+        path = storage / (name if number == 1 else f"{name}-{number}")
+        if "registered" in read_json(path / OUTCOME) or (fresh and (path / DESCRIPTION).exists()):
             continue
-        if place.local:
-            stack.enter_context(locked(place.local, "--fresh"))
-        return place
+        if path.local:
+            stack.enter_context(locked(path.local, "--fresh"))
+        return path
     raise AssertionError("counting does not end")

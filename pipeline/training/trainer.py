@@ -1,13 +1,13 @@
-"""A training: what it consists of, its epochs on this process's share, its state. Knows nothing of Ray.
+"""A training: what it consists of, its epochs in this process, its state. Knows nothing of Ray and MLflow.
 
 Ray Train runs it in every worker, Ray Tune in a trial's own process, a test in a plain one.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +17,17 @@ from safetensors.torch import load_file
 
 import agman
 from agman.checkpoint import WEIGHTS, write_model
-from data_prep.batches import BatchPlan, batches_per_epoch, cut, plan_epoch, share_of_epoch
-from data_prep.dataset import Dataset, ImageStore, ValuesOf
-from data_prep.errors import InputError
+from data_prep.batches import batches_per_epoch, cut, plan_epoch, rows_of_worker
+from data_prep.dataset import Dataset, ImageStore
 from data_prep.triplets import Triplets
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.validation import Validation, score_name
+from pipeline.training.build import build_objective, resolved
 from pipeline.training.checkpoints import Saver
-from pipeline.training.data_facts import data_facts
 
 STATE_FILE = "state.pt"
-MODEL_OPTIONS = ("embedding_dim", "classify", "sa_kernel", "without", "mask", "rounds")
-"""Settings whose None stands for the model's own default."""
+COUNTERS = ("epoch", "step", "step_in_epoch", "best", "score", "epochs_since_best")
+"""Attributes of a training that its snapshots hold as they are."""
 
 Ending = Literal["finished", "stopped"]
 Point = tuple[int, dict[str, float]]
@@ -36,8 +35,8 @@ Point = tuple[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which part of the work is this process's."""
+class WorkerContext:
+    """This process's rank among the workers, and its device."""
 
     rank: int = 0
     workers: int = 1
@@ -47,21 +46,21 @@ class Share:
 
 @dataclass(frozen=True)
 class StepEnd:
-    """What a step came to, the same on every worker."""
+    """Outcome of a step, the same on every worker."""
 
     epoch: int
-    """Of this step, from 1."""
+    """Epoch of this step, counted from 1."""
     step: int
     result: agman.StepResult
     recent: dict[str, float]
-    """Means over the last steps (agman.Totals.means)."""
+    """Means over the last steps (agman.RunningMeans.means)."""
     score: float | None
-    """Of the epoch before, on validation."""
+    """Validation score of the epoch before."""
 
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """What one epoch came to, the same on every worker."""
+    """Outcome of an epoch, the same on every worker."""
 
     epoch: int
     step: int
@@ -93,57 +92,63 @@ class Snapshot:
     state: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """The model, loadable by itself, and what a resumed training needs beside it."""
+        """Write the model, loadable by itself, and what else a resumed training needs."""
         torch.save(self.state, folder / STATE_FILE)
         write_model(folder, self.model, self.build, self.description)
 
 
 class Training:
-    """One training's state: model, optimizer, schedule, and how far it has come."""
+    """One training's state: model, optimizer, and progress.
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, share: Share, run_id: str | None = None):
-        self.config = config = resolved(config, share.device, share.workers, share.threads)
-        self.dataset, self.share, self.run_id = dataset, share, run_id
+    dtype: type of the weights. float64 serves to check that two ways of computing agree.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        worker: WorkerContext,
+        run_id: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.config = config = resolved(config, worker.device, worker.workers, worker.threads)
+        self.dataset, self.worker, self.run_id = dataset, worker, run_id
         self.image_size = config.image_size or dataset.info.image_size
         self.epoch = 0
-        """Epochs done."""
+        """Number of complete epochs."""
         self.step = 0
         self.step_in_epoch = 0
         self.best: float | None = None
-        """The best validation score so far."""
+        """Best validation score so far."""
         self.epochs_since_best = 0
-        self.totals, self.recent = agman.Totals(), agman.Totals()
-        """Of this epoch, and since the last point of the curves."""
-        self.points: list[Point] = []
-        """Metrics that are not known to be logged yet; they travel with the checkpoints."""
         self.score: float | None = None
-        """Of the last epoch, on validation."""
-        self._facts = data_facts(dataset)
+        """Validation score of the last epoch."""
+        self.means, self.recent = agman.RunningMeans(), agman.RunningMeans()
+        """Means of this epoch, and of the steps since the last point of the curves."""
+        self.points: list[Point] = []
+        """Metrics that are not known to be logged yet; checkpoints carry them. The saver's thread removes them from
+        the front."""
         self._rates: dict[str, float] = {}
         self._copies: dict[str, torch.Tensor] = {}
-        self._lock = threading.Lock()  # of `points`: they are taken away in the saver's thread
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.threads or 1)
         agman.keep_freed_memory()
         self.objective = build_objective(config, dataset)
         self.model = self.objective.model
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.objective.to(share.device, memory_format=layout)  # type: ignore[call-overload]
-        if config.precision == "fp64":
-            self.objective.double()
+        self.objective.to(worker.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         agman.convert_batchnorm(self.objective, config.batch_norm)
         if config.compile:
             self.model.compile()
-        self.optimizer = agman.build_optimizer(self.objective, config.lr, fused=bool(config.fused))
-        self.scheduler = agman.build_scheduler(self.optimizer, config.lr_decay, config.lr_decay_epochs)
+        self.optimizer = agman.build_optimizer(self.objective, config.lr)
 
     @property
-    def autocast(self) -> str:
-        return "bf16" if self.config.precision == "bf16" else "fp32"
+    def precision(self) -> str:
+        """Precision of the model's passes: fp32 or bf16."""
+        return self.config.precision or "fp32"
 
     @property
     def ended(self) -> bool:
-        """Whether no epoch is left, or early stopping has ended it."""
+        """Whether no epoch is left, or early stopping has ended the training."""
         patience = self.config.patience
         return self.epoch >= self.config.epochs or (patience is not None and self.epochs_since_best >= patience)
 
@@ -155,118 +160,124 @@ class Training:
         step_end: Callable[[StepEnd], None] = lambda end: None,
         epoch_end: Callable[[EpochEnd], None] = lambda end: None,
     ) -> Ending:
-        """Train the epochs that are left; "stopped" if a worker's `stop` said so (asked before every step).
+        """Train the epochs that are left; return "stopped" if a worker's `stop` said so (asked before every step).
 
-        The saver (one worker's) gets a snapshot when one is due, at the end of every epoch, and before stopping.
-        Raises NonFiniteBatch, on all workers at the same step.
+        The saver, which one worker has, gets a snapshot when one is due, at the end of every epoch, and before
+        stopping. Raises NonFiniteBatch, on all workers at the same step.
         """
-        config, share = self.config, self.share
         if self.ended:
             return "finished"
         stepper = agman.Stepper(
             self.objective,
             self.optimizer,
-            device=share.device,
-            precision=self.autocast,
-            channels_last=bool(config.channels_last),
-            clip_norm=config.clip_norm,
+            device=self.worker.device,
+            precision=self.precision,
+            clip_norm=self.config.clip_norm,
         )
-        threads = config.threads or 1
-        images = ImageStore(self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=threads)
-        values = self.dataset.values_of() if config.needing_values else None
-        validation = None
-        if score_name(self.dataset):
-            place = {"rank": share.rank, "workers": share.workers}
-            validation = Validation(self.dataset, self.image_size, **place, device=share.device, threads=threads)
-
-        def after_step(result: agman.StepResult) -> None:
-            self._count_step()
-            step_end(StepEnd(self.epoch + 1, self.step, result, self.recent.means() or self._rates, self.score))
-            if saver:
-                saver.after_step(self.step, self.snapshot)
-
-        def load(epoch: int) -> agman.Ahead[agman.Batch]:
-            plans = self._plans(epoch, start=self.step_in_epoch)
-            loaded = (_load(plan, images, values) for plan in plans)
-            return agman.Ahead((agman.pinned(batch, share.device) for batch in loaded), config.prefetch)
-
+        load, validation = self._loader(), self._validation()
         batches = load(self.epoch)
         try:
-            while True:
+            while not self.ended:
                 self.objective.train()
-                totals = [self.totals, self.recent]
-                if not agman.train_epoch(stepper, batches, totals, stop=stop, after_step=after_step):
+                votes = 0
+                for result in agman.train_epoch(stepper, batches, (self.means, self.recent), stop=stop):
+                    self._count_step()
+                    step_end(StepEnd(self.epoch + 1, self.step, result, self.recent.means() or self._rates, self.score))
+                    if saver:
+                        saver.after_step(self.step, self.snapshot)
+                    votes = result.votes
+                if votes:
                     if saver:
                         saver.save(self.snapshot)
                     return "stopped"
-                self.epoch += 1
-                self.step_in_epoch = 0
-                if self.epoch < config.epochs:
-                    batches = load(self.epoch)  # while validation runs
+                self.epoch, self.step_in_epoch = self.epoch + 1, 0
+                if self.epoch < self.config.epochs:
+                    batches = load(self.epoch)  # in the background, while validation runs
                 end = self._end_epoch(validation)
                 if saver:
-                    saver.save(lambda end=end: self.snapshot(end))  # type: ignore[misc]
+                    saver.save(partial(self.snapshot, end))
                 epoch_end(end)
-                if self.ended:
-                    return "finished"
+            return "finished"
         except agman.NonFiniteLoss as error:
             raise self._failure(error) from error
         finally:
             batches.close()
+
+    def _loader(self) -> Callable[[int], agman.Prefetcher[agman.Batch]]:
+        """Return a function that begins to load an epoch's batches."""
+        threads = self.config.threads or 1
+        images = ImageStore(self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=threads)
+        values_of = self.dataset.values_of() if self.config.needing_values else None
+
+        def batch(plan: dict[str, Any]) -> agman.Batch:
+            image_ids = plan.pop("image_ids")
+            if values_of:
+                known = values_of(image_ids[plan["index"].numpy()], plan["attributes"].numpy())
+                plan["values"] = torch.from_numpy(known)
+            return agman.pinned(agman.Batch(images.read(image_ids), **plan), self.worker.device)
+
+        def load(epoch: int) -> agman.Prefetcher[agman.Batch]:
+            return agman.Prefetcher(map(batch, self._plans(epoch)), self.config.prefetch)
+
+        return load
+
+    def _validation(self) -> Validation | None:
+        if not score_name(self.dataset):
+            return None
+        worker, threads = self.worker, self.config.threads or 1
+        return Validation(self.dataset, self.image_size, worker.rank, worker.workers, worker.device, threads)
 
     def _count_step(self) -> None:
         self.step += 1
         self.step_in_epoch += 1
         if self.recent.steps >= self.config.log_every:
             self._rates = self.recent.means()
-            with self._lock:
-                self.points.append((self.step, {f"steps/{name}": value for name, value in self._rates.items()}))
+            self.points.append((self.step, {f"steps/{name}": value for name, value in self._rates.items()}))
             self.recent.clear()
 
     def _end_epoch(self, validation: Validation | None) -> EpochEnd:
-        metrics = {f"train/{name}": value for name, value in self.totals.means().items()}
-        metrics["train/lr"] = float(self.scheduler.get_last_lr()[0])
-        self.totals.clear()
-        self.scheduler.step()
+        config, parameters = self.config, self.optimizer.param_groups[0]
+        metrics = {f"train/{name}": value for name, value in self.means.means().items()}
+        metrics["train/lr"] = float(parameters["lr"])
+        self.means.clear()
+        parameters["lr"] = agman.learning_rate(self.epoch, config.lr, config.lr_decay, config.lr_decay_epochs)
         if validation:
-            metrics |= validation.metrics(self.model, self.autocast)
+            metrics |= validation.metrics(self.model, self.precision)
             score = metrics[score_name(self.dataset) or ""]
             better = self.best is None or score > self.best
             self.best = score if better else self.best
             self.epochs_since_best = 0 if better else self.epochs_since_best + 1
             self.score = score
-        with self._lock:
-            self.points.append((self.step, metrics))
+        self.points.append((self.step, metrics))
         return EpochEnd(self.epoch, self.step, metrics)
 
     def snapshot(self, end: EpochEnd | None = None) -> Snapshot:
-        """The state as it is now; `end` if this is the end of an epoch. The next snapshot takes this one's memory."""
+        """Return the present state; `end` if this is an epoch's end. The next snapshot reuses this one's memory."""
         metrics = end.metrics if end else {}
+        info = self.dataset.info
         description = {
-            "attributes": self.dataset.info.attribute_names,
+            "attributes": info.attribute_names,
             "image_size": self.image_size,
             "step": self.step,
-            "dataset": self.dataset.info.name,
-            "dataset_digest": self.dataset.info.digest,
-            "data": self._facts,
+            "dataset": info.name,
+            "dataset_digest": info.digest,
+            "data": {
+                "layout": info.layout,
+                "drawn": self.dataset.drawn,
+                "values": [len(attribute.values) for attribute in info.attributes],
+                "images": info.images,
+                "queries": info.queries,
+                "triplets": info.triplets,
+            },
             "training": self.config.model_dump(),
             "run_id": self.run_id,
         }
         optimizer = self.optimizer.state_dict()
-        with self._lock:
-            points = list(self.points)
-        state = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "step_in_epoch": self.step_in_epoch,
-            "best": self.best,
-            "score": self.score,
-            "epochs_since_best": self.epochs_since_best,
-            "totals": self.totals.as_dict(),
+        state = {name: getattr(self, name) for name in COUNTERS} | {
+            "means": self.means.as_dict(),
             "recent": self.recent.as_dict(),
-            "points": points,
+            "points": list(self.points),
             "optimizer": optimizer | {"state": self._copied_state(optimizer["state"])},
-            "scheduler": self.scheduler.state_dict(),
             "beside_model": {key: tensor.detach().cpu().clone() for key, tensor in self._beside_model().items()},
         }
         model = {
@@ -277,30 +288,18 @@ class Training:
         return Snapshot(self.step, self.epoch, metrics, score, model, dict(self.model.config), description, state)
 
     def load(self, folder: Path) -> None:
-        """Take up where a snapshot of the same training was taken."""
+        """Continue from a snapshot of the same training."""
         self.model.load_state_dict(load_file(folder / WEIGHTS))
         state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
-        for name in ("epoch", "step", "step_in_epoch", "best", "score", "epochs_since_best"):
+        for name in COUNTERS:
             setattr(self, name, state[name])
-        self.totals, self.recent = agman.Totals(**state["totals"]), agman.Totals(**state["recent"])
-        self.points = [(step, dict(metrics)) for step, metrics in state["points"]]
+        self.means, self.recent = agman.RunningMeans(**state["means"]), agman.RunningMeans(**state["recent"])
+        self.points[:] = [(step, dict(metrics)) for step, metrics in state["points"]]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        # Saved after an epoch's last step: the schedule goes on without a step here, and torch would warn of that.
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.objective.load_state_dict(state["beside_model"], strict=False)
 
-    def forget_points(self, logged: list[Point]) -> None:
-        """These, the first ones, are logged. There may be another one of the same step by now."""
-        with self._lock:
-            del self.points[: len(logged)]
-
-    def points_until(self, step: int) -> list[Point]:
-        with self._lock:
-            return [point for point in self.points if point[0] <= step]
-
     def _copied_state(self, state: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-        """Adam's moments keep their parameter's order in memory: the fused kernels go by it."""
+        """Copy Adam's moments. They keep their parameter's memory order, on which the fused kernels rely."""
         return {
             number: {key: self._copied(f"optimizer.{number}.{key}", tensor) for key, tensor in of_parameter.items()}
             for number, of_parameter in state.items()
@@ -309,54 +308,52 @@ class Training:
     def _copied(
         self, name: str, tensor: torch.Tensor, layout: torch.memory_format = torch.preserve_format
     ) -> torch.Tensor:
-        """On the CPU, in the memory of the copy before: fresh memory would cost more than the copying."""
+        """Copy a tensor to the CPU, into the memory of the copy before: fresh memory costs more than the copying."""
         if name not in self._copies:
             self._copies[name] = torch.empty_like(tensor, device="cpu", memory_format=layout)
         return self._copies[name].copy_(tensor.detach())
 
     def _beside_model(self) -> dict[str, torch.Tensor]:
-        """What the objective learns that is no part of the model: loss weights and proxies."""
+        """Return what the objective learns besides the model: loss weights and proxies."""
         return {k: v for k, v in self.objective.state_dict().items() if not k.startswith("model.")}
 
     def _triplets(self, epoch: int) -> Triplets:
-        all_of_epoch = self.dataset.triplets("train", epoch)
-        return Triplets(*(column[: self.config.max_triplets] for column in all_of_epoch.columns().values()))
+        return self.dataset.triplets("train", epoch)[: self.config.max_triplets]
 
-    def _plans(self, epoch: int, start: int = 0) -> Iterator[BatchPlan]:
+    def _plans(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """Return the plans of the batches of an epoch that are left."""
         return plan_epoch(
             self._triplets(epoch),
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             epoch=epoch,
-            rank=self.share.rank,
-            workers=self.share.workers,
-            parts=self._parts,
-            start=start,
+            start=self.step_in_epoch,
+            **self._part,
         )
 
     @property
-    def _parts(self) -> int:
-        """Synchronised batch norm needs all parts at once: one for each worker that there is now."""
-        return self.share.workers if self.config.batch_norm == "sync" else self.config.parts or self.share.workers
+    def _part(self) -> dict[str, int]:
+        """This worker's part of every batch. Synchronised batch norm has one micro-batch on each worker."""
+        workers = self.worker.workers
+        return {"rank": self.worker.rank, "workers": workers, "micro_batches": self.config.micro_batches or workers}
 
     def _images_needed(self) -> np.ndarray:
-        """The images of this worker's share of the triplets of all epochs that are left."""
+        """Return the ids of the images that this worker needs for the epochs that are left."""
         prepared = self.dataset.info.triplet_epochs
-        place = {"rank": self.share.rank, "workers": self.share.workers, "parts": self._parts}
         needed = [np.empty(0, np.int64)]
         for epoch in {epoch % prepared for epoch in range(self.epoch, self.config.epochs)}:
             triplets = self._triplets(epoch)
-            rows = share_of_epoch(len(triplets), self.config.batch_size, **place)
+            rows = rows_of_worker(len(triplets), self.config.batch_size, **self._part)
             needed += [np.unique(ids[rows]) for ids in (triplets.anchor, triplets.positive, triplets.negative)]
         return np.unique(np.concatenate(needed))
 
     def _failure(self, error: agman.NonFiniteLoss) -> NonFiniteBatch:
-        """Names the global batch that could not be learned from."""
+        """Return an error that names the global batch's triplets."""
         triplets = self._triplets(self.epoch)
         bounds = cut(len(triplets), batches_per_epoch(len(triplets), self.config.batch_size))
         rows = slice(*bounds[self.step_in_epoch : self.step_in_epoch + 2].tolist())
         paths = self.dataset.images.set_index("image_id")["path"]
-        columns = {name: column[rows].tolist() for name, column in triplets.columns().items()}
+        columns = {name: column.tolist() for name, column in triplets[rows].columns().items()}
         named = {name: [str(paths[image]) for image in columns[name]] for name in ("anchor", "positive", "negative")}
         record = {
             "error": str(error),
@@ -366,91 +363,3 @@ class Training:
             "paths": named,
         }
         return NonFiniteBatch(f"step {self.step + 1} (epoch {self.epoch + 1}): {error}", record)
-
-
-def steps_per_epoch(dataset: Dataset, config: TrainConfig, parts: int) -> int:
-    """Raises InputError where a part of a batch would get no triplet."""
-    triplets = min(config.max_triplets or dataset.info.triplets, dataset.info.triplets)
-    return batches_per_epoch(triplets, config.batch_size, parts)
-
-
-def resolved(config: TrainConfig, device: str = "cpu", workers: int = 1, threads: int = 1) -> TrainConfig:
-    """`config` with every None that stands for a default replaced by it.
-
-    The model's own; the device's, as measured (docs/training.md has the table); and what follows from the number of
-    workers and of CPU threads for each. Raises InputError for an unknown model, or settings that exclude each other.
-    """
-    try:
-        defaults = agman.options_of(config.model)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    if config.batch_norm == "sync" and config.parts is not None:
-        raise InputError(
-            f"parts={config.parts} with batch_norm=sync: synchronised statistics need the whole batch at once; "
-            "leave parts out, or take batch_norm=per_part"
-        )
-    on_gpu = torch.device(device).type == "cuda"
-    defaults = {option: defaults.get(option) for option in MODEL_OPTIONS} | {
-        "precision": "bf16" if on_gpu or computes_in_bfloat16() else "fp32",
-        "channels_last": True,
-        "fused": True,
-        "compile": False,
-        "parts": None if config.batch_norm == "sync" else workers,
-        "threads": threads,
-    }
-    return config.model_copy(update={key: value for key, value in defaults.items() if getattr(config, key) is None})
-
-
-def computes_in_bfloat16() -> bool:
-    """Whether this CPU has instructions for it; elsewhere it is emulated, and slow."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def build_model(config: TrainConfig, dataset: Dataset) -> agman.RetrievalModel:
-    """The model that `config` names, for the dataset's attributes.
-
-    Raises ValueError for sizes that cannot be, or a setting that this model does not have.
-    """
-    options = {option: getattr(config, option) for option in MODEL_OPTIONS}
-    return agman.build(
-        config.model,
-        n_attributes=len(dataset.info.attributes),
-        backbone=config.backbone,
-        weights=config.weights,
-        **{option: value for option, value in options.items() if value is not None},
-    )
-
-
-def build_objective(config: TrainConfig, dataset: Dataset) -> agman.TripletObjective:
-    """The model and all that is learned beside it. Raises ValueError as `build_model`."""
-    model = build_model(config, dataset)
-    proxies = None
-    if config.proxy_weight:
-        value_counts = [len(attribute.values) for attribute in dataset.info.attributes]
-        proxies = agman.ValueProxies(value_counts, model.embedding_dim)
-    return agman.TripletObjective(
-        model,
-        config.margin,
-        agman.LossWeights(config.loss_weighting, config.triplet_weight, config.class_weight),
-        proxies,
-        config.proxy_weight,
-        mining=config.mining,
-        info_nce_weight=config.info_nce_weight,
-        info_nce_temperature=config.info_nce_temperature,
-    )
-
-
-def _load(plan: BatchPlan, images: ImageStore, values: ValuesOf | None) -> agman.Batch:
-    """The batch with its images decoded."""
-    known = None if values is None else values(plan.image_ids[plan.index], plan.attributes)
-    return agman.Batch(
-        images=images.read(plan.image_ids),
-        index=torch.from_numpy(plan.index),
-        flip=torch.from_numpy(plan.flip),
-        attributes=torch.from_numpy(plan.attributes),
-        global_size=plan.global_size,
-        values=None if known is None else torch.from_numpy(known),
-        bounds=plan.bounds,
-        global_parts=plan.global_parts,
-        seeds=plan.seeds,
-    )

@@ -25,15 +25,16 @@ from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.evaluation.validation import METRIC
 from pipeline.inference.latency import milliseconds_an_image
+from pipeline.training.build import steps_per_epoch
 from pipeline.training.checkpoints import Checkpoints, Saver
-from pipeline.training.trainer import NonFiniteBatch, Share, Training, steps_per_epoch
+from pipeline.training.trainer import NonFiniteBatch, Training, WorkerContext
 
 CHECKPOINTS = "checkpoints"
 """In a trial's folder."""
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """What all trials have in common; it travels to them."""
 
     data: Storage
@@ -46,12 +47,12 @@ class Job:
     workers: int = 1
     against: str | None = None
 
-    def place(self, number: int) -> Storage:
+    def trial_folder(self, number: int) -> Storage:
         """A trial's folder; removed when the trial has ended, but of a failed one only its checkpoints."""
         return Storage(self.folder / f"trial-{number:04d}")
 
 
-def run_trial(config: dict[str, Any], job: Job) -> None:
+def run_trial(config: dict[str, Any], job: TrialJob) -> None:
     """One training, in this process or on workers of its own; reports after every epoch.
 
     An error is reported, not raised: Ray starts a trial anew whose process was killed, and that alone.
@@ -77,11 +78,11 @@ def run_trial(config: dict[str, Any], job: Job) -> None:
 Report = Callable[[dict[str, Any]], None]
 
 
-def _here(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
+def _here(number: int, settings: dict[str, Any], job: TrialJob, report: Report) -> None:
     config = make_config(settings)
-    share = Share(device="cuda" if job.gpus and torch.cuda.is_available() else "cpu", threads=job.cpus)
-    training = Training(config, Dataset(job.data), share)
-    kept = Checkpoints(job.place(number) / CHECKPOINTS, keep_best=0)
+    worker = WorkerContext(device="cuda" if job.gpus and torch.cuda.is_available() else "cpu", threads=job.cpus)
+    training = Training(config, Dataset(job.data), worker)
+    kept = Checkpoints(job.trial_folder(number) / CHECKPOINTS, keep_best=0)
     if latest := kept.latest():
         with kept.opened(latest) as folder:
             training.load(folder)
@@ -91,7 +92,7 @@ def _here(number: int, settings: dict[str, Any], job: Job, report: Report) -> No
     try:
         training.run(saver=saver, epoch_end=lambda end: report(result_of(training, end.metrics, job.against)))
     except NonFiniteBatch as error:
-        file = job.place(number) / f"non-finite-step-{error.record['step']}.json"
+        file = job.trial_folder(number) / f"non-finite-step-{error.record['step']}.json"
         file.write_bytes((json.dumps(error.record, indent=2) + "\n").encode())
         raise JobFailed(f"{error}; its triplets are in {file}") from error
     except SystemExit:  # stopped: the folder may be gone, and nobody waits for a report
@@ -102,16 +103,16 @@ def _here(number: int, settings: dict[str, Any], job: Job, report: Report) -> No
         saver.finish()  # nothing, the second time
 
 
-def _on_workers(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
+def _on_workers(number: int, settings: dict[str, Any], job: TrialJob, report: Report) -> None:
     from pipeline.tracking import runs as tracking
     from pipeline.training import ray_driver as workers
 
-    config, place, dataset = make_config(settings), job.place(number), Dataset(job.data)
+    config, place, dataset = make_config(settings), job.trial_folder(number), Dataset(job.data)
     nobody = tracking.Run("", f"trial {number}")
     workers.write_json(place / workers.DESCRIPTION, {"run_id": nobody.run_id})
-    steps = config.epochs * steps_per_epoch(dataset, config, config.parts or job.workers)
+    steps = config.epochs * steps_per_epoch(dataset, config, config.micro_batches or job.workers)
     result = partial(result_of, against=job.against)
-    task = workers.Task(job.data, config, place, nobody, steps, at_epoch_end=result)
+    task = workers.TrainJob(job.data, config, place, nobody, steps, at_epoch_end=result)
     resources = {"CPU": float(job.cpus), "GPU": job.gpus}
     outcome = workers.run_workers(task, f"trial {number}", (job.workers, job.workers), resources, report=report)
     if outcome["state"] == workers.FAILED:
@@ -129,5 +130,5 @@ def result_of(training: Training, metrics: dict[str, float], against: str | None
     if against == "embedding_dim":
         result[against] = training.model.embedding_dim
     elif against == "latency_ms":
-        result[against] = milliseconds_an_image(training.model, training.image_size, training.autocast)
+        result[against] = milliseconds_an_image(training.model, training.image_size, training.precision)
     return result

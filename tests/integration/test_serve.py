@@ -1,4 +1,4 @@
-"""`agman serve`: a real service, asked by many at once, and its page in a real browser."""
+"""`agman serve`: the service asked over HTTP by many clients, and its page in a browser."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from support.commands import agman_exit_code
+from support.galleries import embed_folder, jpeg, random_model
 
 import agman
 from data_prep.errors import InputError
 from pipeline.inference.embedder import Embedder
-from pipeline.retrieval.embed import embed_images
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import embedder_of, search
 from pipeline.serving.app import MOST_BYTES
@@ -33,26 +33,15 @@ PICTURES = 24
 NASTY = "<img src=x onerror=alert(1)>.jpg"
 
 
-def jpeg(seed: int, side: int = 64) -> bytes:
-    """A few colour fields: pictures that differ."""
-    fields = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(fields).resize((side, side), Image.Resampling.NEAREST).save(file, "JPEG")
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
     root = tmp_path_factory.mktemp("serve")
-    torch.manual_seed(1)
-    network = agman.build("agman", n_attributes=len(NAMES), backbone="resnet18", embedding_dim=8)
-    description = {"attributes": NAMES, "image_size": 32, "training": {}, "dataset_digest": None, "run_id": None}
-    model = agman.save_model(root / "model", network, description)
+    model = agman.save_model(root / "model", *random_model(NAMES))
     (root / "pictures").mkdir()
     for number in range(PICTURES):
         name = NASTY if number == 5 else f"{number:02d}.jpg"
         (root / "pictures" / name).write_bytes(jpeg(number))
-    return embed_images(str(model), root / "pictures", root / "gallery")
+    return embed_folder(model, root / "pictures", root / "gallery")
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +62,15 @@ def upload(data: bytes, attributes: list[str], **more: Any) -> dict[str, Any]:
     return {"files": {"image": ("query.jpg", data)}, "data": {"attributes": attributes} | more}
 
 
-def expected(gallery: Gallery, embedder: Embedder, data: bytes, attributes: list[str], top: int) -> list[Any]:
-    return [(hit.row, pytest.approx(hit.score, abs=1e-4)) for hit in search(gallery, embedder, data, attributes, top)]
-
-
-def test_it_says_what_it_serves(address: str, gallery: Gallery) -> None:
+def test_the_health_check_describes_the_service(address: str, gallery: Gallery) -> None:
     health = httpx.get(f"{address}/healthz").json()
     assert health["status"] == "ok" and health["pictures"] == PICTURES and health["attributes"] == NAMES
     assert httpx.get(f"{address}/openapi.json").json()["info"]["title"] == "agman"
-    assert httpx.get(f"{address}/docs").status_code == 404  # its page would ask a CDN
+    assert httpx.get(f"{address}/docs").status_code == 404  # its page would load from a CDN
 
 
-def test_64_clients_at_once_each_get_their_own_answer(address: str, gallery: Gallery, embedder: Embedder) -> None:
-    """None is lost, none is another's; pictures, attributes and numbers of hits all differ."""
+def test_64_concurrent_clients_each_get_their_own_answer(address: str, gallery: Gallery, embedder: Embedder) -> None:
+    """Pictures, attributes and numbers of hits differ between the requests."""
     asked = [(jpeg(100 + n), [NAMES[n % 3], *([NAMES[(n + 1) % 3]] if n % 2 else [])], 1 + n % 7) for n in range(128)]
 
     async def client(own: httpx.AsyncClient, data: bytes, attributes: list[str], top: int) -> Any:
@@ -98,11 +83,13 @@ def test_64_clients_at_once_each_get_their_own_answer(address: str, gallery: Gal
         async with httpx.AsyncClient(timeout=120, limits=limits) as own:
             return await asyncio.gather(*(client(own, *one) for one in asked))
 
-    answers = asyncio.run(everybody())
-    assert answers == [expected(gallery, embedder, *one) for one in asked]
+    for answer, (data, attributes, top) in zip(asyncio.run(everybody()), asked, strict=True):
+        scores = {hit.row: hit.score for hit in search(gallery, embedder, data, attributes, PICTURES)}
+        assert [score for _, score in answer] == pytest.approx(sorted(scores.values(), reverse=True)[:top], abs=1e-5)
+        assert [scores[row] for row, _ in answer] == pytest.approx([score for _, score in answer], abs=1e-5)
 
 
-def test_embeddings_and_pictures_and_attention(address: str, gallery: Gallery, embedder: Embedder) -> None:
+def test_embeddings_pictures_and_attention(address: str, gallery: Gallery, embedder: Embedder) -> None:
     data = jpeg(7)
     answer = httpx.post(f"{address}/embed", **upload(data, NAMES[1:])).json()["embeddings"]
     alone = embedder.embed([embedder.read(data)])[0]
@@ -133,7 +120,7 @@ def huge() -> bytes:
         ("search", upload(huge(), NAMES), 413, r"too large \(10000x5000 pixels, at most 40 megapixels\)"),
         ("search", upload(bytes(100 * 2**20), NAMES), 413, "the upload is too large: at most 16 MiB"),
         ("search", upload(jpeg(1), ["colar_design"]), 422, "unknown attribute 'colar_design'; did you mean 'collar_"),
-        ("search", upload(jpeg(1), [NAMES[0], NAMES[0]]), 422, "asked twice"),
+        ("search", upload(jpeg(1), [NAMES[0], NAMES[0]]), 422, "given twice"),
         ("search", upload(jpeg(1), NAMES, top=0), 422, "top must be 1 to 100, not 0"),
         ("search", upload(jpeg(1), NAMES, top="many"), 422, "top: .*integer"),
         ("search", upload(jpeg(1), NAMES, approximate=True), 422, "has no approximate index"),
@@ -143,7 +130,7 @@ def huge() -> bytes:
         ("nowhere", {}, 404, "not found"),
     ],
 )
-def test_a_bad_request_is_one_line_and_the_service_stays_up(
+def test_an_invalid_request_is_answered_in_one_line_and_the_service_continues(
     address: str, path: str, request_: dict[str, Any], code: int, said: str
 ) -> None:
     answer = httpx.post(f"{address}/{path}", timeout=60, **request_)
@@ -152,7 +139,7 @@ def test_a_bad_request_is_one_line_and_the_service_stays_up(
     assert httpx.get(f"{address}/healthz").status_code == 200
 
 
-def test_a_long_body_that_does_not_say_so_is_cut_off(address: str) -> None:
+def test_a_long_body_of_unstated_length_is_cut_off(address: str) -> None:
     def endless() -> Iterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         for _ in range(2 * MOST_BYTES // 2**20):
@@ -169,79 +156,99 @@ def test_a_long_body_that_does_not_say_so_is_cut_off(address: str) -> None:
     [("pictures/999", 422), ("pictures/-1", 422), ("pictures/..%2Fgallery.json", 404), ("attention/0?attribute=x", 422),
      ("similar/999?attributes=skirt_length", 422), ("search", 405)],
 )  # fmt: skip
-def test_what_is_not_there(address: str, path: str, code: int) -> None:
+def test_missing_rows_and_paths_are_answered_with_an_error(address: str, path: str, code: int) -> None:
     answer = httpx.get(f"{address}/{path}")
     assert answer.status_code == code and list(answer.json()) == ["error"]
 
 
-@pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    opened = browser.new_page(viewport={"width": 1200, "height": 900})
-    opened.goto(address)
-    yield opened
-    opened.close()
+class Elements(HTMLParser):
+    """Elements of a page: names and attributes."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def named(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
+        return [found for name, found in self.found if name == tag and attributes.items() <= found.items()]
+
+
+def test_the_page_offers_every_attribute_and_loads_nothing_from_elsewhere(address: str) -> None:
+    answer = httpx.get(address)
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    page = Elements(answer.text)
+    boxes = page.named("input", name="attributes")
+    assert [box["value"] for box in boxes] == NAMES and ["checked" in box for box in boxes] == [True, False, False]
+    assert [script.get("src") for script in page.named("script")] == ["serve.js"]
+    assert not page.named("link") and f"{PICTURES} pictures" in answer.text
+    assert httpx.get(f"{address}/serve.js").headers["content-type"].startswith("text/javascript")
+
+
+def test_the_page_in_a_browser(browser: Browser, address: str, gallery: Gallery, embedder: Embedder) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    messages: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    refuses_an_incomplete_query(page)
+    page.on("console", lambda message: messages.append(message.text))  # the refused file above is an error there
+    finds_pictures_and_shows_attention(page, gallery, embedder)
+    fits_a_phone(page)
+    assert messages == [] and all(url.startswith((address, "blob:", "data:")) for url in asked)
+    page.close()
 
 
 def pick(page: Page, name: str, data: bytes) -> None:
     page.set_input_files("#file", {"name": name, "mimeType": "image/jpeg", "buffer": data})
 
 
-def test_the_page_finds_shows_scores_and_attention(
-    page: Page, address: str, gallery: Gallery, embedder: Embedder
-) -> None:
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.reload()
-    page.get_by_label("Skirt length", exact=False).check()
-    pick(page, "query.jpg", jpeg(3))
-    expect(page.locator(".hit")).to_have_count(10)
-    found = search(gallery, embedder, jpeg(3), NAMES[:2], 10)
-    assert page.locator(".hit strong").all_text_contents() == [
-        f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(found, 1)
-    ]
-    assert page.locator(".hit .name").all_text_contents() == [hit.image for hit in found]
-    expect(page.locator("#preview")).to_have_attribute("src", re.compile("^data:image/jpeg"))
-    of = f"?of={gallery.info.fingerprint[:8]}"
-    first = page.locator(".hit img").first
-    expect(first).to_have_attribute("src", f"attention/{found[0].row}{of}&attribute={NAMES[0]}")
-    for picture in page.locator(".hit img").all():
-        expect(picture).not_to_have_js_property("naturalWidth", 0)
-    page.select_option("#heat", "")
-    expect(first).to_have_attribute("src", f"pictures/{found[0].row}{of}")
-    page.locator(".hit button").nth(4).click()
-    expect(page.locator(".hit strong").first).to_have_text("1. 2.000")
-    expect(page.locator(".hit .name").first).to_have_text(found[4].image)
-    expect(first).to_have_attribute("src", f"pictures/{found[4].row}{of}")  # no attention still, as was chosen
-    assert said == [] and all(url.startswith((address, "blob:", "data:")) for url in asked)
-
-
-def test_the_page_says_what_is_wrong(page: Page) -> None:
+def refuses_an_incomplete_query(page: Page) -> None:
     page.click("#search")
-    expect(page.locator("#status")).to_have_text("Give a picture first.")
+    expect(page.locator("#status")).to_have_text("Choose a picture first.")
     pick(page, "text.txt", b"no picture")
     expect(page.locator("#status")).to_contain_text("not a picture that can be read")
     page.get_by_label("Collar design", exact=False).uncheck()
     expect(page.locator("#status")).to_have_text("Choose at least one attribute.")
     pick(page, "query.jpg", jpeg(3))
-    page.get_by_label("Sleeve length", exact=False).check()
+    page.get_by_label("Collar design", exact=False).check()
     expect(page.locator(".hit")).to_have_count(10)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_on_a_phone(browser: Browser, address: str, scheme: str) -> None:
-    opened = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)  # type: ignore[arg-type]
-    opened.goto(address)
-    pick(opened, "query.jpg", jpeg(5))
-    expect(opened.locator(".hit")).to_have_count(10)
-    expect(opened.locator(".hit .name").first).to_have_text(NASTY)  # as text
-    assert opened.evaluate("document.documentElement.scrollWidth") == 390
-    opened.close()
+def finds_pictures_and_shows_attention(page: Page, gallery: Gallery, embedder: Embedder) -> None:
+    page.get_by_label("Skirt length", exact=False).check()
+    found = search(gallery, embedder, jpeg(3), NAMES[:2], 10)
+    expect(page.locator(".hit strong")).to_have_text([f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(found, 1)])
+    assert page.locator(".hit .name").all_text_contents() == [hit.image for hit in found]
+    expect(page.locator("#preview")).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    version = f"?of={gallery.info.fingerprint[:8]}"
+    first = page.locator(".hit img").first
+    expect(first).to_have_attribute("src", f"attention/{found[0].row}{version}&attribute={NAMES[0]}")
+    for picture in page.locator(".hit img").all():
+        expect(picture).not_to_have_js_property("naturalWidth", 0)
+    page.select_option("#heat", "")
+    expect(first).to_have_attribute("src", f"pictures/{found[0].row}{version}")
+    page.locator(".hit button").nth(4).click()
+    expect(page.locator(".hit strong").first).to_have_text("1. 2.000")
+    expect(page.locator(".hit .name").first).to_have_text(found[4].image)
+    expect(first).to_have_attribute("src", f"pictures/{found[4].row}{version}")  # the choice of no attention persists
 
 
-def test_a_cluster_that_serves_already_is_left_alone(address: str, gallery: Gallery) -> None:
+def fits_a_phone(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    pick(page, "query.jpg", jpeg(5))
+    expect(page.locator(".hit .name").first).to_have_text(NASTY)  # as text
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_a_running_ray_serve_is_refused_and_left_alone(address: str, gallery: Gallery) -> None:
     with (
         pytest.raises(InputError, match="runs Ray Serve already"),
         served(gallery.folder, None, Options(port=0)),
@@ -250,7 +257,9 @@ def test_a_cluster_that_serves_already_is_left_alone(address: str, gallery: Gall
     assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
 
 
-def test_what_cannot_be_served(gallery: Gallery, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_refused_in_one_line(
+    gallery: Gallery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

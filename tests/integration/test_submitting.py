@@ -1,4 +1,4 @@
-"""`agman submit` to a head of its own, with token authentication: the log followed, the exit code kept."""
+"""`agman submit` to a head with token authentication: it follows the log, and returns the exit code."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from pathlib import Path
 import psutil
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
-from support.commands import Finished
+from support.commands import Agman, Finished
+
+from pipeline.cluster import submit as submit_module
 
 TOKEN = secrets.token_hex(16)
-"""Of the head and of the commands, which are processes of their own: Ray reads a process's token once."""
+"""Token of the head and of the commands. Ray reads the token once per process, so the commands are processes."""
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
 ENVIRONMENT |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
 
 
-def started(*words: object, **variables: str) -> subprocess.Popen:
+def start(*words: object, **variables: str) -> subprocess.Popen:
     return subprocess.Popen(
         ["agman", "submit", *map(str, words)],
         env=ENVIRONMENT | variables,
@@ -36,7 +38,7 @@ def started(*words: object, **variables: str) -> subprocess.Popen:
 
 
 def submit(*words: object, **variables: str) -> Finished:
-    process = started(*words, **variables)
+    process = start(*words, **variables)
     out, err = process.communicate(timeout=120)
     return Finished(process.returncode, out, err)
 
@@ -49,29 +51,28 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
-    """Its ports are its own: other tests' Ray may hold the usual ones."""
+    """The address of a head with ports of its own, as the Ray of other tests may use the default ones."""
     dashboard, agent, gcs = free_port(), free_port(), free_port()
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    start = ["ray", "start", "--head", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", *ports]
-    process = subprocess.Popen(start, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["ray", "start", "--head", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", *ports]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 90
-    while not takes_jobs(address):
+    while not accepts_jobs(address):
         assert process.poll() is None and time.monotonic() < deadline, "the head did not start"
-        time.sleep(0.5)
+        time.sleep(0.2)
     yield address
     process.terminate()
     process.wait(60)
 
 
-def takes_jobs(address: str) -> bool:
+def accepts_jobs(address: str) -> bool:
     try:
-        job = client(address).submit_job(entrypoint="true")
-        return bool(job)
+        return bool(client(address).submit_job(entrypoint="true"))
     except (RuntimeError, ConnectionError):
         return False
 
 
-def test_a_command_runs_there_and_its_log_is_here(head: str, tmp_path: Path) -> None:
+def test_a_command_runs_on_the_cluster_and_its_log_is_followed(head: str, tmp_path: Path) -> None:
     made = tmp_path / "drawn"
     done = submit("--address", head, "--", "sample", "fashionai", "--out", made, "--images", 9, "--json")
     assert done.code == 0, done.err
@@ -80,7 +81,7 @@ def test_a_command_runs_there_and_its_log_is_here(head: str, tmp_path: Path) -> 
     assert len(list(made.rglob("*.jpg"))) == 9
 
 
-def test_its_exit_code_is_the_command_s(head: str, tmp_path: Path) -> None:
+def test_the_exit_code_of_the_command_is_returned(head: str, tmp_path: Path) -> None:
     done = submit("--address", head, "--", "prep", "fashionai", "--root", tmp_path / "no", "--out", "x")
     assert done.code == 2
     assert "no: no such folder" in done.out
@@ -90,8 +91,8 @@ def client(head: str) -> JobSubmissionClient:
     return JobSubmissionClient(head, headers={"Authorization": f"Bearer {TOKEN}"})
 
 
-def test_files_and_variables_go_with_it(head: str, tmp_path: Path) -> None:
-    """The variable is one that the command heeds; its value is in nothing that is printed or listed."""
+def test_files_and_variables_are_sent_with_the_command(head: str, tmp_path: Path) -> None:
+    """The command uses the variable; its value appears in nothing that is printed or listed."""
     (tmp_path / "up").mkdir()
     (tmp_path / "up" / "marker").write_text("here")
     variables = {"MLFLOW_TRACKING_URI": "http://user:sesame@127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
@@ -104,36 +105,36 @@ def test_files_and_variables_go_with_it(head: str, tmp_path: Path) -> None:
     assert jobs and all("sesame" not in f"{job.entrypoint} {job.metadata} {job.message}" for job in jobs)
 
 
-def test_ctrl_c_leaves_it_running_and_says_how_to_stop_it(head: str, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: str, tmp_path: Path) -> None:
     many = ("--images", 200_000, "--size", 32)
-    process = started("--address", head, "--", "sample", "fashionai", "--out", tmp_path / "long", *many)
-    deadline = time.monotonic() + 60
-    while not any(job.status == JobStatus.RUNNING for job in client(head).list_jobs()):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    time.sleep(1)
+    process = start("--address", head, "--", "sample", "fashionai", "--out", tmp_path / "long", *many)
+    job = next(found[1] for line in process.stderr if (found := re.search(r"job (\w+) at", line)))
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130, said
-    found = re.search(r"the job goes on; `ray job stop (\w+) --address (\S+)` stops it", said)
-    assert found and found[2] == head
-    assert client(head).get_job_status(found[1]) == JobStatus.RUNNING
-    client(head).stop_job(found[1])
+    said = process.stderr.read()
+    assert process.wait(30) == 130, said
+    found = re.search(r"the job continues; `ray job stop (\w+) --address (\S+)` stops it", said)
+    assert found and found.groups() == (job, head)
+    deadline = time.monotonic() + 60
+    while (status := client(head).get_job_status(job)) == JobStatus.PENDING:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert status == JobStatus.RUNNING
+    client(head).stop_job(job)
 
 
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
         (("trian", "--data", "x"), "trian: no such command; did you mean 'train'?"),
-        (("--address", "http://127.0.0.1:9", "--", "train"), "no Ray head takes jobs there"),
+        (("--address", "http://127.0.0.1:9", "--", "train"), "no Ray head accepts jobs there"),
         (("--address", "127.0.0.1:8265", "--", "train"), "as http://127.0.0.1:8265"),
         (("--env", "NOT_SET_ANYWHERE", "--", "train"), "--env NOT_SET_ANYWHERE: is not set here"),
         (("--working-dir", "nowhere", "--", "train"), "nowhere: no such folder"),
         ((), "Missing argument"),
     ],
 )
-def test_what_cannot_be_submitted(typed: tuple[str, ...], message: str) -> None:
-    done = submit(*typed)
+def test_invalid_arguments_are_refused_in_one_line(agman_here: Agman, typed: tuple[str, ...], message: str) -> None:
+    done = agman_here("submit", *typed)
     assert done.code == 2, done.err
     assert message in done.err.splitlines()[-1]
 
@@ -141,17 +142,18 @@ def test_what_cannot_be_submitted(typed: tuple[str, ...], message: str) -> None:
 def test_a_wrong_token_is_refused(head: str) -> None:
     done = submit("--address", head, "--", "train", RAY_AUTH_TOKEN="0" * 32)
     assert done.code == 2, done.err
-    assert "no Ray head takes jobs there" in done.err.splitlines()[-1]
+    assert "no Ray head accepts jobs there" in done.err.splitlines()[-1]
 
 
-def test_a_head_that_says_nothing_does_not_keep_one_waiting() -> None:
+def test_a_silent_head_is_given_up(agman_here: Agman, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit_module, "CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        done = submit("--address", f"http://127.0.0.1:{silent.getsockname()[1]}", "--", "train")
+        done = agman_here("submit", "--address", f"http://127.0.0.1:{silent.getsockname()[1]}", "--", "train")
     assert done.code == 2, done.err
-    assert "no Ray head takes jobs there (timed out)" in done.err.splitlines()[-1]
+    assert "no Ray head accepts jobs there (timed out)" in done.err.splitlines()[-1]
 
 
-def test_the_dashboard_listens_on_loopback_alone(head: str) -> None:
+def test_the_dashboard_listens_only_on_loopback(head: str) -> None:
     port = int(head.rpartition(":")[2])
     listening = {
         each.laddr.ip for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.laddr.port == port

@@ -40,7 +40,7 @@ class Nodes:
     """A Ray cluster: a head without CPUs, on which the drivers run, and nodes of one CPU each."""
 
     def __init__(self) -> None:
-        # The port of its own: this process has another Ray, whose dashboard has the usual one.
+        # A port of its own: this process has another Ray, whose dashboard has the usual one.
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self.cluster.address
@@ -49,11 +49,11 @@ class Nodes:
         return self.cluster.add_node(num_cpus=1)
 
     def workers(self, node: Any) -> list[int]:
-        """Ids of the processes on it that train."""
+        """Return the ids of the training processes on a node."""
         return processes("ray::RayTrainWorker", _raylet(node))
 
     def kill(self, node: Any) -> None:
-        """As a power cut would: with -9, the raylet and all that it started."""
+        """Kill the raylet and all that it started (SIGKILL), like a power cut."""
         lost = [_raylet(node), *descendants(_raylet(node))]
         for process in lost:
             with suppress(ProcessLookupError):
@@ -138,27 +138,27 @@ def test_ctrl_c_while_workers_start(command: Callable[..., Command], tmp_path: P
     running.wait_for_the_end()
 
 
-def test_an_elastic_training_goes_on_with_one_worker_where_a_node_is_lost(
+def test_an_elastic_training_continues_with_one_worker_after_a_node_is_lost(
     command: Callable[..., Command], nodes: Nodes, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     kept, lost = nodes.add(), nodes.add()
     time.sleep(25)  # every twenty seconds Ray looks what nodes there are for an elastic training
-    running = command("--workers", "1-2", address=nodes.address, without=("parts",))
+    running = command("--workers", "1-2", address=nodes.address, without=("micro_batches",))
     running.wait_for_step(5)
     assert [len(nodes.workers(node)) for node in (kept, lost)] == [1, 1]
     nodes.kill(lost)
     running.finish()
     check(tmp_path, undisturbed)
     (place,) = trainings(tmp_path)
-    assert json.loads((place / "training.json").read_bytes())["settings"]["parts"] == 2
+    assert json.loads((place / "training.json").read_bytes())["settings"]["micro_batches"] == 2
 
 
-def test_an_elastic_training_grows_where_a_node_is_added(
+def test_an_elastic_training_grows_after_a_node_is_added(
     command: Callable[..., Command], nodes: Nodes, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """Ray considers growing a minute after the workers' start: the worker is made to wait for that."""
     first = nodes.add()
-    running = command("--workers", "1-2", address=nodes.address, without=("parts",))
+    running = command("--workers", "1-2", address=nodes.address, without=("micro_batches",))
     running.wait_for_step(5)
     (worker,) = nodes.workers(first)
     os.kill(worker, signal.SIGSTOP)
@@ -190,10 +190,10 @@ def test_a_training_in_an_object_store(
     bucket.failing = None
     opened: set[str] = set()
     while running.process.poll() is None:
-        for checkpoint in kept.whole():
+        for checkpoint in kept.complete():
             with suppress(StorageError), kept.opened(checkpoint) as folder:  # it may be removed meanwhile
                 assert {path.name: path.stat().st_size for path in folder.iterdir()} == checkpoint.files
-                opened.add(str(checkpoint.place))
+                opened.add(str(checkpoint.path))
         time.sleep(0.5)
     assert len(opened) > 1
     running.finish()
@@ -201,7 +201,7 @@ def test_a_training_in_an_object_store(
     _check_bucket(bucket, kept)
     figures = running.figures
     assert figures["checkpoint"].startswith("s3://bucket/runs/")
-    assert str(kept.best().place) == figures["checkpoint"]  # type: ignore[union-attr]
+    assert str(kept.best().path) == figures["checkpoint"]  # type: ignore[union-attr]
     assert figures["model_uri"] == "models:/agman-tiny/1"
     for text in (running.said, running.out.read_text()):
         assert "sesame" not in text
@@ -210,10 +210,10 @@ def test_a_training_in_an_object_store(
 
 def _check_bucket(bucket: Bucket, kept: Checkpoints) -> None:
     """The last checkpoint and the two best are left, nothing else; every marker came after its files."""
-    whole = kept.whole()
+    whole = kept.complete()
     assert [one.step for one in whole if one.score is not None] == [STEPS_AN_EPOCH, STEPS]
     assert [one.step for one in whole] == [STEPS_AN_EPOCH, STEPS]
-    names = {str(one.place).rpartition("/")[2]: one for one in whole}
+    names = {str(one.path).rpartition("/")[2]: one for one in whole}
     objects = [key for key in bucket.keys if "/checkpoints/" in key and not key.endswith("/")]
     assert {key.split("/checkpoints/")[1].split("/")[0] for key in objects} == set(names)
     for name, checkpoint in names.items():

@@ -1,12 +1,12 @@
-// The page of `agman serve`: a picture and attributes go out, hits come back. Text is set as text, never as HTML.
+// Script of the page of `agman serve`: sends a picture and attributes, and shows the hits. Text is set as text, never as HTML.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const words = (name) => name.replaceAll("_", " ");
-let query = null; // {file, address} of an upload, or {row, picture} of the gallery
+let query = null; // {file, address} of an upload, or {row, picture} of a picture of the gallery
 let hits = [];
-let asked = 0; // the newest request; answers to older ones are dropped
-let plain = false; // no attention, by choice
+let asked = 0; // number of the newest request; answers to older ones are dropped
+let plain = false; // whether the user has chosen to see no attention
 
 function chosen() {
   return [...document.querySelectorAll("[name=attributes]:checked")].map((box) => box.value);
@@ -54,7 +54,7 @@ function show(address, text) {
 
 async function search() {
   const attributes = chosen();
-  if (!query) return say("Give a picture first.", true);
+  if (!query) return say("Choose a picture first.", true);
   if (!attributes.length) return say("Choose at least one attribute.", true);
   const mine = ++asked;
   say("Searching …");
@@ -65,7 +65,7 @@ async function search() {
       : await answer(fetch(`similar/${query.row}?${parameters}`));
     if (mine !== asked) return;
     hits = found.hits;
-    say(`${hits.length} pictures, most alike first.`);
+    say(`${hits.length} pictures, most similar first.`);
     heatChoices(attributes);
     draw(attributes);
     await heat();

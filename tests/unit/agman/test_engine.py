@@ -1,4 +1,4 @@
-"""One step, one evaluation: what goes in, what comes out, and that the weights move as they should."""
+"""One training step and one evaluation: inputs, outputs, and the change of the weights."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from agman.engine import IMAGENET_MEAN, IMAGENET_STD
 
 def new_model(**arguments):
     torch.manual_seed(1)
-    arguments = {"n_attributes": 3, "embedding_dim": 11, "backbone": "resnet18"} | arguments
+    arguments = {"n_attributes": 3, "embedding_dim": 11, "backbone": "tiny"} | arguments
     return agman.build(**arguments)
 
 
@@ -31,8 +31,7 @@ def fields_of(batch):
     return {name: getattr(batch, name) for name in ("images", "index", "flip", "attributes", "global_size")}
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_prepare_gathers_flips_and_normalises(channels_last):
+def test_prepare_gathers_flips_and_normalises():
     batch = agman.Batch(
         images=torch.randint(256, (3, 3, 2, 5), dtype=torch.uint8),
         index=torch.tensor([[0, 2], [1, 1], [2, 0]]),
@@ -40,9 +39,9 @@ def test_prepare_gathers_flips_and_normalises(channels_last):
         attributes=torch.tensor([2, 0]),
         global_size=2,
     )
-    images, attributes = agman.prepare(batch, "cpu", channels_last)
+    images, attributes = agman.prepare(batch, "cpu")
     assert attributes.tolist() == [2, 0]
-    assert images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    assert images.is_contiguous(memory_format=torch.channels_last)
     # anchors, positives, negatives
     for row, (source, flipped) in enumerate([(0, False), (2, True), (1, True), (1, False), (2, False), (0, False)]):
         for channel in range(3):
@@ -54,7 +53,7 @@ def test_prepare_gathers_flips_and_normalises(channels_last):
 def test_steps_lower_the_loss(precision):
     objective = agman.TripletObjective(new_model())
     optimizer = agman.build_optimizer(objective, lr=1e-3)
-    stepper = agman.Stepper(objective, optimizer, precision=precision, clip_norm=5.0, channels_last=True)
+    stepper = agman.Stepper(objective, optimizer, precision=precision, clip_norm=5.0)
     results = [stepper.step(new_batch()) for _ in range(4)]
     assert results[-1].loss < results[0].loss
     assert results[0].triplets == 2 and 0 <= results[0].correct <= 2
@@ -72,15 +71,15 @@ def test_clipping_bounds_the_step():
     assert moved.item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_parts_count_by_their_triplets():
-    """Two unequal parts: the gradient of the mean over all triplets, each part normalised by itself."""
-    batch = agman.Batch(**fields_of(new_batch(triplets=3)) | {"bounds": (0, 1, 3), "global_parts": 2})
-    assert [len(part.attributes) for part in batch.parts] == [1, 2]
+def test_micro_batches_are_weighted_by_their_triplets():
+    """Two unequal ones: the gradient is that of the mean over all triplets; each is normalised by itself."""
+    batch = agman.Batch(**fields_of(new_batch(triplets=3)) | {"bounds": (0, 1, 3), "global_micro_batches": 2})
+    assert [len(one.attributes) for one in batch.micro_batches] == [1, 2]
     objective = agman.TripletObjective(new_model()).double()
     stepper = agman.Stepper(objective, torch.optim.SGD(objective.parameters(), lr=0.0))
     result = stepper.step(batch)
     plain = agman.TripletObjective(new_model()).double()
-    losses = [plain(*agman.prepare(part, "cpu", dtype=torch.float64)).loss for part in batch.parts]
+    losses = [plain(*agman.prepare(one, "cpu", dtype=torch.float64)).loss for one in batch.micro_batches]
     loss = losses[0] / 3 + losses[1] * 2 / 3
     loss.backward()
     assert result.loss == pytest.approx(loss.item(), rel=1e-12)
@@ -89,9 +88,9 @@ def test_parts_count_by_their_triplets():
             torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-12)
 
 
-def test_what_a_model_draws_goes_by_the_parts_seed():
-    """Some backbones drop paths at random; here a dropout stands for them."""
-    batch = agman.Batch(**fields_of(new_batch(triplets=3)) | {"bounds": (0, 1, 3), "global_parts": 2})
+def test_random_numbers_of_a_model_follow_the_micro_batchs_seed():
+    """Some backbones drop paths at random; here a dropout layer represents them."""
+    batch = agman.Batch(**fields_of(new_batch(triplets=3)) | {"bounds": (0, 1, 3), "global_micro_batches": 2})
     losses = []
     for seeds in ((5, 6), (5, 6), (5, 7)):
         objective = agman.TripletObjective(new_model())
@@ -102,7 +101,7 @@ def test_what_a_model_draws_goes_by_the_parts_seed():
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_a_loss_that_is_not_finite_touches_no_weight():
+def test_a_loss_that_is_not_finite_changes_no_weight():
     objective = agman.TripletObjective(new_model(classify=False))
     with torch.no_grad():
         objective.model.reduce.bias[0] = float("nan")
@@ -119,17 +118,12 @@ def test_optimizer_holds_what_is_learned_and_the_schedule_falls_every_three_epoc
     assert held == {id(p) for p in objective.parameters() if p.requires_grad}
     assert id(objective.loss_weights.t_class) in held
 
-    scheduler = agman.build_scheduler(optimizer)
-    rates = []
-    for _ in range(7):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
+    rates = [agman.learning_rate(epoch) for epoch in range(7)]
     assert rates == pytest.approx([1e-4] * 3 + [0.9e-4] * 3 + [0.81e-4])
 
 
 @pytest.mark.parametrize("was_training", [True, False])
-def test_embed_batches_gives_all_pairs_in_order_and_leaves_the_model_as_it_was(was_training):
+def test_embed_batches_returns_all_pairs_in_order_and_restores_the_models_mode(was_training):
     model = new_model().train(was_training)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     images = new_batch(distinct=4).images
@@ -166,9 +160,9 @@ def test_unknown_precision_is_refused():
         ({"global_size": 1}, "global_size 1 is less"),
         ({"values": torch.zeros(3, 2, dtype=torch.int64)}, "values of shape"),
         ({"bounds": (0, 1)}, "do not cut 2 triplets"),
-        ({"bounds": (0, 0, 2), "global_parts": 2}, "do not cut 2 triplets"),
-        ({"bounds": (0, 1, 2)}, "global_parts 1 is less"),
-        ({"seeds": (1, 2)}, "2 seeds for 1 parts"),
+        ({"bounds": (0, 0, 2), "global_micro_batches": 2}, "do not cut 2 triplets"),
+        ({"bounds": (0, 1, 2)}, "global_micro_batches 1 is less"),
+        ({"seeds": (1, 2)}, "2 seeds for 1 micro-batches"),
     ],
 )
 def test_impossible_batches_are_refused(change, message):
@@ -176,7 +170,7 @@ def test_impossible_batches_are_refused(change, message):
         agman.Batch(**fields_of(new_batch()) | change)
 
 
-def test_what_is_normalised_already_is_refused():
+def test_images_that_are_normalised_already_are_refused():
     with pytest.raises(ValueError, match=r"must be uint8, not torch.float32: are they normalised already"):
         agman.normalise(torch.randn(2, 3, 32, 32))
 
@@ -184,7 +178,7 @@ def test_what_is_normalised_already_is_refused():
 # The loop around the steps
 
 
-def test_ahead_keeps_order_makes_no_more_than_asked_and_passes_errors_on():
+def test_the_prefetcher_keeps_the_order_makes_no_more_than_asked_and_passes_errors_on():
     made = []
 
     def items():
@@ -195,15 +189,15 @@ def test_ahead_keeps_order_makes_no_more_than_asked_and_passes_errors_on():
 
     for depth in (0, 1, 3):
         made.clear()
-        taken = agman.Ahead(items(), depth)
+        taken = agman.Prefetcher(items(), depth)
         assert next(taken) == 0
         assert [next(taken) for _ in range(4)] == [1, 2, 3, 4]
         with pytest.raises(OSError, match="broken"):
             next(taken)
         taken.close()
-    assert list(agman.Ahead([1, 2, 3], 2)) == list(agman.Ahead([1, 2, 3], 0)) == [1, 2, 3]
+    assert list(agman.Prefetcher([1, 2, 3], 2)) == list(agman.Prefetcher([1, 2, 3], 0)) == [1, 2, 3]
     made.clear()
-    endless = agman.Ahead(iter(lambda: made.append(0) or 1, 2), 2)
+    endless = agman.Prefetcher(iter(lambda: made.append(0) or 1, 2), 2)
     assert next(endless) == 1
     endless.close()
     assert len(made) <= 4
@@ -212,26 +206,28 @@ def test_ahead_keeps_order_makes_no_more_than_asked_and_passes_errors_on():
 def test_an_epoch_adds_up_and_can_be_stopped():
     objective = agman.TripletObjective(new_model())
     stepper = agman.Stepper(objective, agman.build_optimizer(objective))
-    totals, steps = agman.Totals(), []
+    running = agman.RunningMeans()
     batches = [new_batch(), new_batch(triplets=3), new_batch(triplets=2, seed=5)]
-    assert agman.train_epoch(stepper, batches, [totals], after_step=steps.append)
-    assert (totals.steps, totals.triplets) == (3, 7)
-    means = totals.means()
+    steps = list(agman.train_epoch(stepper, batches, [running]))
+    assert (len(steps), running.steps, running.triplets) == (3, 3, 7)
+    means = running.means()
     assert means["loss"] == pytest.approx(sum(step.loss * step.triplets for step in steps) / 7)
     assert means["triplet_accuracy"] == pytest.approx(sum(step.correct for step in steps) / 7)
     assert means["gradient_norm_max"] == max(step.gradient_norm for step in steps)
     assert 0 <= means["data_wait_share"] < 1 and means["triplets_per_second"] > 0
-    again = agman.Totals(**totals.as_dict())
+    again = agman.RunningMeans(**running.as_dict())
     assert again.means() == {name: means[name] for name in again.means()}
-    assert not agman.train_epoch(stepper, batches, [again], stop=lambda: True)
-    assert again.steps == 4
+    (last,) = agman.train_epoch(stepper, batches, [again], stop=lambda: True)
+    assert (last.votes, again.steps) == (1, 4)
+    again.clear()
+    assert again == agman.RunningMeans()
 
 
 def test_ranking_over_a_dataset_is_ranking_by_hand():
     model, generator = new_model(), np.random.default_rng(4)
     pictures = torch.randint(256, (7, 3, 32, 32), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
     ids = np.array([13, 2, 5, 13, 3, 11, 2, 5, 7, 17, 3, 11])
-    where = {number: place for place, number in enumerate(np.unique(ids))}
+    where = {number: row for row, number in enumerate(np.unique(ids))}
     attributes = np.array([0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0])
     values = generator.integers(0, 2, 12)
     is_query = np.arange(12) % 3 == 0

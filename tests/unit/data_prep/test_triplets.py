@@ -1,10 +1,11 @@
-"""Triplets: the right images, the published distribution, no endless loop, the same on every run."""
+"""Triplets: their images, the published distribution, an end for impossible labels, and reproducibility."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from data_prep.triplets import TripletSampler
 
 
 def labels_of(counts: dict[tuple[int, int], int]) -> pd.DataFrame:
-    """counts: (attribute, value) -> images, each image with one label."""
+    """Return labels with counts[attribute, value] images, each with one label."""
     rows = [(a, v) for (a, v), n in counts.items() for _ in range(n)]
     frame = pd.DataFrame(rows, columns=["attribute", "value"])
     return frame.assign(image_id=np.random.default_rng(0).permutation(len(frame)) + 100)
@@ -46,7 +47,7 @@ def test_the_distribution_is_uniform_over_attributes_then_values_then_images() -
     assert abs(negatives - 1 / 8).max() < 0.02
 
 
-def test_a_negative_never_has_the_anchors_value_whatever_else_it_has() -> None:
+def test_a_negative_never_has_the_anchors_value_but_may_have_any_other() -> None:
     """Images with several values of one attribute: every image without the value is a negative equally often."""
     rng = np.random.default_rng(5)
     pairs = {(int(i), 3, int(v)) for i in range(40) for v in rng.choice(6, rng.integers(1, 4), replace=False)}
@@ -70,7 +71,7 @@ def test_a_negative_never_has_the_anchors_value_whatever_else_it_has() -> None:
 
 
 def plain_sampler(labels: pd.DataFrame, n: int, seed: int) -> list[tuple[int, int, int, int]]:
-    """The published way: attribute and value first, then each image drawn again until it fits."""
+    """Sample as published: attribute and value first, then each image again and again until it fits."""
     rng = np.random.default_rng(seed)
     have: dict[tuple[int, int], set[int]] = {}
     groups: dict[int, dict[int, list[int]]] = {}
@@ -92,7 +93,7 @@ def plain_sampler(labels: pd.DataFrame, n: int, seed: int) -> list[tuple[int, in
 
 
 def test_the_distribution_is_that_of_the_published_rejection_sampling() -> None:
-    """Every possible triplet about as often; compared over all of them with a chi-square statistic."""
+    """All possible triplets are about equally frequent, by a chi-square statistic."""
     rows = [(i, a, v) for a, sizes in ((0, (2, 3)), (1, (3, 2, 2))) for v, n in enumerate(sizes) for i in range(n)]
     labels = pd.DataFrame(rows, columns=["image_id", "attribute", "value"])
     labels["image_id"] += 3 * labels["value"] + 10 * labels["attribute"]
@@ -113,7 +114,7 @@ def test_rare_values_are_reported_and_skipped() -> None:
     assert set(sampler.sample(1_000, seed=0).attribute) == {0, 2}
 
 
-def test_labels_that_give_no_triplet_end_at_once() -> None:
+def test_labels_without_a_possible_triplet_give_none() -> None:
     assert len(TripletSampler(labels_of({(0, 0): 1, (0, 1): 1})).sample(100, seed=0)) == 0
 
 
@@ -134,25 +135,24 @@ def test_workers_together_see_every_triplet_once_in_the_same_batches(
     ]
     whole = list(plan_epoch(drawn, batch_size=batch_size, seed=0, epoch=1))
     seen = []
-    for single, shares in zip(whole, zip(*plans, strict=True), strict=True):
-        ids = np.concatenate([share.image_ids[share.index] for share in shares], axis=1)
-        flips = np.concatenate([share.flip for share in shares], axis=1)
-        np.testing.assert_array_equal(ids, single.image_ids[single.index])
-        np.testing.assert_array_equal(flips, single.flip)
-        assert single.global_size == ids.shape[1] <= batch_size
-        assert {share.global_size for share in shares} == {single.global_size}
-        assert all(len(set(share.image_ids.tolist())) == len(share.image_ids) for share in shares)
+    for single, parts in zip(whole, zip(*plans, strict=True), strict=True):
+        ids = np.concatenate([part["image_ids"][part["index"]] for part in parts], axis=1)
+        np.testing.assert_array_equal(ids, single["image_ids"][single["index"]])
+        assert torch.equal(torch.cat([part["flip"] for part in parts], dim=1), single["flip"])
+        assert single["global_size"] == ids.shape[1] <= batch_size
+        assert {part["global_size"] for part in parts} == {single["global_size"]}
+        assert all(len(set(part["image_ids"].tolist())) == len(part["image_ids"]) for part in parts)
         seen.append(ids)
     np.testing.assert_array_equal(np.concatenate(seen, axis=1)[0], drawn.anchor)
 
 
 def test_batches_differ_by_one_triplet_at_most() -> None:
     drawn = TripletSampler(LABELS).sample(100, seed=0)
-    sizes = [plan.global_size for plan in plan_epoch(drawn, batch_size=16, seed=0, epoch=0)]
+    sizes = [plan["global_size"] for plan in plan_epoch(drawn, batch_size=16, seed=0, epoch=0)]
     assert len(sizes) == 7
     assert set(sizes) <= {14, 15}
 
 
-def test_more_parts_than_triplets_in_a_batch_are_refused() -> None:
+def test_more_micro_batches_than_triplets_in_a_batch_are_refused() -> None:
     with pytest.raises(InputError, match="raise batch_size"):
-        batches_per_epoch(triplets=30, batch_size=2, parts=3)
+        batches_per_epoch(triplets=30, batch_size=2, micro_batches=3)

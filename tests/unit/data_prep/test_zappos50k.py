@@ -19,7 +19,7 @@ from data_prep.prepare import prepare
 from data_prep.request import Request
 from data_prep.synthetic.samples import sample
 from pipeline.config.schema import load_config
-from pipeline.training.train import check
+from pipeline.training.build import check
 
 HEADER = "CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle\n"
 

@@ -1,4 +1,4 @@
-"""Galleries, and exact search against a plain reference."""
+"""Galleries; exact search, compared with a plain reference; the approximate index."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -24,7 +25,7 @@ def unit(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def make_gallery(folder: Path, embeddings: np.ndarray, **fields: object) -> Path:
-    """A gallery of these embeddings, R×N×D."""
+    """Write a gallery of these embeddings, R×N×D."""
     folder.mkdir(parents=True)
     names = [f"{row:03d}.png" for row in range(len(embeddings))]
     info = {
@@ -42,7 +43,7 @@ def make_gallery(folder: Path, embeddings: np.ndarray, **fields: object) -> Path
 
 
 def plain(matrices: list[np.ndarray], queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """All scores at once in float64, rounded to float32; a stable sort."""
+    """Compute all scores at once in float64, round them to float32, and sort them stably."""
     total = sum(queries[:, a].astype(float) @ matrix.astype(float).T for a, matrix in enumerate(matrices))
     scores = np.asarray(total).astype(np.float32)
     rows = np.argsort(-scores, axis=1, kind="stable")[:, :top]
@@ -51,12 +52,12 @@ def plain(matrices: list[np.ndarray], queries: np.ndarray, top: int) -> tuple[np
 
 @pytest.mark.parametrize("asked", [1, 2, 3])
 @pytest.mark.parametrize("chunk", [5, 97, 16_384])
-def test_search_is_exact_whatever_the_chunks_are(asked: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_is_exact_for_every_chunk_size(asked: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "CHUNK", chunk)
     monkeypatch.setattr(exact, "QUERIES", 3)
     rows = unit(389, 3, 13)
-    rows[200:280] = rows[:80]  # equal ones in other chunks, at other places of a chunk
-    rows[300] += np.float32(3e-8)  # and ones that float32 sums can hardly tell apart
+    rows[200:280] = rows[:80]  # equal rows in other chunks, at other indices
+    rows[300] += np.float32(3e-8)  # rows that float32 sums can hardly tell apart
     matrices = [np.ascontiguousarray(rows[:, a]) for a in range(asked)]
     queries = np.concatenate([unit(7, asked, 13, seed=1), rows[[0, 79, 201, 300], :asked]])
     scores, found = nearest_rows(matrices, queries, 11)
@@ -67,7 +68,7 @@ def test_search_is_exact_whatever_the_chunks_are(asked: int, chunk: int, monkeyp
     assert found[7, :2].tolist() == [0, 200]
 
 
-def test_search_of_a_gallery_of_one_picture_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_rows_are_ordered_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "CHUNK", 31)
     row = unit(1, 7)
     scores, found = nearest_rows([np.repeat(row, 500, axis=0)], unit(2, 1, 7, seed=3), 17)
@@ -75,7 +76,7 @@ def test_search_of_a_gallery_of_one_picture_many_times(monkeypatch: pytest.Monke
     assert (scores == scores[:, :1]).all()
 
 
-def test_a_rough_score_is_never_further_off_than_the_bound_says() -> None:
+def test_the_error_of_approximate_scores_is_within_the_bound() -> None:
     rows, queries = unit(4_000, 512), unit(5, 2, 512, seed=5)
     matrices = [rows, rows[::-1].copy()]
     rough = exact._rough(matrices, queries)
@@ -84,7 +85,7 @@ def test_a_rough_score_is_never_further_off_than_the_bound_says() -> None:
     assert 0 < worst < exact.rounding_error(queries)
 
 
-def test_gallery_search_takes_the_attributes_by_name(tmp_path: Path) -> None:
+def test_a_gallery_is_searched_by_names_of_attributes(tmp_path: Path) -> None:
     embeddings = unit(23, 3, 5)
     gallery = Gallery.open(make_gallery(tmp_path / "g", embeddings))
     assert (len(gallery), gallery.images[3], gallery.images[20:]) == (23, "003.png", ["020.png", "021.png", "022.png"])
@@ -98,13 +99,13 @@ def test_gallery_search_takes_the_attributes_by_name(tmp_path: Path) -> None:
     assert gallery.search(queries, ["sleeve", "collar"], top=100)[1].shape == (2, 23)
 
 
-def test_wrong_questions(tmp_path: Path) -> None:
+def test_invalid_queries_are_refused(tmp_path: Path) -> None:
     gallery = Gallery.open(make_gallery(tmp_path / "g", unit(9, 3, 5)))
     with pytest.raises(InputError, match="unknown attribute 'colar'; did you mean 'collar'"):
         gallery.search(unit(1, 1, 5), ["colar"])
-    with pytest.raises(InputError, match="'skirt' is asked twice"):
+    with pytest.raises(InputError, match="'skirt' is given twice"):
         gallery.search(unit(1, 2, 5), ["skirt", "skirt"])
-    with pytest.raises(InputError, match="no attribute asked; known: collar, skirt, sleeve"):
+    with pytest.raises(InputError, match="no attribute given; known: collar, skirt, sleeve"):
         gallery.search(unit(1, 0, 5), [])
     for queries in (unit(1, 2, 5), unit(1, 1, 4), unit(1, 5)):
         with pytest.raises(ValueError, match="queries must be Q×1×5"):
@@ -114,27 +115,27 @@ def test_wrong_questions(tmp_path: Path) -> None:
             gallery.search(unit(1, 1, 5) * np.float32(factor), ["skirt"])
 
 
-def test_what_is_no_gallery_is_said_in_one_line(tmp_path: Path) -> None:
+def test_damaged_galleries_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a gallery"):
         Gallery.open(tmp_path / "nowhere")
     with pytest.raises(InputError, match="the gallery is empty"):
         Gallery.open(make_gallery(tmp_path / "empty", unit(0, 2, 5)))
-    place = make_gallery(tmp_path / "g", unit(9, 2, 5))
-    description = (place / "gallery.json").read_text()
-    (place / "gallery.json").write_text(description.replace('"schema_version": 1', '"schema_version": 9'))
+    folder = make_gallery(tmp_path / "g", unit(9, 2, 5))
+    description = (folder / "gallery.json").read_text()
+    (folder / "gallery.json").write_text(description.replace('"schema_version": 1', '"schema_version": 9'))
     with pytest.raises(InputError, match="schema version 9, this agman reads 1"):
-        Gallery.open(place)
-    (place / "gallery.json").write_text("{}")
+        Gallery.open(folder)
+    (folder / "gallery.json").write_text("{}")
     with pytest.raises(InputError, match=r"damaged or of another version \(model"):
-        Gallery.open(place)
-    (place / "gallery.json").write_text(description)
-    vectors = place / "vectors" / "attribute-01.npy"
+        Gallery.open(folder)
+    (folder / "gallery.json").write_text(description)
+    vectors = folder / "vectors" / "attribute-01.npy"
     vectors.write_bytes(vectors.read_bytes()[:-20])
     with pytest.raises(InputError, match="damaged"):
-        Gallery.open(place)
+        Gallery.open(folder)
     vectors.unlink()
     with pytest.raises(InputError, match="damaged"):
-        Gallery.open(place)
+        Gallery.open(folder)
 
 
 def png(shade: int) -> bytes:
@@ -154,15 +155,30 @@ def test_pictures_never_come_from_outside_the_source(tmp_path: Path) -> None:
     (root / "003.png").symlink_to(root / "000.png")
     (root / "004.png").write_text("not a picture")
     (root / "out").symlink_to(tmp_path)
-    place = make_gallery(tmp_path / "g", unit(10, 1, 5), root=str(root))
+    folder = make_gallery(tmp_path / "g", unit(10, 1, 5), root=str(root))
     names = ["000.png", "001.png", "002.png", "003.png", "004.png"]
     names += ["../secret.png", str(tmp_path / "secret.png"), "out/secret.png", "../pictures-not/a.png", "."]
-    import pyarrow.parquet as pq
-
     pq.write_table(
         pa.table({"image": names, "file": names, "row": pa.nulls(10, pa.int64())}),
-        place / "images.parquet",
+        folder / "images.parquet",
     )
-    gallery = Gallery.open(place)
+    gallery = Gallery.open(folder)
     shown = [gallery.picture(row) for row in range(10)]
     assert shown == [png(0), None, None, png(0), None, None, None, None, None, None]
+
+
+def test_an_approximate_index_reports_its_recall_and_scores_exactly(tmp_path: Path) -> None:
+    folder = make_gallery(tmp_path / "g", unit(30, 3, 8))
+    gallery = Gallery.open(folder)
+    with pytest.raises(InputError, match="has no approximate index; `agman index"):
+        gallery.search(unit(1, 1, 8), NAMES[:1], approximate=True)
+    measured = gallery.build_index().measured
+    assert measured.rows == 30 and measured.recall >= 0.95
+    queries = np.stack([np.load(folder / "vectors" / f"attribute-{n:02d}.npy")[:4] for n in (2, 0)], axis=1)
+    scores, rows = Gallery.open(folder).search(queries, ["sleeve", "collar"], 3, approximate=True)
+    exact_scores, exact_rows = gallery.search(queries, ["sleeve", "collar"], 3)
+    assert (rows == exact_rows).mean() >= 0.9
+    assert np.array_equal(scores[rows == exact_rows], exact_scores[rows == exact_rows])
+    (folder / "index" / "attribute-01.faiss").write_bytes(b"torn")
+    with pytest.raises(InputError, match="damaged"):
+        Gallery.open(folder).search(queries, ["sleeve", "collar"], 3, approximate=True)

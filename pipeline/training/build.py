@@ -1,0 +1,138 @@
+"""From a configuration to a model and its objective: defaults filled in, and what is impossible refused."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import agman
+from data_prep.batches import batches_per_epoch
+from data_prep.dataset import Dataset
+from data_prep.errors import InputError
+from pipeline.config.schema import TrainConfig
+
+MODEL_OPTIONS = ("embedding_dim", "classify", "sa_kernel", "without", "mask", "rounds")
+"""Settings whose None stands for the model's own default."""
+NOT_DECISIVE = ("threads", "prefetch", "checkpoint_every", "keep_best", "log_every")
+"""Settings that may change when a training is continued."""
+
+
+def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
+    """Raise InputError for anything that a user can correct, before anything starts."""
+    info = dataset.info
+    if config.micro_batches and config.micro_batches < workers:
+        raise InputError(
+            f"micro_batches={config.micro_batches} with --workers {workers}: each worker computes one micro-batch or "
+            "more; raise micro_batches or lower --workers"
+        )
+    if not info.images["train"]:
+        raise InputError(f"{dataset.path}: the dataset has no training images")
+    if config.needing_values and not all(attribute.values for attribute in info.attributes):
+        raise InputError(f"{' '.join(config.needing_values)}: {dataset.path} has triplets but no values to learn")
+    if config.image_size and config.image_size > info.image_size:
+        raise InputError(
+            f"image_size={config.image_size}, but {dataset.path} holds images of {info.image_size} px; "
+            f"use image_size={info.image_size} or prepare it again with --image-size {config.image_size}"
+        )
+    resolved(config)  # refuses settings that exclude each other
+    try:
+        _check_architecture(**_architecture(config, dataset))
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from error
+    steps_per_epoch(dataset, config, config.micro_batches or workers)
+
+
+def steps_per_epoch(dataset: Dataset, config: TrainConfig, micro_batches: int) -> int:
+    """Return the steps of one epoch. Raises InputError if a micro-batch would get no triplet."""
+    triplets = min(config.max_triplets or dataset.info.triplets, dataset.info.triplets)
+    return batches_per_epoch(triplets, config.batch_size, micro_batches)
+
+
+def resolved(config: TrainConfig, device: str | None = None, workers: int = 1, threads: int = 1) -> TrainConfig:
+    """Return `config` with every None that stands for a default replaced by it.
+
+    Defaults are the model's own; the device's, as measured (docs/training.md has the table; None: any device); and
+    those that follow from the number of workers and of CPU threads for each. Raises InputError for an unknown model,
+    and for settings that exclude each other or the device.
+    """
+    try:
+        defaults = agman.options_of(config.model)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    synced = config.batch_norm == "sync"
+    if synced and config.micro_batches is not None:
+        raise InputError(
+            f"micro_batches={config.micro_batches} with batch_norm=sync: synchronised statistics need the whole batch "
+            "at once; leave micro_batches out, or take batch_norm=per_micro_batch"
+        )
+    on_gpu = device is not None and torch.device(device).type == "cuda"
+    if synced and device and not on_gpu:
+        raise InputError("batch_norm=sync needs GPUs; on CPUs take batch_norm=per_micro_batch")
+    defaults = {option: defaults.get(option) for option in MODEL_OPTIONS} | {
+        "precision": "bf16" if on_gpu or computes_in_bfloat16() else "fp32",
+        "compile": False,
+        "micro_batches": None if synced else workers,
+        "threads": threads,
+    }
+    return config.model_copy(update={key: value for key, value in defaults.items() if getattr(config, key) is None})
+
+
+@functools.cache
+def computes_in_bfloat16() -> bool:
+    """Return whether this CPU has instructions for bfloat16; without them it is emulated, and slow."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # not Linux
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def build_model(config: TrainConfig, dataset: Dataset) -> agman.RetrievalModel:
+    """Build the model that `config` names, for the dataset's attributes.
+
+    Raises ValueError for impossible sizes, or a setting that this model does not have.
+    """
+    return agman.build(**_architecture(config, dataset))
+
+
+def build_objective(config: TrainConfig, dataset: Dataset) -> agman.TripletObjective:
+    """Build the model and all that is learned besides it. Raises ValueError as `build_model`."""
+    model = build_model(config, dataset)
+    proxies = None
+    if config.proxy_weight:
+        value_counts = [len(attribute.values) for attribute in dataset.info.attributes]
+        proxies = agman.ValueProxies(value_counts, model.embedding_dim)
+    return agman.TripletObjective(
+        model,
+        config.margin,
+        agman.LossWeights(config.loss_weighting, config.triplet_weight, config.class_weight),
+        proxies,
+        config.proxy_weight,
+        mining=config.mining,
+        info_nce_weight=config.info_nce_weight,
+        info_nce_temperature=config.info_nce_temperature,
+    )
+
+
+def _architecture(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """Return the arguments of agman.build."""
+    options = {option: getattr(config, option) for option in MODEL_OPTIONS}
+    return {
+        "name": config.model,
+        "n_attributes": len(dataset.info.attributes),
+        "backbone": config.backbone,
+        "weights": config.weights,
+        **{option: value for option, value in options.items() if value is not None},
+    }
+
+
+@functools.cache
+def _check_architecture(**arguments: Any) -> None:
+    """Build a model without memory for its weights, once for each architecture. Raises what agman.build raises."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*no-op", UserWarning)  # the weights' file is checked, but not copied
+        agman.build(**arguments)
