@@ -15,6 +15,7 @@ from support.pages import Opened, open_page
 from support.s3_server import Bucket
 
 import agman
+from agman.metrics import similarities
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
@@ -257,7 +258,7 @@ def test_neighbours_are_ranked_as_the_metric_ranks(chunk: int) -> None:
     queries, candidates = torch.randn(5, 3), torch.randn(11, 3)
     candidates[7] = candidates[2]  # a tie
     scores, places = neighbours(queries, candidates, 4, chunk)
-    similarity = agman.similarities(queries, candidates)
+    similarity = similarities(queries, candidates)
     order = similarity.sort(dim=1, descending=True, stable=True).indices[:, :4]
     assert torch.equal(places, order) and torch.equal(scores, similarity.gather(1, order))
     assert neighbours(queries, candidates, 99)[1].shape == (5, 11)

@@ -8,6 +8,7 @@ import torch
 import agman
 from agman.base import Output
 from agman.model import PARTS
+from agman.registry import options_of
 
 N_ATTRIBUTES, WIDTH = 3, 11
 VARIANTS = [
@@ -328,7 +329,7 @@ def test_unknown_models_name_the_nearest(wrong, near):
     with pytest.raises(ValueError, match=f"unknown model '{wrong}'; did you mean '{near}'.*known: agman, csn"):
         agman.build(wrong, n_attributes=3)
     with pytest.raises(ValueError, match=f"did you mean '{near}'"):
-        agman.options_of(wrong)
+        options_of(wrong)
 
 
 @every_model
@@ -341,7 +342,7 @@ def test_no_width_is_the_published_one_and_meta_models_cost_nothing(name):
 
 @every_model
 def test_options_are_the_constructors_with_its_defaults(name):
-    options, parameters = agman.options_of(name), inspect.signature(agman.MODELS[name]).parameters
+    options, parameters = options_of(name), inspect.signature(agman.MODELS[name]).parameters
     assert {"n_attributes", "backbone", "weights"}.isdisjoint(options)
     assert all(parameters[option].default == default for option, default in options.items())
     config = new_model(name, embedding_dim=None).config
