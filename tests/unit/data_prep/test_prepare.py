@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from PIL import Image
 from support.datasets import NECKS, SIZE, make_photographs, prepare_small, recorded
 
-from data_prep import atomic, tables
+from data_prep import atomic, packing, tables
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.staging import atomic_dataset, replaced_folder, staging_folder
@@ -159,6 +161,42 @@ def test_a_full_disk_keeps_what_is_packed_and_the_same_command_goes_on(
     titles: list[str] = []
     assert prepare_small(root, tmp_path / "out", progress=recorded(titles)).info == undisturbed
     assert titles == ["images packed (continuing: 20 of 20 images already packed)"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "raw"]
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from data_prep import packing
+from data_prep.prepare import prepare
+
+packing.SHARD = 10
+calls = []
+
+def advance(done):
+    calls.append(done)
+    if len(calls) == 4:  # the first call is for the images of earlier preparations
+        os.kill(os.getpid(), signal.SIGKILL)
+
+prepare("fashionai", Path("raw"), Path("out"), triplets=20, epochs=2, image_size=32, progress=lambda *_: advance)
+"""
+
+
+def test_a_killed_preparation_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_photographs(tmp_path / "raw")
+    monkeypatch.setattr(packing, "SHARD", 10)
+    undisturbed = prepare_small(root, tmp_path / "other").info
+    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    shards = sorted(staging_folder(tmp_path / "out").glob("packed/*/*.parquet"))
+    written = {shard.name: shard.stat().st_mtime_ns for shard in shards if "train" in shard.parent.name}
+    assert len(shards) == 3
+    titles: list[str] = []
+    assert prepare_small(root, tmp_path / "out", progress=recorded(titles)).info == undisturbed
+    assert titles == ["images packed (continuing: 30 of 100 images already packed)"]
+    train = tmp_path / "out" / "packed" / "split=train"
+    assert {name: (train / name).stat().st_mtime_ns for name in written} == written
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "raw"]
 
 
@@ -437,12 +475,7 @@ def test_too_many_rejects_stop_the_job_and_what_was_packed_is_not_lost(tmp_path:
         prepare_small(root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     titles: list[str] = []
-
-    def progress(title: str, total: int) -> Callable[[int], None]:
-        titles.append(title)
-        return lambda done: None
-
-    dataset = prepare_small(root, tmp_path / "out", max_rejects=0.11, progress=progress)
+    dataset = prepare_small(root, tmp_path / "out", max_rejects=0.11, progress=recorded(titles))
     assert titles == ["images packed (continuing: 100 of 100 images already packed)"]
     assert dataset.info.rejects == {"missing_image": 11}
     assert len(dataset.labels) == 89
@@ -464,19 +497,14 @@ def test_what_can_be_known_to_fail_is_told_before_the_long_part(tmp_path: Path) 
     """No triplets, or a damaged file of regions: nothing is packed for it."""
     root = make_photographs(tmp_path / "raw", n=20)
     titles: list[str] = []
-
-    def progress(title: str, total: int) -> Callable[[int], None]:
-        titles.append(title)
-        return lambda done: None
-
     (root / "drawn_regions.parquet").write_bytes(b"no table")
     with pytest.raises(InputError, match=r"drawn_regions\.parquet: is damaged"):
-        prepare_small(root, tmp_path / "out", progress=progress)
+        prepare_small(root, tmp_path / "out", progress=recorded(titles))
     (root / "drawn_regions.parquet").unlink()
     label_file = root / "train1" / "Annotations" / "label.csv"
     label_file.write_text("".join(line.rsplit(",", 1)[0] + ",ynnnn\n" for line in label_file.read_text().splitlines()))
     with pytest.raises(InputError, match="no training triplet can be drawn"):
-        prepare_small(root, tmp_path / "out", progress=progress)
+        prepare_small(root, tmp_path / "out", progress=recorded(titles))
     assert titles == []
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
