@@ -184,7 +184,7 @@ def test_what_is_no_model_is_not_replaced(tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
     (tmp_path / "file").write_text("keep me too")
     for name in ("mine", "file"):
-        with pytest.raises(agman.CheckpointError, match=f"{name}: is there and holds no model.json"):
+        with pytest.raises(agman.CheckpointError, match=f"{name}: exists and holds no model.json"):
             agman.save_model(tmp_path / name, model)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
     assert (tmp_path / "file").read_text() == "keep me too"
