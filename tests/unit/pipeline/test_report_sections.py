@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-import agman
+from agman.metrics import similarities
 from pipeline.evaluation.attention import measure
 from pipeline.reports.charts import MARKERS, heat_over
 from pipeline.reports.model.confusion import shares
@@ -31,7 +31,7 @@ def test_neighbours_are_ranked_as_the_metric_ranks(chunk: int) -> None:
     queries, candidates = torch.randn(5, 3), torch.randn(11, 3)
     candidates[7] = candidates[2]  # a tie
     scores, places = neighbours(queries, candidates, 4, chunk)
-    similarity = agman.similarities(queries, candidates)
+    similarity = similarities(queries, candidates)
     order = similarity.sort(dim=1, descending=True, stable=True).indices[:, :4]
     assert torch.equal(places, order) and torch.equal(scores, similarity.gather(1, order))
     assert neighbours(queries, candidates, 99)[1].shape == (5, 11)
