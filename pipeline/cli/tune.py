@@ -94,7 +94,7 @@ def tune(
 
     study = run_study(Dataset(data), config, space=found, write_report=write_study_report, **options)
     show_study(study)
-    emit(study.figures, as_json)
+    emit(study.metrics, as_json)
 
 
 def show_study(study: StudyResult) -> None:

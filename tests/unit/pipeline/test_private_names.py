@@ -23,8 +23,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("pipeline/cluster/orphans.py", "ray._private.state"): GROUPS,
     ("pipeline/cluster/orphans.py", "._connect_and_get_accessor"): GROUPS,
     ("pipeline/cluster/orphans.py", "ray.core.generated.gcs_pb2"): GROUPS,
-    ("pipeline/tuning/study.py", "._trial_id"): "a trial of an earlier process is continued by this id; Optuna 5",
-    ("pipeline/tuning/ray_tune.py", "ray.air.execution._internal"): "goes with issue 17",
     ("agman/export.py", "torch.onnx._internal.torchscript_exporter"): "goes with issue 17",
     ("agman/export.py", "._add_onnxscript_fn"): "goes with issue 17",
 }
