@@ -20,9 +20,9 @@ from data_prep.annotation import Row, frame_of
 from data_prep.errors import InputError
 from data_prep.layouts import darn, deepfashion, fashionai, zappos50k
 from data_prep.layouts.asen_split import assign_splits, has_split_files, named_split_files, ranked, read_split_files
-from data_prep.layouts.catalogue_vocabulary import DEEPFASHION
-from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
+from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.synthetic.garments import Drawing, Region, draw, draw_catalogue
+from data_prep.synthetic.garments.vocabulary import DEEPFASHION
 from data_prep.synthetic.shoes import SHOE_VALUES, draw_shoe
 from data_prep.synthetic.writers import (
     write_boxes,

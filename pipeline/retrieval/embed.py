@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-import agman
+from agman.memory import keep_freed_memory
 from data_prep.atomic import is_full, replace_folder, restore
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError, StorageError
@@ -244,7 +244,7 @@ class _Worker:
 
         network, description, precision = ray.get(model)
         torch.set_num_threads(threads)
-        agman.keep_freed_memory()
+        keep_freed_memory()
         self.embedder = Embedder(network, description, precision=precision)
         self.staging, self.root, self.column = staging, root, column
         self.pool = ThreadPoolExecutor(threads)

@@ -12,7 +12,7 @@ from PIL import Image
 from data_prep.annotation import Row, frame_of
 from data_prep.dataset import Dataset
 from data_prep.layouts.asen_split import assign_splits
-from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
+from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.prepare import prepare
 from data_prep.synthetic.samples import sample
 from data_prep.synthetic.writers import write_split_files

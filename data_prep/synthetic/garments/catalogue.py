@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from data_prep.layouts.catalogue_vocabulary import DRAWN, Parts
 from data_prep.synthetic.garments.canvas import SUPERSAMPLING, Camera, Canvas, Region
 from data_prep.synthetic.garments.darn import draw_darn
 from data_prep.synthetic.garments.deepfashion import draw_deepfashion
@@ -19,6 +18,7 @@ from data_prep.synthetic.garments.drawing import Drawing, check_seed_and_size
 from data_prep.synthetic.garments.figure import HIP, Figure, arms_apart, sample_figure
 from data_prep.synthetic.garments.geometry import Pairs, Points, points
 from data_prep.synthetic.garments.scene import draw_background, light
+from data_prep.synthetic.garments.vocabulary import DRAWN, Parts
 
 MOST_VALUES = 8  # of one attribute in one image
 STREAMS = ("background", "camera", "light", "jpeg", "unlabelled")

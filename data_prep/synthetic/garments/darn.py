@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_prep.layouts.catalogue_vocabulary import Parts
 from data_prep.synthetic.garments.accessories import CREAM, INK
 from data_prep.synthetic.garments.canvas import Canvas
 from data_prep.synthetic.garments.cloth import FOLDS, Cloth, Colour, Fabric, sample_colour, shade, solid, tailored
@@ -26,6 +25,7 @@ from data_prep.synthetic.garments.figure import (
 )
 from data_prep.synthetic.garments.geometry import Points, ellipse, mirrored, points, rectangle, tube
 from data_prep.synthetic.garments.sleeves import SLEEVE_END, draw_shaped_sleeve
+from data_prep.synthetic.garments.vocabulary import Parts
 
 HEM = {
     "hip length": 0.5,

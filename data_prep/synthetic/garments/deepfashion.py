@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_prep.layouts.catalogue_vocabulary import HUES, Parts
 from data_prep.synthetic.garments.accessories import BELTS, EMBLEMS, HATS, draw_bag, draw_wall
 from data_prep.synthetic.garments.canvas import Canvas
 from data_prep.synthetic.garments.cloth import FOLDS, WINDOW, Cloth, Colour, Fabric, shade, solid, tailored
@@ -18,6 +17,7 @@ from data_prep.synthetic.garments.figure import CHIN, FLOOR, SHOULDER, WAIST, Fi
 from data_prep.synthetic.garments.geometry import Points, along, points
 from data_prep.synthetic.garments.lengths import SLEEVE_END, Cut, draw_pants, draw_skirt, draw_sleeve, sample_cut
 from data_prep.synthetic.garments.tops import CLOSED_EDGE, COLLARS, NECKLINES, draw_bodice, draw_collar, draw_neck
+from data_prep.synthetic.garments.vocabulary import HUES, Parts
 
 # Pixels of a pattern's tile across the image: a small window shows a large print.
 SCALE_WINDOW = {"large": 190.0, "medium": 300.0, "small": WINDOW[1]}

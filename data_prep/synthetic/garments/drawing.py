@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
+from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.synthetic.garments import figure as body
 from data_prep.synthetic.garments.canvas import SUPERSAMPLING, Camera, Canvas, Region
 from data_prep.synthetic.garments.cloth import sample_cloth, tailored

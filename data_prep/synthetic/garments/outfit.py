@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
+from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.synthetic.garments.cloth import Fabric, sample_cloth, tailored
 from data_prep.synthetic.garments.figure import Figure
 from data_prep.synthetic.garments.tops import BARE_SHOULDERS

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from data_prep.layouts.catalogue_vocabulary import DARN, DEEPFASHION, DRAWN
 from data_prep.synthetic.garments import Drawing, draw_catalogue
 from data_prep.synthetic.garments.accessories import BELTS, EMBLEMS, HATS
 from data_prep.synthetic.garments.cloth import distance
@@ -12,6 +11,7 @@ from data_prep.synthetic.garments.darn import HEM, SILHOUETTE, garment_colour
 from data_prep.synthetic.garments.deepfashion import palette_colours
 from data_prep.synthetic.garments.prints import FINISHES, PRINT_TILES, WEAVE_TILES
 from data_prep.synthetic.garments.sleeves import SLEEVE_END, SLEEVE_SHAPES
+from data_prep.synthetic.garments.vocabulary import DARN, DEEPFASHION, DRAWN
 from tests.support.drawings import (
     assert_same,
     check_drawing,
