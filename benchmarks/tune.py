@@ -83,9 +83,9 @@ def against_a_plain_loop(dataset: Dataset, folder: Path) -> list[list[str]]:
     search(dataset, folder, settings, CONCURRENT, "warm-up", scheduler="none")  # Ray's processes, and their imports
     alone, trained_alone = plain(dataset, folder, settings, TRIALS)
     started = time.perf_counter()
-    sweep = search(dataset, folder, settings, TRIALS, "compared", scheduler="none")
+    study = search(dataset, folder, settings, TRIALS, "compared", scheduler="none")
     seconds = time.perf_counter() - started
-    trained = sum(trial.seconds for trial in sweep.trials)
+    trained = sum(trial.seconds for trial in study.trials)
     overhead = (CONCURRENT * seconds - trained) / TRIALS
     say(f"overhead {overhead:.2f} s a trial")
     ways = (
@@ -110,12 +110,12 @@ def against_random_search(dataset: Dataset, folder: Path) -> tuple[list[list[str
     for seed in range(SEEDS):
         for name, (trials, options) in ways.items():
             training = settings.model_copy(update={"seed": seed})
-            sweep = search(dataset, folder, training, trials, f"{name}-{seed}", seed=seed, **options)
-            spent = sum(len(trial.history) for trial in sweep.trials)
-            found[name].append((sweep.best.best, spent))
-            say(f"seed {seed}, {name}: best {sweep.best.best:.4f} in {spent} trial-epochs")
+            study = search(dataset, folder, training, trials, f"{name}-{seed}", seed=seed, **options)
+            spent = sum(len(trial.history) for trial in study.trials)
+            found[name].append((study.best.best, spent))
+            say(f"seed {seed}, {name}: best {study.best.best:.4f} in {spent} trial-epochs")
             if options["scheduler"] == "none":
-                papers.append(sweep.trials[0].best)
+                papers.append(study.trials[0].best)
     rows = []
     for name, results in found.items():
         best, epochs = [100 * one for one, _ in results], [one for _, one in results]
@@ -155,10 +155,10 @@ def many(dataset: Dataset, folder: Path) -> list[list[str]]:
     settings = config(1, 16)
     rows = []
     for trials in (MANY // 10, MANY):
-        sweep = search(dataset, folder, settings, trials, "many", scheduler="none", resume=trials == MANY)
+        study = search(dataset, folder, settings, trials, "many", scheduler="none", resume=trials == MANY)
         time.sleep(5)  # stopped processes may still be ending
         held = Holding.now()
-        ended = {trial.state for trial in sweep.trials}
+        ended = {trial.state for trial in study.trials}
         rows.append([str(trials), ", ".join(sorted(ended)), str(held.processes), str(held.files), str(held.groups)])
         rows[-1].append(f"{held.mib:.0f}")
     return rows

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from playwright.sync_api import Browser
 from support.pages import open_page
-from support.studies import FACTS, searched
+from support.studies import FACTS, made_study
 
 from pipeline.reports.study.page import write_study_report
 
 
 def test_the_page_works_offline_in_a_browser(tmp_path: Path, browser: Browser) -> None:
-    study = searched(31)
+    study = made_study(31)
     write_study_report(study, tmp_path / "report", FACTS)
     file = tmp_path / "report" / "report.html"
     opened = open_page(browser, file)

@@ -125,21 +125,13 @@ def test_the_studys_run_has_the_plan_the_outcome_and_the_page(result: StudyResul
     assert json.loads(run.data.tags["best_setting"]) == result.best.setting
     assert run.data.tags["best_run_id"] == result.best.run_id
     files = {Path(file.path).name for file in client.list_artifacts(result.run.run_id, "search")}
-    assert files >= {"report.html", "trials.parquet", "trials.csv", "history.png", "parallel.png", "importances.png"}
+    assert files >= {"report.html", "trials.parquet", "trials.csv", "history.png", "parallel.png", "slices.png"}
     assert result.page.is_file()
 
 
 def test_nothing_is_left_of_the_trials(result: StudyResult, store: Path) -> None:
     assert not list((store / "runs" / "first").glob("trial-*"))
     assert not [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
-
-
-def test_a_finished_study_is_resumed_to_more_trials(result: StudyResult, store: Path, dataset: Dataset) -> None:
-    options: dict[str, Any] = {"space": find_space("margins"), "concurrent": 2, "storage": store / "runs"}
-    more = tune(dataset, CONFIG, trials=TRIALS + 1, final_seeds=0, name="first", resume=True, **options)
-    assert more.trials[:TRIALS] == result.trials
-    assert len(more.trials) == len(trial_runs(more)) == TRIALS + 1
-    assert more.run == result.run
 
 
 @pytest.mark.parametrize("lost", [["test", "registered"], ["registered"], ["0", "test", "registered"]])
@@ -162,6 +154,14 @@ def test_steps_that_a_killed_driver_did_not_note_are_not_repeated(
     assert version.tags["search_run_id"] == result.run.run_id
     assert len(client.get_metric_history(version.run_id, "test/map")) == 1
     assert client.get_run(version.run_id).info.status == "FINISHED"
+
+
+def test_a_finished_study_is_resumed_to_more_trials(result: StudyResult, store: Path, dataset: Dataset) -> None:
+    options: dict[str, Any] = {"space": find_space("margins"), "concurrent": 2, "storage": store / "runs"}
+    more = tune(dataset, CONFIG, trials=TRIALS + 1, final_seeds=0, name="first", resume=True, **options)
+    assert more.trials[:TRIALS] == result.trials
+    assert len(more.trials) == len(trial_runs(more)) == TRIALS + 1
+    assert more.run == result.run
 
 
 def test_failed_trials_are_recorded_with_the_reason_and_the_others_go_on(

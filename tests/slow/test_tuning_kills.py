@@ -50,7 +50,7 @@ def _is_made(file: Path) -> bool:
         return False
 
 
-def searched(command: Callable[..., Command], *options: str) -> Command:
+def tuned(command: Callable[..., Command], *options: str) -> Command:
     more = ["--space", "margins", "--trials", str(TRIALS), "--concurrent", "2", "--seed", "4"]
     return command(*OPTIONS, *more, *options, without=("lr",), job="tune")
 
@@ -97,7 +97,7 @@ def under_way(folder: Path) -> bool:
 def test_a_killed_driver_is_resumed(
     command: Callable[..., Command], tmp_path: Path, undisturbed_trials: list[Trial]
 ) -> None:
-    first = searched(command)
+    first = tuned(command)
     first.wait(lambda: under_way(tmp_path))
     os.kill(first.process.pid, signal.SIGKILL)
     first.process.wait()
@@ -106,8 +106,8 @@ def test_a_killed_driver_is_resumed(
     checkpoints = list((tmp_path / "runs" / "search").glob("trial-*/checkpoints/*/checkpoint.json"))
     assert checkpoints, "an interrupted trial has something to go on from"
     assert {run.info.status for run in all_runs(tmp_path)} <= {"FINISHED", "KILLED"}
-    assert "did not finish; --resume continues it" in searched(command).finish(2)
-    searched(command, "--resume").finish()
+    assert "did not finish; --resume continues it" in tuned(command).finish(2)
+    tuned(command, "--resume").finish()
     check(tmp_path, undisturbed_trials)
     again = {t.number: t for t in trials_of(tmp_path)}
     assert all(again[number] == trial for number, trial in ended.items())
@@ -117,13 +117,13 @@ def test_a_killed_driver_is_resumed(
 def test_an_interrupted_study_says_how_to_resume(
     command: Callable[..., Command], tmp_path: Path, undisturbed_trials: list[Trial], number: signal.Signals
 ) -> None:
-    first = searched(command)
+    first = tuned(command)
     first.wait(lambda: under_way(tmp_path))
     os.kill(first.process.pid, number)
     said = first.finish(130)
     assert said.strip().splitlines()[-1].endswith("are left; the same command with --resume goes on")
     assert {run.info.status for run in all_runs(tmp_path)} == {"FINISHED", "KILLED"}
-    searched(command, "--resume").finish()
+    tuned(command, "--resume").finish()
     check(tmp_path, undisturbed_trials)
 
 
@@ -134,15 +134,15 @@ def test_sigterm_after_the_final_training_says_how_to_resume(command: Callable[.
         return bool(list((tmp_path / "runs" / "search" / "final").glob("*.json")))
 
     more = ("--trials", "1", "--final-seeds", "1")
-    first = searched(command, *more)
+    first = tuned(command, *more)
     first.wait(trained)
     os.kill(first.process.pid, signal.SIGTERM)
     said = first.finish(130).strip().splitlines()[-1]
     assert said == "agman: interrupted: the same command with --resume goes on"
     assert {run.info.status for run in all_runs(tmp_path)} == {"FINISHED", "KILLED"}
-    searched(command, *more, "--resume").finish()
+    tuned(command, *more, "--resume").finish()
     runs = all_runs(tmp_path)
-    assert [run.info.status for run in runs] == ["FINISHED"] * 3  # the search, its trial, the final training
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3  # the study, its trial, the final training
     (version,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_model_versions("name='agman-tiny'")
     assert version.tags["search"] == "search"
 
@@ -150,11 +150,11 @@ def test_sigterm_after_the_final_training_says_how_to_resume(command: Callable[.
 def test_a_killed_trial_goes_on_by_itself(
     command: Callable[..., Command], tmp_path: Path, undisturbed_trials: list[Trial]
 ) -> None:
-    search = searched(command)
-    search.wait(lambda: any(trial.history for trial in trials_of(tmp_path)))
-    (victim, *_) = processes("ray::ImplicitFunc", search.process.pid)
+    study = tuned(command)
+    study.wait(lambda: any(trial.history for trial in trials_of(tmp_path)))
+    (victim, *_) = processes("ray::ImplicitFunc", study.process.pid)
     os.kill(victim, signal.SIGKILL)
-    search.finish()
+    study.finish()
     check(tmp_path, undisturbed_trials)
 
 

@@ -1,4 +1,4 @@
-"""Studies made with Optuna alone, as a search leaves them."""
+"""Studies made with Optuna alone, as `agman tune` leaves them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def attributes(ended: str, history: list, reason: str = "trained all epochs", nu
     return {ENDED: ended, HISTORY: history, REASON: reason, RUN_ID: f"{number:032x}", SECONDS: 1.5 * len(history)}
 
 
-def searched(n: int, seed: int = 3, pruned: float = 0.3, epochs: int = BUDGET) -> optuna.Study:
+def made_study(n: int, seed: int = 3, pruned: float = 0.3, epochs: int = BUDGET) -> optuna.Study:
     """Make a study of `n` trials in which lr decides; one in eight failed, and one more still runs."""
     study, rng = new_study(), np.random.default_rng(seed)
     study.set_user_attr(EPOCHS, epochs)

@@ -57,6 +57,14 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
     assert [trial.number for trial in opened(tmp_path).trials] == [0, 1]
 
 
+def test_kills_are_counted_over_drivers(tmp_path: Path) -> None:
+    killed = opened(tmp_path).ask()
+    for driver in (1, 2):
+        record = opened(tmp_path)
+        record.interrupted()
+        assert record.count_kill(killed.number) == driver
+
+
 def test_a_setting_that_was_only_half_written_is_completed(tmp_path: Path) -> None:
     record = opened(tmp_path)
     run(record, 0.5)

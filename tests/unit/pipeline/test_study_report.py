@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState, create_trial
 from PIL import Image
-from support.studies import FACTS, HOSTILE, LONG, LR, attributes, new_study, of_two, searched
+from support.studies import FACTS, HOSTILE, LONG, LR, attributes, made_study, new_study, of_two
 
 from data_prep.errors import InputError
 from pipeline.config.schema import load_config
@@ -65,7 +65,7 @@ def _text(texts: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def study() -> optuna.Study:
-    return searched(61, pruned=0.9)
+    return made_study(61, pruned=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def test_the_folder_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch: 
     fails()
     assert {file: file.read_bytes() for file in folder.iterdir()} == first
     (folder / "pareto.png").write_bytes(b"of an older report")
-    write_study_report(searched(2), folder, {})
+    write_study_report(made_study(2), folder, {})
     assert not (folder / "pareto.png").exists() and list(folder.parent.iterdir()) == [folder]
     folder.rename(folder.with_name(".report.replaced-0123abcd"))  # as a kill between the two renames leaves it
     fails()
