@@ -48,7 +48,7 @@ def new_model(name="agman", **arguments):
 
 @pytest.fixture(scope="module")
 def csn():
-    """The smallest model, in evaluation mode, and not to be changed."""
+    """Return the smallest model, in evaluation mode. It is shared and must not be changed."""
     return new_model("csn")
 
 

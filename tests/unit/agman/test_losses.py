@@ -106,7 +106,7 @@ def test_proxies_keep_their_digits_under_autocast() -> None:
 
 def test_proxies_join_the_objective_and_learn() -> None:
     torch.manual_seed(0)
-    model = agman.build("agman", n_attributes=2, embedding_dim=5, backbone="resnet18", classify=False)
+    model = agman.build("agman", n_attributes=2, embedding_dim=5, backbone="tiny", classify=False)
     proxies = ValueProxies([3, 2], 5)
     objective = agman.TripletObjective(model, proxies=proxies, proxy_weight=0.7)
     images, attributes = torch.randn(6, 3, 32, 32), torch.tensor([0, 1])
