@@ -73,7 +73,7 @@ def rewrite(folder, **build):
 def test_another_width_names_the_first_key_and_both_shapes(model, tmp_path):
     folder = agman.save_model(tmp_path / "m", model, CONFIG)
     rewrite(folder, embedding_dim=13)
-    message = r"reduce\.weight: expected shape \(13, 512, 1, 1\), found \(11, 512, 1, 1\)"
+    message = r"reduce\.weight: expected shape \(13, 64, 1, 1\), found \(11, 64, 1, 1\)"
     with pytest.raises(agman.CheckpointError, match=message):
         agman.load_model(folder)
 

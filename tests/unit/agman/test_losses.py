@@ -76,7 +76,7 @@ def test_value_proxies_are_a_softmax_over_the_attributes_own_values() -> None:
     # First: east, but its value is north of attribute 0: scores 16 and 0, -log(e^0 / (e^16 + e^0)) = 16.0000001.
     # Second: north is its value; scores 0, 16, 0: -log(e^16 / (e^16 + 2)) = 2e^-16.
     expected = (math.log(math.exp(16) + 1) + math.log(1 + 2 * math.exp(-16))) / 2
-    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_an_images_other_values_are_no_negatives_of_its_lowest() -> None:

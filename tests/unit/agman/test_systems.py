@@ -210,7 +210,7 @@ def test_isln_repeats_in_rounds():
 def test_asenet_v2_projects_to_other_widths_than_the_maps():
     assert new_model("asenet_v2").config["project"] is True
     assert new_model("asenet_v2", embedding_dim=32).config["project"] is False
-    assert new_model("asenet_v2", embedding_dim=None, project=True).project.weight.shape == (256, 256)
+    assert new_model("asenet_v2", embedding_dim=None, project=True).project.weight.shape == (32, 32)
 
 
 def test_csn_masks_start_as_published():
