@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from PIL import Image
 from support.commands import agman_exit_code
@@ -178,26 +177,25 @@ def test_a_diverged_model_makes_no_gallery(photographs: Path, tmp_path: Path) ->
 
 
 def worker(model: str, images: Path, staging: Path) -> tuple[embed._Worker, pa.Table]:
-    """Return a worker in this process, and its shard of all pictures at `images`."""
+    """Return a worker in this process, and all pictures at `images`."""
     source = find_source(images)
-    made = embed._Worker(ray.put((*load(model), "fp32")), Storage(staging), source.root, source.column, 1)
-    return made, source.pictures.append_column("shard", pa.repeat(0, len(source.pictures)))
+    return embed._Worker((*load(model), "fp32"), Storage(staging), source.root, source.column, 1), source.pictures
 
 
 def test_a_parquet_file_that_changes_is_reported(model: str, tmp_path: Path) -> None:
     folder = tmp_path / "tables"
     folder.mkdir()
     pq.write_table(pa.table({"id": ["x", "y"], "jpeg": [jpeg(1), jpeg(2)]}), folder / "a.parquet")
-    embeds, shard = worker(model, folder, tmp_path / "staging")
+    one, pictures = worker(model, folder, tmp_path / "staging")
     pq.write_table(pa.table({"id": ["x"], "jpeg": [jpeg(1)]}), folder / "a.parquet")
-    (error,) = embeds(shard)["error"].to_pylist()
-    assert "tables/a.parquet: cannot be read (" in error and "has no row 1" in error
+    _, error = one.embed(0, pictures)
+    assert error and "tables/a.parquet: cannot be read (" in error and "has no row 1" in error
 
 
 def test_a_shard_on_which_workers_die_is_given_up(model: str, photographs: Path, tmp_path: Path) -> None:
-    embeds, shard = worker(model, photographs / "b", tmp_path)
+    one, pictures = worker(model, photographs / "b", tmp_path)
     Storage(tmp_path / "_partial" / "shard-00000.tries").write_bytes(str(embed.TRIES).encode())
-    (error,) = embeds(shard)["error"].to_pylist()
+    _, error = one.embed(0, pictures)
     assert error == f"pictures c/00.jpg to c/28.jpg: {embed.TRIES} workers died of them"
 
 
