@@ -28,7 +28,7 @@ def score(dataset: Dataset, config: TrainConfig) -> float:
     training = Training(config, dataset, WorkerContext(threads=THREADS))
     training.run()
     evaluation = evaluate(training.model, {"image_size": SIZE}, dataset, threads=THREADS)
-    return evaluation.figures["test/map"]
+    return evaluation.metrics["test/map"]
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def on_ray(dataset: Dataset, config: TrainConfig, workers: int) -> Rates:
     with tempfile.TemporaryDirectory() as folder:
         trained = train(dataset, config, workers=workers, storage=folder)
         names = ("train/triplets_per_second", "train/data_wait_share")
-        histories = [tracking.history(trained.run, name) for name in names]
+        histories = [tracking.metric_history(trained.run, name) for name in names]
         return rate([{name: h[n][1] for name, h in zip(names, histories, strict=True)} for n in range(EPOCHS)])
 
 

@@ -26,8 +26,8 @@ from pipeline.config.schema import TrainConfig, make_config
 from pipeline.reports.study.page import write_study_report
 from pipeline.training.trainer import Training, WorkerContext
 from pipeline.tuning.spaces import find_space
-from pipeline.tuning.study import Plan, Record
-from pipeline.tuning.tune import Sweep, tune
+from pipeline.tuning.study import Plan, StudyRecord
+from pipeline.tuning.tune import StudyResult, tune
 
 SIZE, IMAGES, TRIPLETS = 32, 1_200, 640
 TRIALS, EPOCHS, CONCURRENT = 20, 1, 2
@@ -44,7 +44,9 @@ def config(epochs: int, triplets: int) -> TrainConfig:
     return make_config(PRESETS["demo"].settings | small)
 
 
-def search(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int, name: str, **options: Any) -> Sweep:
+def search(
+    dataset: Dataset, folder: Path, settings: TrainConfig, trials: int, name: str, **options: Any
+) -> StudyResult:
     """Run a study of `trials` trials."""
     return tune(
         dataset,
@@ -63,7 +65,7 @@ def search(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int, n
 def plain(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) -> tuple[float, float]:
     """Run trials one after another in this process; return the seconds in all and those of the trainings."""
     space = find_space("margins")
-    record = Record(folder / "plain.db", "plain", space, Plan("margins", settings.model_dump(), scheduler="none"))
+    record = StudyRecord(folder / "plain.db", "plain", space, Plan("margins", settings.model_dump(), scheduler="none"))
     started, trained = time.perf_counter(), 0.0
     for _ in range(trials):
         trial = record.ask()

@@ -1,4 +1,4 @@
-"""What every dataset adapter returns: labelled rows, and the rows that it had to reject."""
+"""The result of every dataset adapter: labelled rows, and rejected rows with their reasons."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ REASONS = {
     "bad_box": "the box to cut out is empty, or outside the picture",
 }
 CHOSEN = ("not_in_split",)
-"""Reasons that only say that the split's makers chose other rows; they are no damage."""
+"""Reasons that do not mean damage: the authors of the split chose other rows."""
 
 SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}
-"""What the official files call the splits."""
-SHOWN = 200  # characters of a bad line that its reject repeats
+"""Name of a split in the official files -> our name."""
+SHOWN = 200
+"""Characters of a bad line that its reject repeats."""
 
 
 class Reject(NamedTuple):
-    """An annotation row that did not become a label, where it stood, and why (a key of REASONS)."""
+    """An annotation row that did not become a label: its file and line, and the reason (a key of REASONS)."""
 
     source: str
     line: int
@@ -54,13 +55,13 @@ class Row(NamedTuple):
     """One label: this image has this value of this attribute."""
 
     path: str
-    """Relative to the dataset's folder, POSIX."""
+    """Path relative to the dataset's folder, POSIX."""
     attribute: int
     value: int
     split: str
-    """train, valid or test; empty where the layout gives no split."""
+    """train, valid or test; empty if the layout gives no split."""
     role: str
-    """query or candidate; empty for training images and where no split is given."""
+    """query or candidate; empty for training images and if no split is given."""
     source: str
     line: int
 
@@ -77,45 +78,45 @@ TYPES = {
 
 
 def frame_of(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows as a table with Row's columns."""
+    """Return rows as a table with the columns of Row."""
     return pd.DataFrame(list(rows), columns=list(Row._fields)).astype(TYPES)
 
 
 TRIPLET_COLUMNS = ("anchor", "positive", "negative", "attribute", "split", "source", "line")
-"""Of a triplet that a dataset gives ready-made; the first three are paths."""
+"""Columns of the triplets that a dataset brings; the first three are paths."""
 
 
 @dataclass
 class Annotation:
-    """All that one dataset's annotation files say."""
+    """Content of a dataset's annotation files."""
 
     attributes: tuple[Attribute, ...]
     rows: pd.DataFrame = field(default_factory=lambda: frame_of([]))
-    """Columns as in Row."""
+    """Labels, with the columns of Row."""
     rejects: list[Reject] = field(default_factory=list)
     rows_in: int = 0
-    """Labels (or ready-made triplets) that stood in the files, and lines that could not be read as such."""
+    """Labels (or triplets) in the files, and lines that could not be read as such."""
     repeats: int = 0
-    """Rows that say again what another row says: a raw label beside the split's, a query beside its image's labels."""
+    """Rows that repeat another row: a raw label also in the split files, a query also among its image's labels."""
     several_values: bool = False
     """Whether an image may have several values of one attribute."""
     triplets: pd.DataFrame | None = None
-    """Triplets that the dataset gives ready-made, TRIPLET_COLUMNS; None where they are to be drawn."""
+    """Triplets that the dataset brings, with TRIPLET_COLUMNS; None if they have to be drawn."""
     boxes: pd.DataFrame | None = None
-    """Where the garment is, if pictures are to be cropped to it: path, x0, y0, x1, y1 in pixels."""
+    """Bounding boxes to crop pictures to: path, x0, y0, x1, y1 in pixels. None: no cropping."""
 
     def __post_init__(self) -> None:
         self.check()
 
     def check(self) -> None:
-        """Every row that came in is a label, a triplet, a repeat or a reject."""
+        """Raise AssertionError unless every row read is a label, a triplet, a repeat or a reject."""
         triplets = 0 if self.triplets is None else len(self.triplets)
         out = len(self.rows) + triplets + self.repeats + len(self.rejects)
         if out != self.rows_in:
             raise AssertionError(f"{self.rows_in} rows in, but {out} accounted for")
 
     def images(self) -> pd.DataFrame:
-        """The distinct images: path and split, and the box (x0, y0, x1, y1) if pictures are cropped."""
+        """Return the distinct images: path and split, and the box (x0, y0, x1, y1) if pictures are cropped."""
         of_rows = [self.rows[["path", "split"]]]
         if self.triplets is not None:
             for name in TRIPLET_COLUMNS[:3]:
@@ -130,24 +131,25 @@ WHAT_DIFFERS = {"in_two_splits": "split", "labels_disagree": "value", "in_both_r
 
 
 def counted(rows: pd.DataFrame, rejects: list[Reject], filled: Mapping[str, int]) -> int:
-    """The rows that came in, checked against the lines that were read: each is in `rows` or in `rejects`.
+    """Return the number of rows read: labels and rejects.
 
-    `filled` is the number of lines that are not blank, counted by source while reading.
+    `filled` is the number of lines that are not blank, by source. Raises AssertionError unless each of these lines is
+    in `rows` or in `rejects`.
     """
-    told = {source: set(of_source["line"]) for source, of_source in rows.groupby("source")}
+    accounted = {source: set(of_source["line"]) for source, of_source in rows.groupby("source")}
     for reject in rejects:
-        told.setdefault(reject.source, set()).add(reject.line)
+        accounted.setdefault(reject.source, set()).add(reject.line)
     for source, lines in filled.items():
-        if len(told.get(source, ())) != lines:
-            raise AssertionError(f"{source}: {lines} lines read, but {len(told.get(source, ()))} accounted for")
+        if len(accounted.get(source, ())) != lines:
+            raise AssertionError(f"{source}: {lines} lines read, but {len(accounted.get(source, ()))} accounted for")
     return len(rows) + len(rejects)
 
 
 def settled(annotation: Annotation) -> Annotation:
-    """Decide between rows about the same image: the first one read is believed.
+    """Resolve contradictions between rows about the same image: the first row counts, later ones are rejected.
 
-    An image stays in its first split; of an attribute it keeps the first value, unless it may have several. A row
-    that says again what an earlier one says is counted as a repeat, and hands its role on to it.
+    An image keeps its first split. It keeps the first value of an attribute, unless it may have several. A row that
+    repeats an earlier one is counted as a repeat, and the earlier row takes its role.
     """
     rows = annotation.rows.reset_index(drop=True)
     image = pd.factorize(rows["path"])[0]
@@ -184,7 +186,7 @@ def settled(annotation: Annotation) -> Annotation:
 
 
 def _first_of(*keys: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-    """For every row the number of the first row (of those `among`) with the same keys; its own if there is none."""
+    """Return for every row the index of the first row (of those `among`) with the same keys, or its own index."""
     number = np.arange(len(keys[0]))
     chosen = number if among is None else number[among]
     table = pd.DataFrame({str(i): key[chosen] for i, key in enumerate(keys)})
@@ -197,11 +199,11 @@ def _first_of(*keys: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
 
 
 def reconcile(split: Annotation, raw: Annotation) -> Annotation:
-    """Check the rows of split files against raw ones. The split's makers chose; the raw files must not contradict.
+    """Check the rows of split files against raw rows, which may have more rows but must not contradict.
 
-    A raw row with the same label is a repeat. Of an attribute with one value, two rows that differ are both
-    rejected; where several are allowed, a split row is rejected if the raw file does not give its image that value.
-    Raw rows that the split does not have are rejected as not_in_split.
+    A raw row with the same label is a repeat. If an attribute has one value, two rows that differ are both rejected.
+    If it may have several, a split row is rejected if the raw file does not give its image that value. Raw rows that
+    are not in the split files are rejected as not_in_split.
     """
     label, pair = ["path", "attribute", "value"], ["path", "attribute"]
     ours, theirs = split.rows, raw.rows
@@ -225,23 +227,23 @@ def reconcile(split: Annotation, raw: Annotation) -> Annotation:
 
 
 def contained(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) -> pd.Series:
-    """Which of `rows` have a row with equal `columns` in `others`."""
+    """Return which of `rows` have a row with equal `columns` in `others`."""
     found = rows[columns].merge(others[columns].drop_duplicates(), on=columns, how="left", indicator=True)
     return pd.Series((found["_merge"] == "both").to_numpy(), index=rows.index)
 
 
 def rejected(rows: pd.DataFrame, reason: str, words: str) -> list[Reject]:
-    """A reject for each of `rows`; `words` is a template of its detail with the columns' names in braces."""
+    """Return a reject for each of `rows`. `words` is the detail's template, with names of columns in braces."""
     columns = [rows[name].tolist() for name in rows.columns]
     records = (dict(zip(rows.columns, values, strict=True)) for values in zip(*columns, strict=True))
     return [Reject(row["source"], int(row["line"]), reason, words.format_map(row)) for row in records]
 
 
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
-    """Rejects per reason, most frequent first."""
+    """Return the number of rejects by reason, most frequent first."""
     return dict(Counter(reject.reason for reject in rejects).most_common())
 
 
 def bad_line(source: str, number: int, line: str) -> Reject:
-    """The reject for a line that cannot be read."""
+    """Return the reject for a line that cannot be read."""
     return Reject(source, number, "bad_line", line.strip()[:SHOWN])

@@ -1,4 +1,4 @@
-"""A Ray session: the cluster that RAY_ADDRESS names, or a local one for as long as it is needed."""
+"""A Ray session: the cluster at RAY_ADDRESS, or a local one for as long as it is needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from data_prep.errors import InputError
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connect to RAY_ADDRESS or start a local Ray, and leave it at the end. Nested use shares the session."""
+    """Connect to RAY_ADDRESS or start a local Ray, and leave it at the end. Nested calls share the session.
+
+    Raises InputError if no cluster answers at RAY_ADDRESS.
+    """
     if ray.is_initialized():
         yield
         return
@@ -24,7 +27,7 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A proxy of Ray Serve that needs longer than this to start is killed; Ray's 5 s are too few on a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    # Tune's own table of trials; ours is shorter.
+    # Turns off Tune's own table of trials, which is longer than ours.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     address = os.environ.get("RAY_ADDRESS", "local")
     _check_reachable(address)
@@ -39,7 +42,7 @@ def ray_session() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for many minutes. Raises InputError if nothing listens at `address`."""
+    """Raise InputError if nothing listens at `address`. Ray itself would try for many minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return  # "local", "auto" or the name of a session

@@ -1,4 +1,4 @@
-"""Reading a prepared dataset: its description, its tables, its triplets and its packed images."""
+"""Reading a prepared dataset: description, tables, triplets and packed images."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from data_prep.tables import DESCRIPTION, REGIONS_FILE, SCHEMA_VERSION, SPLITS, 
 from data_prep.triplets import Triplets
 
 OPENED_AT_ONCE = 16
-"""Files whose ends are read at a time; a remote one takes a round trip or two."""
+"""Files whose ends are read at the same time; each takes one or two round trips to a remote store."""
 
 
 class Dataset:
-    """A prepared dataset, in a folder or at a URI. Raises InputError if there is none, or one of another version."""
+    """A prepared dataset in a folder or at a URI. Raises InputError if there is none, or one of another version."""
 
     def __init__(self, where: str | Path | Storage):
         self.storage = Storage(where)
         local = where if isinstance(where, Path) else self.storage.local
         self.path: Path | Storage = local or self.storage
-        """Prints as the user may see it; `path / name` is a file of the dataset."""
+        """Path or store, without secrets when printed; `path / name` is a file of the dataset."""
         file = self.storage / DESCRIPTION
         try:
             self.info = DatasetInfo.model_validate_json(file.read_bytes())
@@ -69,7 +69,7 @@ class Dataset:
         return f"not a prepared dataset (no {DESCRIPTION}); make one with `agman prep`"
 
     def _check_files(self) -> None:
-        """Every file that must be there is, and has a Parquet file's end: a lost or torn one shows at once."""
+        """Raise InputError if a file of the dataset is missing, or does not end as a Parquet file does."""
         used = [split for split in SPLITS if self.info.images[split]]
         wanted = ["images.parquet", "labels.parquet", "retrieval.parquet"]
         wanted += [
@@ -90,31 +90,33 @@ class Dataset:
             return int(pq.read_metadata(file).num_rows)
 
     def shards(self, split: str) -> list[str]:
-        """Names of the packed images' files."""
+        """Return the names of the files with the packed images."""
         folder = f"packed/split={split}"
         return [f"{folder}/{name}" for name in (self.storage / folder).files() if name.endswith(".parquet")]
 
     @cached_property
     def labels(self) -> pd.DataFrame:
+        """Labels: image_id, attribute, value, split."""
         return self._table("labels.parquet").to_pandas()
 
     @cached_property
     def images(self) -> pd.DataFrame:
+        """Images: image_id, path, split, and the width and height of the source in pixels."""
         return self._table("images.parquet").to_pandas()
 
     @cached_property
     def regions(self) -> pd.DataFrame | None:
-        """Where each attribute is, as fractions of the picture; None for photographs."""
+        """Region of each attribute, as fractions of the picture; None for photographs."""
         return self._table(REGIONS_FILE).to_pandas() if self.drawn else None
 
     @property
     def drawn(self) -> bool:
-        """Whether a program drew the pictures; then their regions are known."""
+        """Whether a program drew the pictures, so that their regions are known."""
         return (self.storage / REGIONS_FILE).exists()
 
     @property
     def rejects(self) -> pd.DataFrame:
-        """Annotation rows that did not become labels: source, line, reason, detail. Read anew each time."""
+        """Annotation rows that did not become labels: source, line, reason, detail. Read anew on each access."""
         return self._table("rejects.parquet").to_pandas()
 
     def _table(self, name: str, **options: Any) -> pa.Table:
@@ -123,7 +125,7 @@ class Dataset:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[pa.NativeFile]:
-        """One of the dataset's files, open. Raises InputError for whatever goes wrong with it."""
+        """Open a file of the dataset. Raises InputError if that, or reading it in the block, fails."""
         try:
             with (self.storage / name).open() as file:
                 yield file
@@ -133,18 +135,18 @@ class Dataset:
             raise InputError(f"{self.path / name}: missing or damaged; run `agman prep` again") from error
 
     def values_of(self) -> ValuesOf:
-        """Look up the values of (image, attribute) pairs."""
+        """Return the lookup of the values of (image, attribute) pairs."""
         return ValuesOf(self.labels, len(self.info.attributes))
 
     def retrieval(self, split: str) -> pd.DataFrame:
-        """Queries and candidates of `split`: role, image_id, attribute, value."""
+        """Return queries and candidates of `split`: role, image_id, attribute, value. Raises InputError if none."""
         table = self._table("retrieval.parquet", filters=[("split", "=", split)])
         if not table.num_rows:
             raise InputError(f"{self.path}: the dataset has no queries and candidates for split {split!r}")
         return table.to_pandas()
 
     def triplets(self, split: str, epoch: int = 0) -> Triplets:
-        """The triplets of `split`; training goes round the prepared epochs."""
+        """Return the triplets of `split`. Training repeats the prepared epochs. Raises InputError if there are none."""
         prepared = self.info.triplet_epochs if split == "train" else 1
         if not self.info.images[split]:
             raise InputError(f"{self.path}: the dataset has no images in split {split!r}")
@@ -153,7 +155,7 @@ class Dataset:
         return Triplets(*(table[name].to_numpy() for name in ("anchor", "positive", "negative", "attribute")))
 
     def packed(self, split: str) -> Iterator[pa.Table]:
-        """The packed images of `split` (image_id, jpeg), a row group at a time, in the order of the shards."""
+        """Yield the packed images of `split` (image_id, jpeg), a row group at a time, in the order of the shards."""
         for name in self.shards(split):
             with self._file(name) as file:
                 shard = pq.ParquetFile(file)
@@ -162,7 +164,7 @@ class Dataset:
 
 
 class ValuesOf:
-    """All values of (image id, attribute) pairs by array: an image may have several values of an attribute."""
+    """Lookup of all values of (image id, attribute) pairs. An image may have several values of an attribute."""
 
     def __init__(self, labels: pd.DataFrame, n_attributes: int):
         self.n_attributes = n_attributes
@@ -171,9 +173,10 @@ class ValuesOf:
         self._values = ordered["value"].to_numpy(np.int64)
 
     def __call__(self, image_ids: np.ndarray, attributes: np.ndarray) -> np.ndarray:
-        """int64, …×V: the broadcast shape of the two, then each pair's values, ascending, and -1 in what is left.
+        """Return the values of each pair, ascending and padded with -1: int64, ...×V.
 
-        V is the most that any of these pairs has. Raises KeyError for a pair without a value.
+        "..." is the broadcast shape of the arguments; V is the largest number of values of a pair. Raises KeyError
+        if a pair has no value.
         """
         keys = self._key(image_ids, attributes)
         first = np.searchsorted(self._keys, keys)
@@ -181,20 +184,20 @@ class ValuesOf:
         if not count.all():
             raise KeyError("an image has no label for the attribute of its triplet")
         column = np.arange(count.max(initial=1))
-        places = np.minimum(first[..., None] + column, len(self._values) - 1)
-        return np.where(column < count[..., None], self._values[places], -1)
+        rows = np.minimum(first[..., None] + column, len(self._values) - 1)
+        return np.where(column < count[..., None], self._values[rows], -1)
 
     def _key(self, image_ids: np.ndarray, attributes: np.ndarray) -> np.ndarray:
         return image_ids * self.n_attributes + attributes
 
 
 class ImageStore:
-    """The packed JPEG bytes of chosen images in a temporary file, decoded on demand by `threads` threads.
+    """JPEG bytes of chosen packed images in a temporary file, decoded on demand by `threads` threads.
 
     The shards are read once, in order, a row group at a time, and only the `wanted` images are kept, so that each
-    worker holds its own share. Memory does not grow with the dataset but for 24 bytes an image: the file has no
-    name, the operating system keeps in memory what fits, and it goes with this object. It lies
-    in TMPDIR. Raises InputError if that is full, or if `image_size` is more than was packed.
+    worker holds only the images it uses. Memory grows by 24 bytes an image. The file in TMPDIR has no name, is cached
+    by the operating system, and is deleted with this object. Raises InputError if TMPDIR is full, or if `image_size`
+    is larger than the packed images.
     """
 
     def __init__(
@@ -236,7 +239,7 @@ class ImageStore:
                     self._file.write(memoryview(chunk.buffers()[2])[offsets[0] : offsets[-1]])
         self._file.flush()
         self.image_ids = np.concatenate(ids)
-        """In the order of the shards."""
+        """Ids of the images, in the order of the shards."""
         self._bounds = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
         self._order = np.argsort(self.image_ids)
         self._sorted = self.image_ids[self._order]
@@ -247,15 +250,15 @@ class ImageStore:
     def read(self, image_ids: np.ndarray) -> torch.Tensor:
         """Decode images: U ids -> uint8 U×3×S×S (channels last in memory), centre-cropped to S = image_size.
 
-        An image that is asked for several times is decoded once. Raises KeyError for one that is not here.
+        An image that occurs several times is decoded once. Raises KeyError if an image was not wanted.
         """
-        distinct, places = np.unique(image_ids, return_inverse=True)
+        distinct, index = np.unique(image_ids, return_inverse=True)
         if (missing := ~np.isin(distinct, self._sorted)).any():
             raise KeyError(f"image {distinct[missing][0]} was not loaded")
         rows = self._order[np.searchsorted(self._sorted, distinct)]
         squares = np.empty((len(distinct), self.image_size, self.image_size, 3), np.uint8)
         list(self._pool.map(self._decode, rows.tolist(), squares))
-        in_order = squares if len(distinct) == len(places) and (np.diff(places) == 1).all() else squares[places]
+        in_order = squares if len(distinct) == len(index) and (np.diff(index) == 1).all() else squares[index]
         return torch.from_numpy(in_order).permute(0, 3, 1, 2)
 
     def _decode(self, row: int, square: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""From a picture file to the JPEG bytes that a shard holds, or to the reason why there are none."""
+"""From a picture file to the JPEG bytes of a shard, or to the reason of its refusal."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from data_prep.pictures import MAX_PIXELS, TooLarge, open_picture, read_file, up
 JPEG_QUALITY = 92
 LONGEST_SIDE = 65_535  # JPEG's limit
 KEPT_PER_PIXEL, KEPT_BESIDES = 3, 4096
-"""Bytes for each pixel, and beside them, that a JPEG may have to be kept as it is: not more than the bare pixels."""
+"""A JPEG keeps its bytes if it has at most KEPT_PER_PIXEL bytes a pixel and KEPT_BESIDES more."""
 MAX_PATH = 4096  # Linux's limit
 LONGEST_PATH, LONGEST_DETAIL = 200, 300
-"""Characters of a reject's detail: the annotation may name a path of megabytes, and the details of a shard are kept in
-memory together."""
+"""Characters of a reject's detail. An annotation may name a path of megabytes, and the details of a shard are in memory
+together."""
 
 
 class Packed(NamedTuple):
-    """A picture ready for a shard: its JPEG bytes and size in pixels, and the size it came in."""
+    """A picture for a shard: its JPEG bytes, its size and its source's size in pixels."""
 
     jpeg: bytes
     width: int
@@ -36,21 +36,21 @@ class Packed(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """Why a file did not become a picture (`reason` is a key of annotation.REASONS)."""
+    """A file that did not become a picture; `reason` is a key of annotation.REASONS."""
 
     reason: str
     detail: str
 
 
 def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...] | None = None) -> Packed | Refused:
-    """Decode `root/relative`, turn it upright (EXIF), make it RGB, cut out `box`, resize it.
+    """Decode `root/relative`, turn it upright (EXIF), convert it to RGB, cut out `box`, and resize it.
 
-    `root` is a resolved path; the short side becomes `image_size` pixels. A JPEG that already is all that keeps
-    its bytes, since a second encoding would only lose detail, unless they are many for its pixels or hold EXIF or
-    other notes on where and with what it was taken: no packed picture does. Raises nothing for a bad file, and says
-    the same of the same file wherever `root` is.
+    `root` is a resolved path; the short side becomes `image_size` pixels. A JPEG that already meets all this keeps its
+    bytes, because a second encoding would lose detail. It is encoded again if it has many bytes for its pixels, or
+    holds EXIF or other data about where and with what it was taken: no packed picture holds such data. A bad file
+    raises nothing, and gives the same detail wherever `root` is.
     """
-    if len(relative) > MAX_PATH:  # to resolve millions of folders would take for ever
+    if len(relative) > MAX_PATH:  # resolving millions of folders would take too long
         return _refused("unreadable_image", relative, os.strerror(errno.ENAMETOOLONG))
     path = root / relative
     try:
@@ -77,13 +77,13 @@ def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...
 
 
 def _refused(reason: str, relative: str, why: str = "") -> Refused:
-    """The one place where details are made, and cut to LONGEST_DETAIL."""
+    """Return a refusal with a detail of at most LONGEST_DETAIL characters."""
     path = relative if len(relative) <= LONGEST_PATH else f"{relative[:LONGEST_PATH]}…"
     return Refused(reason, (f"{path}: {why}" if why else path)[:LONGEST_DETAIL])
 
 
 def _in_words(error: Exception, root: Path) -> str:
-    """What went wrong, without memory addresses and the place of `root`: rejects are part of a dataset's digest."""
+    """Describe an error without memory addresses and the path of `root`, since rejects are part of the digest."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture, or not of a format that is read"
     if isinstance(error, OSError) and error.errno:
@@ -96,7 +96,7 @@ Area = tuple[float, float, float, float]
 
 
 def _clipped(box: tuple[float, ...] | None, width: int, height: int) -> Area | None:
-    """The part of `box` inside the picture; None if that is not a pixel wide and high."""
+    """Return the part of `box` inside the picture; None if it is less than a pixel wide or high."""
     if box is None:
         return 0.0, 0.0, float(width), float(height)
     x0, y0, x1, y1 = (float(edge) for edge in np.clip(box, 0, [width, height, width, height]))
@@ -104,7 +104,7 @@ def _clipped(box: tuple[float, ...] | None, width: int, height: int) -> Area | N
 
 
 def _fits(width: float, height: float, image_size: int) -> bool:
-    """What the picture is resized to has neither too many pixels nor a side that JPEG cannot have."""
+    """Return whether the resized picture has neither too many pixels nor a side too long for JPEG."""
     scale = max(1.0, image_size / min(width, height))
     return width * height * scale**2 <= MAX_PIXELS and max(width, height) * scale <= LONGEST_SIDE
 
@@ -112,7 +112,7 @@ def _fits(width: float, height: float, image_size: int) -> bool:
 def _encode(image: Image.Image, data: bytes, image_size: int, area: Area) -> tuple[bytes, tuple[int, int]]:
     width, height = upright_size(image)
     if area == (0, 0, width, height) and min(image.size) == image_size and _can_be_kept(image, len(data)):
-        image.load()  # decodes to the end, so that a truncated file shows
+        image.load()  # decodes to the end, so that a truncated file raises
         return data, image.size
     across, down = area[2] - area[0], area[3] - area[1]
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 scale at a fraction of the cost; keep twice the target.
@@ -128,18 +128,18 @@ def _encode(image: Image.Image, data: bytes, image_size: int, area: Area) -> tup
         out,
         "JPEG",
         quality=JPEG_QUALITY,
-        comment=b"",  # Pillow would carry over the source's
+        comment=b"",  # Pillow would copy the comment of the source
     )
     return out.getvalue(), size
 
 
 def _can_be_kept(image: Image.Image, size: int) -> bool:
-    """Whether a file of `size` bytes is an RGB JPEG with nothing in it but the picture and what decoding takes."""
+    """Return whether a file of `size` bytes is an RGB JPEG with no more data than decoding needs."""
     if not isinstance(image, JpegImageFile) or image.format != "JPEG" or image.mode != "RGB":
         return False
     if size > KEPT_PER_PIXEL * image.width * image.height + KEPT_BESIDES:
         return False
-    # JFIF's and Adobe's headers, the colour profile. EXIF, XMP (both APP1) and IPTC (APP13) can say where it was taken.
+    # Allowed: JFIF's and Adobe's headers, colour profiles. EXIF, XMP (both APP1) and IPTC (APP13) can hold locations.
     return all(
         name in ("APP0", "APP14", "COM") or (name == "APP2" and content.startswith(b"ICC_PROFILE\0"))
         for name, content in image.applist

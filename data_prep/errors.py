@@ -1,17 +1,17 @@
-"""The exceptions that a user's input or surroundings can cause."""
+"""Exceptions that a user's input or environment can cause."""
 
 
 class InputError(ValueError):
-    """The request cannot be done as asked. The message is one line: what, where, what to do."""
+    """A request that cannot be fulfilled. The message is one line: what is wrong, where, and what to do."""
 
 
 class Resumable(InputError):
-    """Something stands in the way, but what was done before it stands, and the same command goes on from there."""
+    """An obstacle after which the same command continues with what has been done so far."""
 
 
 class StorageError(Resumable):
-    """A place cannot be read or written: disk full, no answer, no permission."""
+    """A file or store that cannot be read or written: disk full, no answer, no permission."""
 
 
 class TooManyRejects(Resumable):
-    """So much was rejected that something general must be wrong."""
+    """More rejects than allowed: probably a general mistake."""

@@ -33,50 +33,54 @@ from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, PACKED, REPORT, TABLES
 
 VERSION = 2
-"""To be raised by a change to what the packed bytes are."""
+"""Version of the packed bytes; raise it with every change to them."""
 ROW_GROUP = 1_000
 SHARD = 2_000
 TRIES = 4
-"""Of a shard whose worker dies. Ray Data itself would go on for ever with a picture that crashes the decoder."""
+"""Tries of a shard whose worker dies. Ray Data itself would retry for ever if a picture crashes the decoder."""
 
 STATE = "_partial"
-"""Folder of an unfinished dataset: what has been packed, and from what."""
+"""Folder of an unfinished dataset: the records of packed shards, and the fingerprint of their input."""
 MARKER = f"{STATE}/fingerprint"
 BOX = ("x0", "y0", "x1", "y1")
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What became of the images."""
+    """Result of packing."""
 
     sizes: pd.DataFrame
-    """image_id, width, height of every packed image's source, upright, in pixels; ordered by image_id."""
+    """Size of every packed image's source, upright, in pixels: image_id, width, height; ordered by image_id."""
     refused: pd.DataFrame
-    """image_id, reason (a key of annotation.REASONS), detail; ordered by image_id."""
+    """Refused images: image_id, reason (a key of annotation.REASONS), detail; ordered by image_id."""
     sha256: dict[str, str]
-    """Shard's name -> hash of its bytes."""
+    """Name of a shard -> sha256 of its bytes."""
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a shard holds, by image id."""
+    """Content of a shard."""
 
     sizes: np.ndarray
-    """Of each packed image a row: image id, the source's width and height."""
+    """N×3: image id, width and height of the source of each packed image."""
     refused: list[tuple[int, str, str]]
+    """Image id, reason and detail of each refused image."""
     bytes: int
     sha256: str
 
     @classmethod
     def read(cls, file: Storage) -> ShardRecord:
+        """Read a record."""
         fields = json.loads(file.read_bytes())
         return cls(**fields | {"sizes": np.array(fields["sizes"], np.int64).reshape(-1, 3)})
 
     def write(self, file: Storage) -> None:
+        """Write the record as JSON."""
         file.write_bytes(json.dumps(vars(self) | {"sizes": self.sizes.tolist()}).encode())
 
     @property
     def images(self) -> int:
+        """Number of images, packed or refused."""
         return len(self.sizes) + len(self.refused)
 
 
@@ -86,13 +90,14 @@ def _record_of(shard: str) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of the plan."""
+    """A planned shard."""
 
     name: str
     rows: pd.DataFrame
 
     @property
     def record(self) -> str:
+        """Name of the shard's record."""
         return _record_of(self.name)
 
 
@@ -130,31 +135,31 @@ def pack(
 
 
 def begun(storage: Storage) -> bool:
-    """Whether a preparation has begun to write to `storage`, and has not ended."""
+    """Return whether a preparation has begun to write to `storage`, and has not ended."""
     return (storage / MARKER).exists()
 
 
 def unfinished(storage: Storage) -> bool:
-    """Whether `storage` holds packed images of a preparation that was stopped."""
+    """Return whether `storage` holds packed images of a preparation that was stopped."""
     return any(name.endswith(".json") for name in (storage / STATE).files())
 
 
 def discard(storage: Storage, keep: Collection[str] = ()) -> None:
-    """Delete a dataset's files, finished or not, but those to `keep`; nothing that preparing does not make."""
-    # The description first: without it nobody takes what is left for a dataset.
+    """Delete the files of a finished or unfinished dataset, except `keep`, and no other files."""
+    # The description first: without it the rest is not a dataset.
     for name in sorted(storage.files(), key=lambda name: name != DESCRIPTION):
         if is_made_here(name) and name not in keep:
             (storage / name).delete()
 
 
 def is_made_here(name: str) -> bool:
-    """Whether a file of this name below a dataset's folder is one that preparing makes."""
+    """Return whether preparing makes a file of this name in a dataset's folder."""
     ours = name in (DESCRIPTION, REPORT, *TABLES) or name.split("/")[0] in ("packed", "triplets", STATE)
     return ours or name.endswith(BEING_WRITTEN)
 
 
 def _fingerprint(images: pd.DataFrame, root: Path, image_size: int, seed: int) -> str:
-    """Of all that decides the shards' bytes."""
+    """Return the hash of everything that decides the bytes of the shards."""
     total = hashlib.sha256()
     constants = (VERSION, ROW_GROUP, SHARD, JPEG_QUALITY, LONGEST_SIDE, MAX_PIXELS, MAX_BYTES)
     libraries = (PIL.__version__, features.version("jpg"), pa.__version__)
@@ -168,15 +173,15 @@ def _fingerprint(images: pd.DataFrame, root: Path, image_size: int, seed: int) -
 
 
 def _plan(images: pd.DataFrame, seed: int) -> Iterator[Shard]:
-    """Even shards of every split's images in shuffled order."""
+    """Yield shards of even size of the images of every split, in shuffled order."""
     for split, of_split in images.groupby("split"):
         order = np.random.default_rng(seed).permutation(len(of_split))
-        for number, places in enumerate(np.array_split(order, -(-len(order) // SHARD))):
-            yield Shard(f"packed/split={split}/part-{number:05d}.parquet", of_split.iloc[places])
+        for number, rows in enumerate(np.array_split(order, -(-len(order) // SHARD))):
+            yield Shard(f"packed/split={split}/part-{number:05d}.parquet", of_split.iloc[rows])
 
 
 def _take_up(storage: Storage, fingerprint: str, shards: list[Shard]) -> dict[str, ShardRecord]:
-    """The records of finished shards; everything else of an earlier preparation is deleted."""
+    """Return the records of finished shards, and delete everything else of an earlier preparation."""
     marker = storage / MARKER
     files = storage.files()
     same = MARKER in files and marker.read_bytes().decode() == fingerprint
@@ -241,17 +246,17 @@ def _block(shard: Shard) -> pa.Table:
 
 
 def check_shared(root: Path | None, storage: Storage, marker: str, content: str) -> None:
-    """Let every node look at the pictures' folder `root`, if they are in one, and at `storage`'s file `marker`.
+    """Check that every node sees the folder `root` of the pictures, if any, and the file `marker` of `storage`.
 
-    Raises InputError naming the first that does not see the folder, or the marker with this content.
+    Raises InputError with the first node that does not see the folder, or the marker with this content.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0.001)(_look)
+    visible = ray.remote(num_cpus=0.001)(_invisible)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     answers = [
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+        visible.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
             root, storage, marker, content
         )
         for node in nodes
@@ -261,8 +266,8 @@ def check_shared(root: Path | None, storage: Storage, marker: str, content: str)
             raise InputError(f"{problem} on the cluster's node {node['NodeManagerHostname']}")
 
 
-def _look(root: Path | None, storage: Storage, marker: str, content: str) -> str | None:
-    """What a worker does not see, as the start of a sentence."""
+def _invisible(root: Path | None, storage: Storage, marker: str, content: str) -> str | None:
+    """Return what this node does not see, as the start of a sentence; None if it sees everything."""
     if root and (not root.is_dir() or not any(root.iterdir())):
         return f"{root}: not there, or empty; the images must be in a folder that all nodes share, but it is not seen"
     try:
@@ -277,7 +282,7 @@ def _look(root: Path | None, storage: Storage, marker: str, content: str) -> str
 
 
 def _pack_shard(rows: pa.Table, root: Path, storage: Storage, image_size: int) -> pa.Table:
-    """One task: write one shard and then its record. Says how many images it was, or why it could not be written."""
+    """Write one shard and then its record. Returns one row: the number of images, and an error message or None."""
     name, error = rows["shard"][0].as_py(), None
     try:
         if not count_try(storage / _record_of(name).replace(".json", ".tries")):
@@ -294,23 +299,23 @@ def _pack_shard(rows: pa.Table, root: Path, storage: Storage, image_size: int) -
 
 
 def count_try(counter: Storage) -> bool:
-    """Count one more try, if there is one left."""
+    """Count one more try. Returns whether it is one of the first TRIES."""
     tries = int(counter.read_bytes()) if counter.exists() else 0
     counter.write_bytes(str(tries + 1).encode())
     return tries < TRIES
 
 
 def _write_shard(rows: pa.Table, root: Path, shard: Storage, image_size: int) -> ShardRecord:
-    """Memory stays at one row group of encoded pictures and one decoded picture."""
+    """Write a shard, with one row group of encoded pictures and one decoded picture in memory at a time."""
     sizes: list[tuple[int, int, int]] = []
     refused: list[tuple[int, str, str]] = []
     with shard.atomic_file() as file:
-        # JPEG does not compress any further, no two are alike, and nobody asks for the smallest.
+        # JPEG data compresses no further and has no duplicates; statistics of pictures are of no use.
         options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": ["image_id"]}
         with pq.ParquetWriter(file, PACKED, **options) as writer:
-            for places in np.array_split(np.arange(len(rows)), -(-len(rows) // ROW_GROUP)):
+            for group in np.array_split(np.arange(len(rows)), -(-len(rows) // ROW_GROUP)):
                 packed: list[tuple[int, Packed]] = []
-                for row in rows.slice(places[0], len(places)).to_pylist():
+                for row in rows.slice(group[0], len(group)).to_pylist():
                     box = tuple(row.get(side, np.nan) for side in BOX)
                     result = pack_image(root, row["path"], image_size, None if np.isnan(box).all() else box)
                     if isinstance(result, Refused):

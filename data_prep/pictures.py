@@ -1,4 +1,4 @@
-"""From a file to the square of pixels that a model sees: one way, for training, evaluation and serving."""
+"""From a picture file to a model's square input; the same code for training, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 64_000_000
 """Larger files are refused unread."""
 
-# Those of photographs. Of Pillow's other decoders one runs a program (EPS), and most have hardly been tried.
+# The formats of photographs. One of Pillow's other decoders runs a program (EPS), and most are hardly tested.
 Image.init()
 FORMATS = tuple(
     name
@@ -31,9 +31,9 @@ class TooLarge(ValueError):
 
 
 def read_file(path: Path) -> bytes:
-    """A picture file's bytes. Raises TooLarge, OSError, or ValueError for what is no regular file.
+    """Return a picture file's bytes. Raises TooLarge, OSError, or ValueError if it is not a regular file.
 
-    A pipe would wait for ever, and a device never end: neither is opened.
+    Pipes and devices are not opened, because reading them may never end.
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
@@ -46,7 +46,7 @@ def read_file(path: Path) -> bytes:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """Open, but do not decode yet. Raises TooLarge, or nearly anything for bytes that are no picture."""
+    """Open a picture without decoding it. Raises TooLarge, or nearly any exception for bytes that are no picture."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -57,14 +57,14 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of the picture as its EXIF orientation means it."""
-    # Of a TIFF file Pillow itself says the upright size.
+    """Return width and height of the picture, turned upright by its EXIF orientation."""
+    # For TIFF files, Pillow returns the upright size itself.
     turned = image.format != "TIFF" and image.getexif().get(EXIF_ORIENTATION) in TURNED
     return (image.height, image.width) if turned else image.size
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation means it, in RGB: transparency onto white, 16 bits scaled to 8."""
+    """Return the picture upright (EXIF) and in RGB: transparency on white, 16 bits scaled to 8."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
@@ -76,11 +76,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of 16 or 32 bits a pixel at the brightness it is meant to have; Pillow would cut off above 255."""
+    """Scale a picture of 16 or 32 bits a pixel to 8 bits. Pillow would clip values above 255."""
     values = np.nan_to_num(np.asarray(image).astype(np.float32))
     if image.mode.startswith("I;16"):
         white = 65_535.0
-    else:  # how wide the values range says what white is
+    else:  # white is the smallest usual maximum that no value exceeds
         steps = (1.0, 255.0, 65_535.0) if image.mode == "F" else (255.0, 65_535.0)
         largest = float(values.max())
         white = next((step for step in steps if largest <= step), largest)
@@ -88,7 +88,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def to_square(image: Image.Image, side: int) -> np.ndarray:
-    """An RGB picture as uint8 S×S×3: its short side resized to S pixels, the middle of the long side kept."""
+    """Return an RGB picture as uint8 S×S×3: the short side resized to S pixels, the long side centre-cropped."""
     if min(image.size) != side:
         return np.array(ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS))
     left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -28,9 +28,11 @@ from data_prep.triplets import TripletSampler
 
 
 class Reader(Protocol):
-    """A layout's adapter: reads the official files into rows that all have a split."""
+    """The adapter of a layout: reads the official files into rows that all have a split."""
 
-    def __call__(self, request: Request) -> Annotation: ...
+    def __call__(self, request: Request) -> Annotation:
+        """Read the annotation. Raises InputError."""
+        ...
 
 
 LAYOUTS: dict[str, Reader] = {
@@ -40,10 +42,10 @@ LAYOUTS: dict[str, Reader] = {
     "darn": darn.read,
 }
 DRAWN_TRIPLETS, DRAWN_EPOCHS = 100_000, 10
-"""Triplets per epoch and epochs, where nothing else is asked for and the dataset gives none ready-made."""
+"""Default number of triplets per epoch and of epochs, if the dataset does not bring triplets."""
 
 EVALUATION_SHARE = 5
-"""Validation and test get one fifth of the training triplets, as UT-Zap50K's lists do (200k : 40k)."""
+"""Training triplets for each triplet of validation and of test, as in UT-Zap50K's lists (200k : 40k)."""
 NO_TRIPLETS = "no training triplet can be drawn: no attribute has two values, one with two images"
 
 
@@ -67,12 +69,12 @@ def prepare(
 ) -> DatasetInfo:
     """Turn the official files of `layout` below `root` into the tables of data_prep.tables at `out`.
 
-    `split_files`, `annotation`, `categories` and `crop_boxes` are explained in Request. `out` is a folder or a URI;
-    `image_size` is the packed images' short side in pixels. `triplets` are drawn for each of `epochs` training
-    epochs; where the dataset gives its triplets they are dealt out instead, by default all in one epoch. Equal input
-    and seed give equal tables. A preparation that was stopped goes on with what it had packed when it is asked for
-    again. Returns the description. Raises InputError for what a user can mend, and if more than the share
-    `max_rejects` of the rows is rejected.
+    `split_files`, `annotation`, `categories` and `crop_boxes` are explained in Request. `out` is a folder or a URI.
+    `image_size` is the short side of the packed images in pixels. `triplets` are drawn for each of `epochs` training
+    epochs; if the dataset brings triplets, those are divided over the epochs, by default all in one epoch. Equal input
+    and seed give equal tables. A second call continues a stopped preparation with the images packed so far. Returns
+    the description. Raises InputError for errors that a user can correct, and if more than the fraction `max_rejects`
+    of the rows is rejected.
     """
     name = name or layout
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -90,7 +92,7 @@ def prepare(
         _check_rejects(read, root, max_rejects)
         images = read.images()
         images.insert(0, "image_id", np.arange(len(images)))
-        # What can be known to fail is found before the long part.
+        # Before packing, which takes long: everything that can already fail.
         regions = _read_regions(root, read)
         _check_anchors(_numbered(read.rows, images))
         packing = pack(images, root, staging, image_size, seed, progress)
@@ -126,8 +128,7 @@ def prepare(
 
 
 def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> None:
-    """Stop where more than a share of the rows is damaged. Raises TooManyRejects, or InputError if nothing
-    is left."""
+    """Raise TooManyRejects if more than a fraction of the rows is damaged, InputError if no row is left."""
     if not annotation.rows_in:
         raise InputError(f"{root}: the annotation is empty")
     damaged = [reject for reject in annotation.rejects if reject.reason not in CHOSEN]
@@ -153,7 +154,7 @@ def _per_split(rows: pd.DataFrame) -> dict[str, int]:
 
 
 def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Packing) -> Annotation:
-    """Rows and triplets of images that could not be packed become rejects with the image's reason."""
+    """Turn rows and triplets of images that could not be packed into rejects with the image's reason."""
     why = images.merge(packing.refused, on="image_id").set_index("path")[["reason", "detail"]]
     rejects = list(annotation.rejects)
 
@@ -175,7 +176,7 @@ def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Pack
 
 
 def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame) -> None:
-    """`images` has those that were packed, with their sizes."""
+    """Write the tables of images, labels, retrieval and rejects. `images` are the packed ones, with their sizes."""
     write_table(staging / "images.parquet", {n: images[n] for n in tables.IMAGES.names}, tables.IMAGES)
     rows = _numbered(annotation.rows, images)
     write_table(staging / "labels.parquet", {n: rows[n] for n in tables.LABELS.names}, tables.LABELS)
@@ -187,14 +188,14 @@ def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame
 
 
 def _numbered(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """Rows with their image_id, sorted by it, attribute and value."""
+    """Return rows with their image_id, sorted by image_id, attribute and value."""
     number = images.set_index("path")["image_id"]
     rows = rows.assign(image_id=rows["path"].map(number).astype("int64"))
     return rows.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
 
 
 def _read_regions(root: Path, annotation: Annotation) -> pd.DataFrame | None:
-    """Where drawn images say each attribute is; photographs have no such file. Raises InputError for a damaged one."""
+    """Return the regions of drawn images; None for photographs. Raises InputError if their file is damaged."""
     file = root / DRAWN_REGIONS_FILE
     if not file.is_file():
         return None
@@ -213,14 +214,14 @@ def _write_regions(staging: Storage, regions: pd.DataFrame | None, images: pd.Da
 
 
 def _check_anchors(rows: pd.DataFrame) -> None:
-    """Training labels must give triplets. Raises InputError if they cannot."""
+    """Raise InputError if the training labels cannot give a triplet."""
     labels = rows[rows["split"] == "train"]
     if len(labels) and not len(TripletSampler(labels).attributes):
         raise InputError(NO_TRIPLETS)
 
 
 def _check_written(staging: Storage, info: DatasetInfo) -> None:
-    """What the tables' files hold is what came in."""
+    """Raise AssertionError unless the written tables hold all rows that were read."""
     written = info.repeats + info.given_triplets
     for name in ("labels.parquet", "rejects.parquet"):
         with (staging / name).open() as file:
@@ -231,7 +232,7 @@ def _check_written(staging: Storage, info: DatasetInfo) -> None:
 
 @dataclass(frozen=True)
 class _Written:
-    """The triplets that were written."""
+    """Numbers of written triplets."""
 
     per_epoch: int
     epochs: int
@@ -241,12 +242,12 @@ def _write_triplets(
     staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int | None, epochs: int | None, seed: int
 ) -> _Written:
     if annotation.triplets is not None:
-        return _deal_out(staging, annotation.triplets, images, n, epochs or 1, seed)
+        return _divide(staging, annotation.triplets, images, n, epochs or 1, seed)
     return _draw(staging, annotation, images, n or DRAWN_TRIPLETS, epochs or DRAWN_EPOCHS, seed)
 
 
 def _draw(staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int) -> _Written:
-    """Training triplets for every epoch; one smaller set each for validation and test."""
+    """Draw training triplets for every epoch, and one smaller set each for validation and test."""
     rows = _numbered(annotation.rows, images)
     for number, split in enumerate(SPLITS):
         labels = rows[rows["split"] == split]
@@ -254,7 +255,7 @@ def _draw(staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int
             continue
         sampler = TripletSampler(labels)
         train = split == "train"
-        if train and not len(sampler.attributes):  # too many pictures were refused since _check_anchors
+        if train and not len(sampler.attributes):  # since _check_anchors, too many pictures were refused
             raise Resumable(NO_TRIPLETS)
         for epoch in range(epochs if train else 1):
             drawn = sampler.sample(n if train else max(1, n // EVALUATION_SHARE), [seed, number, epoch])
@@ -262,10 +263,10 @@ def _draw(staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int
     return _Written(n, epochs) if (rows["split"] == "train").any() else _Written(0, 0)
 
 
-def _deal_out(
+def _divide(
     staging: Storage, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
 ) -> _Written:
-    """The dataset's own triplets, shuffled: `n` (or all) for each training epoch, going round where they run out."""
+    """Shuffle the dataset's triplets and write `n` (or all) for each training epoch, starting again at the end."""
     number = images.set_index("path")["image_id"]
     rng = np.random.default_rng(seed)
     per_epoch = 0

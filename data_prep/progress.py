@@ -1,4 +1,4 @@
-"""How long jobs tell of their progress without knowing who shows it."""
+"""Progress of long jobs, reported without knowing who shows it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], Advance]
-"""Given a title and a total, returns a function that is told how many more are done."""
+"""Function of a title and a total that returns a function of the number of newly finished items."""
 
 
 def silent(title: str, total: int) -> Advance:

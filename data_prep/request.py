@@ -1,4 +1,4 @@
-"""What a preparation is asked for, as far as it concerns the adapters."""
+"""The part of a preparation's options that adapters read."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from data_prep.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Request:
-    """Which annotation to read, and how. `annotation`, `categories` and `crop_boxes` are DeepFashion's alone."""
+    """Annotation to read. `annotation`, `categories` and `crop_boxes` are for DeepFashion only."""
 
     root: Path
-    """The dataset's folder."""
+    """Folder of the dataset."""
     split_files: Path | None = None
-    """ASEN's split files, if they are not in the root."""
+    """Folder of ASEN's split files, if they are not in the root."""
     seed: int = 0
-    """Of the split, where none is given."""
+    """Seed of the split, if none is given."""
     annotation: str | None = None
-    """coarse or fine; None: whichever is there, coarse before fine."""
+    """coarse or fine; None: the one that exists, coarse before fine."""
     categories: bool = False
-    """Add the clothing category as one more attribute."""
+    """Whether the clothing category is one more attribute."""
     crop_boxes: bool = False
-    """Crop every picture to its bounding box."""
+    """Whether every picture is cropped to its bounding box."""
     progress: Progress = silent

@@ -128,7 +128,7 @@ def _in_place(target: Storage, overwrite: bool) -> Iterator[None]:
     continued = unfinished(target)
     if (target / DESCRIPTION).exists():
         if not overwrite:
-            raise InputError(f"{target}: exists; give another place or --overwrite")
+            raise InputError(f"{target}: exists; give another URI or --overwrite")
     elif not begun(target) and target.files():
         raise InputError(
             f"{target}: is not empty, and holds no {DESCRIPTION}: not made by this command; not overwritten"

@@ -1,4 +1,4 @@
-"""Places that datasets are kept in: a local folder, or any URI that pyarrow's or fsspec's file systems open."""
+"""Files and folders, local or at any URI that a file system of pyarrow or fsspec opens."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from data_prep.errors import InputError, StorageError
 NAME = r"[A-Za-z][A-Za-z0-9+.-]*"
 URI = re.compile(rf"(?:{NAME}::)*{NAME}://")
 CHAIN = re.compile(rf"::(?={NAME}://)")
-"""Between the parts of fsspec's chained URIs: `simplecache::s3://bucket/folder`."""
+"""Separator of fsspec's chained URIs, as in `simplecache::s3://bucket/folder`."""
 LINK = re.compile(
     rf"(?P<start>(?:{NAME}::)*{NAME}://|)"
-    # A key with an unquoted slash is a mistake that is often made, and not to be shown either.
+    # A key with an unquoted slash is a common mistake, and must not be shown either.
     r"(?:(?P<user>[^/?]*|[^/?@:]+:(?!\d+/)[^?@]*)@)?"
     r"(?P<path>[^?]*)(?:\?(?P<query>.*))?",
     re.DOTALL,
 )
 HARMLESS = ("region", "scheme", "endpoint_override", "allow_bucket_creation", "allow_bucket_deletion")
-"""Options of a URI's query that errors may show."""
+"""Options of a URI's query that error messages may show."""
 LOCAL = re.compile(r"(file|local)://", re.IGNORECASE)
-LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")  # what pathlib makes of a URI
+LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")  # the form of a URI after pathlib has read it
 PIECE = 16 << 20
-"""Bytes that a download asks for at a time: pyarrow's own 64 KiB are a round trip each."""
+"""Bytes of one read in a download. pyarrow's default of 64 KiB costs a round trip each."""
 
 
 class Storage:
     """A file or folder, by path or URI (`s3://bucket/folder?region=…`, `gs://…`, `abfs://…`, `file://…`, fsspec's).
 
-    `storage / "name"` is what lies below. A file appears under its name whole or not at all. Objects can be
-    pickled; a worker opens the file system anew, with its own environment's credentials. `str()` shows neither
-    credentials nor a URI's query. Every method raises StorageError where a remote place does not answer or
-    refuses, and OSError for a local one.
+    `storage / "name"` is a path below it. A file appears complete or not at all. Objects can be pickled; a worker
+    opens the file system again, with the credentials of its own environment. `str()` shows neither credentials nor a
+    URI's query. Every method raises StorageError if a remote store does not answer or refuses, and OSError for a local
+    file.
     """
 
     def __init__(self, where: str | Path | Storage):
@@ -56,11 +56,11 @@ class Storage:
             self._base = Path(where).absolute()
         elif not URI.match(str(where)):
             shown = re.sub(r"://.*@", "://", str(where).partition("?")[0], flags=re.DOTALL)
-            raise InputError(f"{shown}: neither a path nor a URI; a URI is SCHEME://PLACE")
+            raise InputError(f"{shown}: neither a path nor a URI; a URI is SCHEME://PATH")
         elif LOCAL.match(str(where)):
             self._base = _local_path(str(where))
         elif not URI.sub("", _shown(str(where)), count=1).strip("/"):
-            raise InputError(f"{_shown(str(where))}: names no place; give a bucket and a folder")
+            raise InputError(f"{_shown(str(where))}: has no path; give a bucket and a folder")
         else:
             self._base = str(where)
 
@@ -83,21 +83,21 @@ class Storage:
 
     @property
     def local(self) -> Path | None:
-        """The absolute path, if this is a local place."""
+        """Absolute path of a local file or folder; None for a remote one."""
         return self._base / self._below if isinstance(self._base, Path) else None
 
     def exists(self) -> bool:
-        """Whether there is such a file."""
+        """Return whether the file exists."""
         with self._plainly():
             return self._info().type == pafs.FileType.File
 
     def size(self) -> int:
-        """Of a file, bytes."""
+        """Return the file's size in bytes; 0 if it does not exist."""
         with self._plainly():
             return int(self._info().size or 0)
 
     def files(self) -> dict[str, int]:
-        """Name (relative, POSIX) -> bytes of every file below this folder, in the order of the names."""
+        """Return name (relative, POSIX) -> size in bytes of every file below this folder, ordered by name."""
         with self._plainly():
             selector = pafs.FileSelector(self._path, allow_not_found=True, recursive=True)
             folder = self._path.strip("/")
@@ -109,34 +109,34 @@ class Storage:
         return dict(sorted(found.items()))
 
     def folders(self) -> list[str]:
-        """Names of the folders right below this one, in their order; empty ones too, where a place has such."""
+        """Return the sorted names of the folders in this folder; empty ones too, if the file system has them."""
         with self._plainly():
             found = self._filesystem.get_file_info(pafs.FileSelector(self._path, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
     def open(self) -> pa.NativeFile:
-        """A file for random access, as pyarrow's readers want it. Raises FileNotFoundError."""
+        """Open the file for random access by pyarrow's readers. Raises FileNotFoundError."""
         with self._plainly():
             return self._filesystem.open_input_file(self._path)
 
     def read_bytes(self) -> bytes:
-        """A file's content. Raises FileNotFoundError."""
+        """Return the file's content. Raises FileNotFoundError."""
         with self._plainly(), self._filesystem.open_input_file(self._path) as file:
             return file.read()
 
     def download(self, copy: Path) -> None:
-        """Copy a file, of any size, to a local one. Raises FileNotFoundError."""
+        """Copy the file, of any size, to a local path. Raises FileNotFoundError."""
         with self._plainly(), self._filesystem.open_input_file(self._path) as file:
             file.download(str(copy), buffer_size=PIECE)
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
-        """Make the file, or replace it, in one go."""
+        """Write or replace the file atomically."""
         if self.local:
             with atomic.file(self.local) as file:
                 file.write_bytes(data)
             return
         with self._plainly():
-            # One call: closing a stream, even after an error, makes what was written so far a finished object.
+            # One call, because closing a stream makes the bytes written so far an object, even after an error.
             try:
                 stream = self._filesystem.open_output_stream(self._path)
             except FileNotFoundError:  # a file system that has folders
@@ -179,7 +179,7 @@ class Storage:
             self.write_bytes(content.read_buffer())
 
     def delete(self) -> None:
-        """Remove a file, or a folder and all below it, if it is there."""
+        """Delete the file, or the folder with its content, if it exists."""
         if self.local and self.local.is_dir():
             return shutil.rmtree(self.local)
         with self._plainly():
@@ -191,7 +191,7 @@ class Storage:
 
     @property
     def _opened(self) -> tuple[pafs.FileSystem, str]:
-        """The file system and the base's path in it."""
+        """File system, and the path of the base in it."""
         try:
             return _open(self._base)
         except Exception as error:  # every file system has its own
@@ -211,7 +211,7 @@ class Storage:
 
     @contextmanager
     def _plainly(self) -> Iterator[None]:
-        """One kind of error for whatever a remote file system raises."""
+        """Raise StorageError for any exception of a remote file system."""
         try:
             yield
         except (FileNotFoundError, StorageError):
@@ -223,26 +223,26 @@ class Storage:
 
     def _without_secrets(self, error: Exception) -> str:
         text = " ".join((str(error) or type(error).__name__).split())
-        # The longest first: what one hides must not be cut by another.
+        # The longest first, because replacing a part of a secret would leave the rest.
         for secret in sorted(_secrets(str(self._base)), key=len, reverse=True):
-            # Short ones only as whole words: a user called "me" is no reason to hide a part of "some".
+            # Short ones only as complete words: a user named "me" must not hide a part of "some".
             spelled = re.escape(secret) if len(secret) > 3 else rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])"
             text = re.sub(spelled, "***", text, flags=re.IGNORECASE)
         return text[:300]
 
 
 def _links(uri: str) -> list[re.Match[str]]:
-    """A URI's parts; a chained one has several."""
+    """Return the parts of a URI; a chained URI has several."""
     return [match for link in CHAIN.split(uri) if (match := LINK.fullmatch(link))]
 
 
 def _shown(uri: str) -> str:
-    """Without credentials and query."""
+    """Return a URI without credentials and query."""
     return "::".join(f"{link['start']}{link['path']}" for link in _links(uri))
 
 
 def _secrets(uri: str) -> set[str]:
-    """User, password and the options' values, as they are written and in the spellings that an error may have."""
+    """Return user, password and values of options, as written and in the spellings that an error may use."""
     raw: set[str] = set()
     for link in _links(uri):
         user, query = link["user"] or "", link["query"] or ""
@@ -255,17 +255,17 @@ def _secrets(uri: str) -> set[str]:
 
 
 def _local_path(uri: str) -> Path:
-    """A `file://` URI's path. It has no query and no fragment: `?` and `#` are characters as any other."""
-    scheme, _, place = uri.partition("://")
-    host, slash, path = place.partition("/")
+    """Return the path of a `file://` URI, in which `?` and `#` are ordinary characters."""
+    scheme, _, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
     if host not in ("", "localhost"):
-        raise InputError(f"{uri}: {scheme}:// URIs have three slashes: {scheme}:///{place}")
+        raise InputError(f"{uri}: {scheme}:// URIs have three slashes: {scheme}:///{rest}")
     if not slash:
-        raise InputError(f"{uri}: names no place; give a folder")
+        raise InputError(f"{uri}: has no path; give a folder")
     return Path(f"/{unquote(path)}")
 
 
-@lru_cache(maxsize=16)  # a file system keeps connections
+@lru_cache(maxsize=16)  # because a file system keeps connections
 def _open(base: str | Path) -> tuple[pafs.FileSystem, str]:
     if isinstance(base, Path):
         return pafs.LocalFileSystem(), str(base)
@@ -275,7 +275,7 @@ def _open(base: str | Path) -> tuple[pafs.FileSystem, str]:
         except pa.ArrowInvalid as error:
             if "Unrecognized filesystem type" not in str(error):
                 raise
-    import fsspec  # only where pyarrow has no file system of its own
+    import fsspec  # only for schemes that pyarrow does not know
 
     filesystem, path = fsspec.core.url_to_fs(base)
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path

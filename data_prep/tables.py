@@ -17,13 +17,13 @@ SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
 DESCRIPTION = "dataset.json"
 REPORT = "report.html"
-"""A page on the dataset, made from the tables; not part of it."""
+"""Page about the dataset, made from the tables; not part of the dataset."""
 TABLES = ("images.parquet", "labels.parquet", "retrieval.parquet", "regions.parquet", "rejects.parquet")
-"""The single files beside the description."""
+"""Single files beside the description."""
 REGIONS_FILE = "regions.parquet"
-"""Where each attribute is in a prepared dataset's drawn pictures."""
+"""Region of each attribute in the drawn pictures of a prepared dataset."""
 DRAWN_REGIONS_FILE = "drawn_regions.parquet"
-"""The same beside the pictures themselves, with `path` for `image_id`: what tells a drawn dataset from others."""
+"""The same table beside the pictures, with `path` instead of `image_id`. Only drawn datasets have it."""
 
 IMAGES = pa.schema(
     [
@@ -62,7 +62,7 @@ REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", p
 
 
 class Attribute(BaseModel):
-    """One attribute (say, collar design) and the names of its values, in the order of their indices."""
+    """An attribute (such as collar design) and the names of its values, ordered by their indices."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -70,36 +70,37 @@ class Attribute(BaseModel):
 
 
 class DatasetInfo(BaseModel):
-    """What `dataset.json` holds."""
+    """Content of `dataset.json`."""
 
     schema_version: int
     name: str
     layout: str
     attributes: tuple[Attribute, ...]
     image_size: int
-    """Short side of the packed images, pixels."""
+    """Short side of the packed images, in pixels."""
     seed: int
     images: dict[str, int]
-    """Images per split."""
+    """Number of images per split."""
     queries: dict[str, int]
     candidates: dict[str, int]
     triplets: int
     """Triplets per training epoch."""
     triplet_epochs: int
     rows_in: int
-    """Annotation rows read; each became a label (or a given triplet), a repeat or a row of `rejects.parquet`."""
+    """Annotation rows read. Each is a label (or a given triplet), a repeat or a row of `rejects.parquet`."""
     repeats: int = 0
-    """Rows that only say again what another one says."""
+    """Rows that repeat another row."""
     given_triplets: int = 0
-    """Triplets that the dataset gives ready-made."""
+    """Triplets that the dataset brings."""
     rejects: dict[str, int]
-    """Rejected rows per reason."""
+    """Number of rejected rows per reason."""
     digest: str
-    """sha256 over the tables' files: two datasets with one digest are the same dataset."""
+    """sha256 of the tables' files. Datasets with equal digests are equal."""
     versions: dict[str, str]
 
     @property
     def attribute_names(self) -> list[str]:
+        """Names of the attributes, ordered by their indices."""
         return [attribute.name for attribute in self.attributes]
 
 
@@ -110,9 +111,9 @@ def write_table(file: Storage, columns: dict, schema: pa.Schema, **options: obje
 
 
 def digest_of(folder: Storage, known: dict[str, str]) -> str:
-    """sha256 over the names and bytes of every Parquet file below `folder`, in the order of their names.
+    """Return the sha256 of the names and bytes of every Parquet file below `folder`, ordered by name.
 
-    `known` has the sha256 of files that need not be read again.
+    `known` maps names of files that need not be read again to their sha256.
     """
     total = hashlib.sha256()
     for name in folder.files():

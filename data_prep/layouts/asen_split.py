@@ -4,8 +4,8 @@
     label_train.txt                      idx attribute value [attribute value ...]
     {query,candidate}_{valid,test}.txt   idx attribute value
 
-idx is the 0-based line of the split's file names; attribute and value are 0-based. DeepFashion has one more
-kind, with all labels of the images that the queries and candidates take one of:
+idx is the 0-based line of the split's file names; attribute and value are 0-based. DeepFashion has one more kind, with
+all labels of the images of which queries and candidates have one:
 
     label_{valid,test}.txt               idx attribute value [attribute value ...], attribute 1-based, value *global*
 
@@ -41,25 +41,26 @@ from data_prep.tables import SPLITS, Attribute
 
 ROLES = ("query", "candidate")
 QUERY_EVERY = 5
-"""One query for four candidates."""
+"""One image of five is a query, the others are candidates."""
 
 
 class GlobalValue(NamedTuple):
-    """What a row of list_attr_cloth.txt is: which attribute, and which of its values."""
+    """Meaning of a row of list_attr_cloth.txt: an attribute, and one of its values."""
 
     attribute: int
     value: int
 
 
 def has_split_files(folder: Path) -> bool:
-    """Whether the folder itself holds file names of any split."""
+    """Return whether the folder itself holds the file names of a split."""
     return any(is_file(folder / f"filenames_{split}.txt") for split in SPLITS)
 
 
 def find_split_files(request: Request, dataset: str) -> Path | None:
-    """The folder with the split files: --split-files, its subfolder named after the dataset, or the root itself.
+    """Return the folder of the split files: --split-files, its subfolder named after the dataset, or the root.
 
-    Raises InputError if --split-files has none, or if they lie in the root's subfolder: paths start where they lie.
+    Raises InputError if --split-files has none, or if they are in a subfolder of the root, because their paths start
+    in their own folder.
     """
     if request.split_files:
         return named_split_files(request.split_files, dataset)
@@ -69,7 +70,7 @@ def find_split_files(request: Request, dataset: str) -> Path | None:
 
 
 def named_split_files(folder: Path, dataset: str) -> Path:
-    """`folder` or its subfolder named after the dataset. Raises InputError if neither has split files."""
+    """Return `folder` or its subfolder named after the dataset. Raises InputError if neither has split files."""
     for candidate in (folder, folder / dataset):
         if has_split_files(candidate):
             return candidate
@@ -83,24 +84,24 @@ def read_split_files(
     several_values: bool = False,
     global_values: list[GlobalValue] | None = None,
 ) -> Annotation:
-    """Read whichever of the three splits `folder` holds.
+    """Read the splits that `folder` holds.
 
-    `global_values` says what the values of label_{valid,test}.txt mean; without it, that is worked out from those
-    files themselves. Raises InputError if a file is missing or the meaning cannot be worked out.
+    `global_values` is the meaning of the values in label_{valid,test}.txt; if None, it is inferred from those files.
+    Raises InputError if a file is missing, or if the meaning cannot be inferred.
     """
     parts = [_read_split(folder, split) for split in SPLITS if (folder / f"filenames_{split}.txt").is_file()]
     rejects = [reject for part in parts for reject in part.rejects]
     rows_in = sum(part.rows_in for part in parts)
     everything = [part.labels for part in parts if len(part.labels)]
-    labels = pd.concat(everything, ignore_index=True) if everything else frame_of([]).assign(whole=False)
-    if labels["whole"].any():
-        labels = _local(labels, global_values or _worked_out(labels[labels["whole"]], attributes, folder))
+    labels = pd.concat(everything, ignore_index=True) if everything else frame_of([]).assign(listed=False)
+    if labels["listed"].any():
+        labels = _local(labels, global_values or _inferred(labels[labels["listed"]], attributes, folder))
     labels, refused = _in_range(labels, attributes)
     labels, unlike = _roles_among_labels(labels)
     return settled(
         Annotation(
             attributes,
-            rows=labels.drop(columns="whole"),
+            rows=labels.drop(columns="listed"),
             rejects=rejects + refused + unlike,
             rows_in=rows_in,
             several_values=several_values,
@@ -109,10 +110,10 @@ def read_split_files(
 
 
 class _Part(NamedTuple):
-    """One split's files as they are: attributes and values not yet checked."""
+    """Content of one split's files, with attributes and values not yet checked."""
 
     labels: pd.DataFrame
-    """Row's columns, and `whole`: whether it is from label_{valid,test}.txt."""
+    """Columns of Row, and `listed`: whether the row is from label_{valid,test}.txt."""
     rejects: list[Reject]
     rows_in: int
 
@@ -123,7 +124,7 @@ def _read_split(folder: Path, split: str) -> _Part:
     while names and not names[-1].strip():
         names.pop()
     rows: list[Row] = []
-    whole: list[bool] = []
+    listed: list[bool] = []
     rejects: list[Reject] = []
     labelled: set[int] = set()
     filled: Counter[str] = Counter()
@@ -138,17 +139,17 @@ def _read_split(folder: Path, split: str) -> _Part:
             index, pairs = read
             labelled.add(index)
             rows += [Row(names[index], a - all_labels, v, split, role, file.name, number) for a, v in pairs]
-            whole += [all_labels] * len(pairs)
+            listed += [all_labels] * len(pairs)
     unlabelled = [
         Reject(names_file.name, i + 1, "no_label", name[:SHOWN]) for i, name in enumerate(names) if i not in labelled
     ]
-    # Not yet in the columns' types: the numbers may be any.
-    labels = pd.DataFrame(rows, columns=list(Row._fields)).assign(whole=np.array(whole, bool))
+    # Not yet in the types of the columns, because the numbers are unchecked.
+    labels = pd.DataFrame(rows, columns=list(Row._fields)).assign(listed=np.array(listed, bool))
     return _Part(labels, rejects + unlabelled, counted(labels, rejects, filled) + len(unlabelled))
 
 
 def _label_files(folder: Path, split: str) -> Iterator[tuple[Path, str]]:
-    """(file, role): the labels first, so that a query's row finds its image's labels there."""
+    """Yield (file, role), the labels first, so that a query's row comes after its image's labels."""
     everything = folder / f"label_{split}.txt"
     if split == "train":
         yield _present(everything), ""
@@ -178,15 +179,15 @@ def _read_line(line: str, names: list[str], source: str, number: int) -> tuple[i
     return index, list(zip(numbers[1::2], numbers[2::2], strict=True))
 
 
-def _worked_out(whole: pd.DataFrame, attributes: tuple[Attribute, ...], folder: Path) -> list[GlobalValue]:
-    """What every global value means, where the files themselves show it: each occurs, under one attribute.
+def _inferred(listed: pd.DataFrame, attributes: tuple[Attribute, ...], folder: Path) -> list[GlobalValue]:
+    """Infer the meaning of every global value from the attribute it occurs with.
 
-    Raises InputError if they do not.
+    Raises InputError unless every value occurs.
     """
     sizes = [len(attribute.values) for attribute in attributes]
-    known = whole[whole["attribute"].between(0, len(sizes) - 1) & whole["value"].between(0, sum(sizes) - 1)]
+    known = listed[listed["attribute"].between(0, len(sizes) - 1) & listed["value"].between(0, sum(sizes) - 1)]
     counts = pd.crosstab(known["value"].astype(int), known["attribute"].astype(int))
-    attribute_of = counts.idxmax(axis=1)  # a stray wrong line does not outvote the others
+    attribute_of = counts.idxmax(axis=1)  # the most frequent one, so that a wrong line has no effect
     if attribute_of.value_counts().reindex(range(len(sizes)), fill_value=0).tolist() != sizes:
         raise InputError(
             f"{folder}: the values of label_valid.txt and label_test.txt are rows of list_attr_cloth.txt, and only "
@@ -196,7 +197,7 @@ def _worked_out(whole: pd.DataFrame, attributes: tuple[Attribute, ...], folder: 
 
 
 def ranked(attribute_of_row: list[int]) -> list[GlobalValue]:
-    """Rows of list_attr_cloth.txt, given each one's attribute, as (attribute, rank among that attribute's rows)."""
+    """Return (attribute, rank among that attribute's rows) of each row, given its attribute."""
     seen: dict[int, int] = {}
     result = []
     for attribute in attribute_of_row:
@@ -206,17 +207,17 @@ def ranked(attribute_of_row: list[int]) -> list[GlobalValue]:
 
 
 def _local(labels: pd.DataFrame, meaning: list[GlobalValue]) -> pd.DataFrame:
-    """Global values replaced by local ones; negative where the row's attribute has no such value."""
+    """Replace global values by local ones; -1 if the row's attribute has no such value."""
     rank_of = {(pair.attribute, row): pair.value for row, pair in enumerate(meaning)}
-    whole = labels["whole"].to_numpy()
-    pairs = zip(labels["attribute"][whole], labels["value"][whole], strict=True)
+    listed = labels["listed"].to_numpy()
+    pairs = zip(labels["attribute"][listed], labels["value"][listed], strict=True)
     values = labels["value"].to_numpy(object, copy=True)
-    values[whole] = [rank_of.get(pair, -1) for pair in pairs]
+    values[listed] = [rank_of.get(pair, -1) for pair in pairs]
     return labels.assign(value=values)
 
 
 def _in_range(labels: pd.DataFrame, attributes: tuple[Attribute, ...]) -> tuple[pd.DataFrame, list[Reject]]:
-    """Reject rows with attributes or values that the dataset does not have."""
+    """Reject rows with an attribute or value that the dataset does not have."""
     known = labels["attribute"].between(0, len(attributes) - 1).to_numpy(bool)
     sizes = np.array([len(attribute.values) for attribute in attributes])
     size = np.zeros(len(labels), int)
@@ -226,7 +227,7 @@ def _in_range(labels: pd.DataFrame, attributes: tuple[Attribute, ...]) -> tuple[
     names = dict(enumerate(attribute.name for attribute in attributes))
     misfits = labels.assign(name=labels["attribute"].map(names))
     for column in ("attribute", "value"):
-        misfits[column] = misfits[column].astype(str).str[:40]  # the number may have thousands of digits
+        misfits[column] = misfits[column].astype(str).str[:40]  # because the number may have thousands of digits
     rejects = rejected(misfits[~known], "unknown_attribute", "attribute {attribute} of {path}")
     rejects += rejected(misfits[known & ~fits], "value_out_of_range", "{name} value {value} of {path}")
     checked = labels[fits].reset_index(drop=True)
@@ -234,9 +235,9 @@ def _in_range(labels: pd.DataFrame, attributes: tuple[Attribute, ...]) -> tuple[
 
 
 def _roles_among_labels(labels: pd.DataFrame) -> tuple[pd.DataFrame, list[Reject]]:
-    """Where a split's files list all labels, a query's or candidate's must be one of them."""
+    """Reject queries and candidates with a label that their split's list of all labels does not have."""
     label = ["path", "attribute", "value", "split"]
-    listed = labels[labels["whole"]]
+    listed = labels[labels["listed"]]
     asked = (labels["role"] != "") & labels["split"].isin(listed["split"].unique())
     unlike = (asked & ~contained(labels, listed, label)).to_numpy(bool)
     rejects = rejected(labels[unlike], "labels_disagree", "{path}: not in label_{split}.txt")
@@ -246,33 +247,36 @@ def _roles_among_labels(labels: pd.DataFrame) -> tuple[pd.DataFrame, list[Reject
 def assign_splits(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Make a reproducible split in ASEN's proportions: train : valid : test = 8 : 1 : 1, query : candidate = 1 : 4.
 
-    Images are dealt out in turn within each value, in an order shuffled by `seed`, so that every value appears in
-    the three splits as evenly as its number of images allows. All labels of an image go to the same split; one of
-    them, drawn by lot, is what it is asked or offered for.
+    The images of each value are assigned in turn, in an order shuffled by `seed`, so that every value appears in the
+    three splits as evenly as its number of images allows. All labels of an image are in the same split. One label,
+    drawn at random, is the one of its query or candidate.
     """
-    image, place, chosen = _dealt(rows, seed)
-    split = np.select([place % 10 == 8, place % 10 == 9], ["valid", "test"], "train")
-    role = np.where(split == "train", "", np.where(place // 10 % QUERY_EVERY == 0, *ROLES))
+    image, position, chosen = _ordered(rows, seed)
+    split = np.select([position % 10 == 8, position % 10 == 9], ["valid", "test"], "train")
+    role = np.where(split == "train", "", np.where(position // 10 % QUERY_EVERY == 0, *ROLES))
     return _with(rows, split[image], np.where(chosen, role[image], ""))
 
 
 def assign_roles(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Make queries and candidates, 1 : 4, of the images of validation and test, which rows already name."""
-    dealt = [rows[rows["split"] == "train"]]
+    """Make queries and candidates, 1 : 4, of the images of validation and test in rows that have a split."""
+    parts = [rows[rows["split"] == "train"]]
     for number, split in enumerate(SPLITS[1:]):
         of_split = rows[rows["split"] == split]
-        image, place, chosen = _dealt(of_split, [seed, number])
-        role = np.where(place % QUERY_EVERY == 0, *ROLES)
-        dealt.append(_with(of_split, split, np.where(chosen, role[image], "")))
-    return pd.concat(dealt).sort_index()
+        image, position, chosen = _ordered(of_split, [seed, number])
+        role = np.where(position % QUERY_EVERY == 0, *ROLES)
+        parts.append(_with(of_split, split, np.where(chosen, role[image], "")))
+    return pd.concat(parts).sort_index()
 
 
 def _with(rows: pd.DataFrame, split: np.ndarray | str, role: np.ndarray) -> pd.DataFrame:
     return rows.assign(split=split, role=role).astype({"split": "str", "role": "str"})
 
 
-def _dealt(rows: pd.DataFrame, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Deal images out within each value: every row's image, every image's place, and which rows were drawn by lot."""
+def _ordered(rows: pd.DataFrame, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order images by value, shuffled within values.
+
+    Returns every row's image, every image's position in the order, and whether each row is its image's chosen label.
+    """
     rng = np.random.default_rng(seed)
     image, paths = pd.factorize(rows["path"])
     order = rng.permutation(len(paths))
@@ -283,6 +287,6 @@ def _dealt(rows: pd.DataFrame, seed: int | list[int]) -> tuple[np.ndarray, np.nd
     chosen = np.zeros(len(rows), bool)
     chosen[drawn] = True
     attribute, value = rows["attribute"].to_numpy()[drawn][order], rows["value"].to_numpy()[drawn][order]
-    place = np.empty(len(paths), np.int64)
-    place[order[np.lexsort((value, attribute))]] = np.arange(len(paths))
-    return image, place, chosen
+    position = np.empty(len(paths), np.int64)
+    position[order[np.lexsort((value, attribute))]] = np.arange(len(paths))
+    return image, position, chosen

@@ -1,6 +1,6 @@
 """DARN from ASEN's split files: pictures below `pic/`, nine attributes of one value each.
 
-The values' names are not published with the split; they go by their numbers.
+The names of the values are not published with the split, so that numbers take their place.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SCHEMA = tuple(Attribute(name=name, values=tuple(map(str, range(size)))) for nam
 
 
 def read(request: Request) -> Annotation:
-    """Read the split files, given or in the root."""
+    """Read the split files, which are given or in the root. Raises InputError if there are none."""
     splits = find_split_files(request, NAME)
     if not splits:
         raise InputError(
-            f"{request.root}: not DARN's layout (no filenames_*.txt in it; give --split-files if they lie elsewhere)"
+            f"{request.root}: not DARN's layout (no filenames_*.txt in it; give --split-files if they are elsewhere)"
         )
     return read_split_files(splits, SCHEMA)

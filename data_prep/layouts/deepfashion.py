@@ -6,8 +6,8 @@
     Eval/list_eval_partition.txt          path, train | val | test
     Anno_fine/{train,val,test}.txt        path;  *_attr.txt (26 × 0/1), *_cate.txt, *_bbox.txt: row by row
 
-The paper's attributes are the five types; their values are list_attr_cloth's rows of that type, in order. Files
-are found wherever they lie below the root.
+The paper's attributes are the five types. The values of an attribute are list_attr_cloth's rows of its type, in order.
+Files are found anywhere below the root.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ UNNAMED = tuple(
     Attribute(name=name, values=tuple(str(i) for i in range(size)))
     for name, size in zip(TYPE_NAMES, TYPE_SIZES, strict=True)
 )
-"""The schema where no list_attr_cloth.txt gives the values their names."""
+"""Schema without a list_attr_cloth.txt, which has the names of the values."""
 FINE = {
     "texture": ("floral", "graphic", "striped", "embroidered", "pleated", "solid", "lattice"),
     "sleeve": ("long_sleeve", "short_sleeve", "sleeveless"),
@@ -70,28 +70,28 @@ FINE = {
     "fabric": ("denim", "chiffon", "cotton", "leather", "faux", "knit"),
     "fit": ("tight", "loose", "conventional"),
 }
-"""Anno_fine's 26 columns, in their order."""
+"""The 26 columns of Anno_fine, in their order."""
 LARGEST_EDGE = 100_000
-"""Pixels; a larger number in a bounding box is no edge of a picture."""
+"""Pixels. A larger number in a bounding box is not the edge of a picture."""
 
 
 class Raw(NamedTuple):
-    """A raw annotation before anything is decided about it."""
+    """A raw annotation, and whether its rows have splits."""
 
     annotation: Annotation
     has_splits: bool
 
 
 def read(request: Request) -> Annotation:
-    """Read the annotation below the root; every row has a split afterwards.
+    """Read the annotation below the root, so that every row has a split.
 
-    With split files the labels and the split are theirs, and raw coarse labels, where there are any, are checked
-    against them. Without, the split is list_eval_partition's (or Anno_fine's), with queries and candidates made from
-    the seed in ASEN's proportions; without a partition it is made too.
+    If there are split files, labels and split are theirs, and raw coarse labels, if any, are checked against them.
+    Otherwise, the split is that of list_eval_partition.txt or Anno_fine, and queries and candidates are made from the
+    seed in ASEN's proportions. If there is no partition, the split is made from the seed, too. Raises InputError.
     """
     splits = find_split_files(request, NAME)
     annotation = _read_split(splits, request) if splits else _read_unsplit(request)
-    return _placed(_boxed(annotation, request) if request.crop_boxes else annotation, request.root)
+    return _below_root(_boxed(annotation, request) if request.crop_boxes else annotation, request.root)
 
 
 def _read_split(splits: Path, request: Request) -> Annotation:
@@ -123,14 +123,14 @@ def _read_unsplit(request: Request) -> Annotation:
     else:
         raise InputError(
             f"{request.root}: not DeepFashion's layout (no list_attr_img.txt and no Anno_fine/train_attr.txt below it, "
-            "no filenames_*.txt in it; give --split-files if they lie elsewhere)"
+            "no filenames_*.txt in it; give --split-files if they are elsewhere)"
         )
     made = assign_roles if raw.has_splits else assign_splits
     return replace(raw.annotation, rows=made(raw.annotation.rows, request.seed))
 
 
-def _placed(annotation: Annotation, root: Path) -> Annotation:
-    """Paths below the root. The archives unpack to Img/img, the annotation says img."""
+def _below_root(annotation: Annotation, root: Path) -> Annotation:
+    """Make paths relative to the root: the archives unpack to Img/img, but the annotation says img."""
     if is_dir(root / "img") or not is_dir(root / "Img" / "img"):
         return annotation
     boxes = annotation.boxes
@@ -142,7 +142,7 @@ def _placed(annotation: Annotation, root: Path) -> Annotation:
 
 
 def _boxed(annotation: Annotation, request: Request) -> Annotation:
-    """With the bounding boxes; rows of an image without one are rejected."""
+    """Add the bounding boxes, and reject rows of images without one."""
     boxes = _read_boxes(request.root) if annotation.boxes is None else annotation.boxes
     without = ~annotation.rows["path"].isin(boxes["path"])
     return replace(
@@ -154,7 +154,7 @@ def _boxed(annotation: Annotation, request: Request) -> Annotation:
 
 
 def _find(root: Path, name: str, folder: str) -> Path | None:
-    """The file below `root`; of several, the one in `folder`."""
+    """Return the file of this name below `root`, preferably the one in `folder`; None if there is none."""
     found = sorted(root.rglob(name), key=lambda file: (file.parent.name != folder, file.as_posix()))
     other = FINE_FOLDER if folder == COARSE else COARSE
     return next((file for file in found if file.parent.name != other), None)
@@ -168,9 +168,9 @@ def _needed(root: Path, name: str, folder: str) -> Path:
 
 
 def read_schema(file: Path, root: Path) -> tuple[tuple[Attribute, ...], list[GlobalValue]]:
-    """list_attr_cloth.txt: the attributes with their values' names, and what each of its rows is.
+    """Read list_attr_cloth.txt: the attributes with the names of their values, and the meaning of each row.
 
-    Raises InputError for a line that is not a name and a type: every later row's meaning would be in doubt.
+    Raises InputError for a line that is not a name and a type, because the meaning of later rows would be unknown.
     """
     names: list[list[str]] = [[] for _ in TYPE_NAMES]
     types = []
@@ -185,7 +185,7 @@ def read_schema(file: Path, root: Path) -> tuple[tuple[Attribute, ...], list[Glo
 
 
 def _list_rows(file: Path, root: Path) -> list[tuple[int, str]]:
-    """The rows of a list_*.txt with their line numbers. Raises InputError if they are not as many as it says."""
+    """Return the rows of a list_*.txt with their line numbers. Raises InputError if their number is not as stated."""
     lines = list(numbered_lines(file, root))
     if len(lines) < HEADER:
         raise InputError(f"{file}: line 1 should be the number of rows, line 2 the columns' names")
@@ -238,7 +238,7 @@ def _read_coarse(file: Path, request: Request) -> Raw:
 
 
 def _with_partition(rows: pd.DataFrame, file: Path, root: Path) -> tuple[pd.DataFrame, list[Reject]]:
-    """Rows with their image's split; those of images without one are rejected."""
+    """Add the split of their image to rows, and reject rows of images without one."""
     split_of: dict[str, str] = {}
     for number, line in _list_rows(file, root):
         *path, name = line.rsplit(maxsplit=1)
@@ -252,7 +252,7 @@ def _with_partition(rows: pd.DataFrame, file: Path, root: Path) -> tuple[pd.Data
 
 
 def _read_categories(root: Path, paths: set[str]) -> tuple[Attribute, pd.DataFrame, list[Reject]]:
-    """The clothing category of every image of `paths` as one more attribute; an image has one."""
+    """Read the clothing category of every image of `paths`, one per image, as one more attribute."""
     cloth = _needed(root, "list_category_cloth.txt", COARSE)
     names = [line.split()[0] for _, line in _list_rows(cloth, root)]
     file = _needed(root, "list_category_img.txt", COARSE)
@@ -263,12 +263,12 @@ def _read_categories(root: Path, paths: set[str]) -> tuple[Attribute, pd.DataFra
     filled = 0
     for number, line in _list_rows(file, root):
         filled += 1
-        *path, said = line.rsplit(maxsplit=1)
-        category = integers(said)
+        *path, number_text = line.rsplit(maxsplit=1)
+        category = integers(number_text)
         if not category or not path:
             rejects.append(bad_line(source, number, line))
         elif not 1 <= category[0] <= len(names):
-            detail = f"{path[0].strip()}: category {said[:40]} of {len(names)}"
+            detail = f"{path[0].strip()}: category {number_text[:40]} of {len(names)}"
             rejects.append(Reject(source, number, "value_out_of_range", detail))
         elif (image := path[0].strip()) not in paths:
             rejects.append(Reject(source, number, "no_label", f"{image}: not in list_attr_img.txt"))
@@ -283,7 +283,7 @@ def _read_categories(root: Path, paths: set[str]) -> tuple[Attribute, pd.DataFra
 
 
 def _read_boxes(root: Path) -> pd.DataFrame:
-    """list_bbox.txt: path, x0, y0, x1, y1 in pixels. Raises InputError for a line that is not that."""
+    """Read list_bbox.txt: path, x0, y0, x1, y1 in pixels. Raises InputError for any other line."""
     file = _needed(root, "list_bbox.txt", COARSE)
     rows = []
     for number, line in _list_rows(file, root):
@@ -343,7 +343,7 @@ def _read_fine(folder: Path, request: Request) -> Raw:
 
 
 def _aligned(file: Path, rows: int | None) -> list[str]:
-    """The lines of a headerless file. Raises InputError if they are not as many as `rows`: none could be trusted."""
+    """Return the lines of a file without header. Raises InputError unless there are `rows` of them, if given."""
     lines = [line.strip() for line in read_lines(file, file.parent)]
     while lines and not lines[-1]:
         lines.pop()

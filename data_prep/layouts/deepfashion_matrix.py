@@ -1,6 +1,6 @@
 """DeepFashion's `list_attr_img.txt`: 289,222 lines of a path and 1,000 values of 1, -1 or 0, 0.9 GB of text.
 
-Read in blocks, all lines of a block at once: no Python loop over values, and memory for one block only.
+It is read in blocks, all lines of a block at once: without a Python loop over values, and with one block in memory.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ import numpy as np
 from data_prep.annotation import SHOWN, Reject
 from data_prep.layouts.text_files import HEADER, LONGEST_PATH, annotation_file, check_header
 
-BLOCK = 8_000_000  # bytes
+BLOCK = 8_000_000
+"""Bytes of a block."""
 LONGEST = 1_000_000
-"""Bytes of one line; a real one has about 4,000."""
+"""Bytes of a line. Real ones have about 4,000."""
 MINUS, ZERO, ONE = (ord(letter) for letter in "-01")
 TAB, SPACE = ord("\t"), ord(" ")
 
 
 @dataclass
 class Marks:
-    """Which image has which column marked 1, in the file's order."""
+    """The columns marked 1 of each image, in the order of the file."""
 
     paths: list[str]
-    """Of every line that could be read."""
+    """Path of every line that could be read."""
     lines: np.ndarray
-    """1-based line of every path."""
+    """1-based line number of every path."""
     image: np.ndarray
-    """Of every mark: number of its path."""
+    """Index into paths of every mark."""
     column: np.ndarray
-    """Of every mark: 0-based column."""
+    """0-based column of every mark."""
     rejects: list[Reject]
 
 
 def read_marks(file: Path, root: Path, n_columns: int, advance: Callable[[int], None] = lambda read: None) -> Marks:
-    """Read the whole file; `advance` is told of every block's bytes.
+    """Read the complete file; `advance` is called with the bytes of every block.
 
-    Raises InputError for a file that has another number of rows than it says, or is not inside `root`.
+    Raises InputError if the number of rows is not as stated, or if the file is not inside `root`.
     """
     source = annotation_file(file, root).relative_to(root).as_posix()
     marks = Marks([], np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int16), [])
@@ -61,7 +62,7 @@ def read_marks(file: Path, root: Path, n_columns: int, advance: Callable[[int], 
 
 
 def _blocks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
-    """Blocks of whole lines after the header. Of a line beyond all measure only the beginning is given, spoilt."""
+    """Yield blocks of complete lines after the header. A line that is too long is cut and made unreadable."""
     with file.open("rb") as stream:
         for _ in range(HEADER):
             stream.readline(LONGEST)
@@ -74,9 +75,9 @@ def _blocks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
                 cutting = not end
                 read = end + read
             rest += read
-            whole, end, rest = rest.rpartition(b"\n")
+            complete, end, rest = rest.rpartition(b"\n")
             if end:
-                yield whole + end
+                yield complete + end
             if len(rest) > LONGEST:
                 rest, cutting = b"too long: " + rest[:SHOWN], True
         if rest:
@@ -85,7 +86,7 @@ def _blocks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
 
 def _parse(block: bytes, first_line: int, source: str, n_columns: int) -> Marks:
     text = np.frombuffer(block, np.uint8)
-    # The five control characters from tab to carriage return; smaller ones wrap round to large numbers.
+    # The five control characters from tab to carriage return; smaller ones wrap around to large numbers.
     blank = (text == SPACE) | (text - np.uint8(TAB) < 5)
     after_blank = np.empty_like(blank)
     after_blank[0], after_blank[1:] = True, blank[:-1]
@@ -98,7 +99,7 @@ def _parse(block: bytes, first_line: int, source: str, n_columns: int) -> Marks:
     count = tokens[end] - before
     bad = (count != n_columns + 1) & (count > 0)
 
-    # A value is 1, 0 or -1 between blanks; whatever else stands behind the path spoils its line.
+    # A value is 1, 0 or -1 between blanks. Anything else after the path makes its line unreadable.
     before_blank = np.empty_like(blank)
     before_blank[-1], before_blank[:-1] = True, blank[1:]
     one, minus = text == ONE, text == MINUS
@@ -108,9 +109,9 @@ def _parse(block: bytes, first_line: int, source: str, n_columns: int) -> Marks:
     value = ((positive | (start & (text == ZERO)) | (one & after_minus)) & before_blank) | (minus & start)
     odd = np.flatnonzero(~(value | blank))
     lone_minus = np.flatnonzero(minus & start & before_blank)
-    for places in (odd, lone_minus):
-        line = np.searchsorted(end, places)
-        bad[line[tokens[places] - before[line] > 1]] = True
+    for wrong in (odd, lone_minus):
+        line = np.searchsorted(end, wrong)
+        bad[line[tokens[wrong] - before[line] > 1]] = True
 
     marked = np.flatnonzero(positive & before_blank)
     line = np.searchsorted(end, marked)
@@ -131,7 +132,7 @@ def _parse(block: bytes, first_line: int, source: str, n_columns: int) -> Marks:
 
 
 def _paths(block: bytes, begin: np.ndarray) -> list[str]:
-    """The words that begin there. A path is much shorter than this; one that is not will be found missing."""
+    """Return the words that begin there, cut to LONGEST_PATH. No real path is that long."""
     words = (block[i : i + LONGEST_PATH].split(None, 1)[0] for i in begin.tolist())
     return [word.decode("utf-8", errors="replace") for word in words]
 

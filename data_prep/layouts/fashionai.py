@@ -2,7 +2,7 @@
 
     {train1|train2|...}/Annotations/label.csv    Images/neck_design_labels/ab12.jpg,neck_design_labels,nnnyn
 
-The string has one letter for each value: exactly one `y`, whose place is the value; `m` means maybe.
+The string has one letter for each value. Exactly one is `y`; its index is the value. `m` means maybe.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LABEL_FILE = "Annotations/label.csv"
 
 
 def read(request: Request) -> Annotation:
-    """Read the annotation below the root; every row has a split afterwards.
+    """Read the annotation below the root, so that every row has a split.
 
-    With split files (given, or in the root itself) the split is theirs, and raw rows are checked against it.
-    Without, one is made in ASEN's proportions from the seed.
+    If there are split files (given, or in the root), they decide the split, and raw rows are checked against them.
+    Otherwise, a split in ASEN's proportions is made from the seed. Raises InputError.
     """
     root = request.root
     splits = find_split_files(request, NAME)
@@ -46,7 +46,7 @@ def read(request: Request) -> Annotation:
             raise InputError(f"{empty}: the annotation is empty")
         raise InputError(
             f"{root}: not FashionAI's layout (no {LABEL_FILE} in or below it, no filenames_*.txt; "
-            "give --split-files if they lie elsewhere)"
+            "give --split-files if they are elsewhere)"
         )
     return replace(raw, rows=assign_splits(raw.rows, request.seed))
 
@@ -92,20 +92,20 @@ def _read_line(line: str, prefix: str, source: str, number: int) -> Row | Reject
 
 
 def _align(split: pd.DataFrame, raw: pd.DataFrame, root: Path) -> None:
-    """Give the rows of one picture one path in both tables, in place: that of the folder that is there.
+    """Give the rows of a picture the same path in both tables, in place: the path whose folder exists.
 
-    Releases name their top folders differently (fashionAI_attributes_train1, train1, valid); `<attribute>_labels/
-    <md5>.jpg` is the same in all.
+    Releases differ in the names of their top folders (fashionAI_attributes_train1, train1, valid), but not in
+    `<attribute>_labels/<md5>.jpg`.
     """
-    places = raw[["path"]].assign(tail=_tail(raw["path"])).drop_duplicates()
-    places = places[~places["tail"].duplicated(keep=False)]
-    raw_path_of = dict(zip(places["tail"], places["path"], strict=True))
+    known = raw[["path"]].assign(tail=_tail(raw["path"])).drop_duplicates()
+    known = known[~known["tail"].duplicated(keep=False)]
+    raw_path_of = dict(zip(known["tail"], known["path"], strict=True))
     top = split["path"].str.partition("/")[0]
-    is_there = {name: is_dir(root / name) for name in top.unique()}
+    exists = {name: is_dir(root / name) for name in top.unique()}
     same: dict[str, str] = {}
     for path, tail, folder in zip(split["path"], _tail(split["path"]), top, strict=True):
         other = raw_path_of.get(tail, path)
-        old, new = (path, other) if not is_there[folder] and is_file(root / other) else (other, path)
+        old, new = (path, other) if not exists[folder] and is_file(root / other) else (other, path)
         same[old] = new
     for rows in (split, raw):
         rows["path"] = pd.Series([same.get(path, path) for path in rows["path"]], index=rows.index, dtype="str")

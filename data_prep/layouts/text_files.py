@@ -1,4 +1,4 @@
-"""Reading annotation files: text whose line ends, encoding and size nobody has checked."""
+"""Reading annotation files: text with unchecked line ends, encoding and size."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 from data_prep.errors import InputError
 
 LONGEST_LINE = 10_000
-"""Characters. Real lines (but list_attr_img's, which is read elsewhere) have a few hundred."""
+"""Characters. Real lines have a few hundred; the longer ones of list_attr_img.txt are read elsewhere."""
 LONGEST_PATH = 1_000
+"""Characters of a path that is looked up."""
 LARGEST_FILE = 1_000_000_000
-"""Bytes of a file that is read in one piece; real ones have a few million."""
+"""Bytes of a file that is read at once; real files have a few million."""
 
 
 def annotation_file(path: Path, root: Path) -> Path:
-    """`path`, if it is a regular file inside `root`. Raises InputError for a link out of it, a pipe or a device.
+    """Return `path` if it is a regular file inside `root`. Raises InputError for a pipe, a device or a link out of it.
 
-    A pipe would wait for ever and a device never end; a link could show any file of this machine in a message.
+    Reading a pipe or a device may never end; a link could show any file of this machine in a message.
     """
     try:
         if not path.resolve().is_relative_to(root.resolve()):
@@ -32,7 +33,7 @@ def annotation_file(path: Path, root: Path) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; False for a name that no file can have."""
+    """Return whether the file exists; False for a name that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -40,7 +41,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_dir(path: Path) -> bool:
-    """As is_file, of a folder."""
+    """Return whether the folder exists; False for a name that no folder can have."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -48,10 +49,10 @@ def is_dir(path: Path) -> bool:
 
 
 def read_lines(path: Path, root: Path) -> list[str]:
-    """The lines of a text file, whatever its line ends (LF, CRLF, lone CR) and with or without a last one.
+    """Return the lines of a text file with any line ends (LF, CRLF, lone CR), with or without one at the end.
 
-    Bytes that are not UTF-8 become U+FFFD, so that a damaged line is rejected by name and not fatal. Raises
-    InputError for a file that cannot be read or is not inside `root`.
+    Bytes that are not UTF-8 become U+FFFD, so that a damaged line becomes a reject and not an error. Raises
+    InputError if the file cannot be read or is not inside `root`.
     """
     try:
         if annotation_file(path, root).stat().st_size > LARGEST_FILE:
@@ -65,15 +66,15 @@ def read_lines(path: Path, root: Path) -> list[str]:
 
 
 def numbered_lines(path: Path, root: Path) -> Iterator[tuple[int, str]]:
-    """(1-based number, text) of every line that is not blank."""
+    """Yield (1-based number, text) of every line that is not blank."""
     for number, line in enumerate(read_lines(path, root), start=1):
         if line.strip():
             yield number, line
 
 
 def integers(line: str) -> list[int] | None:
-    """The integers, between blanks, that a line consists of; None if it has anything else in it."""
-    # int() would also take digits of other scripts and underscores between digits.
+    """Return the integers, separated by blanks, of a line; None if the line contains anything else."""
+    # int() would also accept digits of other scripts and underscores between digits.
     if len(line) > LONGEST_LINE or "_" in line or not line.isascii():
         return None
     try:
@@ -82,11 +83,12 @@ def integers(line: str) -> list[int] | None:
         return None
 
 
-HEADER = 2  # lines of DeepFashion's list_*.txt: the number of rows, the columns' names
+HEADER = 2
+"""Lines before the rows of DeepFashion's list_*.txt: the number of rows, and the names of the columns."""
 
 
 def check_header(file: Path, first: str, rows: int) -> None:
-    """The first line says how many rows follow: an interrupted download shows. Raises InputError."""
+    """Raise InputError unless the first line is the number of rows; an interrupted download has fewer."""
     said = integers(first)
     if said is None or len(said) != 1:
         raise InputError(f"{file}: line 1 should be the number of rows, it is {first.strip()[:40]!r}")

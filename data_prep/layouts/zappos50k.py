@@ -1,12 +1,12 @@
-"""UT-Zap50K: the triplet lists of CSN (Veit et al. 2017) as they are, or labels from meta-data.csv.
+"""UT-Zap50K: the triplet lists of CSN (Veit et al. 2017), or labels from meta-data.csv.
 
     ut-zap50k-images/<Category>/<SubCategory>/<Brand>/<CID>.jpg
     ut-zap50k-data/meta-data.csv      CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle
     filenames.json                    plain text, one path a line
     tripletlists/{class,closure,gender,heel}_tripletlist_{train,val,test}.txt    anchor far close: line numbers
 
-The lists give triplets and no labels, so a dataset made of them has no queries. Where they are missing, the four
-conditions' labels come from meta-data.csv and triplets are drawn from those.
+The lists have triplets and no labels, so that a dataset made of them has no queries. Without lists, the labels of the
+four conditions come from meta-data.csv, and triplets are drawn from them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from data_prep.request import Request
 from data_prep.tables import SPLITS, Attribute
 
 CONDITIONS = {"class": "Category", "closure": "Closure", "gender": "Gender", "heel": "HeelHeight"}
-"""The four conditions (our attributes), and the column of meta-data.csv that each is."""
+"""The four conditions, which are our attributes, and their columns of meta-data.csv."""
 IMAGE_FOLDERS = ("ut-zap50k-images", "ut-zap50k-images-square")
 SEPARATOR = ";"
-"""Between the values of a cell that has several."""
+"""Separator of the values in a cell."""
 
 
 def read(request: Request) -> Annotation:
-    """Read the triplet lists where there are any (in the root or in --split-files), else the labels."""
+    """Read the triplet lists (in --split-files or in the root) if there are any, else the labels. Raises InputError."""
     for folder in (request.split_files, request.root):
         lists = folder and lists_below(folder)
         if lists:
@@ -59,14 +59,14 @@ def read(request: Request) -> Annotation:
     if not table:
         raise InputError(
             f"{request.root}: not UT-Zap50K's layout (neither filenames.json with tripletlists/ nor meta-data.csv "
-            "below it; give --split-files if the lists lie elsewhere)"
+            "below it; give --split-files if the lists are elsewhere)"
         )
     annotation = read_table(table, request.root)
     return replace(annotation, rows=assign_splits(annotation.rows, request.seed))
 
 
 def lists_below(folder: Path) -> Path | None:
-    """The folder that holds filenames.json and tripletlists/. Raises InputError if it holds the lists alone."""
+    """Return the folder with filenames.json and tripletlists/, if any. Raises InputError if it has only the lists."""
     for lists in sorted(folder.rglob("tripletlists")):
         if not (lists.parent / "filenames.json").exists():
             raise InputError(f"{lists.parent}: tripletlists/ is there but filenames.json is missing")
@@ -75,14 +75,14 @@ def lists_below(folder: Path) -> Path | None:
 
 
 def read_lists(folder: Path, root: Path) -> Annotation:
-    """All triplets of all lists. An image belongs to the first split that uses it; a triplet across splits is bad."""
+    """Read all triplets of all lists. An image belongs to its first split; triplets across splits are rejected."""
     names = [name.strip() for name in read_lines(folder / "filenames.json", folder)]
     if names and names[0].startswith("["):
         raise InputError(
             f"{folder / 'filenames.json'}: is JSON; CSN's file of this name is plain text, one path a line"
         )
     paths = _paths(names, root)
-    # A file that is listed twice is one image.
+    # A file that is listed twice is the same image.
     image_of, images = pd.factorize(pd.Series(paths, dtype="str"))
     columns: dict[str, list] = {name: [] for name in TRIPLET_COLUMNS}
     rejects: list[Reject] = []
@@ -118,7 +118,7 @@ def read_lists(folder: Path, root: Path) -> Annotation:
 def _read_triplet(
     line: str, paths: list[str], image_of: np.ndarray, source: str, number: int
 ) -> tuple[int, int, int] | Reject:
-    """Anchor, positive and negative: the lists put the far one, the negative, before the close one."""
+    """Return anchor, positive and negative. In the lists, the far one (negative) is before the close one."""
     numbers = integers(line)
     if numbers is None or len(numbers) != 3:
         return bad_line(source, number, line)
@@ -133,7 +133,7 @@ def _read_triplet(
 
 
 def _within_splits(triplets: pd.DataFrame, paths: np.ndarray) -> tuple[pd.DataFrame, list[Reject]]:
-    """Reject triplets with an image that an earlier split has: it would be learned from and tested on."""
+    """Reject triplets with an image of an earlier split, which would be both trained and tested on."""
     rank = triplets["split"].map({split: i for i, split in enumerate(SPLITS)}).to_numpy(int)
     owner = np.full(len(paths), len(SPLITS))
     images = triplets[list(TRIPLET_COLUMNS[:3])].to_numpy(int)
@@ -148,18 +148,18 @@ def _within_splits(triplets: pd.DataFrame, paths: np.ndarray) -> tuple[pd.DataFr
 
 
 def _paths(names: list[str], root: Path) -> list[str]:
-    """File names of the lists as paths below the root: in the images' folder, and with their folders' own spelling.
+    """Return the file names of the lists as paths below the root, spelled as on the disk.
 
-    Brands that end in a full stop lose it on some file systems, so that names are compared without it.
+    Some file systems drop the full stop at the end of a brand's name, so that names are compared without it.
     """
     prefix = next((f"{folder}/" for folder in IMAGE_FOLDERS if (root / folder).is_dir()), "")
     paths = [name if name.startswith(prefix) else prefix + name for name in names]
-    there = [is_file(root / path) for path in paths]
-    if all(there):
+    exist = [is_file(root / path) for path in paths]
+    if all(exist):
         return paths
     actual = {_undotted(path): path for path in _pictures(root)}
-    found = zip(paths, there, strict=True)
-    return [path if is_there else actual.get(_undotted(path), path) for path, is_there in found]
+    found = zip(paths, exist, strict=True)
+    return [path if exists else actual.get(_undotted(path), path) for path, exists in found]
 
 
 def _undotted(path: str) -> str:
@@ -168,7 +168,7 @@ def _undotted(path: str) -> str:
 
 
 def _pictures(root: Path) -> Iterator[str]:
-    """Every .jpg below the images' folder, relative to the root."""
+    """Yield the path of every .jpg below the images' folder, relative to the root."""
     top = next((root / folder for folder in IMAGE_FOLDERS if (root / folder).is_dir()), root)
     for folder, folders, files in os.walk(top):
         folders.sort()
@@ -179,10 +179,10 @@ def _pictures(root: Path) -> Iterator[str]:
 
 
 def read_table(file: Path, root: Path) -> Annotation:
-    """Labels of the four conditions from meta-data.csv: a row for every value that a cell names.
+    """Read the labels of the four conditions from meta-data.csv: one row for every value in a cell.
 
-    An empty cell is no label; a line of four empty cells is rejected. The picture is the file named after the CID,
-    in which meta-data-bin.csv and some copies write `-` for `.`.
+    An empty cell is no label; a line with four empty cells is rejected. The picture is the file named after the CID,
+    in which meta-data-bin.csv and some copies write `-` instead of `.`.
     """
     source = file.relative_to(root).as_posix()
     paths_of: dict[str, list[str]] = {}
@@ -237,7 +237,7 @@ def _cid(text: str) -> str:
 
 
 def _records(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """(line, cells by column name) of every line, or the line itself where it has not as many cells as the header."""
+    """Yield (number, cells by column name) of every line, or (number, line) if its number of cells is wrong."""
     lines = read_lines(file, root)
     header = _cells(lines[0]) if lines else None
     missing = {"CID", *CONDITIONS.values()} - set(header or [])

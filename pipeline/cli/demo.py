@@ -43,7 +43,8 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
     from data_prep.prepare import prepare
     from data_prep.synthetic.samples import sample
     from pipeline.config.schema import make_config
-    from pipeline.evaluation.evaluate import evaluate, log
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.log import log_evaluation
     from pipeline.registry.models import load
     from pipeline.reports.dataset.page import write_prep_report
     from pipeline.reports.evaluation import show_evaluation
@@ -93,15 +94,15 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
         model, description = load(str(trained.checkpoint), dataset.info.attribute_names)
         scored = evaluate(model, description, dataset, progress=progress_bar)
         show_evaluation(scored)
-        log(scored, description, dataset)
+        log_evaluation(scored, description, dataset)
     registered = trained.registered
     assert registered, "a training without a parent is registered"
     page = out / "report.html"
     with _step("6/6 report"):
-        write_report(registered.uri, dataset, page, sweep=study, evaluation=scored)
+        write_report(registered.uri, dataset, page, study=study, evaluation=scored)
     seconds = time.perf_counter() - started
 
-    figures = scored.figures
+    figures = scored.metrics
     ratio = figures["test/map"] / figures["test/chance"]
     say(f"\ntest MAP {figures['test/map']:.4f}, chance {figures['test/chance']:.4f} ({ratio:.2f} times chance)")
     say(f"triplet accuracy {figures['test/triplet_accuracy']:.4f} (chance 0.5); {seconds:.0f} s in all")

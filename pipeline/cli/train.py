@@ -88,7 +88,7 @@ def show_settings(config: TrainConfig, preset: str | None) -> None:
 
 def show_trained(trained: Trained) -> dict[str, Any]:
     """Show the metrics of the best checkpoint, and where the model is; return the figures."""
-    from pipeline.tracking.runs import public
+    from pipeline.common.errors import without_credentials
 
     say(f"\ntrained: {trained.steps:,} steps in {trained.seconds:,.0f} s; metrics at the epoch of the best checkpoint:")
     for name, value in trained.metrics.items():
@@ -97,7 +97,7 @@ def show_trained(trained: Trained) -> dict[str, Any]:
     say(f"checkpoint  {trained.checkpoint}")
     if trained.registered:
         say(f"registered  {trained.registered.uri} ({trained.registered.alias})")
-    say(f"mlflow      run {trained.run.run_id} in {public(trained.run.uri)}")
+    say(f"mlflow      run {trained.run.run_id} in {without_credentials(trained.run.uri)}")
     return trained.metrics | {
         "steps": trained.steps,
         "seconds": round(trained.seconds, 1),
@@ -121,7 +121,7 @@ def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: 
     """
     from data_prep.dataset import Dataset
     from pipeline.evaluation.evaluate import evaluate as run_evaluation
-    from pipeline.evaluation.evaluate import log
+    from pipeline.evaluation.log import log_evaluation
     from pipeline.registry.models import load
     from pipeline.reports.evaluation import show_evaluation
 
@@ -129,5 +129,5 @@ def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: 
     network, description = load(model, dataset.info.attribute_names)
     evaluation = run_evaluation(network, description, dataset, split, precision=precision, progress=progress_bar)
     show_evaluation(evaluation)
-    emit(evaluation.figures, as_json)  # before logging, because the store may not answer
-    log(evaluation, description, dataset)
+    emit(evaluation.metrics, as_json)  # before logging, because the store may not answer
+    log_evaluation(evaluation, description, dataset)

@@ -13,7 +13,7 @@ from pipeline.common.console import emit, say, show_table
 
 if TYPE_CHECKING:
     from pipeline.compare.compare import Comparison
-    from pipeline.tuning.tune import Sweep
+    from pipeline.tuning.tune import StudyResult
 
 
 @click.command()
@@ -96,7 +96,7 @@ def tune(
     emit(study.figures, as_json)
 
 
-def show_study(study: Sweep) -> None:
+def show_study(study: StudyResult) -> None:
     """Show every trial, the best first, and what became of the best setting."""
     from pipeline.tuning.study import FAILED, METRIC
     from pipeline.tuning.tune import short

@@ -28,6 +28,7 @@ from packaging.specifiers import SpecifierSet
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
+from pipeline.common.errors import reason, without_credentials
 
 SECONDS = 60
 """Time limit of a check, except for reading a dataset."""
@@ -81,8 +82,6 @@ def examine(data: str | Path | None, storage: str | Path, progress: Progress = s
 
 def finding(name: str, check: Callable[[], str], remedy: str) -> Finding:
     """Run a check and return its outcome; `remedy` is for problems for which the check knows none."""
-    from pipeline.tracking.runs import reason
-
     try:
         return Finding(name, True, check())
     except Problem as problem:
@@ -265,7 +264,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _tracking() -> str:
-    from pipeline.tracking.runs import connect, public, tracking_uri
+    from pipeline.tracking.runs import connect, tracking_uri
 
     client = connect()
     known = client.get_experiment_by_name(EXPERIMENT)  # deleted experiments keep their names
@@ -279,7 +278,7 @@ def _tracking() -> str:
         client.delete_run(run.info.run_id)
     finally:
         client.delete_experiment(experiment)
-    return f"{public(tracking_uri())}: a run was written and removed"
+    return f"{without_credentials(tracking_uri())}: a run was written and removed"
 
 
 def _dataset(data: str | Path, progress: Progress) -> str:

@@ -19,8 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from data_prep.errors import InputError
 from pipeline.common.console import say
-from pipeline.common.errors import JobFailed
-from pipeline.tracking.runs import public, reason
+from pipeline.common.errors import JobFailed, reason, without_credentials
 
 EXCLUDED = [".git", ".venv", "runs", "mlartifacts", "*.db", "*.parquet"]
 """Files of the working folder that are not uploaded, besides those that its .gitignore names."""
@@ -48,14 +47,14 @@ def submit(command: Sequence[str], address: str, variables: Sequence[str] = (), 
         if not working_dir.is_dir():
             raise InputError(f"--working-dir {working_dir}: no such folder")
         environment |= {"working_dir": str(working_dir), "excludes": EXCLUDED}
-    client = _client(address)
+    client, shown = _client(address), without_credentials(address)
     try:
         job = client.submit_job(entrypoint=shlex.join(["agman", *command]), runtime_env=environment)
     except Exception as error:  # Ray's client raises RuntimeError for most failures
-        raise JobFailed(f"{public(address)}: the job was not accepted ({reason(error)})") from error
-    stop = f"`ray job stop {job} --address {public(address)}` stops it"
+        raise JobFailed(f"{shown}: the job was not accepted ({reason(error)})") from error
+    stop = f"`ray job stop {job} --address {shown}` stops it"
     try:
-        say(f"job {job} at {public(address)}")
+        say(f"job {job} at {shown}")
         asyncio.run(_follow(client, job))
         return _outcome(client, job)
     except KeyboardInterrupt:
@@ -71,16 +70,17 @@ def _value(name: str) -> str:
 
 
 def _client(address: str) -> JobSubmissionClient:
+    shown = without_credentials(address)
     if not address.startswith(("http://", "https://")):
-        raise InputError(f"--address {public(address)}: give the dashboard's address, as http://127.0.0.1:8265")
+        raise InputError(f"--address {shown}: give the dashboard's address, as http://127.0.0.1:8265")
     try:
         with suppress(HTTPError):  # any answer will do; Ray's client has no timeout
             urlopen(address, timeout=CONNECT_SECONDS).close()
         return JobSubmissionClient(address)
     except Exception as error:  # ConnectionError, and RuntimeError for a refused token or another version of Ray
-        message = public(" ".join(str(error).split()))
+        message = without_credentials(" ".join(str(error).split()))
         raise InputError(
-            f"--address {public(address)}: no Ray head accepts jobs there ({message}); "
+            f"--address {shown}: no Ray head accepts jobs there ({message}); "
             "`ray dashboard ray_cluster.yaml` forwards a head's address"
         ) from error
 

@@ -1,5 +1,21 @@
-"""The exception of a job whose request was right and whose work failed."""
+"""Errors as users see them: one line, without credentials."""
+
+import re
 
 
 class JobFailed(RuntimeError):
     """A failed job; answered with one line and exit code 1. The message says what failed, where, and what to do."""
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error's message, without credentials."""
+    return without_credentials((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def without_credentials(text: str) -> str:
+    """Remove user names and passwords from the addresses in a text; MLflow repeats addresses in its errors.
+
+    SQLAlchemy accepts passwords with any character but `@`. If a password has an `@` all the same, everything up to
+    the last one is removed.
+    """
+    return re.sub(r"://[^:/\s]*(:\S*)?@", "://", text)

@@ -86,11 +86,6 @@ class Scored:
     seconds: float
     failed: str | None = None
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """Old name of `metrics`, until the callers follow."""
-        return self.metrics
-
 
 @dataclass(frozen=True)
 class Comparison:

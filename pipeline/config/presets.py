@@ -87,7 +87,7 @@ PRESETS = {
 
 
 def find_preset(name: str) -> Preset:
-    """Raises InputError for an unknown one, with the nearest name."""
+    """Return the preset of this name. Raises InputError for an unknown one, naming the nearest."""
     if name not in PRESETS:
         raise InputError(f"--preset {name}: no such preset; {nearest(name, PRESETS)}")
     return PRESETS[name]

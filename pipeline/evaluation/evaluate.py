@@ -59,11 +59,6 @@ class Evaluation:
     difference: str | None = None
     """Reason why the published results cannot be compared with these; None if they can."""
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """Old name of `metrics`, until the callers follow."""
-        return self.metrics
-
 
 def evaluate(
     model: agman.RetrievalModel,
@@ -184,10 +179,3 @@ def _bounds(intervals: dict[str, agman.Interval]) -> dict[str, float]:
         for name, interval in intervals.items()
         for bound in ("low", "high")
     }
-
-
-def log(evaluation: Evaluation, description: dict[str, Any], dataset: Dataset) -> None:
-    """Old name of `pipeline.evaluation.log.log_evaluation`, until the callers follow."""
-    from pipeline.evaluation.log import log_evaluation
-
-    log_evaluation(evaluation, description, dataset)

@@ -8,9 +8,9 @@ from mlflow.exceptions import MlflowException
 
 from data_prep.dataset import Dataset
 from pipeline.common.console import say
-from pipeline.common.errors import JobFailed
+from pipeline.common.errors import JobFailed, reason
 from pipeline.evaluation.evaluate import Evaluation
-from pipeline.tracking.runs import find_run, reason
+from pipeline.tracking.runs import find_run
 
 
 def log_evaluation(evaluation: Evaluation, description: dict[str, Any], dataset: Dataset) -> None:

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from mlflow.tracking import MlflowClient
-
 import agman
 from data_prep.tables import SPLITS
 from pipeline.common.console import printable
+from pipeline.common.errors import without_credentials
 from pipeline.evaluation.validation import SPLIT
-from pipeline.tracking.runs import Run, metric_history, without_credentials
 
 FILE = "MODEL_CARD.md"
 DESCRIPTION_LENGTH = 5_000
@@ -44,17 +42,6 @@ class Tested:
     digest: str
     split: str
     date: str
-
-
-def validation_of(run: Run, step: int) -> dict[str, float]:
-    """Return the validation metrics of a run at a checkpoint's step: MAP or triplet accuracy, also by attribute.
-
-    Raises MlflowException.
-    """
-    logged = MlflowClient(run.uri).get_run(run.run_id).data.metrics
-    wanted = [name for name in logged if name.startswith((f"{SPLIT}/map", f"{SPLIT}/triplet_accuracy"))]
-    found = {name: dict(metric_history(run, name)).get(step) for name in wanted}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def write_card(

@@ -29,9 +29,11 @@ import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
 from data_prep.errors import InputError
 from data_prep.storage import Storage
+from pipeline.common.errors import reason
 from pipeline.common.hints import nearest
+from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import model_card
-from pipeline.tracking.runs import Run, connect, find_run, reason
+from pipeline.tracking.runs import Run, connect, find_run, metric_history
 
 PUBLISHED = ".pth.tar"
 """Suffix of the published code's checkpoints."""
@@ -108,7 +110,7 @@ def _create_version(
         for file in (WEIGHTS, DESCRIPTION):
             shutil.copyfile(checkpoint / file, model / file)
         made = json.loads((model / DESCRIPTION).read_text())
-        valid = model_card.validation_of(run, made["config"].get("step", 0))
+        valid = validation_of(run, made["config"].get("step", 0))
         card.write_text(model_card.write_card(name, made["build"], made["config"], valid, tags))
         with mlflow.start_run(run_id=run.run_id):
             logged = mlflow.pyfunc.log_model(
@@ -156,12 +158,23 @@ def _example(config: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame({"image": [encoded], "attribute": config["attributes"][:1]})
 
 
+def validation_of(run: Run, step: int) -> dict[str, float]:
+    """Return the validation metrics of a run at a checkpoint's step: MAP or triplet accuracy, also by attribute.
+
+    Raises MlflowException.
+    """
+    logged = MlflowClient(run.uri).get_run(run.run_id).data.metrics
+    wanted = [name for name in logged if name.startswith((f"{SPLIT}/map", f"{SPLIT}/triplet_accuracy"))]
+    found = {name: dict(metric_history(run, name)).get(step) for name in wanted}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def update_card(client: MlflowClient, name: str, version: str, tested: model_card.Tested) -> None:
     """Rewrite a version's description with what was measured. Raises InputError or MlflowException."""
     made = json.loads((find_model(f"models:/{name}/{version}") / DESCRIPTION).read_text())
     of_version = client.get_model_version(name, version)
     run = find_run(of_version.run_id)
-    valid = model_card.validation_of(run, made["config"].get("step", 0)) if run else {}
+    valid = validation_of(run, made["config"].get("step", 0)) if run else {}
     card = model_card.write_card(name, made["build"], made["config"], valid, of_version.tags, tested)
     client.update_model_version(name, version, model_card.as_description(card))
 

@@ -10,7 +10,6 @@ The alias moves last and in one request: a command that is killed before has dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from torch import Tensor
 
 import agman
 from data_prep.dataset import Dataset
@@ -27,6 +25,7 @@ from data_prep.progress import Progress, silent
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.registry.judgement import Scores, Verdict, judge
 from pipeline.registry.model_card import Tested
 from pipeline.registry.models import (
     CHALLENGER,
@@ -46,19 +45,6 @@ PREVIOUS = "previous_champion"
 """Tag of a champion: the version that it replaced."""
 DECISION = "decision."
 """Prefix of the tags that record a version's last decision."""
-
-Scores = Mapping[str, Tensor]
-"""Attribute -> score of each of its queries (AP) or triplets (1 if right)."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The result of a comparison of scores."""
-
-    better: bool
-    reason: str
-    differences: dict[str, agman.Difference]
-    """Attribute -> challenger minus champion; over all queries under ""."""
 
 
 @dataclass(frozen=True)
@@ -93,23 +79,6 @@ class Decision:
             bounds = {"difference": one.mean, "difference_low": one.low, "difference_high": one.high}
             figures |= {f"{key}{end}": value for key, value in bounds.items()}
         return figures
-
-
-def judge(champion: Scores, challenger: Scores, tolerance: float, seed: int = 0) -> Verdict:
-    """Decide whether the challenger is better, from both models' scores of the same queries in the same order.
-
-    Raises ValueError if the queries differ.
-    """
-    differences = agman.paired_differences(champion, challenger, seed)
-    total = differences[""]
-    interval = f"{100 * total.mean:+.2f} [{100 * total.low:+.2f}, {100 * total.high:+.2f}]"
-    worst = min((name for name in differences if name), key=lambda name: differences[name].mean)
-    most = f"{100 * tolerance:.2f}"
-    if differences[worst].mean < -tolerance:
-        return Verdict(False, f"{worst} falls by {-100 * differences[worst].mean:.2f}, more than {most}", differences)
-    if not total.beyond_noise:
-        return Verdict(False, f"the gain {interval} is not beyond noise", differences)
-    return Verdict(True, f"better by {interval}, and no attribute falls by more than {most}", differences)
 
 
 def promote(

@@ -1,4 +1,4 @@
-"""What is drawn: line charts and scatters as SVG, heat over pictures as JPEG, all as data: URIs."""
+"""Charts as SVG, heat maps over images as JPEG, both as data: URIs."""
 
 from __future__ import annotations
 
@@ -7,30 +7,26 @@ import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-if TYPE_CHECKING:
-    from pipeline.tuning.tune import Sweep
-
 History = Sequence[tuple[int, float]]
-"""(step, value), in order of steps."""
+"""(step, value) pairs in the order of the steps."""
 SIZE = (4.4, 2.7)  # inches
 HEAT = matplotlib.colormaps["inferno"]
 LEGEND_COLOURS = 9
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-"""Shapes of a scatter's groups: nobody has to tell them by colour alone."""
+"""Markers of a scatter chart's groups, which are therefore not distinguished by colour alone."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a chart; they match the page's in the same scheme."""
+    """Colours of a chart, which match the page's colours in the same scheme."""
 
     ink: str
     grid: str
@@ -52,7 +48,7 @@ class Chart:
 
 
 def chart(title: str, alt: str, draw: Callable[[Axes, Theme], None], size: tuple[float, float] = SIZE) -> Chart:
-    """What `draw` puts on the axes of a figure of `size` inches, in both colour schemes."""
+    """Draw a chart of `size` inches in both colour schemes; `draw` is called with the axes and the colours."""
     light, dark = (_svg(draw, theme, size) for theme in (LIGHT, DARK))
     return Chart(light, dark, alt, title)
 
@@ -64,13 +60,13 @@ def _svg(draw: Callable[[Axes, Theme], None], theme: Theme, size: tuple[float, f
         draw(axes, theme)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    # The text stays text, in the reader's own font.
+    # Text stays text, in the font of the reader's system.
     svg = file.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
     return _data_uri("image/svg+xml", svg.encode())
 
 
 def style(theme: Theme) -> dict[Any, Any]:
-    """What matplotlib draws with."""
+    """Return matplotlib's settings for a theme."""
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": "agman",
@@ -94,14 +90,14 @@ def style(theme: Theme) -> dict[Any, Any]:
 
 
 def losses(histories: Mapping[str, History]) -> Chart:
-    """The training losses over steps; names as in MLflow (`train/loss`)."""
+    """Draw the training losses over steps; names are those of MLflow (`train/loss`)."""
     last = ", ".join(f"{_bare(name)} {history[-1][1]:.4f}" for name, history in histories.items())
 
     def draw(axes: Axes, theme: Theme) -> None:
         for (name, history), colour, dashes in zip(
             histories.items(), theme.series, ("-", "--", ":", "-.", (0, (1, 3))), strict=False
         ):
-            axes.plot(*zip(*history, strict=True), dashes, color=colour, label=_bare(name), **_marker(history))
+            axes.plot(*zip(*history, strict=True), dashes, color=colour, label=_bare(name), **marker_of(history))
         axes.set(xlabel="step", ylabel="mean over the epoch", xlim=(0, None), ylim=(0, None))
         axes.legend()
 
@@ -109,11 +105,11 @@ def losses(histories: Mapping[str, History]) -> Chart:
 
 
 def validation(history: History, name: str = "MAP") -> Chart:
-    """MAP, or the score called so, on the validation split over steps, times 100, with its best marked."""
+    """Draw the validation score called `name`, times 100, over steps, and mark its maximum."""
     step, best = max(history, key=lambda point: point[1])
 
     def draw(axes: Axes, theme: Theme) -> None:
-        axes.plot(*_times_100(history), color=theme.series[0], **_marker(history))
+        axes.plot(*times_100(history), color=theme.series[0], **marker_of(history))
         axes.plot([step], [100 * best], "o", color=theme.series[1], markersize=8)
         axes.annotate(
             f"best {100 * best:.2f}",
@@ -129,7 +125,7 @@ def validation(history: History, name: str = "MAP") -> Chart:
 
 
 def scatter(title: str, places: np.ndarray, groups: Sequence[str]) -> Chart:
-    """Points K×2 without axes, by shape and colour of their groups, the largest group first. At most MARKERS groups."""
+    """Draw points (K×2) without axes, with a marker and colour for each group (at most len(MARKERS) groups)."""
     ordered = [name for name, _ in Counter(groups).most_common()]
 
     def draw(axes: Axes, theme: Theme) -> None:
@@ -148,71 +144,22 @@ def scatter(title: str, places: np.ndarray, groups: Sequence[str]) -> Chart:
     return chart(title, f"Map of {len(groups)} embeddings under {title}, by value: {counts}", draw, (5.2, 3.2))
 
 
-def trials(sweep: Sweep) -> Chart:
-    """Every trial's validation MAP over its epochs, the best one in front."""
-
-    def draw(axes: Axes, theme: Theme) -> None:
-        for trial in sweep.trials:
-            if trial.history:
-                axes.plot(
-                    *_times_100(trial.history),
-                    color=theme.ink,
-                    alpha=0.45,
-                    linewidth=1.2,
-                    **_marker(trial.history),
-                )
-        best = sweep.best
-        label = f"best: trial {best.number}"
-        axes.plot(*_times_100(best.history), color=theme.series[1], linewidth=2.6, marker="o", label=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="epoch", ylabel="valid MAP × 100")
-        axes.legend()
-
-    alt = f"Validation MAP over epochs of {len(sweep.trials)} trials; the best reaches {100 * sweep.best.best:.2f}"
-    return chart("Trials over their epochs", alt, draw)
-
-
-def setting(sweep: Sweep, key: str) -> Chart:
-    """Each trial's best validation MAP over the value it had for one setting; the best trial is a star."""
-    scored = [trial for trial in sweep.trials if trial.history and key in trial.setting]
-    values = [trial.setting[key] for trial in scored]
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-    def draw(axes: Axes, theme: Theme) -> None:
-        for trial, value in zip(scored, values, strict=True):
-            look = _look(theme, trial is sweep.best)
-            axes.scatter([value if numbers else str(value)], [100 * trial.best], linewidths=0, **look)
-        if numbers and min(values) > 0 and max(values) > 10 * min(values):
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_locator(NullLocator())
-        axes.set(xlabel=key, ylabel="valid MAP × 100")
-
-    return chart(f"MAP over {key}", f"Best validation MAP of {len(scored)} trials over their {key}", draw)
-
-
-def _look(theme: Theme, best: bool) -> dict[str, Any]:
-    if best:
-        return {"s": 150, "marker": "*", "color": theme.series[1], "zorder": 3}
-    return {"s": 42, "marker": "o", "color": theme.series[0], "alpha": 0.75}
-
-
 def _bare(name: str) -> str:
     return name.removeprefix("train/")
 
 
-def _times_100(history: History) -> tuple[list[int], list[float]]:
+def times_100(history: History) -> tuple[list[int], list[float]]:
+    """Return the steps, and the values times 100."""
     return [step for step, _ in history], [100 * value for _, value in history]
 
 
-def _marker(history: History) -> dict[str, Any]:
-    """Points show where there are few of them."""
+def marker_of(history: History) -> dict[str, Any]:
+    """Return the style that shows single points, if they are few."""
     return {"marker": "o", "markersize": 4} if len(history) <= 12 else {}
 
 
 def heat_over(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """uint8 S×S×3: `heat` (S×S, at least 0) in HEAT's colours over the picture in greys, scaled to its maximum."""
+    """Return `heat` (S×S, ≥ 0, scaled to its maximum) in the colours of HEAT over the grey image, uint8 S×S×3."""
     strength = heat / heat.max()
     opacity = (0.2 + 0.5 * strength)[..., None]
     grey = picture.mean(axis=2, keepdims=True)
@@ -220,12 +167,12 @@ def heat_over(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def heat_colours() -> list[str]:
-    """HEAT from low to high, for the legend."""
+    """Return the colours of HEAT from low to high, for the legend."""
     return [matplotlib.colors.to_hex(HEAT(x)) for x in np.linspace(0, 1, LEGEND_COLOURS)]
 
 
 def jpeg(picture: np.ndarray, side: int) -> str:
-    """A uint8 S×S×3 picture as a JPEG data: URI of at most `side` pixels a side."""
+    """Encode an image (uint8 H×W×3) as a JPEG data: URI; its longer side has at most `side` pixels."""
     image = Image.fromarray(picture)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()

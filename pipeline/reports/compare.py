@@ -89,7 +89,7 @@ def _spread(found: tuple[float, float] | None) -> str:
 def _trainings(comparison: Comparison) -> pd.DataFrame:
     """Return a row for each training: system, seed, seconds, failed, and every metric."""
     rows = [
-        {"system": one.system, "seed": one.seed, "seconds": one.seconds, "failed": one.failed or ""} | one.figures
+        {"system": one.system, "seed": one.seed, "seconds": one.seconds, "failed": one.failed or ""} | one.metrics
         for one in comparison.scored
     ]
     return pd.DataFrame(rows)

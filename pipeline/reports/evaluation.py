@@ -125,7 +125,7 @@ def _precision(evaluation: Evaluation) -> str:
 
 def _figures(evaluation: Evaluation) -> dict[str, float]:
     """Return the figures without the split in front of their names."""
-    return {name.split("/", 1)[1]: value for name, value in evaluation.figures.items()}
+    return {name.split("/", 1)[1]: value for name, value in evaluation.metrics.items()}
 
 
 def _show_wide(title: str, names: Iterable[str], rows: list[list[str]]) -> None:
@@ -176,7 +176,7 @@ def _show_retrieval(evaluation: Evaluation) -> None:
 
 
 def _show_attention(evaluation: Evaluation) -> None:
-    figures, split = evaluation.figures, evaluation.split
+    figures, split = evaluation.metrics, evaluation.split
     ends = {name: f"/{name}" for name in evaluation.results} | {"all": ""}
     rows = [
         [name, *(f"{100 * figures[f'{split}/attention_{key}{end}']:.2f}" for key in ("mass", "hits", "area"))]

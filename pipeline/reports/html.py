@@ -1,4 +1,4 @@
-"""Templates to HTML."""
+"""Rendering of the HTML templates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.common.console import printable
 
 
 def render(template: str, page: Any) -> str:
-    """The page of one of pipeline/templates, which sees the content as `page`."""
+    """Render a template of pipeline/reports/templates; the template sees the content as `page`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.reports"),
         autoescape=True,

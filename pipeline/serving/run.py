@@ -16,10 +16,10 @@ from data_prep.cluster import ray_session
 from data_prep.errors import InputError
 from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
 from pipeline.common.console import say
-from pipeline.common.errors import JobFailed
+from pipeline.common.errors import JobFailed, reason
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import embedder_of
-from pipeline.tracking.runs import reason, tracking_uri
+from pipeline.tracking.runs import tracking_uri
 
 NAME = "agman"
 MAX_QUEUED = 256

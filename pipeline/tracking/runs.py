@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import threading
 import time
 import uuid
@@ -24,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline.common.console import say
-from pipeline.common.errors import JobFailed
+from pipeline.common.errors import JobFailed, reason, without_credentials
 from pipeline.tracking.watchdog import OWNER, Watchdog, end_run, take_over
 
 SQLITE = "sqlite:///"
@@ -63,20 +62,6 @@ def tracking_uri() -> str:
     if uri.startswith(SQLITE):
         return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
     return uri
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of an error's message, without credentials."""
-    return without_credentials((str(error).splitlines() or [type(error).__name__])[0])
-
-
-def without_credentials(text: str) -> str:
-    """Remove user names and passwords from the addresses in a text; MLflow repeats addresses in its errors.
-
-    SQLAlchemy accepts passwords with any character but `@`. If a password has an `@` all the same, everything up to
-    the last one is removed.
-    """
-    return re.sub(r"://[^:/\s]*(:\S*)?@", "://", text)
 
 
 def connect() -> MlflowClient:
@@ -391,14 +376,3 @@ def system_metrics(run: Run, node: str | None = None) -> Iterator[None]:
             last = threading.Thread(target=monitor.finish, daemon=True)
             last.start()
             last.join(timeout=10)
-
-
-run, start, history, children, existing, public = (
-    open_run,
-    start_run,
-    metric_history,
-    child_runs,
-    find_run,
-    without_credentials,
-)
-"""Old names, until the callers follow."""

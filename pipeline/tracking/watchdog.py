@@ -75,7 +75,8 @@ class Watchdog:
             if process.wait(timeout=60) or not pipe:  # its child goes on
                 raise OSError(f"it ended with exit code {process.returncode}")
             # Through the pipe, because the address may hold a password and others can read a command line.
-            pipe.write(json.dumps({"uri": uri, "experiment_id": experiment_id, "token": token}).encode() + b"\n")
+            task = {"uri": uri, "pauses": PAUSES, "experiment_id": experiment_id, "token": token}
+            pipe.write(json.dumps(task).encode() + b"\n")
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             from pipeline.common.console import say
 
@@ -168,8 +169,8 @@ def main() -> None:
     if not task or word == _ENDED:
         return
     driver = json.loads(task)
-    uri = driver.pop("uri")
-    for pause in PAUSES:
+    uri, pauses = driver.pop("uri"), driver.pop("pauses")
+    for pause in pauses:
         try:
             from mlflow.tracking import MlflowClient
 
@@ -177,9 +178,6 @@ def main() -> None:
         except Exception:  # any error of a store that is down or busy
             time.sleep(pause)
 
-
-end, end_all = end_run, end_all_runs
-"""Old names, until the callers follow."""
 
 if __name__ == "__main__":
     main()

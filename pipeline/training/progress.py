@@ -1,6 +1,6 @@
-"""The link between the driver and Ray's workers: how far they are, the wish to stop, and when to give up.
+"""Messages between the driver and Ray's workers: progress, requests to stop, and restarts without progress.
 
-Rank 0 writes to a small actor, a thread in the driver reads it.
+Rank 0 writes to a small actor, and a thread in the driver reads it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.common.console import bar_of, say_above
 
-INTERVAL = 1.0  # seconds between two looks, and between two writes
+INTERVAL = 1.0
+"""Seconds between two reads of the board, and between two writes."""
 FRUITLESS_STARTS = 3
-"""So many starts in a row that get no further than those before; then the training has failed."""
+"""Starts in a row without progress after which a training has failed."""
 
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds what the driver and the workers want to know of each other."""
+    """State that the driver and the workers share."""
 
     def __init__(self) -> None:
         self.latest = (0, "")
@@ -39,13 +40,13 @@ class ProgressBoard:
         self.leader: ActorHandle | None = None
         self.group: PlacementGroup | None = None
 
-    # From the workers
+    # Called by the workers
 
     def begin(self, workers: int, leader: ActorHandle, group: PlacementGroup | None) -> str:
-        """A group of workers starts; says why not, if it is not to.
+        """Note that a group of workers starts; return why it must not, or an empty string.
 
-        A start is fruitless if the one before got no further than those before it. Not if the group has another
-        size: then Ray has resized it. `leader` is its rank 0, `group` what it holds of the cluster.
+        A start is fruitless if the one before made no progress, unless the group has another size: then Ray has
+        resized it. `leader` is the group's rank 0, `group` its placement group.
         """
         self.leader, self.group = leader, group
         error, self.error = self.error, ""
@@ -65,50 +66,52 @@ class ProgressBoard:
         return self.verdict
 
     def put(self, step: int, note: str) -> bool:
-        """Answers whether to stop."""
+        """Note the progress; return whether to stop."""
         self.latest = (step, note)
         return self.stop
 
     def failed(self, error: str) -> None:
-        """Ray will start anew. The first error counts: it makes the other workers lose their connections."""
+        """Note an error. The first one counts: it makes the other workers lose their connections."""
         self.error = self.error or error
 
     def epoch_ended(self, result: dict[str, Any]) -> None:
+        """Note an epoch's result for the driver."""
         self.results.append(result)
 
     def waits(self) -> bool:
-        """Whether an epoch's result has not been taken yet, and nobody has asked to stop."""
+        """Return whether a result has not been taken yet, and nobody has asked to stop."""
         return bool(self.results) and not self.stop
 
-    # From the driver
+    # Called by the driver
 
     def result(self) -> dict[str, Any] | None:
-        """The first epoch's result that has not been taken."""
+        """Return the oldest result that has not been taken."""
         return self.results[0] if self.results else None
 
     def taken(self) -> None:
-        """That result has been dealt with; the training may go on."""
+        """Remove that result; the training may continue."""
         self.results.pop(0)
 
     def look(self) -> tuple[int, str, list[str]]:
-        """The latest, and what is new since the last look."""
+        """Return the latest step and note, and the news since the last call."""
         news, self.news = self.news, []
         return (*self.latest, news)
 
     def ask_to_stop(self) -> None:
+        """Tell the workers to stop."""
         self.stop = True
 
     def held(self) -> tuple[ActorHandle | None, PlacementGroup | None]:
-        """The last group's leader, and what the group holds of the cluster."""
+        """Return the last group's leader and placement group."""
         return self.leader, self.group
 
     def why_not(self) -> str:
-        """Why the workers gave up, or what the last error was."""
+        """Return why the workers gave up, or the last error."""
         return self.verdict or self.error
 
 
 class Reporter:
-    """The worker's end: tells the board at most once a second, without waiting for it."""
+    """The worker's side: reports to the board at most once in INTERVAL, without waiting for it."""
 
     def __init__(self, board: ActorHandle, last: int):
         self.board, self.last = board, last
@@ -117,13 +120,14 @@ class Reporter:
         self._stop = False
 
     def tell(self, step: int, note: Callable[[], str]) -> None:
+        """Report a step if it is time, or if it is the last one."""
         if time.monotonic() - self._told >= INTERVAL or step == self.last:
-            self.stop()  # the answer before must not be lost
+            self.stop()  # reads the answer to the message before
             self._told = time.monotonic()
             self._answer = self.board.put.remote(step, note())
 
     def stop(self) -> bool:
-        """Whether the driver has asked to stop, as of the last answer. A lost driver asks for nothing."""
+        """Return whether the driver has asked to stop, as of the last answer; a lost driver does not."""
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             with suppress(RayError):
                 self._stop = self._stop or ray.get(self._answer)
@@ -132,7 +136,7 @@ class Reporter:
 
 
 def hears(board: ActorHandle) -> bool:
-    """Whether a worker is there that will stop when asked to: none is while they wait for resources, or start."""
+    """Return whether a worker is alive that will stop when asked; none is while they wait for resources or start."""
     try:
         leader, _ = ray.get(board.held.remote())
         if leader is None:
@@ -147,9 +151,9 @@ def hears(board: ActorHandle) -> bool:
 
 @contextmanager
 def shown(title: str, total: int, stop: threading.Event) -> Iterator[ActorHandle]:
-    """A bar on stderr for as long as the block runs, fed by the board that is given; passes `stop` on to it.
+    """Yield a board, and show its progress in a bar on stderr while the block runs; pass `stop` on to the board.
 
-    The board lives on this node: the loss of another must not take it along.
+    The board is on this node, so that it survives the loss of any other.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -158,14 +162,14 @@ def shown(title: str, total: int, stop: threading.Event) -> Iterator[ActorHandle
     bar.set_postfix_str("starting the workers")
 
     def look() -> None:
-        with suppress(RayError):  # without a board the training goes on unseen
+        with suppress(RayError):  # if the board is lost, the training continues without a bar
             step, note, news = ray.get(board.look.remote())
             for line in news:
                 say_above(line)
             if not step:
                 return
             if not bar.n:
-                # Neither the workers' start nor the steps of an earlier command count for the rate and the time left.
+                # The rate and the time left exclude the workers' start and the steps of earlier commands.
                 bar.reset()
                 bar.initial = bar.n = step
             bar.set_postfix_str(note, refresh=False)

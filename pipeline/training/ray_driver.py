@@ -1,7 +1,7 @@
-"""A training's workers on Ray: what each of them runs, and how the driver starts them, follows them and stops them.
+"""A training on Ray: what each worker runs, and how the driver starts, follows and stops the workers.
 
-Ray Train starts the group anew when some are lost. Whatever dies, the next group goes on from the newest whole
-checkpoint.
+Ray Train restarts the group of workers when it loses some. Whatever dies, the next group continues from the newest
+complete checkpoint.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ from pipeline.training.progress import FRUITLESS_STARTS, Reporter, hears, shown
 from pipeline.training.trainer import Ending, NonFiniteBatch, StepEnd, Training, WorkerContext
 
 CHECKPOINTS, OUTCOME, DESCRIPTION = "checkpoints", "outcome.json", "training.json"
-"""In a training's folder."""
+"""Names in a training's folder."""
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 UNLOGGED = "unlogged"
-"""In an outcome: the metrics that the tracking store has not taken, for the driver to log."""
-PARTS_OF_LOSS = ("triplet", "class", "proxy", "info_nce")
+"""Key in an outcome: metrics that could not be logged, for the driver to log."""
+LOSS_TERMS = ("triplet", "class", "proxy", "info_nce")
 Workers = tuple[int, int]
-"""At least and at most so many; the same twice, unless the group may shrink and grow."""
+"""Least and largest number of workers; equal unless the group may shrink and grow."""
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What the workers are to do; it travels to them."""
+    """Description of a training, sent to its workers."""
 
     data: Storage
     config: TrainConfig
     path: Storage
-    """The training's folder."""
+    """Folder of the training."""
     run: tracking.Run
     steps: int
-    """Of the whole training."""
+    """Number of steps of the complete training."""
     at_epoch_end: Callable[[Training, dict[str, float]], dict[str, Any]] | None = None
-    """A search's trial: what rank 0 tells of an epoch, from its metrics; it waits until the driver has dealt with it.
-    Such a training is its driver's to log."""
+    """For a trial of a study: makes the result of an epoch from its metrics. Rank 0 reports it and waits until the
+    driver has dealt with it. The driver logs such a training."""
 
 
-class GivenUp(Exception):
-    """The user has asked to stop while there were no workers to do so."""
+class StoppedWithoutWorkers(Exception):
+    """Stop that the user asked for while there were no workers."""
 
 
 # The driver
@@ -78,10 +78,10 @@ def run_workers(
     resources: dict[str, float],
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Run the workers to their end, and tell what that was: its `state`, and `step` and `epoch`, or a `message`.
+    """Run the workers to their end and return the outcome: its `state`, and `step` and `epoch`, or a `message`.
 
-    The first Ctrl-C or SIGTERM lets them save and stop; raises KeyboardInterrupt at the second. `report` gets what
-    `job.at_epoch_end` makes of every epoch; what it raises ends the workers.
+    At the first Ctrl-C or SIGTERM they save and stop; the second raises KeyboardInterrupt. `report` is called with
+    the result that `job.at_epoch_end` makes of every epoch; an error that it raises ends the workers.
     """
     (job.path / OUTCOME).delete()
     with (
@@ -99,8 +99,8 @@ def run_workers(
             ),
             run_config=ray.train.RunConfig(
                 name="ray",
-                storage_path=scratch,  # Ray's own notes; checkpoints are ours
-                failure_config=ray.train.FailureConfig(max_failures=-1),  # the board counts fruitless starts
+                storage_path=scratch,  # for Ray's own state; checkpoints are in the training's folder
+                failure_config=ray.train.FailureConfig(max_failures=-1),  # the board counts restarts without progress
                 worker_runtime_env=ONE_HEAP,
             ),
         )
@@ -110,11 +110,11 @@ def run_workers(
                 report(result)
                 ray.get(board.taken.remote())
             if stop.is_set() and not hears(board) and not read_json(job.path / OUTCOME):
-                raise GivenUp
+                raise StoppedWithoutWorkers
 
         try:
-            error = _fit_while_controllers_die(trainer, board, look_after)
-        except GivenUp:
+            error = _fit_with_new_controllers(trainer, board, look_after)
+        except StoppedWithoutWorkers:
             latest = Checkpoints(job.path / CHECKPOINTS).latest()
             return {"state": STOPPED, "step": latest.step if latest else 0}
         finally:
@@ -122,13 +122,12 @@ def run_workers(
         why_not = ""
         with suppress(RayError):
             why_not = ray.get(board.why_not.remote())
-    message = why_not or (_last_line(error) if error else "the workers ended without a word")
+    message = why_not or (_last_line(error) if error else "the workers ended without an outcome")
     return read_json(job.path / OUTCOME) or {"state": FAILED, "message": message}
 
 
-def _fit_while_controllers_die(
-    trainer: Any, board: ActorHandle, look_after: Callable[[], None]
-) -> BaseException | None:
+def _fit_with_new_controllers(trainer: Any, board: ActorHandle, look_after: Callable[[], None]) -> BaseException | None:
+    """Fit, and fit again while the controller dies and progress is made; return the error that fitting failed with."""
     reached, fruitless = -1, 0
     while True:
         error = _fit(trainer, look_after)
@@ -144,9 +143,10 @@ def _fit_while_controllers_die(
 
 
 def _fit(trainer: Any, look_after: Callable[[], None]) -> BaseException | None:
-    """What it failed with. In a thread of its own, since Ray would take the main thread's signals for itself.
+    """Fit in a thread, since Ray would handle the main thread's signals itself; return the error it failed with.
 
-    Raises what `look_after` raises, which is called all the time; the trainer is then left to the end of the process.
+    `look_after` is called all the time. If it raises, so does this function, and the trainer's thread is left alone
+    until the process ends.
     """
     ended: Future[BaseException | None] = Future()
 
@@ -165,7 +165,7 @@ def _fit(trainer: Any, look_after: Callable[[], None]) -> BaseException | None:
 
 
 def _release(board: ActorHandle) -> None:
-    """End what is left of the workers: Ray's own cleaner of a dead controller fails where two clusters share a host."""
+    """Remove the workers' placement group: Ray's own cleaner fails if two clusters share a host."""
     with suppress(RayError):
         _, group = ray.get(board.held.remote())
         if group:
@@ -174,7 +174,7 @@ def _release(board: ActorHandle) -> None:
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second interrupts at once."""
+    """Yield an event that the first Ctrl-C or SIGTERM sets; the second raises KeyboardInterrupt."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals are the main thread's
@@ -195,7 +195,7 @@ def _signals() -> Iterator[threading.Event]:
 
 
 def _last_line(error: BaseException) -> str:
-    """A Ray error's text ends with the line that says what happened."""
+    """Return the last line of a Ray error's text, which says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
@@ -204,16 +204,16 @@ def _last_line(error: BaseException) -> str:
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """What every worker runs. Ends in an outcome that rank 0 writes, or in an error after which Ray starts anew."""
+    """Run one worker. Rank 0 writes the outcome; after an error Ray restarts the group."""
     context = ray.train.get_context()
     worker = WorkerContext(context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device()))
     job, board = settings["job"], settings["board"]
-    if _agreed(worker, lambda: _begin(job, board, worker.workers)):
+    if _agreed(worker, lambda: _register(job, board, worker.workers)):
         return
     try:
-        outcome = _train_share(job, board, worker)
+        outcome = _train(job, board, worker)
     except NonFiniteBatch as error:
-        outcome = {"state": FAILED, "message": f"{error}; its triplets are in {_noted(job, error, worker)}"}
+        outcome = {"state": FAILED, "message": f"{error}; its triplets are in {_record(job, error, worker)}"}
     except Exception as error:
         with suppress(RayError):
             ray.get(board.failed.remote(f"worker {worker.rank}: {type(error).__name__}: {_last_line(error)}"))
@@ -222,13 +222,13 @@ def _worker(settings: dict[str, Any]) -> None:
         write_json(job.path / OUTCOME, outcome)
 
 
-def _begin(job: TrainJob, board: ActorHandle, workers: int) -> str:
-    """Why not to begin, if so."""
+def _register(job: TrainJob, board: ActorHandle, workers: int) -> str:
+    """Tell the board that a group starts; return why it must not, or an empty string."""
     leader, group = ray.get_runtime_context().current_actor, get_current_placement_group()
     return str(ray.get(board.begin.remote(workers, leader, group)))
 
 
-def _train_share(job: TrainJob, board: ActorHandle, worker: WorkerContext) -> dict[str, Any]:
+def _train(job: TrainJob, board: ActorHandle, worker: WorkerContext) -> dict[str, Any]:
     config, run = job.config, job.run
     _check_shared(job, worker)
     training = Training(config, Dataset(job.data), worker, run.run_id)
@@ -242,7 +242,7 @@ def _train_share(job: TrainJob, board: ActorHandle, worker: WorkerContext) -> di
 
 
 def _check_shared(job: TrainJob, worker: WorkerContext) -> None:
-    """Raises InputError where the driver's folder is not this machine's: nobody would find the checkpoints."""
+    """Raise InputError if this machine does not see the driver's folder: nobody would find the checkpoints."""
     if worker.rank == 0 and read_json(job.path / DESCRIPTION).get("run_id") != job.run.run_id:
         raise InputError(
             f"{job.path}: the workers' machine does not see this folder; --storage must be shared by all, "
@@ -251,7 +251,7 @@ def _check_shared(job: TrainJob, worker: WorkerContext) -> None:
 
 
 def _lead(training: Training, kept: Checkpoints, job: TrainJob, board: ActorHandle) -> tuple[Ending, tracking.Points]:
-    """Rank 0's part: checkpoints, MLflow, the live line, the wish to stop. Also gives what is left to be logged."""
+    """Train as rank 0: with checkpoints, MLflow and the progress bar. Also return the points that are not logged."""
     reporter = Reporter(board, last=job.steps)
 
     def step_end(end: StepEnd) -> None:
@@ -272,7 +272,7 @@ def _lead_trial(training: Training, kept: Checkpoints, job: TrainJob, board: Act
             time.sleep(0.05)
 
     latest = kept.latest()
-    if latest and not training.step_in_epoch:  # the driver may not have heard of this epoch's end
+    if latest and not training.step_in_epoch:  # the driver may not have got this epoch's result
         tell(latest.metrics)
     saver = Saver(kept, job.config.checkpoint_every, start=training.step)
     try:
@@ -302,19 +302,19 @@ def _lead_logged(training: Training, kept: Checkpoints, job: TrainJob, **run: An
     return ending, training.points  # a store that is silent now is no reason to train again
 
 
-def _noted(job: TrainJob, error: NonFiniteBatch, worker: WorkerContext) -> Storage:
-    """Where the batch's triplets are written down; rank 0 does it."""
+def _record(job: TrainJob, error: NonFiniteBatch, worker: WorkerContext) -> Storage:
+    """Return the file with the batch's triplets, which rank 0 writes."""
     file = job.path / f"non-finite-step-{error.record['step']}.json"
     if worker.rank == 0:
         write_json(file, error.record)
         if not job.at_epoch_end:
-            with suppress(MlflowException, OSError):  # without the store the file must do
+            with suppress(MlflowException, OSError):  # the file remains if the store does not answer
                 job.run.log_text(json.dumps(error.record, indent=2), str(file).rpartition("/")[2])
     return file
 
 
 def _agreed(worker: WorkerContext, decide: Callable[[], Any]) -> Any:
-    """What rank 0 decides, on every worker."""
+    """Return rank 0's decision on every worker."""
     answer = [decide() if worker.rank == 0 else None]
     if worker.workers > 1:
         dist.broadcast_object_list(answer)
@@ -322,9 +322,9 @@ def _agreed(worker: WorkerContext, decide: Callable[[], Any]) -> Any:
 
 
 def _note(end: StepEnd, epochs: int) -> str:
-    """The live line's end."""
+    """Return the text behind the progress bar."""
     parts = [f"epoch {end.epoch}/{epochs}", f"loss {end.result.loss:.4f}"]
-    parts += [f"{name} {value:.4f}" for name in PARTS_OF_LOSS if (value := getattr(end.result, f"loss_{name}"))]
+    parts += [f"{name} {value:.4f}" for name in LOSS_TERMS if (value := getattr(end.result, f"loss_{name}"))]
     if end.score is not None:
         parts.append(f"valid {end.score:.4f}")
     if "triplets_per_second" in end.recent:

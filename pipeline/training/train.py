@@ -50,13 +50,13 @@ class Trained:
 
     run: tracking.Run
     checkpoint: Storage
-    """Folder of the best checkpoint (by the validation score; the latest where there is no validation split)."""
+    """Folder of the best checkpoint by the validation score; of the latest one if there is no validation split."""
     metrics: dict[str, float]
-    """Of the epoch that the checkpoint is from."""
+    """Metrics of the checkpoint's epoch."""
     steps: int
     seconds: float
     registered: registry.Registered | None
-    """None if that was not asked for."""
+    """Registered version; None for a training of a study, which registers its own choice."""
 
 
 def train(
@@ -71,13 +71,15 @@ def train(
 ) -> Trained:
     """Train on `workers` DDP workers, and register the best checkpoint.
 
-    With a `parent`, the search that the training belongs to, it is not registered, for that is the parent's to decide;
-    asked for again when it has finished, it is given as it is.
+    A training is identified by the settings and the dataset that decide its outcome, and its folder is
+    `storage / name`, by default a name made of them. One that was begun and did not finish is continued; `fresh`
+    always begins a new one. Global batch and learning rate are the same on any number of workers.
 
-    A training is known by the settings and the dataset that decide its outcome, and lives in `storage / name` (by
-    default a name made of them): if it was begun before, and did not finish, it is continued; `fresh` begins it anew
-    in any case. Global batch and learning rate are the same on any number of workers. Raises InputError for what a
-    user can mend, JobFailed, and KeyboardInterrupt after Ctrl-C or SIGTERM (the state is saved then).
+    With a `parent`, the run of the study or comparison that the training belongs to, the model is not registered,
+    since the parent decides that; a finished training is then returned as it is.
+
+    Raises InputError for what a user can correct, JobFailed, and KeyboardInterrupt after Ctrl-C or SIGTERM, when the
+    state is saved.
     """
     least, most = (workers, workers) if isinstance(workers, int) else workers
     check(config, dataset, most)
@@ -88,8 +90,8 @@ def train(
         use_gpu, cpus = gpus_for(least), cpus_for_elastic(least, most)
         asked = config
         config = resolved(config, "cuda" if use_gpu else "cpu", most, cpus)
-        digest = _digest(dataset, config)
-        path = _claimed(stack, Storage(storage), name or f"{dataset.info.name}-{config.model}-{digest[:8]}", fresh)
+        digest = _identity(dataset, config)
+        path = _claim(stack, Storage(storage), name or f"{dataset.info.name}-{config.model}-{digest[:8]}", fresh)
         begun = read_json(path / DESCRIPTION)
         if begun.get("digest", digest) != digest:
             raise InputError(f"{path}: holds a training of other settings or another dataset; give another name")
@@ -102,7 +104,9 @@ def train(
         label = str(path).rpartition("/")[2]
         params = config.model_dump() | {"workers": str(most) if least == most else f"{least}-{most}"}
         stack.enter_context(tracking.answering())
-        run = stack.enter_context(tracking.run(dataset.info, label, params, begun.get("run_id"), parent, job="train"))
+        run = stack.enter_context(
+            tracking.open_run(dataset.info, label, params, begun.get("run_id"), parent, job="train")
+        )
         write_json(path / DESCRIPTION, {"digest": digest, "run_id": run.run_id, "threads": threads, "settings": params})
         stack.enter_context(saying_how_to_go_on("the same command continues"))
         kept = Checkpoints(path / CHECKPOINTS, config.keep_best)
@@ -138,7 +142,7 @@ def train(
 
 
 def preview(config: TrainConfig, dataset: Dataset | None, workers: int) -> TrainConfig:
-    """`config` as a training on this machine would resolve it, checked against the dataset if there is one.
+    """Return `config` as a training on this machine resolves it; check it against the dataset if there is one.
 
     Raises InputError.
     """
@@ -148,16 +152,16 @@ def preview(config: TrainConfig, dataset: Dataset | None, workers: int) -> Train
     return resolved(config, device, workers, max(1, (os.cpu_count() or 1) // workers))
 
 
-def _digest(dataset: Dataset, config: TrainConfig) -> str:
-    """Of all that decides a training's outcome."""
+def _identity(dataset: Dataset, config: TrainConfig) -> str:
+    """Return a digest of all that decides a training's outcome."""
     decisive = config.model_dump(exclude=set(NOT_DECISIVE)) | {"dataset": dataset.info.digest}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _claimed(stack: ExitStack, storage: Storage, name: str, fresh: bool) -> Storage:
-    """The folder of the training to continue or to begin, this process's alone for as long as the stack lives.
+def _claim(stack: ExitStack, storage: Storage, name: str, fresh: bool) -> Storage:
+    """Return the folder of the training to continue or to begin, locked for this process until the stack is closed.
 
-    Finished ones are passed over: the same settings again are NAME-2, NAME-3 ...
+    Finished trainings are skipped: the same settings again are NAME-2, NAME-3 ...
     """
     for number in itertools.count(1):
         path = storage / (name if number == 1 else f"{name}-{number}")

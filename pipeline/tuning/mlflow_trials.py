@@ -18,8 +18,8 @@ from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline.common.console import say_above
 from pipeline.tracking import runs as tracking
-from pipeline.tracking import watchdog as run_guard
-from pipeline.tuning.study import FAILED, METRIC, RUNNING, Record, Trial
+from pipeline.tracking.watchdog import end_all_runs, end_run, take_over
+from pipeline.tuning.study import FAILED, METRIC, RUNNING, StudyRecord, Trial
 
 TRIAL = "trial"
 """Tag: the trial's number."""
@@ -27,7 +27,7 @@ PAUSE = 30.0  # seconds between two tries
 
 
 @dataclass
-class _Waiting:
+class _Pending:
     """What of a trial is not in the store yet."""
 
     begun: Trial | None = None
@@ -35,13 +35,13 @@ class _Waiting:
     ended: Trial | None = None
 
 
-class TrialRuns:
+class MlflowTrials:
     """One run for every trial of the study, however often trial and search are taken up again."""
 
-    def __init__(self, dataset: DatasetInfo, parent: tracking.OpenRun, record: Record, base: dict[str, Any]):
+    def __init__(self, dataset: DatasetInfo, parent: tracking.OpenRun, record: StudyRecord, base: dict[str, Any]):
         self.dataset, self.parent, self.record, self.base = dataset, parent, record, base
         self._runs: dict[int, tracking.Run] = {}
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, _Pending] = {}
         self._logged: dict[int, dict[str, set[int]]] = {}
         self._not_before = 0.0
         self._unsure = False
@@ -86,7 +86,7 @@ class TrialRuns:
         self.write(now=True)
         with suppress(MlflowException, OSError):  # else the guard ends them
             client = MlflowClient(self.parent.uri)
-            run_guard.end_all(
+            end_all_runs(
                 client,
                 client.get_run(self.parent.run_id).info.experiment_id,
                 self.parent.token,
@@ -94,10 +94,10 @@ class TrialRuns:
                 but=self.parent.run_id,
             )
 
-    def _of(self, number: int) -> _Waiting:
-        return self._waiting.setdefault(number, _Waiting())
+    def _of(self, number: int) -> _Pending:
+        return self._waiting.setdefault(number, _Pending())
 
-    def _write(self, number: int, waiting: _Waiting) -> None:
+    def _write(self, number: int, waiting: _Pending) -> None:
         run = self._runs.get(number)
         if not run:
             run = self._runs[number] = self._open(waiting.begun or self.record[number])
@@ -107,7 +107,7 @@ class TrialRuns:
         if waiting.ended:
             trial = waiting.ended
             run.tag({"ended": trial.state, "reason": trial.reason})
-            run_guard.end(MlflowClient(run.uri), run.run_id, self.parent.token, _status(trial))
+            end_run(MlflowClient(run.uri), run.run_id, self.parent.token, _status(trial))
 
     def _open(self, trial: Trial) -> tracking.Run:
         """The trial's run: taken up again if there is one, made by this driver or one before."""
@@ -116,18 +116,18 @@ class TrialRuns:
             self._look()
         if run_id := self._known.get(trial.number):
             client = MlflowClient(self.parent.uri)
-            run_guard.take_over(client, run_id, self.parent.token)
+            take_over(client, run_id, self.parent.token)
             stored = client.get_run(run_id).data.params
             client.log_batch(
                 run_id, params=[Param(key, str(value)) for key, value in params.items() if key not in stored]
             )
             return tracking.Run(self.parent.uri, run_id)
         tags = {"job": "trial", TRIAL: str(trial.number)}
-        return tracking.start(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
+        return tracking.start_run(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
 
     def _look(self) -> dict[int, Any]:
         """Trial number -> MLflow's own run."""
-        runs = {int(run.data.tags[TRIAL]): run for run in tracking.children(self.parent) if TRIAL in run.data.tags}
+        runs = {int(run.data.tags[TRIAL]): run for run in tracking.child_runs(self.parent) if TRIAL in run.data.tags}
         self._known, self._unsure = {number: run.info.run_id for number, run in runs.items()}, False
         return runs
 
@@ -137,7 +137,7 @@ class TrialRuns:
         for trial in self.record.trials:
             run = runs.get(trial.number)
             if trial.state != RUNNING and not (run and run.info.status == _status(trial)):
-                self._waiting[trial.number] = _Waiting(trial, _points(trial), trial)
+                self._waiting[trial.number] = _Pending(trial, _points(trial), trial)
         self.write()
 
 

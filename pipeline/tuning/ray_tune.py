@@ -22,22 +22,24 @@ from ray.tune.execution import tune_controller
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipeline.tuning.mlflow_trials import TrialRuns
-from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, Record, Trial, past
-from pipeline.tuning.trainable import CHECKPOINTS, Job, run_trial
+from pipeline.tuning.mlflow_trials import MlflowTrials
+from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, StudyRecord, Trial, past
+from pipeline.tuning.trainable import CHECKPOINTS, TrialJob, run_trial
 
 KILLED_AT_MOST = 3
 """So often a trial whose process was killed goes on from its checkpoint; then it has failed."""
 REDUCTION = 2  # ASHA keeps a half at each rung
 
 
-def run_trials(job: Job, record: Record, runs: TrialRuns, watch: Watch, total: int, concurrent: int) -> None:
+def run_trials(
+    job: TrialJob, record: StudyRecord, runs: MlflowTrials, watch: Watch, total: int, concurrent: int
+) -> None:
     """Run what was interrupted, then new trials until there are `total`. Comes back early after Ctrl-C."""
     again = [trial.number for trial in record.interrupted()]
     left = len(again) + max(0, total - len(record.trials))
     if not left:
         return
-    scheduler = _scheduler(record)
+    scheduler = make_scheduler(record)
     if job.workers > 1:
         # The trial's own process only waits for its workers; a thousandth of the head node keeps it off the CPUs.
         resources = {"cpu": 0.0, "node:__internal_head__": 0.001}
@@ -49,13 +51,13 @@ def run_trials(job: Job, record: Record, runs: TrialRuns, watch: Watch, total: i
             num_samples=left,
             max_concurrent_trials=concurrent,
             reuse_actors=job.workers == 1,  # what a stopped trial has left of its workers goes with its process
-            search_alg=_Search(record, again, total),
+            search_alg=_Suggester(record, again, total),
             scheduler=scheduler,
         ),
         run_config=ray_tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(job.folder / "ray"),
-            callbacks=[_Ledger(job, record, runs, watch)],
+            callbacks=[_TrialLogger(job, record, runs, watch)],
             failure_config=ray_tune.FailureConfig(max_failures=KILLED_AT_MOST),
             verbose=0,
         ),
@@ -89,7 +91,7 @@ def _kills_for_memory_as_kills() -> Iterator[None]:
         tune_controller.RayActorManager = rays
 
 
-def _scheduler(record: Record) -> TrialScheduler:
+def make_scheduler(record: StudyRecord) -> TrialScheduler:
     if record.plan.scheduler == "none":
         return FIFOScheduler()
     epochs = record.plan.settings["epochs"]
@@ -139,10 +141,10 @@ class _HereOnly:
         return {}
 
 
-class _Search(_HereOnly, Searcher):
+class _Suggester(_HereOnly, Searcher):
     """Hands the study's suggestions to Ray, those of interrupted trials first. Keeps nothing itself."""
 
-    def __init__(self, record: Record, again: list[int], total: int):
+    def __init__(self, record: StudyRecord, again: list[int], total: int):
         super().__init__(metric=METRIC, mode="max")
         self.record, self.again, self.total = record, list(again), total
 
@@ -172,10 +174,10 @@ Watch = Callable[[], None]
 """Called after everything that happens to a trial."""
 
 
-class _Ledger(_HereOnly, ray_tune.Callback):
+class _TrialLogger(_HereOnly, ray_tune.Callback):
     """Writes down what happens to the trials: in the study, in MLflow; and cleans up behind them."""
 
-    def __init__(self, job: Job, record: Record, runs: TrialRuns, watch: Watch):
+    def __init__(self, job: TrialJob, record: StudyRecord, runs: MlflowTrials, watch: Watch):
         self.job, self.record, self.runs, self.watch = job, record, runs, watch
         self.failures: dict[int, str] = {}
 
@@ -227,8 +229,8 @@ def _killed(trial: Any) -> str:
     return f"its process was killed {trial.num_failures} times{by}"
 
 
-def tidy(job: Job, ended: Trial) -> None:
+def tidy(job: TrialJob, ended: Trial) -> None:
     """Remove its checkpoints: nobody goes on from them."""
-    place = job.place(ended.number).local
+    place = job.trial_folder(ended.number).local
     assert place
     shutil.rmtree(place / CHECKPOINTS if ended.state == FAILED else place, ignore_errors=True)

@@ -80,7 +80,7 @@ class Trial:
         return max((value for _, value in self.history), default=0.0)
 
 
-class Record:
+class StudyRecord:
     """The study of one search, in `file`; opened again, it goes on where it was.
 
     The space's starting point is always trial 0.

@@ -34,7 +34,7 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """What all trials have in common; it travels to them."""
 
     data: Storage
@@ -47,12 +47,12 @@ class Job:
     workers: int = 1
     against: str | None = None
 
-    def place(self, number: int) -> Storage:
+    def trial_folder(self, number: int) -> Storage:
         """A trial's folder; removed when the trial has ended, but of a failed one only its checkpoints."""
         return Storage(self.folder / f"trial-{number:04d}")
 
 
-def run_trial(config: dict[str, Any], job: Job) -> None:
+def run_trial(config: dict[str, Any], job: TrialJob) -> None:
     """One training, in this process or on workers of its own; reports after every epoch.
 
     An error is reported, not raised: Ray starts a trial anew whose process was killed, and that alone.
@@ -78,11 +78,11 @@ def run_trial(config: dict[str, Any], job: Job) -> None:
 Report = Callable[[dict[str, Any]], None]
 
 
-def _here(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
+def _here(number: int, settings: dict[str, Any], job: TrialJob, report: Report) -> None:
     config = make_config(settings)
     worker = WorkerContext(device="cuda" if job.gpus and torch.cuda.is_available() else "cpu", threads=job.cpus)
     training = Training(config, Dataset(job.data), worker)
-    kept = Checkpoints(job.place(number) / CHECKPOINTS, keep_best=0)
+    kept = Checkpoints(job.trial_folder(number) / CHECKPOINTS, keep_best=0)
     if latest := kept.latest():
         with kept.opened(latest) as folder:
             training.load(folder)
@@ -92,7 +92,7 @@ def _here(number: int, settings: dict[str, Any], job: Job, report: Report) -> No
     try:
         training.run(saver=saver, epoch_end=lambda end: report(result_of(training, end.metrics, job.against)))
     except NonFiniteBatch as error:
-        file = job.place(number) / f"non-finite-step-{error.record['step']}.json"
+        file = job.trial_folder(number) / f"non-finite-step-{error.record['step']}.json"
         file.write_bytes((json.dumps(error.record, indent=2) + "\n").encode())
         raise JobFailed(f"{error}; its triplets are in {file}") from error
     except SystemExit:  # stopped: the folder may be gone, and nobody waits for a report
@@ -103,11 +103,11 @@ def _here(number: int, settings: dict[str, Any], job: Job, report: Report) -> No
         saver.finish()  # nothing, the second time
 
 
-def _on_workers(number: int, settings: dict[str, Any], job: Job, report: Report) -> None:
+def _on_workers(number: int, settings: dict[str, Any], job: TrialJob, report: Report) -> None:
     from pipeline.tracking import runs as tracking
     from pipeline.training import ray_driver as workers
 
-    config, place, dataset = make_config(settings), job.place(number), Dataset(job.data)
+    config, place, dataset = make_config(settings), job.trial_folder(number), Dataset(job.data)
     nobody = tracking.Run("", f"trial {number}")
     workers.write_json(place / workers.DESCRIPTION, {"run_id": nobody.run_id})
     steps = config.epochs * steps_per_epoch(dataset, config, config.micro_batches or job.workers)

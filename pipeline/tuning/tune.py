@@ -46,11 +46,11 @@ from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, resolved
 from pipeline.training.train import train
-from pipeline.tuning.mlflow_trials import TrialRuns
+from pipeline.tuning.mlflow_trials import MlflowTrials
 from pipeline.tuning.ray_tune import run_trials, tidy
 from pipeline.tuning.spaces import DRAWS, Space, draw
-from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, Record, Trial
-from pipeline.tuning.trainable import Job
+from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, StudyRecord, Trial
+from pipeline.tuning.trainable import TrialJob
 
 WriteReport = Callable[[optuna.Study, Path, dict[str, str]], object]
 """Write a report on the study to a folder; the dictionary has facts for the head of its page."""
@@ -63,7 +63,7 @@ FRUITLESS_ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Final:
+class FinalTraining:
     """The best setting, trained at full budget: one training for each seed."""
 
     valid: list[float]
@@ -75,7 +75,7 @@ class Final:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class StudyResult:
     """A finished search."""
 
     run: tracking.Run
@@ -86,7 +86,7 @@ class Sweep:
     """Of this command; an interrupted search has had others."""
     page: Path | None
     """The report's page, if a report was written."""
-    final: Final | None
+    final: FinalTraining | None
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def tune(
     resume: bool = False,
     seed: int = 0,
     write_report: WriteReport | None = None,
-) -> Sweep:
+) -> StudyResult:
     """Run `trials` trials of `trial_epochs` epochs, `concurrent` at a time on `workers` workers each.
 
     The space's starting point is trial 0. The best setting is then trained for all `config.epochs` with `final_seeds`
@@ -154,14 +154,14 @@ def tune(
         params |= base.model_dump() | {"trials": trials, "trial_epochs": budget, "final_epochs": config.epochs}
         stack.enter_context(tracking.answering())
         parent = stack.enter_context(
-            tracking.run(dataset.info, folder.name, params, resume=begun.get("run_id"), job="tune")
+            tracking.open_run(dataset.info, folder.name, params, resume=begun.get("run_id"), job="tune")
         )
         begun |= {"run_id": parent.run_id, "finished": False}
         write_json(Storage(folder / DESCRIPTION), begun)
         stack.enter_context(saying_how_to_go_on(GO_ON))
-        record = Record(folder / STUDY, folder.name, space, plan)
-        job = Job(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
-        _run(job, record, TrialRuns(dataset.info, parent, record, job.base), trials, concurrent)
+        record = StudyRecord(folder / STUDY, folder.name, space, plan)
+        job = TrialJob(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
+        _run(job, record, MlflowTrials(dataset.info, parent, record, job.base), trials, concurrent)
         report = folder / REPORT
         if write_report:
             facts = {
@@ -187,7 +187,7 @@ def tune(
         write_json(Storage(folder / DESCRIPTION), begun | {"finished": True})
     seconds = time.perf_counter() - started
     page = report / "report.html" if write_report else None
-    return Sweep(parent, space.name, record.trials, record.best, seconds, page, final)
+    return StudyResult(parent, space.name, record.trials, record.best, seconds, page, final)
 
 
 def _check(
@@ -276,7 +276,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     return next((f"{key}: {one[key]} there, {other[key]} here" for key in other if one.get(key) != other[key]), "")
 
 
-def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int) -> None:
+def _run(job: TrialJob, record: StudyRecord, runs: MlflowTrials, trials: int, concurrent: int) -> None:
     """Until there are so many trials that have ended. Raises KeyboardInterrupt after Ctrl-C, JobFailed if it stalls."""
 
     def ended() -> int:
@@ -312,14 +312,14 @@ def _run(job: Job, record: Record, runs: TrialRuns, trials: int, concurrent: int
             _tidy(job, record)
 
 
-def _tidy(job: Job, record: Record) -> None:
+def _tidy(job: TrialJob, record: StudyRecord) -> None:
     """Again: a trial may have been saving its last epoch when it was tidied up."""
     for trial in record.trials:
         if trial.state != RUNNING:
             tidy(job, trial)
 
 
-def _show_progress(bar: tqdm, record: Record) -> None:
+def _show_progress(bar: tqdm, record: StudyRecord) -> None:
     trials, best = record.trials, record.best
     states = Counter(trial.state for trial in trials)
     note = ", ".join(f"{states[state]} {state}" for state in (RUNNING, DONE, PRUNED, FAILED) if states[state])
@@ -365,7 +365,7 @@ def _final(
     parent: tracking.Run,
     seeds: range,
     workers: int,
-) -> Final:
+) -> FinalTraining:
     """Train the best setting at full budget, score the best of the seeds on test, register it.
 
     Each of it once: what a killed driver had done and not noted is found by the training's name and the version's run.
@@ -394,7 +394,7 @@ def _final(
     if done.get("test", {}).get("run_id") != winner["run_id"]:
         network, description = registry.load(winner["checkpoint"], dataset.info.attribute_names)
         scored = evaluation.evaluate(network, description, dataset)
-        done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.figures}
+        done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.metrics}
         write_json(notes, done)
     if done.get("registered", {}).get("run_id") != winner["run_id"]:
         run = tracking.Run(parent.uri, winner["run_id"])
@@ -411,7 +411,7 @@ def _final(
         done["registered"] = {"run_id": winner["run_id"], "uri": made.uri, "alias": made.alias}
         write_json(notes, done)
     noted = done["registered"]
-    return Final([one[METRIC] for one in of_seeds], done["test"]["figures"], noted["uri"], noted["alias"])
+    return FinalTraining([one[METRIC] for one in of_seeds], done["test"]["figures"], noted["uri"], noted["alias"])
 
 
 def _send(parent: tracking.Run, report: Path) -> None:
@@ -422,7 +422,7 @@ def _send(parent: tracking.Run, report: Path) -> None:
         say(f"note: the report could not be sent to MLflow ({tracking.reason(error)}); it is in {report}")
 
 
-def _log(parent: tracking.Run, record: Record, final: Final | None) -> None:
+def _log(parent: tracking.Run, record: StudyRecord, final: FinalTraining | None) -> None:
     """The search's outcome, in its run. A store that does not answer is the block's to report."""
     best = record.best
     assert best

@@ -1,136 +1,60 @@
-"""`agman evaluate`: its figures against plain loops, its tables, what it logs, and what it refuses."""
+"""`agman evaluate` and the model registry: what the command logs, and which models it finds."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import torch
 from mlflow.tracking import MlflowClient
 from support.commands import agman_exit_code
-from support.datasets import SIZE
+from support.registered import STEP, register_random
 
-import agman
-from data_prep.dataset import Dataset, ImageStore
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline.common import console
 from pipeline.common.errors import JobFailed
-from pipeline.evaluation import evaluate as evaluation
-from pipeline.evaluation import published_results
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.registry import models as registry
-from pipeline.reports.evaluation import show_evaluation
-from pipeline.tracking import runs as tracking
-
-MARGIN, STEP = 0.35, 7
+from pipeline.evaluation.log import log_evaluation
+from pipeline.registry.models import Registered, find_model, load
+from pipeline.tracking.runs import Run, find_run, metric_history, start_run
 
 
 @pytest.fixture(scope="module")
-def network() -> agman.RetrievalModel:
-    """Untrained, and not to be changed."""
-    torch.manual_seed(3)
-    return agman.build("asenet_v2", n_attributes=8, backbone="resnet18").eval()
+def registered(store: Path, dataset: Dataset) -> Registered:
+    return register_random(dataset, store, seed=1)
 
 
 @pytest.fixture(scope="module")
-def scored(network: agman.RetrievalModel, dataset: Dataset) -> Evaluation:
-    return evaluate(network, {"image_size": SIZE, "training": {"margin": MARGIN}}, dataset, threads=1)
+def run(registered: Registered) -> Run:
+    """The run that the registered model says it was trained in."""
+    found = find_run(load(registered.uri)[1]["run_id"])
+    assert found
+    return found
 
 
 @pytest.fixture(scope="module")
-def run(store: Path, dataset: Dataset) -> tracking.Run:
-    return tracking.start(dataset.info, "training", {})
+def scored(registered: Registered, dataset: Dataset) -> Evaluation:
+    return evaluate(*load(registered.uri), dataset, threads=1)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(store: Path, network: agman.RetrievalModel, run: tracking.Run, dataset: Dataset) -> Path:
-    """The model as a training would describe it."""
-    return agman.save_model(store / "model", network, describe(dataset, run_id=run.run_id))
-
-
-@pytest.fixture(scope="module")
-def registered(checkpoint: Path, run: tracking.Run, dataset: Dataset) -> registry.Registered:
-    return registry.register(checkpoint, dataset.info.name, run)
-
-
-def describe(dataset: Dataset, **changes: Any) -> dict[str, Any]:
-    return {
-        "attributes": dataset.info.attribute_names,
-        "image_size": SIZE,
-        "step": STEP,
-        "dataset_digest": dataset.info.digest,
-        "training": {"margin": MARGIN},
-    } | changes
-
-
-def test_triplets_of_every_condition_equal_one_pair_at_a_time(
-    network: agman.RetrievalModel, dataset: Dataset, scored: Evaluation
-) -> None:
-    triplets, images = dataset.triplets("test"), ImageStore(dataset, "test", SIZE)
-
-    def embed(image: int, attribute: int) -> list[float]:
-        pixels = agman.normalise(images.read(np.array([image])))
-        with torch.no_grad():
-            return network(pixels, torch.tensor([attribute])).embedding[0].double().tolist()
-
-    correct: dict[int, list[bool]] = {}
-    loss: dict[int, list[float]] = {}
-    for anchor, positive, negative, attribute in zip(
-        *(getattr(triplets, name).tolist() for name in ("anchor", "positive", "negative", "attribute")), strict=True
-    ):
-        a, p, n = (embed(image, attribute) for image in (anchor, positive, negative))
-        similar, different = (sum(x * y for x, y in zip(a, other, strict=True)) for other in (p, n))
-        correct.setdefault(attribute, []).append(similar > different)
-        loss.setdefault(attribute, []).append(max(0.0, MARGIN - similar + different))
-
-    figures, names = scored.figures, dataset.info.attribute_names
-    assert len(correct) > 1 and figures["test/triplets"] == len(triplets)
-    for attribute, right in correct.items():
-        name = names[attribute]
-        assert figures[f"test/triplet_accuracy/{name}"] == pytest.approx(np.mean(right))
-        assert figures[f"test/triplet_loss/{name}"] == pytest.approx(np.mean(loss[attribute]), abs=1e-5)
-    assert figures["test/triplet_accuracy"] == pytest.approx(np.mean(list(chain(*correct.values()))))
-    assert figures["test/triplet_loss"] == pytest.approx(np.mean(list(chain(*loss.values()))), abs=1e-5)
-    assert figures["test/triplet_margin"] == scored.margin == MARGIN
-
-
-def test_the_intervals_are_those_of_the_queries_resampled(scored: Evaluation) -> None:
-    expected = agman.intervals({name: result.average_precision for name, result in scored.results.items()})
-    assert scored.intervals == expected and list(expected) == [*scored.results, ""]
-    for name, interval in expected.items():
-        end = f"/{name}" if name else ""
-        found = [scored.figures[f"test/map{bound}{end}"] for bound in ("_low", "", "_high")]
-        assert found == pytest.approx([interval.low, interval.mean, interval.high])
-        assert found == sorted(found)
-    assert expected[""].low < expected[""].high
-
-
-def test_bf16_changes_the_figures_little(network: agman.RetrievalModel, dataset: Dataset, scored: Evaluation) -> None:
-    rough = evaluate(network, {"image_size": SIZE}, dataset, precision="bf16", threads=1)
-    assert not torch.equal(rough.embeddings, scored.embeddings)
-    assert rough.figures["test/map"] == pytest.approx(scored.figures["test/map"], abs=0.05)
-    assert (rough.margin, rough.margin_known, rough.precision) == (0.2, False, "bf16")
+def describe(dataset: Dataset, run: Run) -> dict[str, Any]:
+    return {"step": STEP, "dataset_digest": dataset.info.digest, "run_id": run.run_id}
 
 
 def test_the_command_scores_a_registered_model_and_logs_to_its_run(
-    registered: registry.Registered, run: tracking.Run, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+    registered: Registered, run: Run, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert agman_exit_code("evaluate", "models:/agman-tiny@champion", "--data", dataset.path, "--json") == 0
     said = capsys.readouterr()
-    figures = json.loads(said.out.splitlines()[-1])
+    printed = json.loads(said.out.splitlines()[-1])
     logged = MlflowClient(run.uri).get_run(run.run_id).data.metrics
     name = dataset.info.attribute_names[0]
-    for figure in ("map", "map_low", "map_high", f"map_low/{name}", "triplet_accuracy", f"triplet_loss/{name}"):
-        assert logged[f"test/{figure}"] == figures[f"test/{figure}"], figure
-    assert logged.keys() >= figures.keys()
-    assert tracking.history(run, "test/map_low") == [(STEP, figures["test/map_low"])]
+    for metric in ("map", "map_low", "map_high", f"map_low/{name}", "triplet_accuracy", f"triplet_loss/{name}"):
+        assert logged[f"test/{metric}"] == printed[f"test/{metric}"], metric
+    assert logged.keys() >= printed.keys()
+    assert metric_history(run, "test/map_low") == [(STEP, printed["test/map_low"])]
     assert "MAP on test" in said.err and "not to be compared" in said.err
 
 
@@ -142,7 +66,7 @@ def test_the_command_scores_a_registered_model_and_logs_to_its_run(
         ({}, "bf16", "metrics of bf16 are not logged"),
     ],
 )
-def test_what_is_not_logged_is_said(
+def test_a_note_says_why_metrics_are_not_logged(
     scored: Evaluation,
     dataset: Dataset,
     tracking_store: str,
@@ -151,27 +75,33 @@ def test_what_is_not_logged_is_said(
     precision: str,
     note: str,
 ) -> None:
-    mine = tracking.start(dataset.info, "training", {})
+    mine = start_run(dataset.info, "training", {})
     of_precision = Evaluation(**(vars(scored) | {"precision": precision}))
-    evaluation.log(of_precision, describe(dataset, run_id=mine.run_id) | changes, dataset)
+    log_evaluation(of_precision, describe(dataset, mine) | changes, dataset)
     assert note in capsys.readouterr().err
     assert not MlflowClient(mine.uri).get_run(mine.run_id).data.metrics
 
 
-def test_a_run_that_takes_no_figures_is_one_line(scored: Evaluation, dataset: Dataset, tracking_store: str) -> None:
-    mine = tracking.start(dataset.info, "training", {})
+def test_a_run_that_refuses_the_metrics_is_reported_in_one_line(
+    scored: Evaluation, dataset: Dataset, tracking_store: str
+) -> None:
+    mine = start_run(dataset.info, "training", {})
     MlflowClient(mine.uri).delete_run(mine.run_id)
     with pytest.raises(JobFailed, match=f"could not be logged to run {mine.run_id}") as failed:
-        evaluation.log(scored, describe(dataset, run_id=mine.run_id), dataset)
+        log_evaluation(scored, describe(dataset, mine), dataset)
     assert "\n" not in str(failed.value)
 
 
-def test_the_figures_are_given_even_if_the_store_does_not_answer(
-    checkpoint: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_metrics_are_printed_even_if_the_store_does_not_answer(
+    registered: Registered,
+    store: Path,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert agman_exit_code("evaluate", checkpoint, "--data", dataset.path, "--json") == 2
+    assert agman_exit_code("evaluate", store / "model-1", "--data", dataset.path, "--json") == 2
     said = capsys.readouterr()
     assert json.loads(said.out)["test/queries"] == dataset.info.queries["test"]
     last = said.err.strip().splitlines()[-1]
@@ -187,143 +117,20 @@ def test_the_figures_are_given_even_if_the_store_does_not_answer(
         ("models:/agman-tiny/12", "there are @champion, 1"),
     ],
 )
-def test_a_model_that_is_not_there_is_answered_by_those_that_are(
-    registered: registry.Registered, model: str, hint: str
+def test_the_message_about_a_missing_model_names_the_existing_ones(
+    registered: Registered, model: str, hint: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(hint)) as error:
-        registry.find_model(model)
+        find_model(model)
     assert "\n" not in str(error.value) and str(error.value).startswith(f"{model}: ")
 
 
-def test_other_attributes_are_named(registered: registry.Registered, dataset: Dataset) -> None:
+def test_the_message_about_other_attributes_names_them(registered: Registered, dataset: Dataset) -> None:
     names = dataset.info.attribute_names
     with pytest.raises(InputError) as error:
-        registry.load("models:/agman-tiny@champion", ["colour", *names[1:], "shape"])
+        load("models:/agman-tiny@champion", ["colour", *names[1:], "shape"])
     assert str(error.value) == (
         "models:/agman-tiny@champion: trained for other attributes: it lacks colour, shape; it has besides skirt_length"
     )
     with pytest.raises(InputError, match="the same in another order, skirt_length, sleeve_length"):
-        registry.load("models:/agman-tiny@champion", names[::-1])
-
-
-def test_a_model_that_gives_nan_is_one_line_that_names_the_picture(
-    network: agman.RetrievalModel, dataset: Dataset
-) -> None:
-    broken = agman.build(**network.config)
-    broken.load_state_dict(network.state_dict())
-    with torch.no_grad():
-        next(broken.parameters()).fill_(torch.nan)
-    with pytest.raises(JobFailed, match=r"gives NaN or infinity for [\d,]+ of [\d,]+ pairs, first for .+\.jpg under"):
-        evaluate(broken, {"image_size": SIZE}, dataset)
-
-
-def test_a_split_with_nothing_to_score_is_refused(
-    network: agman.RetrievalModel, dataset: Dataset, tmp_path: Path
-) -> None:
-    shutil.copytree(dataset.path, tmp_path / "data")
-    (file,) = (tmp_path / "data" / "triplets" / "split=test").rglob("*.parquet")
-    pq.write_table(pq.read_table(file).slice(0, 0), file)
-    description = tmp_path / "data" / "dataset.json"
-    info = json.loads(description.read_text())
-    info["queries"]["test"] = 0
-    description.write_text(json.dumps(info))
-    with pytest.raises(InputError, match="neither queries nor triplets in split 'test'"):
-        evaluate(network, {"image_size": SIZE}, Dataset(tmp_path / "data"))
-
-
-def shown(scored: Evaluation, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    capsys.readouterr()
-    show_evaluation(scored)
-    return capsys.readouterr().err.splitlines()
-
-
-def cells(lines: list[str], name: str) -> list[list[str]]:
-    """Of all table rows whose first cell is `name`."""
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
-    return [row[1:] for row in rows if row[0] == name]
-
-
-def test_the_table_has_an_attribute_a_column_and_the_interval_below(
-    scored: Evaluation, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = shown(scored, capsys)
-    every = list(scored.intervals.values())
-    assert cells(lines, "this model") == [[f"{100 * one.mean:.2f}" for one in every]]
-    assert cells(lines, "95 %: from") == [[f"{100 * one.low:.2f}" for one in every]]
-    assert cells(lines, "95 %: to") == [[f"{100 * one.high:.2f}" for one in every]]
-    ends = [*(f"/{name}" for name in scored.triplets), ""]
-    assert cells(lines, "loss") == [[f"{scored.figures[f'test/triplet_loss{end}']:.4f}" for end in ends]]
-    assert f"Triplets on test (guessing: 50 %; margin {MARGIN})" in lines
-
-
-def test_a_narrow_terminal_cuts_the_table_in_two(
-    scored: Evaluation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wide = cells(shown(scored, capsys), "this model")
-    monkeypatch.setattr(console._console, "_width", 80)
-    lines = shown(scored, capsys)
-    tables = [line for line in lines if line.startswith(("│", "┏", "└"))]
-    assert max(map(len, tables)) <= 80 and not any("…" in line for line in tables)
-    narrow = cells(lines, "this model")
-    assert len(narrow) > 1 and list(chain(*narrow)) == wide[0]
-
-
-def as_if(scored: Evaluation, benchmark: published_results.Benchmark, difference: str | None) -> Evaluation:
-    return Evaluation(**(vars(scored) | {"benchmark": benchmark, "difference": difference}))
-
-
-def test_published_figures_stand_beside_those_of_the_same_split_only(
-    scored: Evaluation, dataset: Dataset, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fashionai = published_results.FASHIONAI
-    assert (scored.benchmark, scored.difference) == (fashionai, "of photographs, and these pictures are drawn")
-    apart = shown(scored, capsys)
-    title = "Published on FashionAI, of photographs, and these pictures are drawn: not to be compared with the above"
-    assert apart.index(title) < next(place for place, line in enumerate(apart) if line.startswith("│ CSN"))
-
-    beside = shown(as_if(scored, fashionai, None), capsys)
-    assert "MAP on test, times 100; below it as published" in beside
-    assert not any("not to be compared" in line for line in beside)
-    for lines in (apart, beside):
-        assert cells(lines, "ISLN") == [
-            ["65.32", "55.69", "52.62", "66.44", "71.47", "66.68", "61.11", "61.17", "61.46"]
-        ]
-        assert cells(lines, "RPF") == [[""] * 8 + ["70.11"]]
-        assert any(line.startswith("published: Xiao & Yamasaki") for line in lines)
-
-
-def test_accuracy_stands_beside_the_papers_third_table(scored: Evaluation, capsys: pytest.CaptureFixture[str]) -> None:
-    alone = Evaluation(**(vars(scored) | {"results": {}, "intervals": {}, "attention": None}))
-    lines = shown(as_if(alone, published_results.ZAPPOS50K, None), capsys)
-    loss, accuracy = scored.figures["test/triplet_loss"], scored.figures["test/triplet_accuracy"]
-    assert cells(lines, "this model") == [[f"{loss:.4f}", f"{100 * accuracy:.2f}"]]
-    assert cells(lines, "AG-MLAN") == [["0.0390", "93.32"]]
-    assert cells(lines, "AG-MAN") == [["", "93.32"]]
-    other = shown(as_if(alone, published_results.ZAPPOS50K, "of CSN's triplet lists"), capsys)
-    assert not cells(other, "this model") and cells(other, "CSN") == [["0.0393", "93.14"]]
-
-
-def test_the_published_tables_are_whole() -> None:
-    for benchmark in published_results.BENCHMARKS:
-        for result in benchmark.results:
-            assert 0 < result.overall < 100
-            if result.of_attributes:  # a mean lies among what it is of
-                assert len(result.of_attributes) == len(benchmark.attributes)
-                assert min(result.of_attributes) < result.overall < max(result.of_attributes)
-            if result.source.startswith(published_results.AG_MLAN):
-                assert result.of_attributes if benchmark.queries else result.loss
-
-
-def test_which_dataset_is_the_published_split(dataset: Dataset) -> None:
-    fashionai, zappos = published_results.FASHIONAI, published_results.ZAPPOS50K
-    sizes = {"queries": {"train": 0, "valid": 3_600, "test": 3_600}, "candidates": dict.fromkeys(("test",), 14_400)}
-    official = dataset.info.model_copy(update=sizes)
-    assert published_results.benchmark_of(official) is fashionai
-    assert fashionai.difference_to(official, "test", drawn=False) is None
-    assert fashionai.difference_to(official, "valid", drawn=False) == "of the test split"
-    assert fashionai.difference_to(official, "test", drawn=True) == "of photographs, and these pictures are drawn"
-    other = fashionai.difference_to(dataset.info, "test", drawn=False)
-    assert other == "of the official split, 3,600 queries and 14,400 candidates"
-    assert zappos.difference_to(dataset.info, "test", drawn=False) == "of CSN's triplet lists"
-    assert zappos.difference_to(dataset.info.model_copy(update={"given_triplets": 9}), "test", drawn=False) is None
-    assert published_results.benchmark_of(dataset.info.model_copy(update={"layout": "darn"})) is None
+        load("models:/agman-tiny@champion", names[::-1])

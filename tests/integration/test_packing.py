@@ -388,10 +388,10 @@ def test_a_worker_that_does_not_see_the_images_says_so(tmp_path: Path, small_sha
         pack(images, tmp_path / "nowhere", Storage(tmp_path / "out"), SIZE, seed=0)
     here = Storage(tmp_path / "other")
     root = tmp_path / "root"
-    assert "but it is not seen" in str(packing._look(root, here, MARKER, "x"))
+    assert "but it is not seen" in str(packing._invisible(root, here, MARKER, "x"))
     (here / MARKER).write_bytes(b"y")
-    assert "but another folder of this name is" in str(packing._look(root, here, MARKER, "x"))
-    assert packing._look(root, here, MARKER, "y") is None
+    assert "but another folder of this name is" in str(packing._invisible(root, here, MARKER, "x"))
+    assert packing._invisible(root, here, MARKER, "y") is None
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(tmp_path: Path, small_shards: None) -> None:

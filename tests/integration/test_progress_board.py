@@ -1,4 +1,4 @@
-"""The board between the driver and the workers: the wish to stop, and when starting anew is given up."""
+"""The board between the driver and the workers: requests to stop, and the end of fruitless restarts."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def reach(board: Any, step: int) -> None:
     ray.get(board.put.remote(step, "a note"))
 
 
-def test_the_wish_to_stop_is_heard_where_steps_are_slower_than_messages(
+def test_a_request_to_stop_arrives_if_steps_are_slower_than_messages(
     board: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every step tells the board, and asks only after it has told."""
+    """Every step reports to the board, and then asks whether to stop."""
     monkeypatch.setattr(progress_board, "INTERVAL", 0.0)
     reporter = Reporter(board, last=100)
     ray.get(board.ask_to_stop.remote())
@@ -44,7 +44,7 @@ def test_the_wish_to_stop_is_heard_where_steps_are_slower_than_messages(
     assert ray.get(board.look.remote())[:2] == (3, "a note")
 
 
-def test_starts_that_get_no_further_are_given_up_with_the_first_error(board: Any) -> None:
+def test_restarts_without_progress_end_with_the_first_error(board: Any) -> None:
     assert begin(board) == ""
     reach(board, 7)
     for _ in range(FRUITLESS_STARTS):
@@ -59,7 +59,7 @@ def test_starts_that_get_no_further_are_given_up_with_the_first_error(board: Any
     assert news[-1] == "worker 1: ValueError: no: starting anew on 2"
 
 
-def test_starts_that_get_further_or_change_their_size_are_not_given_up(board: Any) -> None:
+def test_restarts_with_progress_or_another_size_go_on(board: Any) -> None:
     for step in range(2 * FRUITLESS_STARTS):
         assert begin(board) == ""
         reach(board, step + 1)
@@ -68,7 +68,7 @@ def test_starts_that_get_further_or_change_their_size_are_not_given_up(board: An
     assert begin(board, 8) == ""
 
 
-def test_nobody_hears_before_a_group_began_nor_after_its_leader_died(board: Any) -> None:
+def test_no_worker_is_alive_before_a_group_starts_nor_after_its_leader_died(board: Any) -> None:
     assert not hears(board)
     leader = ProgressBoard.remote()  # type: ignore[attr-defined]
     ray.get(board.begin.remote(1, leader, None))

@@ -1,85 +1,47 @@
-"""Champion and challenger: the decision as a function of scores, and the registry's aliases, tags and cards."""
+"""Champion and challenger: the registry's aliases, tags and cards."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from support.commands import agman_exit_code
-from support.datasets import SIZE
+from support.registered import register_random
+from support.scores import scores
 
-import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
-from pipeline.registry import model_card, promotion
-from pipeline.registry import models as registry
-from pipeline.registry.promotion import judge, promote, rollback
-from pipeline.tracking import runs as tracking
+from pipeline.registry import promotion
+from pipeline.registry.promotion import promote, rollback
+from pipeline.tracking.runs import tracking_uri
 
 NAME = "agman-tiny"
 
 
-def scores(gain: float = 0.0, fall: float = 0.0, noise: float = 0.0) -> dict[str, torch.Tensor]:
-    """Of 200 and 50 queries; `gain` on all, `fall` on the second attribute's, `noise` about both."""
-    generator = torch.Generator().manual_seed(0)
-    base = [torch.rand(size, generator=generator, dtype=torch.float64) * 0.5 for size in (200, 50)]
-    drawn = [torch.randn(size, generator=generator, dtype=torch.float64) for size in (200, 50)]
-    first, second = (gain + noise * (one - one.mean()) for one in drawn)
-    return {"collar": base[0] + first, "skirt": base[1] + second - fall}
-
-
-@pytest.mark.parametrize(
-    ("challenger", "better", "reason"),
-    [
-        (scores(gain=0.02), True, r"better by \+2\.00 \[\+2\.00, \+2\.00\], and no attribute falls by more than 1\.00"),
-        (scores(gain=0.02, fall=0.025), True, "better by"),  # the second attribute loses 0.5 points
-        (scores(gain=0.02, fall=0.035), False, r"skirt falls by 1\.50, more than 1\.00"),
-        (scores(), False, "is not beyond noise"),
-        (scores(gain=0.002, noise=0.2), False, "is not beyond noise"),
-        (scores(gain=-0.005), False, "is not beyond noise"),
-    ],
-)
-def test_the_verdict(challenger: dict[str, torch.Tensor], better: bool, reason: str) -> None:
-    verdict = judge(scores(), challenger, tolerance=0.01)
-    assert verdict.better == better and re.search(reason, verdict.reason), verdict.reason
-    assert list(verdict.differences) == ["collar", "skirt", ""]
-
-
-def test_scores_of_other_queries_are_no_comparison() -> None:
-    with pytest.raises(ValueError, match="the same queries"):
-        judge(scores(), {"collar": torch.rand(7)}, tolerance=0.01)
-
-
 @pytest.fixture(scope="module")
 def versions(store: Path, dataset: Dataset) -> Callable[[int], str]:
-    """Registers a model of random weights of this seed; gives its version."""
-
-    def register(seed: int) -> str:
-        torch.manual_seed(seed)
-        names = dataset.info.attribute_names
-        network = agman.build("agman", n_attributes=len(names), backbone="resnet18", embedding_dim=16)
-        run = tracking.start(dataset.info, f"training {seed}", {})
-        run.log({"valid/map": 0.25, f"valid/map/{names[0]}": 0.125}, step=7)
-        facts = {"layout": "fashionai", "drawn": True, "values": [len(one.values) for one in dataset.info.attributes]}
-        description = {"attributes": names, "image_size": SIZE, "step": 7, "run_id": run.run_id, "data": facts}
-        description |= {"dataset": "tiny", "dataset_digest": dataset.info.digest}
-        description |= {"training": {"margin": 0.2, "weights": None}}
-        folder = agman.save_model(store / f"model-{seed}", network, description)
-        return str(registry.register(folder, "tiny", run).version)
-
-    return register
+    """Register a model with random weights of this seed, and return its version."""
+    return lambda seed: str(register_random(dataset, store, seed).version)
 
 
-def test_champions_come_and_go(
-    versions: Callable[[int], str], dataset: Dataset, store: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def client(store: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri())
+
+
+def champion(client: MlflowClient) -> str:
+    return str(client.get_registered_model(NAME).aliases["champion"])
+
+
+def test_decisions_move_the_aliases_and_are_recorded(
+    versions: Callable[[int], str], client: MlflowClient, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    client = MlflowClient(tracking.tracking_uri())
     first, second, third = versions(1), versions(1), versions(2)  # the second is the first again
 
     def aliases() -> dict[str, str]:
@@ -123,7 +85,7 @@ def test_champions_come_and_go(
 
 
 def better_by(gain: float, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """From now on every second model that is scored, the champion, is that much worse than the first."""
+    """Replace the scores: every second model that is scored, the champion, is worse than the first by `gain`."""
     asked = 0
 
     def score(evaluation: object) -> tuple[str, dict[str, torch.Tensor]]:
@@ -138,15 +100,14 @@ def better_by(gain: float, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[
 
 
 def test_a_better_challenger_is_promoted_by_its_scores(
-    versions: Callable[[int], str], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    versions: Callable[[int], str], client: MlflowClient, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = MlflowClient(tracking.tracking_uri())
     version = versions(5)
-    before = str(client.get_registered_model(NAME).aliases["champion"])
+    before = champion(client)
     better_by(0.02, monkeypatch)
     decision = promote(NAME, dataset)
     assert decision.promoted and not decision.forced and decision.champion == before
-    assert str(client.get_registered_model(NAME).aliases["champion"]) == version
+    assert champion(client) == version
     now, old = (client.get_model_version(NAME, number).tags for number in (version, before))
     assert (now["decision.result"], now["previous_champion"], old["decision.result"]) == (
         "promoted",
@@ -157,25 +118,23 @@ def test_a_better_challenger_is_promoted_by_its_scores(
 
 
 def test_a_champion_that_changes_meanwhile_is_not_replaced(
-    versions: Callable[[int], str], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    versions: Callable[[int], str], client: MlflowClient, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = MlflowClient(tracking.tracking_uri())
     other, version = versions(6), versions(7)
-    before = str(client.get_registered_model(NAME).aliases["champion"])
+    before = champion(client)
     better_by(0.02, monkeypatch, lambda: client.set_registered_model_alias(NAME, "champion", other))
     with pytest.raises(JobFailed, match="the champion has changed meanwhile"):
         promote(NAME, dataset)
-    assert str(client.get_registered_model(NAME).aliases["champion"]) == other
+    assert champion(client) == other
     assert "decision.result" not in client.get_model_version(NAME, version).tags
     client.set_registered_model_alias(NAME, "champion", before)
 
 
 def test_a_champion_that_is_lost_can_be_replaced_by_force(
-    versions: Callable[[int], str], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    versions: Callable[[int], str], client: MlflowClient, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = MlflowClient(tracking.tracking_uri())
     version = versions(8)
-    before = str(client.get_registered_model(NAME).aliases["champion"])
+    before = champion(client)
     load = promotion.load
 
     def lost(model: str, attributes: list[str]) -> object:
@@ -190,11 +149,11 @@ def test_a_champion_that_is_lost_can_be_replaced_by_force(
         promote(NAME, dataset, force=" ")
     decision = promote(NAME, dataset, force="its files are gone")
     assert decision.promoted and decision.forced and decision.verdict is None
-    assert str(client.get_registered_model(NAME).aliases["champion"]) == version
+    assert champion(client) == version
     assert rollback(NAME, "a try") == (before, version)
 
 
-def test_what_cannot_be_promoted(versions: Callable[[int], str], dataset: Dataset) -> None:
+def test_models_that_cannot_be_promoted(versions: Callable[[int], str], dataset: Dataset) -> None:
     versions(3)
     for model, said in {
         "agman-tinny": "no such registered model; did you mean 'agman-tiny'?",
@@ -210,26 +169,16 @@ def test_what_cannot_be_promoted(versions: Callable[[int], str], dataset: Datase
 
 
 def test_a_registration_that_fails_leaves_nothing(
-    versions: Callable[[int], str], dataset: Dataset, store: Path, monkeypatch: pytest.MonkeyPatch
+    versions: Callable[[int], str], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = MlflowClient(tracking.tracking_uri())
     before = {str(one.version) for one in client.search_model_versions(f"name='{NAME}'")}
     models = len(client.search_logged_models([client.get_experiment_by_name("tiny").experiment_id]))
 
     def refuse(self: MlflowClient, *arguments: object, **options: object) -> None:
-        raise tracking.MlflowException("the store has gone")
+        raise MlflowException("the store has gone")
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", refuse)
-    with pytest.raises(tracking.MlflowException, match="gone"):
+    with pytest.raises(MlflowException, match="gone"):
         versions(4)
     assert {str(one.version) for one in client.search_model_versions(f"name='{NAME}'")} == before
     assert len(client.search_logged_models([client.get_experiment_by_name("tiny").experiment_id])) == models
-
-
-def test_a_card_is_plain_text_whatever_names_hold() -> None:
-    description = {"attributes": ["a|b", "<img src=x>"], "image_size": 32, "training": {"weights": "IMAGENET1K_V1"}}
-    build = {"name": "agman", "backbone": "resnet50", "embedding_dim": 8}
-    card = model_card.write_card("agman-x", build, description, {}, {})
-    assert "a\\|b" in card and "<img" not in card and "ImageNet" not in card and "IMAGENET1K_V1" in card
-    long = card + "line\n" * 3_000
-    assert len(model_card.as_description(long)) <= model_card.DESCRIPTION_LENGTH

@@ -1,4 +1,4 @@
-"""A checkpoint's URI as MODEL."""
+"""The URI of a checkpoint as MODEL, and a registry that does not answer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from pipeline.registry import models as registry
+from pipeline.registry.models import find_model, load
 
 NAMES = ["skirt", "sleeve", "collar"]
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder's; nothing is in it yet."""
+    """Return the URI of an empty folder."""
     if request.param == "file":
         return (tmp_path / "there" / "step-00000007-0badcafe").as_uri()
     if request.param == "memory":
@@ -32,31 +32,31 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def upload(uri: str, folder: Path, **description: object) -> agman.RetrievalModel:
-    """A small model at the URI, beside what only its training needs."""
-    model = agman.build("csn", n_attributes=3, embedding_dim=11, backbone="resnet18").eval()
+    """Upload a small model, with a file that only its training needs."""
+    model = agman.build("csn", n_attributes=3, embedding_dim=11, backbone="tiny").eval()
     for file in agman.save_model(folder, model, {"attributes": NAMES} | description).iterdir():
         (Storage(uri) / file.name).write_bytes(file.read_bytes())
     (Storage(uri) / "state.pt").write_bytes(b"moments")
     return model
 
 
-def test_a_checkpoints_uri_is_a_model(uri: str, tmp_path: Path) -> None:
+def test_the_uri_of_a_checkpoint_is_a_model(uri: str, tmp_path: Path) -> None:
     model = upload(uri, tmp_path / "saved", image_size=32)
-    assert sorted(path.name for path in registry.find_model(uri).iterdir()) == ["model.json", "model.safetensors"]
-    loaded, description = registry.load(uri, NAMES)
+    assert sorted(path.name for path in find_model(uri).iterdir()) == ["model.json", "model.safetensors"]
+    loaded, description = load(uri, NAMES)
     assert (description["attributes"], description["image_size"]) == (NAMES, 32)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.embed_all(images), model.embed_all(images))
 
 
-def test_what_is_wrong_with_a_uri_is_one_line_without_credentials(uri: str, tmp_path: Path) -> None:
+def test_errors_about_a_uri_are_one_line_without_credentials(uri: str, tmp_path: Path) -> None:
     name = "step-00000007-0badcafe"
     with pytest.raises(InputError, match=rf"{name}: no model there \(no model\.json\)") as missing:
-        registry.find_model(uri)
+        find_model(uri)
     upload(uri, tmp_path / "saved")
     with pytest.raises(InputError, match=rf"{name}: its model\.json has no image_size") as sizeless:
-        registry.load(uri)
+        load(uri)
     for error in (missing, sizeless):
         assert "\n" not in str(error.value)
         assert "sesame" not in str(error.value) and "endpoint" not in str(error.value)
@@ -76,7 +76,7 @@ def test_what_is_wrong_with_a_uri_is_one_line_without_credentials(uri: str, tmp_
         "train --data DATA --storage made",
     ],
 )
-def test_a_registry_that_does_not_answer_is_one_line_and_nothing_is_made(
+def test_a_silent_registry_is_reported_in_one_line_and_nothing_is_written(
     agman_here: Agman, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_started: None, typed: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@127.0.0.1:9")

@@ -30,7 +30,7 @@ from pipeline.reports.model.galleries import chosen
 from pipeline.reports.model.neighbours import neighbours
 from pipeline.reports.model.page import write_report
 from pipeline.tracking import runs as tracking
-from pipeline.tuning.tune import DONE, FAILED, PRUNED, Sweep, Trial
+from pipeline.tuning.tune import DONE, FAILED, PRUNED, StudyResult, Trial
 
 STEPS = {"train/loss": 0.9, "train/loss_triplet": 0.2, "train/loss_class": 0.7, "valid/map": 0.31}
 
@@ -44,7 +44,7 @@ class Report:
     dataset: Dataset
     checkpoint: Path
     evaluation: Evaluation
-    sweep: Sweep
+    sweep: StudyResult
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,14 @@ def report(store: Path) -> Report:
     sample("fashionai", store / "sample", images=240, size=64)
     prepare("fashionai", store / "sample", store / "data", triplets=10, epochs=1, image_size=64)
     dataset = Dataset(store / "data")
-    run = tracking.start(dataset.info, "training", {})
+    run = tracking.start_run(dataset.info, "training", {})
     for step in (10, 20, 30):
         run.log({name: value * (1 + 1 / step) for name, value in STEPS.items()}, step)
     checkpoint = _save_model(store / "model", dataset, run.run_id)
     network, description = agman.load_model(checkpoint)
     evaluation = evaluate(network, description, dataset, threads=1)
     sweep = _sweep(run)
-    figures = write_report(str(checkpoint), dataset, store / "page.html", sweep=sweep, evaluation=evaluation)
+    figures = write_report(str(checkpoint), dataset, store / "page.html", study=sweep, evaluation=evaluation)
     return Report(store / "page.html", figures, dataset, checkpoint, evaluation, sweep)
 
 
@@ -80,14 +80,14 @@ def _save_model(folder: Path, dataset: Dataset, run_id: str | None) -> Path:
     return agman.save_model(folder, model, description)
 
 
-def _sweep(run: tracking.Run) -> Sweep:
+def _sweep(run: tracking.Run) -> StudyResult:
     trials = [
         Trial(0, {"margin": 0.2, "lr": 1e-4}, DONE, [(1, 0.2), (2, 0.3), (3, 0.35)]),
         Trial(1, {"margin": 0.5, "lr": 3e-3}, PRUNED, [(1, 0.1)]),
         Trial(2, {"margin": 0.3, "lr": 5e-4}, DONE, [(1, 0.3), (2, 0.5), (3, 0.45)]),
         Trial(3, {"margin": 0.1, "lr": 2e-4}, FAILED, []),
     ]
-    return Sweep(run, "margins", trials, trials[2], 61.0, Path("report.html"), None)
+    return StudyResult(run, "margins", trials, trials[2], 61.0, Path("report.html"), None)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_every_picture_is_there_and_has_a_text(opened: Opened) -> None:
 
 
 def test_the_headline_is_the_figure(report: Report, opened: Opened) -> None:
-    assert report.figures == report.evaluation.figures
+    assert report.figures == report.evaluation.metrics
     assert opened.page.text_content("#headline-map") == f"{100 * report.figures['test/map']:.2f}"
     assert f"{100 * report.figures['test/chance']:.2f}" in opened.page.text_content(".hero")
     assert f"{100 * report.figures['test/p_at_10']:.2f}" in opened.page.text_content(".tiles")
@@ -181,7 +181,7 @@ def test_photographs_and_a_model_without_a_run(report: Report, store: Path) -> N
     html = (store / "new" / "plain.html").read_text(encoding="utf-8")
     assert "not photographs" not in html
     assert 'class="region"' not in html
-    assert 'id="search"' not in html
+    assert 'id="study"' not in html
     assert "names no run" in html
 
 
@@ -204,7 +204,7 @@ def test_a_dataset_of_given_triplets_has_a_page_of_them(of_triplets: tuple[Path,
     page = opened.page
     assert opened.console == [] and opened.asked_for == [file.as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    assert page.text_content("#headline-accuracy") == f"{100 * evaluation.figures['test/triplet_accuracy']:.2f}"
+    assert page.text_content("#headline-accuracy") == f"{100 * evaluation.metrics['test/triplet_accuracy']:.2f}"
     assert page.eval_on_selector_all("nav a", "all => all.every(a => document.querySelector(a.getAttribute('href')))")
     pictures = page.eval_on_selector_all("img", "all => all.every(i => i.alt && i.complete && i.naturalWidth > 0)")
     assert pictures

@@ -1,4 +1,4 @@
-"""`agman train` as a whole, on one Ray worker: which training a command continues, and how a failed one ends."""
+"""`agman train` on one Ray worker: which training a command continues, and how a failed one ends."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ sys.stdin.read()
 
 
 def agman_train(dataset: Dataset, store: Path, *options: str, **settings: object) -> int:
-    """The command in this process, for the sake of its Ray session. Its exit code."""
+    """Run the command in this process, which has a Ray session; return its exit code."""
     typed = [f"{key}={value}" for key, value in (SETTINGS | settings).items()]
     return agman_exit_code("train", "--data", dataset.path, "--storage", store / "runs", *options, *typed)
 
 
 @dataclass
 class Failed:
-    """How a training came to its end whose second batch makes NaN."""
+    """End of a training whose second batch makes NaN."""
 
     code: int
     said: str
-    place: Path
+    path: Path
 
 
 @pytest.fixture(scope="module")
@@ -64,98 +64,89 @@ def failed(ray_started: None, store: Path, dataset: Dataset) -> Failed:
     said = io.StringIO()
     with redirect_stderr(said):
         code = agman_train(dataset, store, lr=1e30, log_every=1)
-    (place,) = (store / "runs").iterdir()
-    return Failed(code, said.getvalue(), place)
+    (path,) = (store / "runs").iterdir()
+    return Failed(code, said.getvalue(), path)
 
 
 def test_a_batch_of_nan_ends_the_training_in_one_line_and_is_kept(failed: Failed, dataset: Dataset) -> None:
     assert failed.code == 1
     assert "Traceback" not in failed.said
     last = failed.said.strip().splitlines()[-1]
-    file = failed.place / "non-finite-step-2.json"
+    file = failed.path / "non-finite-step-2.json"
     assert last.startswith("agman: training failed: step 2 (epoch 1): the loss or its gradient is not finite: loss nan")
-    assert f"its triplets are in {file}; what is saved is in {failed.place}" in last
+    assert f"its triplets are in {file}; what is saved is in {failed.path}" in last
     record = json.loads(file.read_text())
     triplets = dataset.triplets("train", 0).columns()
     assert record["triplets"] == {name: ids[12:24].tolist() for name, ids in triplets.items()}
     assert {path for paths in record["paths"].values() for path in paths} <= set(dataset.images["path"])
-    assert json.loads((failed.place / "outcome.json").read_text())["state"] == "failed"
-    assert Checkpoints(Storage(failed.place / "checkpoints")).latest() is None
+    assert json.loads((failed.path / "outcome.json").read_text())["state"] == "failed"
+    assert Checkpoints(Storage(failed.path / "checkpoints")).latest() is None
 
 
 def test_the_run_of_a_failed_training_is_failed_and_has_the_batch_and_the_curve_up_to_it(
     failed: Failed, store: Path
 ) -> None:
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
-    run_id = json.loads((failed.place / "training.json").read_text())["run_id"]
+    run_id = json.loads((failed.path / "training.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FAILED"
     assert [point.step for point in client.get_metric_history(run_id, "steps/loss")] == [1]
     (artifact,) = client.list_artifacts(run_id)
     copy = Path(client.download_artifacts(run_id, artifact.path))
     assert copy.name == "non-finite-step-2.json"
-    assert json.loads(copy.read_text()) == json.loads((failed.place / copy.name).read_text())
+    assert json.loads(copy.read_text()) == json.loads((failed.path / copy.name).read_text())
 
 
-def test_a_batch_of_nan_is_kept_while_the_tracking_store_does_not_answer(
+def test_a_silent_store_loses_neither_training_nor_points_and_the_same_command_then_begins_anew(
     ray_started: None, tracking_store: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It goes when the workers start, and comes back when they have ended."""
-
-    def in_silence(*arguments: Any) -> dict[str, Any]:
-        with out_of_order(tracking_store, "runs"):
-            return run_workers(*arguments)
-
-    monkeypatch.setattr("pipeline.training.train.run_workers", in_silence)
-    with pytest.raises(JobFailed) as failed:
-        train(dataset, make_config(SETTINGS | {"lr": 1e30}), storage=tmp_path / "runs", name="mine")
-    place = tmp_path / "runs" / "mine"
-    outcome = json.loads((place / "outcome.json").read_text())
-    assert outcome["state"] == "failed"
-    assert outcome["message"].startswith("step 2 (epoch 1): the loss or its gradient is not finite")
-    assert outcome["message"] in str(failed.value)
-    assert outcome["message"].endswith(f"its triplets are in {place / 'non-finite-step-2.json'}")
-    assert json.loads((place / "non-finite-step-2.json").read_text())["step"] == 2
-    run_id = json.loads((place / "training.json").read_text())["run_id"]
-    assert MlflowClient(tracking_store).get_run(run_id).info.status == "FAILED"
-
-
-def test_a_store_that_is_silent_when_a_training_ends_loses_neither_training_nor_points(
-    ray_started: None, tracking_store: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It goes when the workers start. The same command only logs and registers."""
+    """It is silent from the workers' start. The same command then only logs and registers; the next one trains."""
     trained: list[dict[str, Any]] = []
     away = out_of_order(tracking_store, "runs")
 
     def in_silence(*arguments: Any) -> dict[str, Any]:
-        away.__enter__()
+        if not trained:
+            away.__enter__()
         trained.append(run_workers(*arguments))
         return trained[-1]
 
     monkeypatch.setattr("pipeline.training.train.run_workers", in_silence)
     monkeypatch.setattr(tracking, "PATIENCE", 0.0)
-    config = make_config(SETTINGS | {"log_every": 1})
-    with pytest.raises(JobFailed, match=r"store does not answer .*mine is trained, and the same command goes on from"):
-        train(dataset, config, storage=tmp_path / "runs", name="mine")
+    config, runs = make_config(SETTINGS | {"log_every": 1}), tmp_path / "runs"
+    with pytest.raises(JobFailed, match=r"store does not answer .* is trained, and the same command goes on from"):
+        train(dataset, config, storage=runs)
     (outcome,) = trained
     assert (outcome["state"], outcome["step"]) == ("finished", 2)
-    assert [step for step, _ in outcome["unlogged"]] == [1, 2]
+    assert [step for step, _ in outcome["unlogged"]] == [1, 2, 2]
     away.__exit__(None, None, None)
-    again = train(dataset, config, storage=tmp_path / "runs", name="mine")
+    finished = train(dataset, config, storage=runs)
     assert len(trained) == 1
-    assert again.registered and again.registered.version == 1
-    assert str(again.checkpoint).startswith(str(tmp_path / "runs" / "mine"))
+    again = train(dataset, make_config(SETTINGS | {"log_every": 2, "prefetch": 0}), storage=runs)
+    assert len(trained) == 2
+
+    first, second = (one.checkpoint.local for one in (finished, again))
+    assert first and second
+    name = first.parent.parent.name
+    assert name.startswith("tiny-agman-") and second.parent.parent.name == f"{name}-2"
+    assert finished.steps == again.steps == 2
+    one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    assert finished.run.run_id != again.run.run_id
+    registered = [one.registered for one in (finished, again)]
+    assert [(one.version, one.alias) for one in registered if one] == [(1, "champion"), (2, "challenger")]
     client = MlflowClient(tracking_store)
-    assert client.get_run(again.run.run_id).info.status == "FINISHED"
+    assert [client.get_run(one.run.run_id).info.status for one in (finished, again)] == ["FINISHED"] * 2
     for metric, steps in {"steps/loss": [1, 2], "valid/map": [2]}.items():
-        assert [point.step for point in client.get_metric_history(again.run.run_id, metric)] == steps
-    assert "unlogged" not in json.loads((tmp_path / "runs" / "mine" / "outcome.json").read_text())
+        assert [point.step for point in client.get_metric_history(finished.run.run_id, metric)] == steps
+    assert [point.step for point in client.get_metric_history(again.run.run_id, "steps/loss")] == [2]
+    ended = json.loads((runs / name / "outcome.json").read_text())
+    assert "unlogged" not in ended and ended["registered"] == finished.registered.uri  # type: ignore[union-attr]
 
 
 @pytest.mark.slow
 def test_a_server_that_is_down_when_a_training_ends_is_waited_for(
     ray_started: None, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real tracking server, killed when the workers start, and started again when they have ended."""
+    """It is killed when the workers start, and started again when they have ended."""
     server = Server(tmp_path)
     starts = 0
 
@@ -183,7 +174,7 @@ def test_a_server_that_is_down_when_a_training_ends_is_waited_for(
 
 
 class Server:
-    """`mlflow server`, as a team has one, on a free port."""
+    """An `mlflow server` on a free port."""
 
     def __init__(self, folder: Path):
         with socket.socket() as free:
@@ -222,32 +213,11 @@ class Server:
             self.process = None
 
 
-def test_a_finished_training_is_begun_anew(failed: Failed, store: Path, dataset: Dataset) -> None:
-    """By the name of its settings and dataset, which is the same whatever may change on the way."""
-    finished = train(dataset, make_config(SETTINGS), storage=store / "runs")
-    again = train(dataset, make_config(SETTINGS | {"log_every": 1, "prefetch": 0}), storage=store / "runs")
-    first, second = (one.checkpoint.local for one in (finished, again))
-    assert first and second
-    name = first.parent.parent.name
-    assert name.startswith("tiny-agman-") and name != failed.place.name
-    assert second.parent.parent.name == f"{name}-2"
-    assert finished.steps == again.steps == 2
-    one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
-    assert [key for key in one if not torch.equal(one[key], other[key])] == []
-    assert finished.run.run_id != again.run.run_id
-    assert (finished.registered.version, again.registered.version) == (1, 2)
-    assert (finished.registered.alias, again.registered.alias) == ("champion", "challenger")
-    client = MlflowClient(finished.run.uri)
-    assert [client.get_run(one.run.run_id).info.status for one in (finished, again)] == ["FINISHED"] * 2
-    assert [point.step for point in client.get_metric_history(again.run.run_id, "steps/loss")] == [1, 2]
-    assert json.loads((second.parent.parent / "outcome.json").read_text())["registered"] == again.registered.uri
-
-
 @pytest.mark.parametrize(("fresh", "at"), [(False, "mine"), (True, "mine-2")])
-def test_two_processes_are_not_at_one_training(
+def test_two_processes_do_not_work_at_one_training(
     store: Path, dataset: Dataset, tmp_path: Path, fresh: bool, at: str
 ) -> None:
-    """`fresh` passes over what was begun, here by a process that is gone."""
+    """`fresh` skips what was begun, here by a process that has ended."""
     for name in ("mine", at):
         (tmp_path / name).mkdir(exist_ok=True)
     (tmp_path / "mine" / "training.json").write_text("{}")

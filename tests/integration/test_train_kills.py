@@ -1,4 +1,4 @@
-"""Trainings whose processes are killed with -9, or interrupted: all end with the weights of an undisturbed one."""
+"""Trainings whose processes are killed (SIGKILL) or interrupted: all end with the weights of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from support.trainings import SETTINGS, STEPS, Command, Undisturbed, check, kept
 from data_prep.dataset import Dataset
 
 
-def test_a_killed_worker_is_healed(
+def test_a_killed_worker_is_replaced(
     agman_here: Agman, longer: Dataset, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """The driver is this process, and its Ray the tests' own: what is killed is one worker of two."""
+    """One worker of two is killed. The driver is this process, with the tests' Ray session."""
     workers: list[int] = []
 
     def kill() -> None:
@@ -70,7 +70,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(
 
 
 @pytest.mark.slow
-def test_a_killed_controller_is_healed(
+def test_a_killed_controller_is_replaced(
     command: Callable[..., Command], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     running = command("--workers", "2")

@@ -19,7 +19,8 @@ import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from pipeline.config.schema import TrainConfig
-from pipeline.evaluation import evaluate as evaluation
+from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.evaluation.log import log_evaluation
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
 from pipeline.training.train import Trained, train
@@ -84,7 +85,7 @@ def test_the_run_is_in_mlflow_with_its_configuration_and_metrics(two_workers: Tr
     assert run.data.params["workers"] == "2"
     assert run.data.tags["dataset_digest"] == dataset.info.digest
     assert {"train/loss", "train/loss_triplet", "train/loss_class", "valid/map"} <= run.data.metrics.keys()
-    assert [step for step, _ in tracking.history(two_workers.run, "train/loss")] == [4, 8]
+    assert [step for step, _ in tracking.metric_history(two_workers.run, "train/loss")] == [4, 8]
 
 
 def test_the_first_model_becomes_champion_and_can_be_used_by_name(two_workers: Trained, dataset: Dataset) -> None:
@@ -99,11 +100,11 @@ def test_the_first_model_becomes_champion_and_can_be_used_by_name(two_workers: T
         assert largest_difference(model.state_dict(), trained.state_dict()) == 0
         assert description["attributes"] == names
 
-    scored = evaluation.evaluate(trained, description, dataset)
+    scored = evaluate(trained, description, dataset)
     _check_pyfunc("models:/agman-tiny@champion", dataset, scored)
 
 
-def _check_pyfunc(uri: str, dataset: Dataset, scored: evaluation.Evaluation) -> None:
+def _check_pyfunc(uri: str, dataset: Dataset, scored: Evaluation) -> None:
     """The registered model's own code gives the embeddings of the evaluation."""
     pairs = scored.pairs.head(3)
     pictures = ImageStore(dataset, "test", dataset.info.image_size).read(pairs["image_id"].to_numpy())
@@ -120,7 +121,7 @@ def _check_pyfunc(uri: str, dataset: Dataset, scored: evaluation.Evaluation) -> 
 
 def test_evaluation_agrees_with_ranking_by_hand(two_workers: Trained, dataset: Dataset) -> None:
     model, description = registry.load(str(two_workers.checkpoint), dataset.info.attribute_names)
-    scored = evaluation.evaluate(model, description, dataset)
+    scored = evaluate(model, description, dataset)
     precisions = []
     pairs, embeddings = scored.pairs, scored.embeddings.numpy().astype(np.float64)
     for at, query in pairs[pairs["role"] == "query"].iterrows():
@@ -129,12 +130,12 @@ def test_evaluation_agrees_with_ranking_by_hand(two_workers: Trained, dataset: D
         relevant = (others["value"] == query["value"]).to_numpy()[order]
         ranks = np.flatnonzero(relevant) + 1
         precisions.append(np.mean(np.arange(1, len(ranks) + 1) / ranks) if len(ranks) else 0.0)
-    assert scored.figures["test/map"] == pytest.approx(np.mean(precisions), abs=1e-9)
-    assert scored.figures["test/queries"] == len(precisions) == dataset.info.queries["test"]
-    assert 0 < scored.figures["test/chance"] < 1
-    evaluation.log(scored, description, dataset)
+    assert scored.metrics["test/map"] == pytest.approx(np.mean(precisions), abs=1e-9)
+    assert scored.metrics["test/queries"] == len(precisions) == dataset.info.queries["test"]
+    assert 0 < scored.metrics["test/chance"] < 1
+    log_evaluation(scored, description, dataset)
     logged = MlflowClient(two_workers.run.uri).get_run(two_workers.run.run_id).data.metrics
-    assert logged["test/map"] == scored.figures["test/map"]
+    assert logged["test/map"] == scored.metrics["test/map"]
 
 
 def test_an_impossible_training_is_refused_before_anything_starts(

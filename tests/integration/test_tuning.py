@@ -21,7 +21,7 @@ from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.reports.study.page import write_study_report
 from pipeline.tuning.spaces import Space, find_space
-from pipeline.tuning.tune import Sweep, tune
+from pipeline.tuning.tune import StudyResult, tune
 
 CONFIG = make_config(
     {
@@ -42,14 +42,14 @@ def space(define: Any, **start: Any) -> Space:
     return Space("own", define, start, frozenset(["lr", "margin"]), "")
 
 
-def children(sweep: Sweep) -> list[Run]:
+def children(sweep: StudyResult) -> list[Run]:
     client = MlflowClient(sweep.run.uri)
     parent = client.get_run(sweep.run.run_id)
     mine = f"tags.`mlflow.parentRunId` = '{sweep.run.run_id}'"
     return list(client.search_runs([parent.info.experiment_id], mine))
 
 
-def trial_runs(sweep: Sweep) -> dict[int, Run]:
+def trial_runs(sweep: StudyResult) -> dict[int, Run]:
     """Trial number -> its run; each has one."""
     runs = [run for run in children(sweep) if "trial" in run.data.tags]
     by_number = {int(run.data.tags["trial"]): run for run in runs}
@@ -62,7 +62,7 @@ def study(folder: Path) -> optuna.Study:
 
 
 @pytest.fixture(scope="module")
-def sweep(ray_started: None, store: Path, dataset: Dataset) -> Sweep:
+def sweep(ray_started: None, store: Path, dataset: Dataset) -> StudyResult:
     return tune(
         dataset,
         CONFIG,
@@ -76,7 +76,7 @@ def sweep(ray_started: None, store: Path, dataset: Dataset) -> Sweep:
     )
 
 
-def test_every_trial_is_recorded_once_wherever_one_looks(sweep: Sweep, store: Path) -> None:
+def test_every_trial_is_recorded_once_wherever_one_looks(sweep: StudyResult, store: Path) -> None:
     assert [trial.number for trial in sweep.trials] == list(range(TRIALS))
     assert sweep.trials[0].setting == {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
     told = study(store / "runs" / "first").trials
@@ -101,7 +101,7 @@ def test_every_trial_is_recorded_once_wherever_one_looks(sweep: Sweep, store: Pa
             assert len(trial.history) < 3 and trial.reason.startswith("ASHA: MAP ")
 
 
-def test_its_best_setting_is_trained_in_full_scored_once_and_registered(sweep: Sweep, dataset: Dataset) -> None:
+def test_its_best_setting_is_trained_in_full_scored_once_and_registered(sweep: StudyResult, dataset: Dataset) -> None:
     assert sweep.final and len(sweep.final.valid) == 1
     assert (sweep.final.alias, sweep.final.model_uri) == ("challenger", "models:/agman-tiny/1")
     assert set(sweep.final.test) >= {"test/map", "test/chance", "test/queries"}
@@ -117,7 +117,7 @@ def test_its_best_setting_is_trained_in_full_scored_once_and_registered(sweep: S
     assert {key: float(final.data.params[key]) for key in best.setting} == best.setting
 
 
-def test_the_searchs_run_has_the_plan_the_outcome_and_the_page(sweep: Sweep, dataset: Dataset) -> None:
+def test_the_searchs_run_has_the_plan_the_outcome_and_the_page(sweep: StudyResult, dataset: Dataset) -> None:
     client = MlflowClient(sweep.run.uri)
     run = client.get_run(sweep.run.run_id)
     assert run.info.status == "FINISHED"
@@ -132,12 +132,12 @@ def test_the_searchs_run_has_the_plan_the_outcome_and_the_page(sweep: Sweep, dat
     assert sweep.page.is_file()
 
 
-def test_nothing_is_left_of_the_trials(sweep: Sweep, store: Path) -> None:
+def test_nothing_is_left_of_the_trials(sweep: StudyResult, store: Path) -> None:
     assert not list((store / "runs" / "first").glob("trial-*"))
     assert not [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
 
 
-def test_a_finished_search_goes_on_to_more_trials(sweep: Sweep, store: Path, dataset: Dataset) -> None:
+def test_a_finished_search_goes_on_to_more_trials(sweep: StudyResult, store: Path, dataset: Dataset) -> None:
     options: dict[str, Any] = {"space": find_space("margins"), "concurrent": 2, "storage": store / "runs"}
     more = tune(dataset, CONFIG, trials=TRIALS + 1, final_seeds=0, name="first", resume=True, **options)
     assert more.trials[:TRIALS] == sweep.trials
@@ -147,7 +147,7 @@ def test_a_finished_search_goes_on_to_more_trials(sweep: Sweep, store: Path, dat
 
 @pytest.mark.parametrize("lost", [["test", "registered"], ["registered"], ["0", "test", "registered"]])
 def test_what_a_killed_driver_had_no_time_to_note_is_not_done_again(
-    sweep: Sweep, store: Path, dataset: Dataset, lost: list[str]
+    sweep: StudyResult, store: Path, dataset: Dataset, lost: list[str]
 ) -> None:
     """It is killed after the training's end, after the scoring, or after registering: the notes lack what came last."""
     (notes,) = (store / "runs" / "first" / "final").glob("*.json")
@@ -246,7 +246,7 @@ def test_latency_is_measured(ray_started: None, store: Path, dataset: Dataset) -
     ],
 )
 def test_what_cannot_be_searched_is_refused(
-    sweep: Sweep, store: Path, dataset: Dataset, change: dict, message: str
+    sweep: StudyResult, store: Path, dataset: Dataset, change: dict, message: str
 ) -> None:
     before = sorted(str(path) for path in (store / "runs").iterdir())
     with pytest.raises(InputError, match=message):
@@ -267,7 +267,7 @@ def test_a_space_is_checked_before_anything_trains(dataset: Dataset, tmp_path: P
 
 
 def test_a_dataset_that_has_changed_is_not_searched_further(
-    sweep: Sweep, store: Path, dataset: Dataset, tmp_path: Path
+    sweep: StudyResult, store: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     changed = Dataset(dataset.storage)
     changed.info = dataset.info.model_copy(update={"digest": "another"})

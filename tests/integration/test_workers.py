@@ -1,7 +1,8 @@
-"""Rank 0's part of a training, in this process: what becomes of it where a batch makes NaN."""
+"""Rank 0's part of a training, run in this process, when a batch makes NaN."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from support.stores import out_of_order
 
 import agman
 from data_prep.dataset import Dataset
@@ -18,7 +20,7 @@ from pipeline.config.schema import make_config
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoint, Checkpoints, Snapshot
 from pipeline.training.progress import ProgressBoard
-from pipeline.training.ray_driver import TrainJob, _lead
+from pipeline.training.ray_driver import TrainJob, _lead, _record
 from pipeline.training.trainer import NonFiniteBatch, Training, WorkerContext
 
 SETTINGS = {"backbone": "tiny", "embedding_dim": 16, "batch_size": 12, "epochs": 1, "max_triplets": 24}
@@ -32,13 +34,26 @@ def board(ray_started: None) -> Iterator[Any]:
     ray.kill(board)
 
 
-def test_what_is_being_written_when_a_batch_makes_nan_still_becomes_a_checkpoint(
-    dataset: Dataset, tracking_store: str, board: Any, tmp_path: Path
+def lead(job: TrainJob, dataset: Dataset, kept: Checkpoints, board: Any, kind: type[Training] = Training) -> Any:
+    """Run rank 0's part in this process; return the error that the second batch raises."""
+    with pytest.raises(NonFiniteBatch, match=r"^step 2 \(epoch 1\)") as error:
+        _lead(kind(job.config, dataset, WorkerContext(), job.run.run_id), kept, job, board)
+    return error.value
+
+
+@pytest.fixture
+def job(dataset: Dataset, tracking_store: str, tmp_path: Path) -> TrainJob:
+    run = tracking.start_run(dataset.info, "training", {})
+    return TrainJob(dataset.storage, make_config(SETTINGS), Storage(tmp_path / "run"), run, steps=2)
+
+
+def test_a_checkpoint_that_is_being_written_when_a_batch_makes_nan_is_completed(
+    dataset: Dataset, job: TrainJob, board: Any
 ) -> None:
     met = threading.Event()
 
     class Slow(Checkpoints):
-        """Is not done with the first step's when the second step's batch makes NaN."""
+        """Is still writing the first step when the second step's batch makes NaN."""
 
         def add(self, snapshot: Snapshot) -> Checkpoint:
             assert met.wait(60)
@@ -50,11 +65,17 @@ def test_what_is_being_written_when_a_batch_makes_nan_still_becomes_a_checkpoint
             met.set()
             return super()._failure(error)
 
-    config = make_config(SETTINGS)
-    run = tracking.start(dataset.info, "training", {})
-    training = Watched(config, dataset, WorkerContext(), run.run_id)
-    kept = Slow(Storage(tmp_path / "checkpoints"))
-    with pytest.raises(NonFiniteBatch, match=r"^step 2 \(epoch 1\)"):
-        _lead(training, kept, TrainJob(dataset.storage, config, Storage(tmp_path), run, steps=2), board)
+    kept = Slow(job.path)
+    lead(job, dataset, kept, board, Watched)
     assert [checkpoint.step for checkpoint in kept.complete()] == [1]
-    assert [step for step, _ in tracking.history(run, "steps/loss")] == [1]
+    assert [step for step, _ in tracking.metric_history(job.run, "steps/loss")] == [1]
+
+
+def test_a_batch_of_nan_is_recorded_while_the_tracking_store_does_not_answer(
+    dataset: Dataset, tracking_store: str, job: TrainJob, board: Any
+) -> None:
+    with out_of_order(tracking_store, "runs"):
+        error = lead(job, dataset, Checkpoints(job.path), board)
+        file = _record(job, error, WorkerContext())
+    assert str(file) == f"{job.path}/non-finite-step-2.json"
+    assert json.loads(file.read_bytes())["step"] == 2

@@ -40,7 +40,7 @@ class Nodes:
     """A Ray cluster: a head without CPUs, on which the drivers run, and nodes of one CPU each."""
 
     def __init__(self) -> None:
-        # The port of its own: this process has another Ray, whose dashboard has the usual one.
+        # A port of its own: this process has another Ray, whose dashboard has the usual one.
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self.cluster.address
@@ -49,11 +49,11 @@ class Nodes:
         return self.cluster.add_node(num_cpus=1)
 
     def workers(self, node: Any) -> list[int]:
-        """Ids of the processes on it that train."""
+        """Return the ids of the training processes on a node."""
         return processes("ray::RayTrainWorker", _raylet(node))
 
     def kill(self, node: Any) -> None:
-        """As a power cut would: with -9, the raylet and all that it started."""
+        """Kill the raylet and all that it started (SIGKILL), like a power cut."""
         lost = [_raylet(node), *descendants(_raylet(node))]
         for process in lost:
             with suppress(ProcessLookupError):
@@ -138,7 +138,7 @@ def test_ctrl_c_while_workers_start(command: Callable[..., Command], tmp_path: P
     running.wait_for_the_end()
 
 
-def test_an_elastic_training_goes_on_with_one_worker_where_a_node_is_lost(
+def test_an_elastic_training_continues_with_one_worker_after_a_node_is_lost(
     command: Callable[..., Command], nodes: Nodes, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     kept, lost = nodes.add(), nodes.add()
@@ -153,7 +153,7 @@ def test_an_elastic_training_goes_on_with_one_worker_where_a_node_is_lost(
     assert json.loads((place / "training.json").read_bytes())["settings"]["micro_batches"] == 2
 
 
-def test_an_elastic_training_grows_where_a_node_is_added(
+def test_an_elastic_training_grows_after_a_node_is_added(
     command: Callable[..., Command], nodes: Nodes, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """Ray considers growing a minute after the workers' start: the worker is made to wait for that."""

@@ -1,4 +1,4 @@
-"""moto's S3 server on a free port, with what the tests ask of it: what was written when, and writes that fail."""
+"""moto's S3 server on a free port; it records what is written and deleted, and fails on request."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ REGION = "us-east-1"
 
 @dataclass
 class Bucket:
-    """One bucket, and what the tests ask of the server."""
+    """One bucket of the server, its records and its failures."""
 
     name: str
     port: int = 0
     puts: list[str] = field(default_factory=list)
     """Keys written, in order."""
     failing: str | None = None
-    """Writing keys that match this pattern is answered with an error."""
+    """Pattern of keys that cannot be written."""
     code: int = 500
-    """Of that error; pyarrow tries some seconds where it is 500, and believes a 403 at once."""
+    """Status of that error; pyarrow repeats a request for some seconds after 500, and never after 403."""
     failed: list[str] = field(default_factory=list)
-    """Keys whose writing was answered so, in order."""
+    """Keys whose writing failed, in order."""
     deletes: list[str] = field(default_factory=list)
     """Keys deleted, in order."""
     undeletable: str | None = None
-    """Deleting keys that match this pattern is answered with an error 403."""
+    """Pattern of keys that cannot be deleted (403)."""
 
     def uri(self, folder: str) -> str:
         return f"s3://{self.name}/{folder}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region={REGION}"
@@ -67,7 +67,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Watched:
-    """moto's application, behind the bucket's own rules."""
+    """moto's application with the bucket's records and failures."""
 
     def __init__(self, bucket: Bucket):
         self.bucket = bucket
@@ -119,7 +119,7 @@ def _refused(code: int) -> Response:
 
 @contextmanager
 def served(name: str = "bucket") -> Iterator[Bucket]:
-    """Serve an empty bucket on a free port of loopback; one at a time, for moto's stores are of the process."""
+    """Serve an empty bucket on a free loopback port; one at a time, since moto's stores belong to the process."""
     _backend().reset()
     _backend().create_bucket(name, REGION)
     bucket = Bucket(name)

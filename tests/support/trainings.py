@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, to be killed by tests, and the undisturbed one that all must end like."""
+"""Trainings in processes that tests kill, and the undisturbed training with whose weights all must end."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from pipeline.training.trainer import StepEnd, Training, WorkerContext
 ROOT = Path(__file__).parents[2]
 AGMAN = "from pipeline.cli import main; main()"
 MARK = "AGMAN_TEST"
-"""A variable that all processes of one command inherit."""
+"""Environment variable that all processes of a command inherit."""
 SETTINGS = {
-    "backbone": "tiny",
+    "backbone": "resnet18",
     "embedding_dim": 16,
     "batch_size": 12,
     "epochs": 2,
@@ -54,7 +54,7 @@ STEPS = 2 * STEPS_AN_EPOCH
 
 @pytest.fixture(scope="session")
 def longer(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Enough triplets for a kill in mid-epoch."""
+    """A dataset with enough triplets for a kill in mid-epoch."""
     out = tmp_path_factory.mktemp("longer") / "data"
     prepare("fashionai", drawn, out, name="tiny", triplets=12 * STEPS_AN_EPOCH, epochs=2, image_size=32, seed=5)
     return Dataset(out)
@@ -102,7 +102,7 @@ class Command:
         self.folder, self.storage = folder, storage
         self.mark = secrets.token_hex(8)
         self.seen: dict[int, str] = {}
-        """Its processes, id -> when it began: those whose titles hide that they are marked, too."""
+        """Start times of its processes by id, including those whose titles hide the mark."""
         settings = [f"{key}={value}" for key, value in SETTINGS.items() if key not in without]
         where = ["--storage", storage] if storage else []
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
@@ -128,7 +128,7 @@ class Command:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What it printed with `--json`: the last line. Ray may print a worker's death before it."""
+        """Return the metrics of the last line, printed with `--json`; Ray may report a worker's death before it."""
         return json.loads(self.out.read_text().splitlines()[-1])
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -155,25 +155,25 @@ class Command:
         return self.said
 
     def look(self) -> None:
-        """Take down, at most once a second, what processes it has."""
+        """Note its processes, at most once a second."""
         if time.monotonic() - self._looked >= 1:
             self._looked = time.monotonic()
             self.seen |= {process: began for process in descendants(self.process.pid) if (began := _began(process))}
 
     def left(self) -> dict[int, str]:
-        """Id -> command line of those that are alive."""
+        """Return the command lines of its living processes by id."""
         alive = {process: _line(process) for process, began in self.seen.items() if _began(process) == began}
         return alive | marked(self.mark)
 
     def wait_for_the_end(self) -> None:
-        """Wait until nothing is left of it. Ray's agents look for a raylet that was killed once in a minute."""
+        """Wait until no process of it is left. Ray's agents check once a minute whether their raylet is alive."""
         deadline = time.monotonic() + 180
         while left := self.left():
             assert time.monotonic() < deadline, f"processes that outlive their command: {left}"
             time.sleep(0.2)
 
     def kill(self) -> None:
-        """What is left of it, whatever happened."""
+        """Kill its remaining processes."""
         mine = [*descendants(self.process.pid), *self.left(), self.process.pid]
         for process in mine:
             with suppress(ProcessLookupError):
@@ -183,7 +183,7 @@ class Command:
 
 @pytest.fixture
 def command(longer: Dataset, tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Starts a training. When the test is over, and all went well, nothing may be left of it."""
+    """A function that starts a training. After a successful test, no process of it may be left."""
     started: list[Command] = []
 
     def start(*options: str, **more: Any) -> Command:
@@ -217,7 +217,7 @@ def descendants(process: int) -> Iterator[int]:
 
 
 def marked(mark: str) -> dict[int, str]:
-    """Id -> command line of the processes that have inherited this mark, whoever their parent is by now."""
+    """Return the command lines of the processes that inherited this mark, by id, whatever their parent is now."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -233,7 +233,7 @@ def _line(process: int) -> str:
 
 
 def _began(process: int) -> str:
-    """When it was started; empty if it is over, or only waits for its parent to notice."""
+    """Return the start time of a process; empty if it has ended or is a zombie."""
     with suppress(OSError):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
@@ -241,7 +241,7 @@ def _began(process: int) -> str:
 
 
 def processes(named: str, below: int | None = None) -> list[int]:
-    """Ids of processes whose title begins so; of those that `below` started, or of all."""
+    """Return the ids of processes whose title begins so, among all or those that `below` started."""
     found = []
     for process in descendants(below) if below else [int(p.name) for p in Path("/proc").glob("[0-9]*")]:
         with suppress(OSError):
@@ -260,7 +260,7 @@ def kept_in(training: Storage) -> list[Checkpoint]:
 
 
 def run_of(folder: Path) -> Run:
-    """The only run of the folder's tracking store."""
+    """Return the only run of the folder's tracking store."""
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (experiment,) = [one for one in client.search_experiments() if one.name == "tiny"]
     (run,) = client.search_runs([experiment.experiment_id])
@@ -268,7 +268,7 @@ def run_of(folder: Path) -> Run:
 
 
 def check(folder: Path, undisturbed: Undisturbed, storage: str | None = None) -> None:
-    """The last checkpoint has the undisturbed weights; MLflow has every step once, in one finished run."""
+    """Check that the last checkpoint has the undisturbed weights, and one finished run has every step once."""
     (place,) = trainings(folder, storage)
     kept = Checkpoints(place / "checkpoints")
     latest = kept.latest()

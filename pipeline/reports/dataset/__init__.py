@@ -1,1 +1,1 @@
-"""The page on a prepared dataset that `agman prep` writes beside it; `pipeline.reports.dataset.page` makes it."""
+"""The page on a prepared dataset that `agman prep` writes into it."""

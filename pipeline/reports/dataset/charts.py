@@ -1,4 +1,4 @@
-"""Counts as pictures: bars with names for a few values, ranks on a logarithmic scale for many."""
+"""Charts of counts: bars with names for few values, ranks on a logarithmic scale for many."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from pipeline.reports.charts import Chart, Theme, chart
 from pipeline.reports.dataset.contents import Contents, PerSplit, ValueCounts
 
 BARS = 30
-"""Attributes with more values are shown as ranks."""
+"""Largest number of values shown as bars; with more, the counts are shown over ranks."""
 LONGEST_NAME = 26
 NAMED = 5
-"""Of the head and of the tail, how many values are named."""
+"""Number of values that are named of the head and of the tail."""
 WIDTH, ROW, MARGIN = 4.4, 0.25, 0.45  # inches
 DOTS = (3.6, 2.2)
-"""Sizes of the other splits' dots: where two fall together both show."""
+"""Sizes of the dots of the other splits: two dots in the same place are both visible."""
 LOWEST = 0.7
-"""Bottom of the logarithmic scale: 1 stands clear of it, 0 is not shown."""
+"""Bottom of the logarithmic scale: 1 is above it, 0 is not shown."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """The chart of one attribute and what stands below it."""
+    """Chart of one attribute and the text below it."""
 
     chart: Chart
     head: list[tuple[str, int]]
-    """The most frequent values, only where the chart does not name them."""
+    """Most frequent values; empty if the chart names all values."""
     tail: list[tuple[str, int]]
-    """The rarest that the first split has."""
+    """Rarest values of the first split."""
     notes: str
 
 
 def distributions(contents: Contents) -> list[Distribution]:
-    """A chart for every attribute; one for all conditions where the dataset gave its triplets and has no labels."""
+    """Draw a chart for every attribute; one for all conditions if the dataset has given triplets and no labels."""
     shown = [_ranks(counts) if len(counts.values) > BARS else _named(counts) for counts in contents.values]
     if contents.info.given_triplets:
         names = contents.info.attribute_names
@@ -55,7 +55,7 @@ def _named(counts: ValueCounts) -> Distribution:
 
 
 def _bars(title: str, names: Sequence[str], counts: PerSplit, what: str) -> Chart:
-    """A row for each name: the splits' counts side by side as one bar, and as numbers behind it."""
+    """Draw a stacked bar for each name, with the counts of the splits behind it as numbers."""
     total = np.sum(list(counts.values()), axis=0)
     rows = np.arange(len(names))
 
@@ -72,7 +72,7 @@ def _bars(title: str, names: Sequence[str], counts: PerSplit, what: str) -> Char
             axes.annotate(numbers, (total[row], row), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.invert_yaxis()
         axes.margins(y=0.5 / len(names))
-        # The longest bar leaves room for its numbers.
+        # Leave room for the numbers behind the longest bar.
         axes.set_xlim(0, 1.5 * max(total.max(), 1))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -86,12 +86,12 @@ def _bars(title: str, names: Sequence[str], counts: PerSplit, what: str) -> Char
 
 
 def _colour(theme: Theme, split: str) -> str:
-    """A split has the same colour in every chart, and in the page's legend."""
+    """Return the colour of a split, the same in every chart and in the legend of the page."""
     return theme.series[SPLITS.index(split)]
 
 
 def _ranks(counts: ValueCounts) -> Distribution:
-    """Every value's images over its rank in the first split, which is train if there are any."""
+    """Draw the images of every value over its rank in the first split, which is train if that has images."""
     first, *others = counts.images
     order = np.argsort(-counts.images[first], kind="stable")
     ranks = np.arange(1, len(order) + 1)
@@ -138,7 +138,7 @@ def _absent(counts: ValueCounts) -> str:
 
 def _drawn(title: str, alt: str, draw: Callable[[Axes, Theme], None], height: float) -> Chart:
     with warnings.catch_warnings():
-        # The reader's browser has the characters that matplotlib's own font lacks: text stays text.
+        # The text stays text, and the browser has the characters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         return chart(title, alt, draw, (WIDTH, height))
 

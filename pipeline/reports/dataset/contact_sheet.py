@@ -1,4 +1,4 @@
-"""A few packed pictures under each attribute, so that a person sees that they stand upright and are cut right."""
+"""A few packed images of each attribute, which show whether they are upright and cropped correctly."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from data_prep.tables import SPLITS, Attribute
 from pipeline.reports.charts import jpeg
 
 SHOWN = 6
-"""Pictures per attribute."""
+"""Images per attribute."""
 TRIPLETS = SHOWN // 3
 SIDE = 132
-"""Pixels of a picture's long side."""
+"""Longer side of an image in pixels."""
 GROUPS = 4
-"""Row groups (of about 1,000 pictures) read at most. Pictures are packed in shuffled order, so any will do."""
+"""Maximum number of row groups (of about 1,000 images) to read; images are packed in shuffled order."""
 OUTSIDE = 0.7
-"""How far what the model's square leaves out is faded to grey."""
+"""Opacity of the grey over the parts that the model's square crop leaves out."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture."""
+    """One image."""
 
     picture: str
     image_id: int
@@ -37,15 +37,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Strip:
-    """The pictures of one attribute."""
+    """Images of one attribute."""
 
     attribute: str
     tiles: list[Tile]
 
 
 def contact_sheet(dataset: Dataset) -> list[Strip]:
-    """Pictures (of training, if there are any) with different values of each attribute; of ready-made triplets, whole
-    triplets.
+    """Choose images with different values of each attribute, or triplets if the dataset has given triplets.
+
+    The images are from the first split that has some, which is train if that has.
     """
     split = next(split for split in SPLITS if dataset.info.images[split])
     labels = dataset.labels[dataset.labels["split"] == split]
@@ -70,7 +71,7 @@ def contact_sheet(dataset: Dataset) -> list[Strip]:
 
 
 def _of_values(labels: pd.DataFrame, attribute: Attribute, pictures: Collection[int]) -> list[tuple[int, str]]:
-    """Labels that were read, of as many values as there are, from the first to the last of them."""
+    """Choose labels whose image was read, of as many values as possible, evenly spaced over the values."""
     read = labels[labels["image_id"].isin(list(pictures))]
     # The first of every value, then the second of every value, and so on.
     read = read.assign(nth=read.groupby("value").cumcount()).sort_values(["nth", "value"], kind="stable")
@@ -81,14 +82,14 @@ def _of_values(labels: pd.DataFrame, attribute: Attribute, pictures: Collection[
 
 
 def _of_triplets(triplets: pd.DataFrame, pictures: Collection[int]) -> list[tuple[int, str]]:
-    """The first triplets of which all three pictures were read."""
+    """Return the first triplets of which all three images were read."""
     roles = ["anchor", "positive", "negative"]
     whole = triplets[triplets[roles].isin(list(pictures)).all(axis=1)].head(TRIPLETS)
     return [(i, role) for row in whole[roles].to_numpy().tolist() for i, role in zip(row, roles, strict=True)]
 
 
 def _marked(data: bytes) -> np.ndarray:
-    """The packed picture, small, uint8 H×W×3; faded where it is cut off to make the square that a model sees."""
+    """Return the packed image, made small, uint8 H×W×3, with grey over the parts outside the model's square crop."""
     with Image.open(io.BytesIO(data)) as opened:
         image = opened.convert("RGB")
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""What is in a prepared dataset, counted from its tables."""
+"""Contents of a prepared dataset, counted from its tables."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from data_prep.tables import SPLITS, DatasetInfo
 from data_prep.triplets import TripletSampler
 
 EXAMPLES = 5
-"""Rejects shown for each reason."""
+"""Number of rejects shown for each reason."""
 PerSplit = dict[str, np.ndarray]
-"""Split -> a count for every value (or attribute), int64."""
+"""Split -> counts of the values (or attributes), int64."""
 
 
 @dataclass(frozen=True)
 class ValueCounts:
-    """How many images have each value of one attribute."""
+    """Number of images with each value of one attribute."""
 
     attribute: str
     values: tuple[str, ...]
     images: PerSplit
     anchors: PerSplit
-    """The images that can be anchors: 0 for a value that too few images have, or all of the attribute's."""
+    """Number of images that can be anchors; 0 for a value that fewer than two or all images of the attribute have."""
 
     def seen(self, split: str) -> int:
-        """Values with an image in `split`."""
+        """Return the number of values with an image in `split`."""
         return int((self.images[split] > 0).sum())
 
     def too_rare(self, split: str) -> int:
-        """Values with an image in `split`, but none that can be an anchor."""
+        """Return the number of values with an image in `split`, but none that can be an anchor."""
         return int(((self.images[split] > 0) & (self.anchors[split] == 0)).sum())
 
     def half(self, split: str) -> int:
-        """How many of the most frequent values it takes to have half of the labels of `split`."""
+        """Return how many of the most frequent values have together half of the labels of `split`."""
         falling = np.sort(self.images[split])[::-1]
         return int(np.searchsorted(falling.cumsum(), falling.sum() / 2)) + 1
 
@@ -60,30 +60,31 @@ class Rejected:
     count: int
     meaning: str
     harmless: bool
-    """The row is not damaged: whoever made the split chose others."""
+    """Whether the row is intact, but not part of the published split."""
     examples: list[Example]
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The counts of one dataset."""
+    """Counts of one dataset."""
 
     info: DatasetInfo
     labels: dict[str, int]
-    """Split -> labels."""
+    """Split -> number of labels."""
     values: list[ValueCounts]
-    """Of the attributes that have labels."""
+    """Counts of the attributes that have labels."""
     triplets: PerSplit
-    """Split -> triplets of each attribute in the first epoch; only splits that have some."""
+    """Split -> number of triplets of each attribute in the first epoch; only splits with triplets."""
     rejected: list[Rejected]
 
     @cached_property
     def rejects(self) -> int:
+        """Number of all rejects."""
         return sum(self.info.rejects.values())
 
     @property
     def accounting(self) -> str:
-        """The equation that holds for every dataset: nothing that came in is lost."""
+        """Equation between the rows that were read and what became of them."""
         labels, given = sum(self.labels.values()), self.info.given_triplets
         parts = [f"{labels:,} labels"] * (labels > 0 or not given)
         parts += [f"{given:,} triplets"] * (given > 0)
@@ -92,7 +93,7 @@ class Contents:
 
 
 def contents(dataset: Dataset) -> Contents:
-    """Count what is in `dataset`. Reads tables only, no picture."""
+    """Count the contents of `dataset`; reads its tables, not its images."""
     of_split = dataset.labels["split"]
     labels = {split: dataset.labels[of_split == split] for split in SPLITS}
     labels = {split: rows for split, rows in labels.items() if len(rows)}
@@ -121,7 +122,7 @@ def contents(dataset: Dataset) -> Contents:
 
 
 def _counted(labels: pd.DataFrame, info: DatasetInfo) -> list[np.ndarray]:
-    """For every attribute the images of each of its values."""
+    """Return the number of images of each value, for every attribute."""
     attribute, value = labels["attribute"].to_numpy(), labels["value"].to_numpy()
     return [
         np.bincount(value[attribute == number], minlength=len(described.values))
@@ -130,7 +131,7 @@ def _counted(labels: pd.DataFrame, info: DatasetInfo) -> list[np.ndarray]:
 
 
 def _without_rare(images: list[np.ndarray], labels: pd.DataFrame) -> list[np.ndarray]:
-    """The counts, 0 where triplets are never drawn; the sampler itself says where."""
+    """Return the counts with 0 for the values of which the triplet sampler draws no anchors."""
     anchors = [counts.copy() for counts in images]
     for attribute, value, _ in TripletSampler(labels).skipped:
         anchors[attribute][value] = 0

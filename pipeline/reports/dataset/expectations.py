@@ -1,4 +1,4 @@
-"""What a MAP on a dataset can be: what a random ranking scores, and the most that any ranking can score.
+"""Range of MAP on a dataset: the score of a random ranking, and the highest score of any ranking.
 
 chance  = mean over the queries of E[AP], the exact expectation of agman.chance_average_precision
 ceiling = queries with a relevant candidate / queries; the others score 0 whatever the ranking
@@ -19,26 +19,26 @@ from data_prep.dataset import Dataset
 
 @dataclass(frozen=True)
 class Expectation:
-    """Of one attribute, or of all."""
+    """Chance and ceiling of one attribute, or of all."""
 
     name: str
     queries: int
     candidates: int
     unanswerable: int
-    """Queries without a relevant candidate."""
+    """Number of queries without a relevant candidate."""
     chance: float
     ceiling: float
 
 
 @dataclass(frozen=True)
 class Expectations:
-    """Of one split."""
+    """Chance and ceiling of one split."""
 
     split: str
     attributes: list[Expectation]
-    """Those that have queries."""
+    """Rows of the attributes that have queries."""
     over_all: Expectation
-    """Means over the queries, as MAP is one."""
+    """Means over the queries, as MAP is a mean over queries."""
     macro: Expectation
     """Means over the attributes."""
     unasked: list[str]
@@ -46,7 +46,7 @@ class Expectations:
 
 
 def expectations(dataset: Dataset, split: str) -> Expectations | None:
-    """Chance and ceiling of every attribute in `split`; None if it has no queries."""
+    """Compute chance and ceiling of every attribute in `split`; return None if it has no queries."""
     if not dataset.info.queries[split]:
         return None
     pairs = dataset.retrieval(split)

@@ -1,4 +1,4 @@
-"""The page: a dataset's content gathered into plain values, and those put into the template."""
+"""The page on a prepared dataset: its content as plain values, rendered by the template."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from pipeline.reports.html import render
 
 @dataclass(frozen=True)
 class PrepSummary:
-    """The figures on a prepared dataset, for the page and for the terminal."""
+    """Figures of a prepared dataset, for the page and for the terminal."""
 
     contents: Contents
     expected: dict[str, Expectations]
-    """Of valid and test, as far as they have queries."""
+    """Chance and ceiling of valid and test, if they have queries."""
     page: Storage
-    """Where the page is."""
+    """File of the page."""
 
 
 @dataclass(frozen=True)
 class _Page:
-    """All that the template shows."""
+    """Content of the template."""
 
     contents: Contents
     expected: dict[str, Expectations]
     drawn: bool
     tiles: dict[str, str]
     counts: dict[str, dict[str, int]]
-    """What is counted -> split -> how many; only what the dataset has."""
+    """Name -> split -> count; only counts that are not all 0."""
     distributions: list[Distribution]
     colours: dict[str, tuple[str, str]]
-    """Split -> its colour in the charts, light and dark."""
+    """Split -> colour in the charts, light and dark."""
     sheet: list[Strip]
     facts: dict[str, str]
     examples: int = EXAMPLES
 
 
 def write_prep_report(dataset: Dataset) -> PrepSummary:
-    """Write one self-contained HTML page on `dataset` beside its tables; returns the figures on it.
+    """Write one self-contained HTML page on `dataset` beside its tables, and return the figures.
 
-    The same dataset gives the same page. Of the pictures only a few thousand are read.
+    The same dataset gives the same page. At most a few thousand images are read.
     """
     counted = contents(dataset)
     found = {split: expectations(dataset, split) for split in SPLITS[1:]}
@@ -104,8 +104,8 @@ def _facts(counted: Contents) -> dict[str, str]:
     info = counted.info
     return {
         "layout": info.layout,
-        "image size": f"{info.image_size} px, the short side of a packed picture",
-        "epochs of triplets": f"{info.triplet_epochs:,}; longer trainings go round them",
+        "image size": f"{info.image_size} px, the short side of a packed image",
+        "epochs of triplets": f"{info.triplet_epochs:,}; longer trainings repeat them",
         "seed": str(info.seed),
         "digest": info.digest,
         "schema version": str(info.schema_version),

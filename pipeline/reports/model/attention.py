@@ -1,4 +1,4 @@
-"""Where a model looks: attention maps over pictures, and how much of them lies in the true regions."""
+"""Attention section of the report: maps over images, and the share of the attention in the true regions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from data_prep.dataset import Dataset, ImageStore
 from data_prep.triplets import Triplets
 from pipeline.evaluation.attention import CORNERS, attention_maps, measure, with_regions
 from pipeline.evaluation.evaluate import Evaluation
-from pipeline.reports import charts as figures
+from pipeline.reports import charts
 from pipeline.reports.model.pictures import Pictures
 
 SHOWN = 2
-"""Pictures per attribute."""
+"""Images per attribute."""
 SIDE = 208
-"""Pixels of a picture."""
+"""Side of an image in pixels."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A true region, in fractions of the picture, and the share of the attention inside it."""
+    """A true region in fractions of the image, and the share of the attention inside it."""
 
     x0: float
     y0: float
@@ -36,35 +36,36 @@ class Box:
 
     @property
     def area(self) -> float:
+        """Share of the image that the region covers."""
         return (self.x1 - self.x0) * (self.y1 - self.y0)
 
 
 @dataclass(frozen=True)
 class View:
-    """One picture, plain and under its attention."""
+    """One image, alone and under its attention map."""
 
     plain: str
     heat: str
     image_id: int
     value: str
-    """Empty where the dataset gives triplets and no values."""
+    """Empty if the dataset gives triplets and no values."""
     box: Box | None
 
 
 @dataclass(frozen=True)
 class Inside:
-    """Means over measured pairs: attention inside the true region, and what part of the picture that is."""
+    """Means over the measured pairs: attention inside the true region, and the region's share of the image."""
 
     share: float
     hits: float
-    """Share of the pairs whose map has its maximum in the region."""
+    """Share of the pairs whose map has its maximum inside the region."""
     area: float
     pairs: int
 
 
 @dataclass(frozen=True)
 class AttributeAttention:
-    """One attribute's pictures, and its mean where true regions are known."""
+    """Images of one attribute, and its means if true regions are known."""
 
     attribute: str
     views: list[View]
@@ -73,7 +74,7 @@ class AttributeAttention:
 
 @dataclass(frozen=True)
 class Attention:
-    """The page's section on attention."""
+    """Content of the section."""
 
     attributes: list[AttributeAttention]
     inside: Inside | None
@@ -86,9 +87,10 @@ def attention(
     dataset: Dataset,
     evaluation: Evaluation,
 ) -> Attention:
-    """Maps of `model`, which sees pictures of `image_size` px, for some of the split's pairs; means of all measured.
+    """Compute attention maps for a few pairs of the split, and the means over all measured pairs.
 
-    The pairs are the queries and candidates, or the given triplets' anchors where there are none.
+    `image_size` is the side of the model's input in pixels. The pairs are the queries and candidates, or the anchors
+    of the given triplets if there are no queries.
     """
     split, measured = evaluation.split, evaluation.attention
     pairs = evaluation.pairs if evaluation.results else _anchors(dataset.triplets(split))
@@ -107,17 +109,17 @@ def attention(
         inside = None if measured is None else _mean(measured[measured["attribute"] == number])
         if views:
             sections.append(AttributeAttention(attribute.name, views, inside))
-    return Attention(sections, None if measured is None else _mean(measured), figures.heat_colours())
+    return Attention(sections, None if measured is None else _mean(measured), charts.heat_colours())
 
 
 def _anchors(triplets: Triplets) -> pd.DataFrame:
-    """As pairs without a value."""
+    """Return the distinct anchors as pairs without a value."""
     columns = {"image_id": triplets.anchor, "attribute": triplets.attribute}
     return pd.DataFrame(columns).drop_duplicates(ignore_index=True).assign(role="query", value=-1)
 
 
 def _choose(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The first pairs of each attribute with different values: nothing the model does has a say."""
+    """Return the first pairs of each attribute with different values; the choice does not depend on the model."""
     known = pairs["value"] >= 0
     distinct = pd.concat([pairs[known].drop_duplicates(["attribute", "value"]), pairs[~known]])
     return distinct.groupby("attribute").head(SHOWN).sort_values("attribute", kind="stable")
@@ -135,8 +137,8 @@ def _view(row: pd.Series, cells: torch.Tensor, values: Sequence[str], pictures: 
     picture = pictures.array(image_id)
     fitted = F.interpolate(cells[None, None], size=len(picture), mode="bilinear", align_corners=False)[0, 0].numpy()
     return View(
-        plain=figures.jpeg(picture, SIDE),
-        heat=figures.jpeg(figures.heat_over(picture, fitted), SIDE),
+        plain=charts.jpeg(picture, SIDE),
+        heat=charts.jpeg(charts.heat_over(picture, fitted), SIDE),
         image_id=image_id,
         value=values[row["value"]] if row["value"] >= 0 else "",
         box=box,
@@ -144,6 +146,6 @@ def _view(row: pd.Series, cells: torch.Tensor, values: Sequence[str], pictures: 
 
 
 def _boxes(pairs: pd.DataFrame, maps_khw: torch.Tensor) -> list[Box]:
-    """The pairs' true regions. Drawn pictures are square, so the model's crop is the whole picture."""
+    """Return the true regions of the pairs; drawn images are square, so the model's crop is the whole image."""
     corners, shares = pairs[CORNERS].to_numpy(float).tolist(), measure(maps_khw, pairs)["mass"]
     return [Box(x0, y0, x1, y1, share) for (x0, y0, x1, y1), share in zip(corners, shares, strict=True)]

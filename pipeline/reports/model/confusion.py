@@ -1,4 +1,4 @@
-"""Which values are taken for which: whose pictures stand among the first candidates of a value's queries.
+"""Confusion section of the report: the values of the first candidates, for the queries of each value.
 
 Shape suffixes: Q queries and C candidates of one attribute, k first candidates, V values.
 """
@@ -17,55 +17,55 @@ from pipeline.reports.model.neighbours import neighbours
 from pipeline.reports.model.pairs import of_attributes
 
 NEIGHBOURS = 10
-"""First candidates that are counted, or all of fewer."""
+"""Number of first candidates that are counted; all, if there are fewer."""
 MATRIX_VALUES = 16
-"""An attribute of more values has its largest confusions listed, not a matrix."""
+"""Largest number of values that are shown as a matrix; with more, the largest confusions are listed."""
 LISTED = 12
 LISTED_BESIDE_A_MATRIX = 3
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One value taken for another."""
+    """One value confused with another."""
 
     asked: str
     found: str
     share: float
-    """Of the first candidates of the asked value's queries."""
+    """Share of the found value among the first candidates of the asked value's queries."""
     expected: float
-    """Share of the found value among all candidates: what a random ranking would show."""
+    """Share of the found value among all candidates, which a random ranking would show."""
     queries: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """The queries of one value."""
+    """A row of the matrix: the queries of one value."""
 
     asked: str
     queries: int
     cells: list[tuple[float, bool]]
-    """For every found value its share, and whether it is the asked one."""
+    """Share of each found value, and whether it is the asked value."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """One attribute's confusions."""
+    """Confusions of one attribute."""
 
     attribute: str
     k: int
     found: list[str]
-    """Values of the matrix's columns; empty without a matrix."""
+    """Values of the columns; empty without a matrix."""
     rows: list[Row]
     expected: list[float]
-    """Of the columns: share among all candidates."""
+    """Share of each column's value among all candidates."""
     mistakes: list[Mistake]
-    """Those that fill the most places, first."""
+    """Largest confusions, counted in candidates, first."""
     values: int
-    """How many values queries ask for."""
+    """Number of values that have queries."""
 
 
 def confusions(evaluation: Evaluation, dataset: Dataset) -> list[Confusion]:
-    """A matrix or a list for every attribute with queries and candidates, in the dataset's order."""
+    """Return a matrix or a list for every attribute with queries and candidates, in the order of the dataset."""
     found = []
     for attribute, queries, candidates in of_attributes(evaluation, dataset):
         if len(candidates):
@@ -77,9 +77,9 @@ def confusions(evaluation: Evaluation, dataset: Dataset) -> list[Confusion]:
 
 
 def shares(query_values: np.ndarray, neighbour_values_qk: np.ndarray, n_values: int) -> np.ndarray:
-    """V×V float64: of the k neighbours of the queries of value v, row v, the share with value w, column w.
+    """Return the share of the k neighbours of value v's queries that have value w, as float64 V×V [v, w].
 
-    A row sums to 1; it is NaN for a value that no query has.
+    A row sums to 1; it is NaN for a value without queries.
     """
     k = neighbour_values_qk.shape[1]
     cells = np.repeat(query_values, k) * n_values + neighbour_values_qk.ravel()
@@ -115,7 +115,7 @@ def _confusion(
 def _mistakes(
     values: tuple[str, ...], shares_vw: np.ndarray, queries_v: np.ndarray, expected_w: np.ndarray
 ) -> Iterator[Mistake]:
-    """By the places that they fill among all first candidates, the most first; those that fill none are left out."""
+    """Yield the confusions that occur, ordered by the number of first candidates they account for, largest first."""
     filled_vw = np.nan_to_num(shares_vw) * queries_v[:, None]
     np.fill_diagonal(filled_vw, 0)
     for place in np.argsort(-filled_vw, axis=None, kind="stable"):

@@ -1,4 +1,4 @@
-"""A map of the embeddings of every attribute in two dimensions: whether pictures of one value lie together.
+"""Maps of the embeddings of every attribute in two dimensions, which show whether images of one value are close.
 
 t-SNE (van der Maaten & Hinton 2008) after PCA keeps neighbours together; distances between far groups, their sizes
 and the axes mean nothing. The metric is computed from the embeddings themselves, never from this.
@@ -14,39 +14,39 @@ from sklearn.manifold import TSNE
 
 from data_prep.dataset import Dataset
 from pipeline.evaluation.evaluate import Evaluation
-from pipeline.reports import charts as figures
+from pipeline.reports import charts
 from pipeline.reports.model.pairs import of_attributes
 
 POINTS = 300
-"""At most, evenly spaced among an attribute's queries and candidates."""
+"""Maximum number of points, evenly spaced among an attribute's queries and candidates."""
 FEW = 20
-"""Fewer points are shown by PCA alone: there are no neighbourhoods to keep."""
+"""With fewer points than this, PCA alone is used: there are no neighbourhoods to preserve."""
 DIMENSIONS = 50
-"""That PCA leaves for t-SNE."""
+"""Dimensions that PCA leaves for t-SNE."""
 PERPLEXITY = 30.0
 SEED = 0
 OTHERS = "other values"
 
 
-def embedding_maps(evaluation: Evaluation, dataset: Dataset) -> list[figures.Chart]:
-    """A scatter for every attribute with queries, in the dataset's order."""
+def embedding_maps(evaluation: Evaluation, dataset: Dataset) -> list[charts.Chart]:
+    """Draw a scatter chart for every attribute with queries, in the order of the dataset."""
     values = evaluation.pairs["value"].to_numpy(np.int64)
-    charts = []
+    maps = []
     for attribute, queries, candidates in of_attributes(evaluation, dataset):
         rows = np.sort(np.concatenate([queries, candidates]))
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), POINTS)).round().astype(int)]
         names = [attribute.values[value] for value in values[rows]]
-        places = flattened(evaluation.embeddings[rows].numpy())
-        charts.append(figures.scatter(attribute.name.replace("_", " "), places, grouped(names)))
-    return charts
+        points = flattened(evaluation.embeddings[rows].numpy())
+        maps.append(charts.scatter(attribute.name.replace("_", " "), points, grouped(names)))
+    return maps
 
 
 def flattened(embeddings_kd: np.ndarray) -> np.ndarray:
-    """K×2. The same embeddings always give the same places."""
+    """Reduce embeddings K×D to points K×2; equal embeddings give equal points."""
     k, d = embeddings_kd.shape
     if k < 3:
         return np.zeros((k, 2))
-    with np.errstate(invalid="ignore", divide="ignore"):  # all points may be one
+    with np.errstate(invalid="ignore", divide="ignore"):  # all points may be equal
         reduced = PCA(2 if k < FEW else min(DIMENSIONS, k, d), random_state=SEED).fit_transform(embeddings_kd)
     if k < FEW:
         return reduced
@@ -54,9 +54,9 @@ def flattened(embeddings_kd: np.ndarray) -> np.ndarray:
 
 
 def grouped(names: list[str]) -> list[str]:
-    """The names of the commonest values; OTHERS for what a legend has no room for."""
+    """Return the names, with OTHERS in place of the rarer ones if there are more than MARKERS."""
     commonest = [name for name, _ in Counter(names).most_common()]
-    if len(commonest) <= len(figures.MARKERS):
+    if len(commonest) <= len(charts.MARKERS):
         return names
-    kept = set(commonest[: len(figures.MARKERS) - 1])
+    kept = set(commonest[: len(charts.MARKERS) - 1])
     return [name if name in kept else OTHERS for name in names]

@@ -1,4 +1,4 @@
-"""What a model finds: per attribute the best, a typical and the worst query with their first candidates."""
+"""Galleries: the best, a typical and the worst query of each attribute with their first candidates."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.reports.model.pictures import Pictures
 
 SHOWN = 10
 SIDE = 128
-"""Pixels of a picture in a gallery."""
+"""Side of an image in pixels."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture at one rank."""
+    """An image at one rank."""
 
     picture: str
     image_id: int
@@ -32,7 +32,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Query:
-    """A query and what came first."""
+    """A query and its first candidates."""
 
     title: str
     picture: str
@@ -45,7 +45,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Gallery:
-    """One attribute's queries."""
+    """Queries of one attribute."""
 
     attribute: str
     map: float
@@ -54,7 +54,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """A query to show; places are rows of the evaluation's pairs."""
+    """A query to show; queries and candidates are rows of the evaluation's pairs."""
 
     title: str
     query: int
@@ -65,7 +65,7 @@ class _Ranking:
 
 
 def galleries(evaluation: Evaluation, dataset: Dataset) -> list[Gallery]:
-    """A gallery for every attribute with queries, in the dataset's order."""
+    """Return a gallery for every attribute with queries, in the order of the dataset."""
     rankings = {
         attribute: _rankings(evaluation, attribute.name, queries, candidates)
         for attribute, queries, candidates in of_attributes(evaluation, dataset)
@@ -75,7 +75,7 @@ def galleries(evaluation: Evaluation, dataset: Dataset) -> list[Gallery]:
     return [
         Gallery(
             attribute.name,
-            evaluation.figures[f"{evaluation.split}/map/{attribute.name}"],
+            evaluation.metrics[f"{evaluation.split}/map/{attribute.name}"],
             [_query(ranking, evaluation, attribute, pictures) for ranking in found],
         )
         for attribute, found in rankings.items()
@@ -83,7 +83,7 @@ def galleries(evaluation: Evaluation, dataset: Dataset) -> list[Gallery]:
 
 
 def _rankings(evaluation: Evaluation, attribute: str, queries: np.ndarray, candidates: np.ndarray) -> list[_Ranking]:
-    """The chosen queries among one attribute's pairs, with their first candidates."""
+    """Choose queries among the pairs of one attribute, and rank their first candidates."""
     result = evaluation.results[attribute]
     titles = chosen(result.average_precision, result.relevant)
     asked = queries[list(titles.values())]
@@ -125,9 +125,9 @@ def _query(ranking: _Ranking, evaluation: Evaluation, attribute: Attribute, pict
 
 
 def chosen(average_precision: torch.Tensor, relevant: torch.Tensor) -> dict[str, int]:
-    """Which queries to show: title -> place. Only those that have a relevant candidate, where there are any.
+    """Choose the queries to show among those with a relevant candidate (among all, if none has one): title -> index.
 
-    The typical one is the median by AP; equal APs stand in the queries' order.
+    The typical query is the median by AP; queries of equal AP keep their order.
     """
     answerable = (relevant > 0).nonzero()[:, 0] if (relevant > 0).any() else torch.arange(len(relevant))
     falling = average_precision[answerable].sort(descending=True, stable=True).indices

@@ -1,4 +1,4 @@
-"""The first candidates of every query, ranked as the metric ranks them, without a matrix of all pairs."""
+"""The first candidates of every query in the metric's ranking, computed without a matrix of all pairs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from agman.numerics import on_grid
 
 WORKING_BYTES = 64 * 2**20
 BYTES_OF_A_PAIR = 24
-"""A pair of query and candidate at its peak: similarity in float64 and float32, and the key."""
+"""Peak memory of a pair of query and candidate: similarity in float64 and float32, and the key."""
 
 
 def neighbours(
     queries: torch.Tensor, candidates: torch.Tensor, k: int, chunk: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (float32) and places (int64) of the first k of C candidates (C×D) for Q queries (Q×D), both Q×min(k, C).
+    """Return scores (float32) and indices (int64) of the first k of C candidates for Q queries, both Q×min(k, C).
 
-    As `agman.retrieval` ranks: by similarities summed without rounding, equal ones as they stand. `chunk` queries
-    are ranked at a time; without it, as many as WORKING_BYTES hold.
+    `queries` are Q×D, `candidates` C×D. The ranking is that of `agman.retrieval`: by similarities summed without
+    rounding; equal ones keep the order of the candidates. `chunk` queries are ranked at a time, by default as many as
+    fit in WORKING_BYTES.
     """
     queries_qd, candidates_dc = on_grid("query embeddings", queries), on_grid("candidate embeddings", candidates).T
     wanted = min(k, len(candidates))
@@ -33,8 +34,8 @@ def neighbours(
 
 
 def _first(similarity_qc: torch.Tensor, k: int) -> torch.Tensor:
-    """Places of the k highest, the first of equal ones first: the smallest keys of falling similarity, then place."""
+    """Return the indices of the k highest similarities, equal ones by index, as the k smallest of one integer key."""
     bits_qc = (0.0 - similarity_qc).view(torch.int32)  # 0 − x rather than −x: −0 and 0 are equal
-    rising_qc = bits_qc ^ ((bits_qc >> 31) & 0x7FFFFFFF)  # negative floats' bits count the wrong way
+    rising_qc = bits_qc ^ ((bits_qc >> 31) & 0x7FFFFFFF)  # the bits of negative floats are in reverse order
     key_qc = (rising_qc.long() << 32) + torch.arange(similarity_qc.shape[1])
     return key_qc.topk(k, largest=False).values & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""The page: its content gathered into plain values, and those put into the template."""
+"""The page on a model: its content as plain values, rendered by the template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.registry import models as registry
-from pipeline.reports import charts as draw
+from pipeline.reports import charts
 from pipeline.reports.evaluation import map_table, triplet_table
 from pipeline.reports.html import render
 from pipeline.reports.model.attention import Attention, attention
@@ -26,41 +26,41 @@ from pipeline.reports.model.confusion import Confusion, confusions
 from pipeline.reports.model.embedding_map import embedding_maps
 from pipeline.reports.model.galleries import Gallery, galleries
 from pipeline.reports.model.scores import Scores, score_table
-from pipeline.reports.model.search import Search, search_section
+from pipeline.reports.model.study import StudySection, study_section
 from pipeline.reports.model.triplets import AttributeTriplets, shown_triplets
 from pipeline.tracking import runs as tracking
 
 if TYPE_CHECKING:
-    from pipeline.tuning.tune import Sweep
+    from pipeline.tuning.tune import StudyResult
 
 LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class", "train/loss_proxy", "train/loss_info_nce")
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the template shows."""
+    """Content of the template."""
 
     dataset: str
     drawn: bool
-    """The pictures are drawn, not photographs."""
+    """Whether the images are drawn, not photographs."""
     other_dataset: bool
-    """The model was trained on another dataset than the one it is scored on."""
+    """Whether the model was trained on another dataset than the one it is scored on."""
     model: str
     run_id: str | None
     split: str
     made: datetime
     figures: dict[str, float]
     paper: tuple[str, list[str], list[list[str]]]
-    """The table as the papers print it; see map_table and triplet_table."""
+    """Table as the papers print it; see map_table and triplet_table."""
     scores: Scores | None
-    """None where the dataset gives triplets and no queries; `triplets` are for these alone."""
-    curves: list[draw.Chart]
+    """None if the dataset gives triplets and no queries; only then there are `triplets`."""
+    curves: list[charts.Chart]
     attention: Attention
     galleries: list[Gallery]
     triplets: list[AttributeTriplets]
     confusions: list[Confusion]
-    maps: list[draw.Chart]
-    search: Search | None
+    maps: list[charts.Chart]
+    study: StudySection | None
     settings: dict[str, Any]
     facts: dict[str, str]
     commands: list[str]
@@ -71,13 +71,13 @@ def write_report(
     dataset: Dataset,
     out: Path,
     *,
-    sweep: Sweep | None = None,
+    study: StudyResult | None = None,
     evaluation: Evaluation | None = None,
 ) -> dict[str, float]:
-    """Write one self-contained HTML page on `model` to `out`; returns the figures on it.
+    """Write one self-contained HTML page on `model` to `out`, and return the metrics of the evaluation.
 
-    `model` is a registry URI, a run's URI or a checkpoint folder. It is scored on the test split, unless an
-    `evaluation` of it is given. Raises InputError for what a user can mend.
+    `model` is a registry URI, a run's URI or a checkpoint folder. It is scored on the test split, unless its
+    `evaluation` is given. Raises InputError if the model does not exist, or the page cannot be written.
     """
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; give a file")
@@ -91,7 +91,7 @@ def write_report(
         run_id=description["run_id"],
         split=evaluation.split,
         made=datetime.now(UTC),
-        figures={name.split("/", 1)[1]: value for name, value in evaluation.figures.items()},
+        figures={name.split("/", 1)[1]: value for name, value in evaluation.metrics.items()},
         paper=map_table(evaluation) if evaluation.results else triplet_table(evaluation),
         scores=score_table(evaluation, dataset.info.attribute_names) if evaluation.results else None,
         curves=_curves(description["run_id"]),
@@ -100,13 +100,13 @@ def write_report(
         triplets=[] if evaluation.results else shown_triplets(evaluation, dataset),
         confusions=confusions(evaluation, dataset),
         maps=embedding_maps(evaluation, dataset),
-        search=search_section(sweep) if sweep else None,
+        study=study_section(study) if study else None,
         settings=description["training"],
         facts=_facts(dataset, network, description),
         commands=_commands(registry.shown(model), dataset, out, evaluation.split, description["training"]),
     )
     _write(out, render("report.html.j2", page))
-    return evaluation.figures
+    return evaluation.metrics
 
 
 def _write(out: Path, html: str) -> None:
@@ -118,18 +118,20 @@ def _write(out: Path, html: str) -> None:
         raise InputError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
-def _curves(run_id: str | None) -> list[draw.Chart]:
-    """The training's curves, as far as this tracking store has them."""
-    run = tracking.existing(run_id)
+def _curves(run_id: str | None) -> list[charts.Chart]:
+    """Draw the curves of the training, if this tracking store has them."""
+    run = tracking.find_run(run_id)
     if not run:
         return []
     with tracking.answering():
-        histories = {name: tracking.history(run, name) for name in LOSSES}
+        histories = {name: tracking.metric_history(run, name) for name in LOSSES}
         losses = {name: history for name, history in histories.items() if any(value for _, value in history)}
-        scores = {"MAP": tracking.history(run, "valid/map")}
-        scores = scores if scores["MAP"] else {"triplet accuracy": tracking.history(run, "valid/triplet_accuracy")}
-    valid = [draw.validation(history, name) for name, history in scores.items() if history]
-    return ([draw.losses(losses)] if losses else []) + valid
+        scores = {"MAP": tracking.metric_history(run, "valid/map")}
+        scores = (
+            scores if scores["MAP"] else {"triplet accuracy": tracking.metric_history(run, "valid/triplet_accuracy")}
+        )
+    valid = [charts.validation(history, name) for name, history in scores.items() if history]
+    return ([charts.losses(losses)] if losses else []) + valid
 
 
 def _facts(dataset: Dataset, network: agman.RetrievalModel, description: dict[str, Any]) -> dict[str, str]:
@@ -148,7 +150,7 @@ def _facts(dataset: Dataset, network: agman.RetrievalModel, description: dict[st
 
 
 def _commands(model: str, dataset: Dataset, out: Path, split: str, training: dict[str, Any]) -> list[str]:
-    """From the dataset's official files (in DIR) to this page."""
+    """Return the commands that lead from the dataset's official files (in DIR) to this page."""
     info, data = dataset.info, shlex.quote(str(dataset.path))
     settings = [f"{key}={value}" for key, value in training.items() if value is not None]
     trained = [f"agman train --data {data} {shlex.join(settings)}"] if training else []

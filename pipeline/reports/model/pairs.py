@@ -1,4 +1,4 @@
-"""Rows of an evaluation's pairs, attribute by attribute."""
+"""Rows of an evaluation's pairs by attribute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.evaluation.evaluate import Evaluation
 
 
 def of_attributes(evaluation: Evaluation, dataset: Dataset) -> Iterator[tuple[Attribute, np.ndarray, np.ndarray]]:
-    """Every attribute with queries, in the dataset's order: it, and the rows of its queries and of its candidates."""
+    """Yield each attribute that has queries, with the rows of its queries and the rows of its candidates."""
     numbers, is_query = evaluation.pairs["attribute"].to_numpy(), (evaluation.pairs["role"] == "query").to_numpy()
     for number, attribute in enumerate(dataset.info.attributes):
         if attribute.name in evaluation.results:

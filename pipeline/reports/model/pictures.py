@@ -1,27 +1,28 @@
-"""Pictures of one split, for the sections that show some."""
+"""Images of one split for the sections that show some."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from data_prep.dataset import Dataset, ImageStore
-from pipeline.reports import charts as figures
+from pipeline.reports.charts import jpeg
 
 
 class Pictures:
-    """Pictures of one split as data: URIs; only the wanted ones are held."""
+    """Images of one split; only those of `image_ids` are held in memory."""
 
     def __init__(self, dataset: Dataset, split: str, image_ids: np.ndarray):
         self._images = ImageStore(dataset, split, dataset.info.image_size, wanted=image_ids)
 
     def array(self, image_id: int) -> np.ndarray:
-        """uint8 S×S×3, as packed."""
+        """Return an image as it is packed, uint8 S×S×3."""
         return squares(self._images, np.array([image_id]))[0]
 
     def uri(self, image_id: int, side: int) -> str:
-        return figures.jpeg(self.array(image_id), side)
+        """Return an image of at most `side` pixels as a data: URI."""
+        return jpeg(self.array(image_id), side)
 
 
 def squares(images: ImageStore, image_ids: np.ndarray) -> np.ndarray:
-    """uint8 U×S×S×3."""
+    """Return images as uint8 U×S×S×3."""
     return images.read(image_ids).permute(0, 2, 3, 1).numpy()

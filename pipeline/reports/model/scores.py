@@ -1,4 +1,4 @@
-"""The table of scores: a row for each attribute, for all queries and for the mean of the attributes."""
+"""Table of scores: a row for each attribute, for all queries, and for the mean of the attributes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.evaluation.evaluate import Evaluation
 
 @dataclass(frozen=True)
 class Score:
-    """One row; shares in [0, 1]."""
+    """One row; metrics are in [0, 1]."""
 
     name: str
     map: float
@@ -20,16 +20,17 @@ class Score:
     queries: int
     candidates: int
     at_k: dict[str, float]
-    """Every P@k, and R@k of the largest k."""
+    """P@k of every k, and R@k of the largest k."""
 
     @property
     def ratio(self) -> float:
+        """MAP divided by the chance level; 0 if that is 0."""
         return self.map / self.chance if self.chance else 0.0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The table."""
+    """Content of the table."""
 
     attributes: list[Score]
     over_all: Score
@@ -39,9 +40,9 @@ class Scores:
 
 
 def score_table(evaluation: Evaluation, names: Sequence[str]) -> Scores:
-    """The scores of an evaluation; `names` are the dataset's attributes."""
+    """Return the scores of an evaluation; `names` are the attributes of the dataset."""
     rows = [_score(name, result) for name, result in evaluation.results.items()]
-    figures = {key.split("/", 1)[1]: value for key, value in evaluation.figures.items()}
+    figures = {key.split("/", 1)[1]: value for key, value in evaluation.metrics.items()}
     queries, candidates = sum(row.queries for row in rows), sum(row.candidates for row in rows)
     labels = list(rows[0].at_k)
     of_all = {label: figures[label.lower().replace("@", "_at_")] for label in labels}

@@ -1,4 +1,4 @@
-"""What a model makes of given triplets: per attribute the clearest, a typical and the worst one."""
+"""Given triplets: the clearest, a typical and the worst one of each attribute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.evaluation.evaluate import Evaluation
 from pipeline.reports.model.pictures import Pictures
 
 SIDE = 128
-"""Pixels of a picture."""
+"""Side of an image in pixels."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Side:
 
 @dataclass(frozen=True)
 class ShownTriplet:
-    """One triplet."""
+    """One triplet with the similarities that the model gives it."""
 
     title: str
     anchor: str
@@ -37,12 +37,13 @@ class ShownTriplet:
 
     @property
     def right(self) -> bool:
+        """Whether the positive is more similar to the anchor than the negative."""
         return self.positive.similarity > self.negative.similarity
 
 
 @dataclass(frozen=True)
 class AttributeTriplets:
-    """One attribute's."""
+    """Triplets of one attribute."""
 
     attribute: str
     accuracy: float
@@ -50,7 +51,7 @@ class AttributeTriplets:
 
 
 def shown_triplets(evaluation: Evaluation, dataset: Dataset) -> list[AttributeTriplets]:
-    """For every attribute with triplets, in the dataset's order."""
+    """Choose triplets for every attribute that has some, in the order of the dataset."""
     every = dataset.triplets(evaluation.split)
     numbers = {name: number for number, name in enumerate(dataset.info.attribute_names)}
     chosen = {}
@@ -74,7 +75,7 @@ def shown_triplets(evaluation: Evaluation, dataset: Dataset) -> list[AttributeTr
 
 
 def _chosen(leads: np.ndarray) -> dict[str, int]:
-    """Title -> place: of the largest lead of the positive, the median and the smallest; equal ones in their order."""
+    """Return title -> index of the largest, the median and the smallest lead; equal ones keep their order."""
     ordered = np.argsort(-leads, kind="stable")
     titles = {len(ordered) // 2: "typical", len(ordered) - 1: "worst", 0: "clearest"}
     return {titles[place]: int(ordered[place]) for place in sorted(titles)}

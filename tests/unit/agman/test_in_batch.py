@@ -13,11 +13,11 @@ import agman
 
 MARGIN, TEMPERATURE, DIM, PHOTOS = 0.2, 0.1, 5, 11
 ATTRIBUTES = [0, 0, 0, 1, 0, 1, 2]
-"""Of the 7 triplets; attribute 2 has one only."""
+"""Attributes of the 7 triplets; attribute 2 has one only."""
 
 
 class Case:
-    """A batch of 7 triplets of 11 photographs; under every attribute a photograph has one to three of 5 values."""
+    """A batch of 7 triplets of 11 images; under every attribute an image has one to three of 5 values."""
 
     def __init__(self, seed: int):
         generator = torch.Generator().manual_seed(seed)
@@ -63,7 +63,7 @@ class Case:
 CASES = [Case(seed) for seed in range(20)]
 
 
-def test_the_cases_have_what_they_are_for():
+def test_the_cases_cover_what_they_are_made_for():
     own = [(case, b) for case in CASES for b in range(7)]
     assert any(not case.is_negative(b, 14 + b) for case, b in own)  # it has another of the anchor's values
     assert any(len(values) == 3 for case in CASES for values in case.values)
@@ -111,7 +111,7 @@ def test_mining_against_a_loop(mining):
 
 
 class Given(agman.RetrievalModel):
-    """A model whose embedding of an image is the image, of unit length already."""
+    """A model that returns its input, of unit length, as the embedding."""
 
     def __init__(self):
         super().__init__(n_attributes=7, embedding_dim=3)
@@ -186,7 +186,7 @@ def test_info_nce_keeps_its_digits_under_autocast():
 
 
 def test_a_mirrored_anchor_is_neither_its_own_positive_nor_a_negative():
-    """Photograph 3 is both anchors; as the most alike or least alike it must not be chosen for itself."""
+    """Image 3 is both anchors; neither the most nor the least similar image may be itself."""
     photos = torch.tensor([3, 3, 5, 7, 2, 2])
     values = torch.tensor([1, 1, 1, 1, 0, 0])[:, None]
     pairs = of_one_attribute(values, photos)
@@ -201,7 +201,7 @@ def of_one_attribute(values, photos):
     return agman.pairs_of_anchors(torch.zeros(6, dtype=torch.int64), values, photos)
 
 
-def test_of_equals_the_first_is_taken():
+def test_the_first_of_equal_similarities_is_chosen():
     embedding = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8], [0.6, 0.8], [0, 1], [0, 1]])
     values = torch.tensor([0, 1, 0, 0, 1, 1])[:, None]
     pairs = of_one_attribute(values, torch.arange(6))
@@ -261,8 +261,8 @@ def test_impossible_options_are_refused(arguments, message):
             agman.mine("hardest", CASES[0].embedding(), CASES[0].pairs())
 
 
-def test_a_step_hands_values_and_photographs_on():
-    """The objective gets the rows' photographs and all their values, in the order of the images."""
+def test_a_step_passes_values_and_the_image_index_on():
+    """The objective gets the image index and all values, in the order of the images."""
     generator = torch.Generator().manual_seed(2)
     batch = agman.Batch(
         images=torch.randint(256, (3, 3, 32, 32), generator=generator, dtype=torch.uint8),

@@ -101,7 +101,7 @@ def test_uris_of_local_folders(photographs: Path, tmp_path: Path, form: str) -> 
     ("uri", "message"),
     [
         ("nothing://somewhere/x", "nothing://somewhere/x.*: cannot be opened"),
-        ("s3://", "s3://: names no place"),
+        ("s3://", "s3://: has no path"),
         (Path("s3://bucket/x"), "give a URI as a string"),
     ],
 )
@@ -176,8 +176,8 @@ def test_local_uris_keep_the_whole_path(uri: str, path: str) -> None:
     [
         ("file://tmp/x", r"^file://tmp/x: file:// URIs have three slashes: file:///tmp/x$"),
         ("local://tmp/x", r"local:// URIs have three slashes: local:///tmp/x"),
-        ("file://", "names no place"),
-        ("s3://?region=x", "^s3://: names no place"),
+        ("file://", "has no path"),
+        ("s3://?region=x", "^s3://: has no path"),
         ("://bucket/x", "neither a path nor a URI"),
         ("1s3://bucket/x", "neither a path nor a URI"),
         (" s3://me:sesame@bucket/x?secret_key=sesame", "neither a path nor a URI"),

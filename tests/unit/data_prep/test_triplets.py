@@ -1,4 +1,4 @@
-"""Triplets: the right images, the published distribution, no endless loop, the same on every run."""
+"""Triplets: their images, the published distribution, an end for impossible labels, and reproducibility."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_prep.triplets import TripletSampler
 
 
 def labels_of(counts: dict[tuple[int, int], int]) -> pd.DataFrame:
-    """counts: (attribute, value) -> images, each image with one label."""
+    """Return labels with counts[attribute, value] images, each with one label."""
     rows = [(a, v) for (a, v), n in counts.items() for _ in range(n)]
     frame = pd.DataFrame(rows, columns=["attribute", "value"])
     return frame.assign(image_id=np.random.default_rng(0).permutation(len(frame)) + 100)
@@ -47,7 +47,7 @@ def test_the_distribution_is_uniform_over_attributes_then_values_then_images() -
     assert abs(negatives - 1 / 8).max() < 0.02
 
 
-def test_a_negative_never_has_the_anchors_value_whatever_else_it_has() -> None:
+def test_a_negative_never_has_the_anchors_value_but_may_have_any_other() -> None:
     """Images with several values of one attribute: every image without the value is a negative equally often."""
     rng = np.random.default_rng(5)
     pairs = {(int(i), 3, int(v)) for i in range(40) for v in rng.choice(6, rng.integers(1, 4), replace=False)}
@@ -71,7 +71,7 @@ def test_a_negative_never_has_the_anchors_value_whatever_else_it_has() -> None:
 
 
 def plain_sampler(labels: pd.DataFrame, n: int, seed: int) -> list[tuple[int, int, int, int]]:
-    """The published way: attribute and value first, then each image drawn again until it fits."""
+    """Sample as published: attribute and value first, then each image again and again until it fits."""
     rng = np.random.default_rng(seed)
     have: dict[tuple[int, int], set[int]] = {}
     groups: dict[int, dict[int, list[int]]] = {}
@@ -93,7 +93,7 @@ def plain_sampler(labels: pd.DataFrame, n: int, seed: int) -> list[tuple[int, in
 
 
 def test_the_distribution_is_that_of_the_published_rejection_sampling() -> None:
-    """Every possible triplet about as often; compared over all of them with a chi-square statistic."""
+    """All possible triplets are about equally frequent, by a chi-square statistic."""
     rows = [(i, a, v) for a, sizes in ((0, (2, 3)), (1, (3, 2, 2))) for v, n in enumerate(sizes) for i in range(n)]
     labels = pd.DataFrame(rows, columns=["image_id", "attribute", "value"])
     labels["image_id"] += 3 * labels["value"] + 10 * labels["attribute"]
@@ -114,7 +114,7 @@ def test_rare_values_are_reported_and_skipped() -> None:
     assert set(sampler.sample(1_000, seed=0).attribute) == {0, 2}
 
 
-def test_labels_that_give_no_triplet_end_at_once() -> None:
+def test_labels_without_a_possible_triplet_give_none() -> None:
     assert len(TripletSampler(labels_of({(0, 0): 1, (0, 1): 1})).sample(100, seed=0)) == 0
 
 

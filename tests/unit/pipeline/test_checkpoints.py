@@ -1,4 +1,4 @@
-"""Checkpoints in a folder and in an object store: what counts, what is kept, and what survives kills and failures."""
+"""Checkpoints in a folder and in an object store: which are complete, which are kept, and kills and failures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Snap:
 
 
 @pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest) -> Storage:
+def root(request: pytest.FixtureRequest) -> Storage:
     if request.param == "local":
         return Storage(request.getfixturevalue("tmp_path") / "run" / "checkpoints")
     return Storage(request.getfixturevalue("bucket").uri("run/checkpoints"))
@@ -64,19 +64,19 @@ def contents(checkpoints: Checkpoints, checkpoint: Checkpoint) -> dict[str, byte
 
 
 def torn(checkpoints: Checkpoints) -> list[str]:
-    """Folders that are there and no checkpoints."""
-    whole = {str(checkpoint.path) for checkpoint in checkpoints.complete()}
-    return [name for name in checkpoints.root.folders() if str(checkpoints.root / name) not in whole]
+    """Return the folders that are no complete checkpoints."""
+    complete = {str(checkpoint.path) for checkpoint in checkpoints.complete()}
+    return [name for name in checkpoints.root.folders() if str(checkpoints.root / name) not in complete]
 
 
-def test_a_place_that_is_not_there_has_no_checkpoints(place: Storage) -> None:
-    checkpoints = Checkpoints(place)
+def test_a_folder_that_does_not_exist_has_no_checkpoints(root: Storage) -> None:
+    checkpoints = Checkpoints(root)
     assert (checkpoints.complete(), checkpoints.latest(), checkpoints.best()) == ([], None, None)
     checkpoints.prune()
 
 
-def test_what_was_written_is_read(place: Storage) -> None:
-    checkpoints = Checkpoints(place)
+def test_a_written_checkpoint_is_read_back(root: Storage) -> None:
+    checkpoints = Checkpoints(root)
     metrics = {"loss": 0.25, "diverged": math.nan, "most": math.inf, "least": -math.inf, "single": np.float32(0.5)}
     added = checkpoints.add(Snap(49, score=0.75, epoch=3, metrics=metrics))
     found = checkpoints.latest()
@@ -89,8 +89,8 @@ def test_what_was_written_is_read(place: Storage) -> None:
     text = (found.path / MARKER).read_bytes().decode()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     with checkpoints.opened(found) as folder:
-        assert (folder == place.local / Path(str(found.path)).name) if place.local else folder.is_dir()
-    assert folder.is_dir() == bool(place.local), "a copy is temporary"
+        assert (folder == root.local / Path(str(found.path)).name) if root.local else folder.is_dir()
+    assert folder.is_dir() == bool(root.local), "a copy is temporary"
 
 
 def test_the_marker_is_uploaded_last(bucket: Bucket) -> None:
@@ -99,10 +99,10 @@ def test_the_marker_is_uploaded_last(bucket: Bucket) -> None:
     assert bucket.puts == [f"{key}/{name}" for name in [*sorted(FILES), MARKER]]
 
 
-def test_the_best_and_the_newest_are_kept(place: Storage) -> None:
-    checkpoints = Checkpoints(place, keep_best=2)
-    (place / "notes.txt").write_bytes(b"mine")
-    (place / "step-1-mine" / "notes.txt").write_bytes(b"mine too")
+def test_the_best_and_the_newest_are_kept(root: Storage) -> None:
+    checkpoints = Checkpoints(root, keep_best=2)
+    (root / "notes.txt").write_bytes(b"mine")
+    (root / "step-1-mine" / "notes.txt").write_bytes(b"mine too")
     scores = {2: 0.1, 3: None, 5: 0.7, 7: 0.5, 11: None, 13: 0.6, 17: None}
     kept = {2: [2], 3: [2, 3], 5: [2, 5], 7: [5, 7], 11: [5, 7, 11], 13: [5, 13], 17: [5, 13, 17]}
     for step, score in scores.items():
@@ -112,11 +112,11 @@ def test_the_best_and_the_newest_are_kept(place: Storage) -> None:
     assert best and latest
     assert (best.step, latest.step) == (5, 17)
     assert torn(checkpoints) == ["step-1-mine"]
-    assert place.files().keys() > {"notes.txt", "step-1-mine/notes.txt"}, "others' files stay"
+    assert root.files().keys() > {"notes.txt", "step-1-mine/notes.txt"}, "others' files stay"
 
 
-def test_of_equal_scores_the_earlier_is_the_best(place: Storage) -> None:
-    checkpoints = Checkpoints(place, keep_best=2)
+def test_the_earlier_of_equal_scores_is_the_best(root: Storage) -> None:
+    checkpoints = Checkpoints(root, keep_best=2)
     for step, score in ((2, 0.5), (3, 0.5), (5, math.nan), (7, 0.5), (11, None)):
         checkpoints.add(Snap(step, score))
     assert steps(checkpoints) == [2, 3, 11]
@@ -124,14 +124,14 @@ def test_of_equal_scores_the_earlier_is_the_best(place: Storage) -> None:
     assert best and best.step == 2
 
 
-def test_nan_is_no_score_and_none_need_be_kept(place: Storage) -> None:
-    checkpoints = Checkpoints(place, keep_best=0)
+def test_nan_is_no_score_and_keep_best_may_be_zero(root: Storage) -> None:
+    checkpoints = Checkpoints(root, keep_best=0)
     checkpoints.add(Snap(2, 0.5))
     checkpoints.add(Snap(3, math.nan))
     (only,) = checkpoints.complete()
     assert (only.step, only.score, checkpoints.best()) == (3, None, None)
     with pytest.raises(ValueError, match="keep_best"):
-        Checkpoints(place, keep_best=-1)
+        Checkpoints(root, keep_best=-1)
 
 
 def damage_of(how: str, checkpoint: Checkpoint) -> None:
@@ -157,8 +157,8 @@ HOWS = ["truncated", "longer", "missing", "marker cut", "marker empty", "deletio
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_a_damaged_one_is_none_and_is_cleaned_up_by_the_next(place: Storage, how: str) -> None:
-    checkpoints = Checkpoints(place)
+def test_a_damaged_checkpoint_does_not_count_and_is_removed_by_the_next(root: Storage, how: str) -> None:
+    checkpoints = Checkpoints(root)
     checkpoints.add(Snap(2, 0.5))
     damaged = checkpoints.add(Snap(3, 0.9))
     damage_of(how, damaged)
@@ -174,10 +174,10 @@ def test_a_damaged_one_is_none_and_is_cleaned_up_by_the_next(place: Storage, how
     assert (steps(checkpoints), torn(checkpoints)) == ([2, 3], [])
 
 
-def test_of_two_of_one_step_the_newer_counts(place: Storage) -> None:
-    checkpoints = Checkpoints(place)
+def test_the_newer_of_two_checkpoints_of_one_step_counts(root: Storage) -> None:
+    checkpoints = Checkpoints(root)
     first = checkpoints.add(Snap(3, files={"a": b"first"}))
-    other = place / "step-00000003-00000000"
+    other = root / "step-00000003-00000000"
     (other / "a").write_bytes(b"other")
     for later, winner in ((1, b"other"), (-1, b"first")):
         marker = json.loads((first.path / MARKER).read_bytes())
@@ -192,8 +192,8 @@ def test_of_two_of_one_step_the_newer_counts(place: Storage) -> None:
     assert torn(checkpoints) == []
 
 
-def test_one_older_than_the_newest_stands_when_it_was_added(place: Storage) -> None:
-    checkpoints = Checkpoints(place)
+def test_a_checkpoint_older_than_the_newest_is_kept_when_it_is_added(root: Storage) -> None:
+    checkpoints = Checkpoints(root)
     checkpoints.add(Snap(7))
     checkpoints.add(Snap(5))
     assert steps(checkpoints) == [5, 7]
@@ -201,8 +201,8 @@ def test_one_older_than_the_newest_stands_when_it_was_added(place: Storage) -> N
     assert steps(checkpoints) == [11]
 
 
-def test_listing_while_others_come_and_go(place: Storage) -> None:
-    checkpoints = Checkpoints(place, keep_best=1)
+def test_listing_while_others_come_and_go(root: Storage) -> None:
+    checkpoints = Checkpoints(root, keep_best=1)
     checkpoints.add(Snap(1))
     ended = threading.Event()
 
@@ -218,7 +218,7 @@ def test_listing_while_others_come_and_go(place: Storage) -> None:
         latest = checkpoints.latest()
         assert latest
         try:
-            assert place.local or contents(checkpoints, latest) == FILES
+            assert root.local or contents(checkpoints, latest) == FILES
         except StorageError as error:
             assert "no longer there" in str(error)
         seen.append(latest.step)
@@ -240,7 +240,7 @@ def test_a_torn_upload_is_no_checkpoint(bucket: Bucket, object_of: str) -> None:
 
 
 @pytest.mark.slow  # pyarrow tries for some seconds
-def test_an_upload_that_the_server_breaks_down_at(bucket: Bucket) -> None:
+def test_an_upload_during_which_the_server_fails(bucket: Bucket) -> None:
     checkpoints = Checkpoints(Storage(bucket.uri("run")))
     bucket.failing = "moments"
     with pytest.raises(StorageError, match="broken"):
@@ -269,7 +269,7 @@ def test_a_deletion_that_fails_leaves_no_checkpoint_and_does_not_fail_the_new_on
 
 @dataclass(frozen=True)
 class TooLarge(Snap):
-    """/dev/full has room for nothing, as a full disk."""
+    """Write to /dev/full, which has no space, like a full disk."""
 
     def write(self, folder: Path) -> None:
         (folder / "a").write_bytes(b"fits")
@@ -277,16 +277,16 @@ class TooLarge(Snap):
         (folder / "b").write_bytes(b"does not")
 
 
-def test_a_full_disk_leaves_the_older_ones_and_makes_room(place: Storage) -> None:
-    checkpoints = Checkpoints(place)
+def test_a_full_disk_leaves_the_older_ones_and_makes_room(root: Storage) -> None:
+    checkpoints = Checkpoints(root)
     checkpoints.add(Snap(2, 0.5))
     checkpoints.add(Snap(3, 0.4))
-    (place / "step-00000001-0badbeef" / "model.bin").write_bytes(b"of a writer that was killed")
+    (root / "step-00000001-0badbeef" / "model.bin").write_bytes(b"of a writer that was killed")
     with pytest.raises(StorageError, match="no space left on device for a checkpoint") as full:
         checkpoints.add(TooLarge(5))
-    assert str(full.value).startswith(str(place) if place.local else "/"), "it says which disk"
+    assert str(full.value).startswith(str(root) if root.local else "/"), "it says which disk"
     assert steps(checkpoints) == [2, 3]
-    assert len(torn(checkpoints)) == (0 if place.local else 1)
+    assert len(torn(checkpoints)) == (0 if root.local else 1)
     assert contents(checkpoints, checkpoints.complete()[0]) == FILES
 
 
@@ -312,13 +312,13 @@ def test_a_disk_that_is_full_for_safetensors(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_the_markers_name_is_not_the_snapshots(place: Storage) -> None:
+def test_a_snapshot_may_not_write_the_marker(root: Storage) -> None:
     with pytest.raises(ValueError, match=MARKER):
-        Checkpoints(place).add(Snap(1, files={MARKER: b"{}"}))
-    assert not place.files()
+        Checkpoints(root).add(Snap(1, files={MARKER: b"{}"}))
+    assert not root.files()
 
 
-# Kills. The other process writes a checkpoint of step 1, then one of step 2 in whose middle it says so and waits.
+# Kills. Another process writes a checkpoint of step 1, then one of step 2, in the middle of which it prints and waits.
 WRITER = """
 import sys
 from pathlib import Path
@@ -348,7 +348,7 @@ checkpoints = Checkpoints(Storage(sys.argv[1]))
 checkpoints.add(Snap(1, None))
 checkpoints.add(Snap(2, int(sys.argv[2])))
 """
-# Trains as fast as it can, and says each step whose after_step has returned.
+# Trains as fast as it can, and prints each step whose after_step has returned.
 TRAINING = """
 import sys
 from pathlib import Path
@@ -386,27 +386,27 @@ def started(program: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("moment", range(4))
-def test_a_writer_killed_at_each_moment(place: Storage, moment: int) -> None:
-    writer = started(WRITER, place._base, moment)
+def test_a_writer_killed_at_each_moment(root: Storage, moment: int) -> None:
+    writer = started(WRITER, root._base, moment)
     assert writer.stdout and writer.stdout.readline() == "\n"
     writer.kill()
     writer.communicate()
-    checkpoints = Checkpoints(place)
+    checkpoints = Checkpoints(root)
     assert steps(checkpoints) == [1]
-    assert len(torn(checkpoints)) == bool(place.local), "an upload begins after it"
+    assert len(torn(checkpoints)) == bool(root.local), "an upload begins after it"
     checkpoints.add(Snap(2))
     assert (steps(checkpoints), torn(checkpoints)) == ([2], [])
 
 
 @pytest.mark.parametrize("objects", range(5))
 def test_a_writer_killed_while_it_uploads(bucket: Bucket, objects: int) -> None:
-    place = Storage(bucket.uri("run"))
+    root = Storage(bucket.uri("run"))
     training = started(TRAINING, bucket.uri("run"), 1)
     while len(bucket.puts) < 30 + objects:
         assert training.poll() is None
     training.kill()
     said = training.communicate()[0].split()
-    checkpoints = Checkpoints(place)
+    checkpoints = Checkpoints(root)
     latest = checkpoints.latest()
     assert latest and latest.step >= int(said[-1])
     check_contents(checkpoints)
@@ -425,7 +425,7 @@ def check_contents(checkpoints: Checkpoints) -> None:
 def test_a_training_killed_again_and_again_loses_fewer_than_every_steps(tmp_path: Path, every: int) -> None:
     checkpoints = Checkpoints(Storage(tmp_path / "run"))
     reached = 0
-    for lines in (1, 17, 40, 55):  # where it is by then, nobody knows
+    for lines in (1, 17, 40, 55):  # the step it has reached by then is not known
         training = started(TRAINING, tmp_path / "run", every)
         assert training.stdout
         for _ in range(lines):
@@ -513,8 +513,8 @@ def test_snapshots_are_taken_as_early_as_writing_takes_steps(tmp_path: Path, sav
     assert taken[1] in (25 - 4, 25 - 5)
 
 
-def test_every_step_can_be_saved(place: Storage, saver_of: Callable[..., Saver]) -> None:
-    checkpoints = Checkpoints(place)
+def test_every_step_can_be_saved(root: Storage, saver_of: Callable[..., Saver]) -> None:
+    checkpoints = Checkpoints(root)
     saver = saver_of(checkpoints, every=1)
     for step in range(1, 6):
         saver.after_step(step, partial(Snap, step))
@@ -525,7 +525,7 @@ def test_every_step_can_be_saved(place: Storage, saver_of: Callable[..., Saver])
 
 
 @pytest.mark.parametrize("every", [2, 3, 7])
-def test_snapshots_may_share_their_buffers(place: Storage, every: int, saver_of: Callable[..., Saver]) -> None:
+def test_snapshots_may_share_their_buffers(root: Storage, every: int, saver_of: Callable[..., Saver]) -> None:
     buffer = bytearray(8_000)
     writing = threading.Lock()
 
@@ -542,7 +542,7 @@ def test_snapshots_may_share_their_buffers(place: Storage, every: int, saver_of:
         writing.release()
         return Shared(step, score)
 
-    checkpoints = Checkpoints(place)
+    checkpoints = Checkpoints(root)
     done: list[int] = []
 
     def log(checkpoint: Checkpoint) -> None:
@@ -562,8 +562,8 @@ def test_snapshots_may_share_their_buffers(place: Storage, every: int, saver_of:
     assert {11, 22} < set(done)
 
 
-def test_done_is_called_in_order_when_the_checkpoint_stands(place: Storage, saver_of: Callable[..., Saver]) -> None:
-    checkpoints = Checkpoints(place)
+def test_done_is_called_in_order_when_a_checkpoint_is_complete(root: Storage, saver_of: Callable[..., Saver]) -> None:
+    checkpoints = Checkpoints(root)
     told: list[tuple[int, float | None, str]] = []
 
     def done(checkpoint: Checkpoint) -> None:
@@ -579,7 +579,7 @@ def test_done_is_called_in_order_when_the_checkpoint_stands(place: Storage, save
     assert all(each[2] != threading.current_thread().name for each in told)
 
 
-def test_what_done_raises_comes_out_and_the_checkpoint_stands(tmp_path: Path, saver_of: Callable[..., Saver]) -> None:
+def test_an_error_of_done_is_raised_and_the_checkpoint_counts(tmp_path: Path, saver_of: Callable[..., Saver]) -> None:
     def done(checkpoint: Checkpoint) -> None:
         if checkpoint.step == 2:
             raise ZeroDivisionError
@@ -597,9 +597,9 @@ def test_what_done_raises_comes_out_and_the_checkpoint_stands(tmp_path: Path, sa
 
 @dataclass
 class Breakable:
-    """A place that can be made to refuse writing."""
+    """A root folder that can be made to refuse writing."""
 
-    place: Storage
+    root: Storage
     bucket: Bucket | None
 
     def broken(self) -> None:
@@ -618,8 +618,8 @@ class Breakable:
 
 
 @pytest.fixture
-def breakable(request: pytest.FixtureRequest, place: Storage) -> Breakable:
-    return Breakable(place, None if place.local else request.getfixturevalue("bucket"))
+def breakable(request: pytest.FixtureRequest, root: Storage) -> Breakable:
+    return Breakable(root, None if root.local else request.getfixturevalue("bucket"))
 
 
 def test_a_failed_write_is_tried_again(
@@ -665,7 +665,7 @@ def test_an_epochs_end_that_failed_is_written_itself(breakable: Breakable, saver
     saver = saver_of(checkpoints, every=9, done=lambda checkpoint: done.append((checkpoint.step, checkpoint.score)))
     breakable.broken()
     saver.save(lambda: Snap(3, 0.3))
-    saver.save(lambda: Snap(5, 0.5))  # 3 fails again, and is given up
+    saver.save(lambda: Snap(5, 0.5))  # 3 fails again, and is dropped
     with pytest.raises((StorageError, OSError)):
         for step in range(6, 10):
             saver.after_step(step, lambda: pytest.fail("one waits to be written"))
@@ -699,7 +699,7 @@ def test_a_snapshot_of_another_step_is_refused(tmp_path: Path, saver_of: Callabl
         saver.after_step(2, lambda: Snap(1))
 
 
-def test_neither_ray_nor_torch_is_needed() -> None:
+def test_checkpoints_need_neither_ray_nor_torch() -> None:
     program = (
         "import sys, pipeline.training.checkpoints; sys.exit(bool({'ray', 'mlflow', 'torch'} & sys.modules.keys()))"
     )

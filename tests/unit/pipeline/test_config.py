@@ -1,4 +1,4 @@
-"""Configuration: defaults are the paper's, presets, mistakes are named."""
+"""Configuration: the paper's defaults, presets, and messages about mistakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_defaults_are_the_papers_recipe() -> None:
     assert (config.lr_decay, config.lr_decay_epochs) == (0.9, 3)
 
 
-def test_the_paper_needs_no_values_and_what_does_is_named() -> None:
+def test_settings_that_need_values_are_named_and_the_paper_has_none() -> None:
     assert TrainConfig().needing_values == []
     asked = load_config(None, ["mining=hard", "info_nce_weight=0.5", "proxy_weight=2"])
     assert asked.needing_values == ["proxy_weight=2", "mining=hard", "info_nce_weight=0.5"]
@@ -49,7 +49,7 @@ def test_none_is_read_wherever_a_type_admits_it_and_nowhere_else() -> None:
         load_config(None, ["epochs=none"])
 
 
-def test_settings_go_over_the_file(tmp_path: Path) -> None:
+def test_settings_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("margin: 0.4\nepochs: 7\nweights: null\n")
     config = load_config(file, ["epochs=3", "classify=false", "image_size=none", "sa_kernel=1"])
@@ -57,7 +57,7 @@ def test_settings_go_over_the_file(tmp_path: Path) -> None:
     assert (config.margin, config.epochs, config.classify, config.image_size) == (0.4, 3, False, None)
 
 
-def test_the_preset_is_under_the_file_and_the_file_under_key_value(tmp_path: Path) -> None:
+def test_the_file_overrides_the_preset_and_key_value_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("margin: 0.4\nepochs: 7\nbatch_size: 24\n")
     config = load_config(file, ["epochs=3", "clip_norm=none"], "fast")
@@ -68,7 +68,7 @@ def test_the_preset_is_under_the_file_and_the_file_under_key_value(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_a_whole_recipe_and_says_what_it_is(
+def test_a_preset_is_a_complete_recipe_and_describes_itself(
     name: str, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     preset = PRESETS[name]
@@ -183,5 +183,5 @@ def test_a_key_is_not_given_two_values() -> None:
         ("weights", "text"),
     ],
 )
-def test_what_a_setting_may_be_is_said(key: str, words: str) -> None:
+def test_allowed_values_are_described(key: str, words: str) -> None:
     assert allowed(key) == words

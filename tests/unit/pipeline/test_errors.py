@@ -1,0 +1,27 @@
+"""Errors as users see them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.common.errors import reason, without_credentials
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://user:sesame@db:5432/mlflow", "postgresql://db:5432/mlflow"),
+        ("no answer from 'postgresql://user:se/sa:me@db/x' now", "no answer from 'postgresql://db/x' now"),
+        ("mysql+pymysql://user:se@same@db/x?y=1", "mysql+pymysql://db/x?y=1"),
+        ("http://token@host/path", "http://host/path"),
+        ("s3://bucket/runs@night", "s3://bucket/runs@night"),
+        ("sqlite:////srv/mlflow.db and me@home", "sqlite:////srv/mlflow.db and me@home"),
+    ],
+)
+def test_credentials_are_removed_from_addresses(address: str, shown: str) -> None:
+    assert without_credentials(address) == shown
+
+
+def test_a_reason_is_the_first_line_without_credentials() -> None:
+    assert reason(ValueError("no answer from http://me:sesame@host\nsecond line")) == "no answer from http://host"
+    assert reason(ValueError()) == "ValueError"
