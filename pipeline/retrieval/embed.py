@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import torch
+from ray.util import ActorPool
 
 import agman
 from data_prep.atomic import is_full, replace_folder, restore
@@ -182,9 +184,6 @@ def _embed(
     progress: Progress,
 ) -> None:
     """Embed the shards that have no file, and complete the gallery."""
-    import ray
-    from ray.util import ActorPool
-
     on_gpu, cpus = gpus_for(workers), cpus_for(workers)
     _clear_stale(staging, info)
     check_shared(source.root.local, Storage(staging), FINGERPRINT, info.fingerprint)
