@@ -29,7 +29,7 @@ class ASENet(RetrievalModel):
     The outer tanh keeps a score within ±1, so no position counts more than e² times another: the second
     version (`ASENetV2`) dropped it.
 
-    Args: as of `AGMAN`; the published width is 1024.
+    The arguments are those of `AGMAN`; the published width is 1024.
     """
 
     def __init__(
@@ -51,7 +51,10 @@ class ASENet(RetrievalModel):
         self.project = nn.Linear(channels, embedding_dim)
 
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """ASA, B×A×S. The score's weights go with the attribute: v·(i * t) = (v * t)·i, i computed once."""
+        """Return the ASA map, B×A×S.
+
+        The score's weights are multiplied with the attribute, v·(i * t) = (v * t)·i, so that i is computed once.
+        """
         image_bjs = torch.tanh(self.image(x_bchw)).flatten(2)
         # A one-hot times a linear layer is one column of its weights.
         query_nj = torch.tanh(self.attribute.weight.T) * self.score.weight.flatten()
@@ -59,7 +62,7 @@ class ASENet(RetrievalModel):
         return torch.tanh(at_least_float32(score_bas)).softmax(-1)
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """B×A×D, unit length."""
+        """Return the embeddings, B×A×D, unit length."""
         x_bac = sum_over_positions(self.maps(x_bchw, attributes_ba), x_bchw)
         attribute_bac = F.relu(self.channel_attribute.weight.T)[attributes_ba]
         hidden_baj = F.relu(self.fc1(torch.cat((x_bac, attribute_bac), dim=-1)))

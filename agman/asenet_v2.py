@@ -28,9 +28,9 @@ class ASENetV2(RetrievalModel):
         embedding = unit(gate * x_s)
 
     Args:
-        n_attributes, backbone, weights: as of `AGMAN`.
-        embedding_dim: D. None is the map's width (1024 for ResNet-50), which needs no last layer.
-        project: with a last linear layer C to D; early public code had one. Any other D than C switches it on.
+        n_attributes, backbone, weights: those of `AGMAN`.
+        embedding_dim: D. If None, the map's width C (1024 for ResNet-50), which needs no last layer.
+        project: whether there is a last linear layer C to D, as in early public code. Always if D is not C.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ASENetV2(RetrievalModel):
         self.embedding = nn.Embedding(n_attributes, JOINT)
         self.image = nn.Conv2d(trunk.channels, JOINT, 1)
         assert self.image.bias is not None
-        self.image.bias.requires_grad_(False)  # batch norm takes it out again; published weights have it
+        self.image.bias.requires_grad_(False)  # batch norm removes it; published weights have it
         self.norm = nn.BatchNorm2d(JOINT)
         self.attribute = nn.Linear(JOINT, JOINT)
         self.channel_attribute = nn.Linear(JOINT, JOINT)
@@ -58,13 +58,13 @@ class ASENetV2(RetrievalModel):
         self.project = nn.Linear(trunk.channels, embedding_dim) if project else nn.Identity()
 
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """ASA, B×A×S."""
+        """Return the ASA map, B×A×S."""
         image_bjs = torch.tanh(self.norm(self.image(x_bchw))).flatten(2)
         attribute_baj = torch.tanh(self.attribute(self.embedding.weight))[attributes_ba]
         return at_least_float32(attribute_baj @ image_bjs / math.sqrt(JOINT)).softmax(-1)
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """B×A×D, unit length."""
+        """Return the embeddings, B×A×D, unit length."""
         x_bac = sum_over_positions(self.maps(x_bchw, attributes_ba), x_bchw)
         attribute_baj = F.relu(self.channel_attribute(self.embedding.weight))[attributes_ba]
         hidden_baj = F.relu(self.fc1(torch.cat((x_bac, attribute_baj), dim=-1)))

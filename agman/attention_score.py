@@ -1,4 +1,4 @@
-"""How well attention maps find the true regions, as pure functions of maps and boxes.
+"""Scores of attention maps against the true regions, as pure functions of maps and boxes.
 
 Shape suffixes: B maps, h, w their cells. A box is x0, y0, x1, y1 in [0, 1] of the picture, y downwards; the cell
 in row i, column j of a map covers [j/w, (j+1)/w] × [i/h, (i+1)/h].
@@ -6,7 +6,7 @@ in row i, column j of a map covers [j/w, (j+1)/w] × [i/h, (i+1)/h].
     mass = Σ over cells of map · (the part of the cell that lies in the box) / Σ over cells of map
     hit  = whether the centre of the cell with the map's maximum lies in the box
 
-An even map has as its mass the box's area: that is chance, of hits as well for a point anywhere in the picture.
+The mass of an even map is the box's area. That is the chance level, also of hits for a random point of the picture.
 """
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 def attention_mass(maps_bhw: Tensor, boxes_b4: Tensor) -> Tensor:
-    """Share of each map's mass inside its box, B float64, in [0, 1].
+    """Return the share of each map's mass inside its box, B float64, in [0, 1].
 
-    A map is constant over each of its cells, and the cells are cut exactly at the box's edges: one that lies half
-    inside counts half. Raises ValueError for wrong shapes, maps that are negative, not finite or all zero, and
-    boxes that are inverted or leave [0, 1].
+    A map is constant over each of its cells, and the cells are cut exactly at the box's edges: a cell that lies half
+    inside counts half. Raises ValueError if shapes are wrong, a map is negative, not finite or all zero, or a box is
+    inverted or leaves [0, 1].
     """
     maps_bhw, boxes_b4 = _checked(maps_bhw, boxes_b4)
     x0_b, y0_b, x1_b, y1_b = boxes_b4.unbind(1)
@@ -29,10 +29,11 @@ def attention_mass(maps_bhw: Tensor, boxes_b4: Tensor) -> Tensor:
 
 
 def pointing_hits(maps_bhw: Tensor, boxes_b4: Tensor) -> Tensor:
-    """Whether each map's maximum lies in its box, B bool: the pointing game.
+    """Return whether each map's maximum lies in its box, B bool: the pointing game.
 
-    The point is the centre of the cell with the maximum, of equal ones the first, row by row. On the box's edge is
-    inside; there is no tolerance around it (the paper allows 15 pixels). Raises ValueError as `attention_mass` does.
+    The point is the centre of the cell with the maximum; of equal cells, the first, row by row. A point on the box's
+    edge is inside. There is no tolerance around the box (the paper allows 15 pixels). Raises ValueError as
+    `attention_mass` does.
     (Zhang et al., "Top-Down Neural Attention by Excitation Backprop", IJCV 2018.)
     """
     maps_bhw, boxes_b4 = _checked(maps_bhw, boxes_b4)
@@ -44,7 +45,7 @@ def pointing_hits(maps_bhw: Tensor, boxes_b4: Tensor) -> Tensor:
 
 
 def _covered(low_b: Tensor, high_b: Tensor, cells: int) -> Tensor:
-    """What part of each of `cells` equal cells of [0, 1] lies in [low, high], B×cells."""
+    """Return the part of each of `cells` equal cells of [0, 1] that lies in [low, high], B×cells."""
     start = torch.arange(cells, device=low_b.device)
     from_bc = (low_b[:, None] * cells).maximum(start)
     to_bc = (high_b[:, None] * cells).minimum(start + 1)
@@ -52,7 +53,7 @@ def _covered(low_b: Tensor, high_b: Tensor, cells: int) -> Tensor:
 
 
 def _checked(maps_bhw: Tensor, boxes_b4: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as float64, on the maps' device."""
+    """Return both as float64, on the maps' device."""
     if maps_bhw.ndim != 3 or boxes_b4.shape != (len(maps_bhw), 4):
         shapes = f"{tuple(maps_bhw.shape)} and {tuple(boxes_b4.shape)}"
         raise ValueError(f"maps must be B×h×w and boxes B×4, not {shapes}")

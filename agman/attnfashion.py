@@ -1,15 +1,14 @@
 """AttnFashion (Wan, Yan, Yan & Zhang, J. Exp. Theor. Artif. Intell. 2022): an interpretation.
 
-There is no public code, and the article's equations were not at hand. What is interpreted:
+There is no public code, and the article's equations were not available. Sources of the interpretation:
 
 - its title: "Learning attribute-guided fashion similarity with spatial and channel attention";
 - AG-MAN's section 2.2: "Wan et al. proposed two attribute-aware attention modules as well", which "utilize a
   specific attribute as the extra input in addition to a given image".
 
-Hence: attribute-guided spatial attention, then attribute-guided channel attention. Ours, not theirs, are the
-forms of the two: scaled dot products of a query (the attribute) with keys (the positions), and a squeeze and
-excitation (Hu et al., CVPR 2018) whose squeezed vector the attribute multiplies. Results obtained with this
-model say little about the published one.
+Hence: attribute-guided spatial attention, then attribute-guided channel attention. Their forms are ours: scaled dot
+products of a query (the attribute) with keys (the positions), and a squeeze and excitation (Hu et al., CVPR 2018)
+whose squeezed vector is multiplied by the attribute. Results of this model say little about the published one.
 
 Shape suffixes: B images, A attributes of each, N attributes known, D embedding width, C channels,
 J width of the joint space, S positions.
@@ -38,7 +37,7 @@ class AttnFashion(RetrievalModel):
         gate      = σ(W_2 ReLU(W_1 x_s * W_a e_a))
         embedding = unit(W (gate * x_s))
 
-    Args: as of `AGMAN`; the width of 1024 is ASENet's.
+    The arguments are those of `AGMAN`; the width of 1024 is ASENet's.
     """
 
     def __init__(
@@ -53,8 +52,8 @@ class AttnFashion(RetrievalModel):
         channels = self.backbone.channels
         self.embedding = nn.Embedding(n_attributes, JOINT)
         self.query = nn.Linear(JOINT, JOINT)
-        # Batch norm would take a bias of the keys out again, and the softmax takes batch norm's out: its gradient
-        # is rounding errors, which Adam would blow up into steps of full size.
+        # Batch norm would remove a bias of the keys, and the softmax removes batch norm's: its gradient is rounding
+        # errors, which Adam would blow up into steps of full size.
         self.key = nn.Conv2d(channels, JOINT, 1, bias=False)
         self.norm = nn.BatchNorm2d(JOINT)
         self.norm.bias.requires_grad_(False)
@@ -64,13 +63,13 @@ class AttnFashion(RetrievalModel):
         self.project = nn.Linear(channels, embedding_dim)
 
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """Spatial attention, B×A×S."""
+        """Return the spatial attention, B×A×S."""
         key_bjs = self.norm(self.key(x_bchw)).flatten(2)
         query_baj = self.query(self.embedding.weight)[attributes_ba]
         return at_least_float32(query_baj @ key_bjs / math.sqrt(JOINT)).softmax(-1)
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """B×A×D, unit length."""
+        """Return the embeddings, B×A×D, unit length."""
         x_bac = sum_over_positions(self.maps(x_bchw, attributes_ba), x_bchw)
         guide_baj = self.guide(self.embedding.weight)[attributes_ba]
         gate_bac = torch.sigmoid(self.excite(F.relu(self.squeeze(x_bac) * guide_baj)))

@@ -17,11 +17,13 @@ from agman.state import first_difference, read_tensors
 
 TINY = "tiny"  # the one backbone that is not torchvision's
 TINY_CHANNELS = (8, 8, 16, 32, 64)  # after the stem and each of the four stages
-PROBE = 64  # pixels a side of the blank image that shows where a network's strides change
-HEADS = ("avgpool", "classifier", "fc")  # where torchvision's convolutional networks turn a map into classes
+PROBE = 64  # side in pixels of the blank image that shows where a network's strides change
+HEADS = ("avgpool", "classifier", "fc")  # the layers of torchvision's networks that turn a map into classes
 
 
 class Levels(NamedTuple):
+    """The two feature maps of a `MultiLevelBackbone`."""
+
     mid_bchw: Tensor
     fused_bchw: Tensor
 
@@ -33,13 +35,13 @@ class Backbone(nn.Module):
     weights only, for tests and quick tries.
 
     `stem` and `layer1` end at 1/4 of the image's size, `layer2` at 1/8, `layer3` at 1/16, `layer4` at 1/32.
-    A ResNet has them by these names; any other convolutional network of torchvision (ConvNeXt, EfficientNet,
-    RegNet, MobileNet, DenseNet, VGG ...) is cut where its maps shrink, with `layer1` left empty. `layer4`
-    exists only with `top=True`.
+    A ResNet has stages of these names. Any other convolutional network of torchvision (ConvNeXt, EfficientNet, RegNet,
+    MobileNet, DenseNet, VGG ...) is cut where its maps shrink, with `layer1` left empty. `layer4` exists only with
+    `top=True`.
 
-    `weights`: a torchvision weights name, a file of this network's state dict, or None (random).
+    `weights` is a torchvision weights name, a file of this network's state dict, or None (random).
 
-    Raises ValueError for an unknown name or weights, or a network without maps at 1/8 and 1/16.
+    Raises ValueError if the name or the weights are unknown, or the network has no maps at 1/8, 1/16 and 1/32.
     """
 
     def __init__(self, name: str = "resnet50", weights: str | PathLike[str] | None = None, top: bool = False):
@@ -50,7 +52,7 @@ class Backbone(nn.Module):
         self.low_channels, self.channels, self.top_channels = _channels(stages)
 
     def forward(self, images_b3hw: Tensor) -> Tensor:
-        """layer3's map, B×channels×H×W."""
+        """Return layer3's map, B×channels×H×W."""
         return self.layer3(self.layer2(self.layer1(self.stem(images_b3hw))))
 
 
@@ -59,9 +61,9 @@ class MultiLevelBackbone(Backbone):
 
         low = conv1x1(maxpool(layer2)),   mid = layer3,   fused = low + mid
 
-    The paper says "add the output of block 2 and block 3", which differ in size and width; the pooling and
-    the convolution (with bias, no batch norm, no ReLU) that make them fit are those of the published code.
-    `layer4` serves branch 1 alone. With `fuse=False` there is no `low`, and fused = mid.
+    The paper says "add the output of block 2 and block 3", which differ in size and width. The pooling and the
+    convolution (with bias, no batch norm, no ReLU) that make them fit are those of the published code. Only branch 1
+    uses `layer4`. With `fuse=False` there is no `low`, and fused = mid.
     """
 
     def __init__(
@@ -79,16 +81,17 @@ class MultiLevelBackbone(Backbone):
             )
 
     def forward(self, images_b3hw: Tensor) -> Levels:  # type: ignore[override]
+        """Return layer3's map and the fused one, both B×channels×H×W."""
         layer2 = self.layer2(self.layer1(self.stem(images_b3hw)))
         mid = self.layer3(layer2)
         if self.low is None:
             return Levels(mid, mid)
-        # Pooling and a ResNet's layer3 agree on every image size; a network that rounds down needs the cut.
+        # Pooling rounds sizes up, as a ResNet does. The maps of a network that rounds down are smaller.
         low = self.low(layer2)[..., : mid.shape[2], : mid.shape[3]]
         return Levels(mid, low + mid)
 
     def top(self, fused_bchw: Tensor) -> Tensor:
-        """Branch 1's feature: layer4 and a global average, B×top_channels."""
+        """Return branch 1's feature, the global average of layer4's map: B×top_channels."""
         assert self.layer4 is not None, "built with top=False"
         return self.layer4(fused_bchw).mean((2, 3))
 
@@ -120,7 +123,7 @@ def _resnet_stages(network: torchvision.models.ResNet) -> list[nn.Module]:
 
 
 def _stages_by_stride(name: str, network: nn.Module) -> list[nn.Module]:
-    """The network's blocks, grouped by the size of what they put out: stem, (empty), layer2, layer3, layer4."""
+    """Return the network's blocks, grouped by the size of their outputs: stem, (empty), layer2, layer3, layer4."""
     of_stride: dict[int, list[nn.Module]] = {4: [], 8: [], 16: [], 32: []}
     x = torch.zeros(1, 3, PROBE, PROBE)
     with torch.no_grad():
@@ -138,7 +141,7 @@ def _stages_by_stride(name: str, network: nn.Module) -> list[nn.Module]:
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The blocks before the head, in order, with the network's containers opened."""
+    """Yield the blocks before the head, in order; the network's containers are opened."""
     for name, child in network.named_children():
         if name in HEADS:
             return
@@ -146,7 +149,7 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def _channels(stages: list[nn.Module]) -> list[int]:
-    """Channels after layer2, layer3 and layer4."""
+    """Return the numbers of channels after layer2, layer3 and layer4."""
     channels = []
     x = torch.zeros(1, 3, PROBE, PROBE)
     with torch.no_grad():
@@ -158,26 +161,43 @@ def _channels(stages: list[nn.Module]) -> list[int]:
 
 
 def _torchvision_network(name: str, weights: str | PathLike[str] | None) -> nn.Module:
+    """Return torchvision's network. On the meta device, weights are fetched or compared, but not loaded."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
         raise ValueError(f"unknown backbone {name!r}; the nearest of torchvision's: {', '.join(near)}")
     if weights is None:
-        return torchvision.models.get_model(name, weights=None)
+        return _random_network(name)
 
     named = torchvision.models.get_model_weights(name).__members__
     if str(weights) in named:
         try:
-            return torchvision.models.get_model(name, weights=str(weights))
+            if not _on_meta():
+                return torchvision.models.get_model(name, weights=str(weights))
+            named[str(weights)].get_state_dict(check_hash=True, map_location="meta")
         except OSError as error:
             raise OSError(f"cannot fetch {name}'s weights {weights} ({error}); a local file will do as well") from error
+        return _random_network(name)
 
     path = Path(weights)
     if not path.is_file():
         raise ValueError(f"weights {str(weights)!r}: neither a file nor a name that {name} has ({', '.join(named)})")
-    network = torchvision.models.get_model(name, weights=None)
+    network = _random_network(name)
     _load_all_but_head(network, name, path)
     return network
+
+
+def _on_meta() -> bool:
+    return torch.get_default_device().type == "meta"
+
+
+def _random_network(name: str) -> nn.Module:
+    """Return torchvision's network with random weights, on the default device."""
+    if not name.startswith("regnet"):
+        return torchvision.models.get_model(name, weights=None)
+    with torch.device("cpu"):  # torchvision computes a RegNet's widths with tensors, and reads their values
+        network = torchvision.models.get_model(name, weights=None)
+    return network.to(torch.get_default_device())
 
 
 def _load_all_but_head(network: nn.Module, name: str, path: Path) -> None:
@@ -189,4 +209,5 @@ def _load_all_but_head(network: nn.Module, name: str, path: Path) -> None:
     difference = first_difference(expected, found)
     if difference:
         raise ValueError(f"{path} does not hold this {name}: {difference}")
-    network.load_state_dict(found, strict=False)
+    if not _on_meta():
+        network.load_state_dict(found, strict=False)

@@ -1,4 +1,4 @@
-"""What every model of the registry is to its users: the objective, the engine, checkpoints, serving.
+"""The interface of every model of the registry, for the objective, the engine, checkpoints and serving.
 
 Shape suffixes: B images, A attributes asked of each, N attributes known, K (image, attribute) pairs,
 D embedding width, C channels, H, W height and width of the images or of the feature map, S = H·W its positions.
@@ -13,30 +13,33 @@ SMALLEST_IMAGE = 32  # pixels a side; a ResNet divides by 32
 
 
 class Output(NamedTuple):
+    """The result of a model's forward pass."""
+
     embedding: Tensor
     """B×D, unit length."""
     logits: Tensor | None = None
-    """B×N, the guess at the attribute type; None for models without a classification branch."""
+    """B×N, scores of the attribute types; None for models without a classification branch."""
 
 
 class RetrievalModel(nn.Module):
-    """An embedding of unit length for every (image, attribute) pair.
+    """A model that gives an embedding of unit length for every (image, attribute) pair.
 
-    Images are B×3×H×W, normalised floats, of any size from 32 pixels; attributes are int64 or int32 numbers
-    from 0. Wrong shapes or types raise ValueError. NaN pixels and numbers out of range do so on the CPU only:
-    looking at them on a device would make the program wait for it.
+    Images are B×3×H×W, normalised floats, of any size from 32 pixels. Attributes are int64 or int32 numbers, counted
+    from 0. Wrong shapes or types raise ValueError. NaN pixels and numbers out of range raise it on the CPU only:
+    reading values on a device would make the program wait for it.
 
-    A model sets `backbone` and implements `embed` and `maps`; what its users call is here.
+    A subclass sets `backbone` and implements `embed` and `maps`. Users call the methods defined here.
     """
 
     backbone: nn.Module
     classify: bool = False
-    """Whether forward gives logits."""
+    """Whether forward returns logits."""
 
     def __init__(self, n_attributes: int, embedding_dim: int, **config: Any):
-        """`config`: the rest of what `agman.build(**model.config)` makes another like this one from.
+        """Keep the arguments: `agman.build(**model.config)` builds a model of equal architecture.
 
-        Initial weights are no part of it. ValueError for sizes below 1.
+        `config` holds the arguments beside the two sizes, except for the initial weights. Raises ValueError if a size
+        is below 1.
         """
         super().__init__()
         for size, number in (("n_attributes", n_attributes), ("embedding_dim", embedding_dim)):
@@ -47,33 +50,33 @@ class RetrievalModel(nn.Module):
         self.config: dict[str, Any] = {"n_attributes": n_attributes, "embedding_dim": embedding_dim, **config}
 
     def features(self, images: Tensor) -> Tensor:
-        """The map x, B×C×H×W, that every attribute looks at, from the one pass of the backbone; by default layer3's."""
+        """Return the map x, B×C×H×W, that all attributes share, from one pass of the backbone; by default layer3's."""
         return self.backbone(images)
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """B×A×D, unit length: every feature map under each of its A attributes."""
+        """Return the embeddings of every feature map under each of its A attributes: B×A×D, unit length."""
         raise NotImplementedError
 
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """B×A×S, every row summing to 1: how much each position counts for each attribute."""
+        """Return how much each position counts for each attribute: B×A×S, every row summing to 1."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, attributes: Tensor) -> Output:
-        """B images, each under its own one of B attributes."""
+        """Embed B images, each under its own one of B attributes."""
         self.check(images, attributes)
         return Output(self.embed(self.features(images), attributes[:, None])[:, 0])
 
     def embed_all(self, images: Tensor) -> Tensor:
-        """B×N×D: every image under every attribute, from one pass through the backbone."""
+        """Embed every image under every attribute, B×N×D, from one pass of the backbone."""
         check_images(images)
         every_bn = torch.arange(self.n_attributes, device=images.device).expand(images.shape[0], -1)
         return self.embed(self.features(images), every_bn)
 
     def embed_pairs(self, images: Tensor, image_index: Tensor, attributes: Tensor) -> Tensor:
-        """K×D: for pair k, image `image_index[k]` of the B images under `attributes[k]`.
+        """Embed K pairs, K×D: pair k is image `image_index[k]` of the B images under `attributes[k]`.
 
-        The backbone sees every image once. All N attributes of it are computed and the asked ones picked: for a
-        few dozen attributes that is little beside the backbone, and no feature map is copied.
+        The backbone sees every image once. All N attributes are computed and K pairs picked: for a few dozen
+        attributes that costs little beside the backbone, and no feature map is copied.
         """
         pairs = (image_index.numel(),)
         check_indices("image_index", image_index, pairs, len(images))
@@ -81,18 +84,19 @@ class RetrievalModel(nn.Module):
         return self.embed_all(images)[image_index, attributes]
 
     def attention(self, images: Tensor, attributes: Tensor) -> Tensor:
-        """B×h×w: where in each of B images the model looks for its attribute; every map sums to 1."""
+        """Return the attention of B images under their attributes: maps B×h×w, each summing to 1."""
         self.check(images, attributes)
         x_bchw = self.features(images)
         return self.maps(x_bchw, attributes[:, None])[:, 0].unflatten(-1, x_bchw.shape[2:])
 
     def check(self, images: Tensor, attributes: Tensor) -> None:
-        """ValueError unless these are images and an attribute for each."""
+        """Raise ValueError unless these are images and an attribute for each."""
         check_images(images)
         check_indices("attributes", attributes, (len(images),), self.n_attributes)
 
 
 def check_images(images: Tensor) -> None:
+    """Raise ValueError unless `images` is B×3×H×W of normalised floats; on the CPU, also for NaN and infinity."""
     if not isinstance(images, Tensor):
         raise ValueError(f"images must be a tensor, not {type(images).__name__}")
     if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_IMAGE:
@@ -100,7 +104,7 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images must be {wanted}, not {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"images must be normalised floats, not {images.dtype}")
-    if not _can_look_at(images) or torch.isfinite(images.sum()):  # one pass, no mask: a sum keeps any NaN
+    if not _can_read_values(images) or torch.isfinite(images.sum()):  # one pass, no mask: a sum keeps any NaN
         return
     broken = torch.nonzero(~torch.isfinite(images).flatten(1).all(1)).flatten().tolist()
     if broken:  # otherwise only the sum overflowed
@@ -108,19 +112,20 @@ def check_images(images: Tensor) -> None:
 
 
 def check_indices(name: str, index: Tensor, shape: tuple[int, ...], below: int) -> None:
+    """Raise ValueError unless `index` has the shape and an integer type; on the CPU, also unless in 0..below-1."""
     if not isinstance(index, Tensor):
         raise ValueError(f"{name} must be a tensor, not {type(index).__name__}")
     if index.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, not {tuple(index.shape)}")
     if index.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be int64 or int32, not {index.dtype}")
-    if not _can_look_at(index) or not len(index):
+    if not _can_read_values(index) or not len(index):
         return
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= below:
         raise ValueError(f"{name} must lie in 0..{below - 1}, found {low if low < 0 else high}")
 
 
-def _can_look_at(tensor: Tensor) -> bool:
-    """Not on a device, for which the program would wait, nor while a graph is traced, which it would break."""
+def _can_read_values(tensor: Tensor) -> bool:
+    """Return False on a device, where the program would wait, and while tracing, where the graph would break."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,10 +1,10 @@
-"""How sure a MAP is: intervals of resampled queries, and whether one model beats another on the same queries.
+"""Bootstrap over queries: intervals of a MAP, and whether one model beats another on the same queries.
 
 Shape suffixes: N attributes, Q queries of one attribute, R resamples.
 
 A resample draws, within every attribute, as many queries as there are, with replacement (Efron & Tibshirani 1993,
-chapters 13 and 16; stratified, because how many queries an attribute has is the benchmark's choice and not chance).
-Intervals are percentiles. They tell how the figure would change with other queries, not with another training.
+chapters 13 and 16). It is stratified because the number of queries of an attribute is the benchmark's choice and not
+chance. Intervals are percentiles. They tell how the metric would change with other queries, not with another training.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from torch import Tensor
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 WORKING_DRAWS = 4_000_000
-"""Drawn places held at a time: 32 MB."""
+"""Drawn indices held at a time: 32 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and what it lies between, with CONFIDENCE."""
+    """A mean and the bounds of its interval of CONFIDENCE."""
 
     mean: float
     low: float
@@ -30,22 +30,22 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference(Interval):
-    """Mean of the second minus the first, and its interval."""
+    """The mean of the second minus the first, and its interval."""
 
     p_not_better: float
     """Share of the resamples in which the second is not better: one-sided p value."""
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the interval lies above 0."""
+        """True if the interval lies above 0."""
         return self.low > 0
 
 
 def resampled_means(scores: Mapping[str, Tensor], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Tensor]:
-    """Mean score of every resample: attribute -> R float64, and under "" the mean over all queries.
+    """Return the mean score of every resample: attribute -> R float64, and under "" the mean over all queries.
 
-    `scores`: attribute -> Q scores of its queries (AP, say). The same seed, and as many queries of every attribute,
-    draw the same queries. Raises ValueError without a query, or for fewer than one resample.
+    `scores` maps attributes to the Q scores of their queries (AP, say). For equal numbers of queries, the same seed
+    draws the same queries. Raises ValueError if there are no queries, or if `resamples` is below 1.
     """
     scores = {name: score_q.double().cpu() for name, score_q in scores.items() if len(score_q)}
     if not scores:
@@ -68,7 +68,10 @@ def resampled_means(scores: Mapping[str, Tensor], seed: int = 0, resamples: int 
 
 
 def intervals(scores: Mapping[str, Tensor], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Interval]:
-    """The mean of every attribute's scores with its interval, and of all queries under "". Raises ValueError."""
+    """Return the mean of every attribute's scores with its interval, and under "" of all queries.
+
+    Raises ValueError as `resampled_means` does.
+    """
     scores = {name: score_q for name, score_q in scores.items() if len(score_q)}
     means = resampled_means(scores, seed, resamples)
     observed = _observed(scores)
@@ -78,10 +81,10 @@ def intervals(scores: Mapping[str, Tensor], seed: int = 0, resamples: int = RESA
 def paired_differences(
     first: Mapping[str, Tensor], second: Mapping[str, Tensor], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Difference]:
-    """Second minus first on the same queries in the same order: every attribute, and all queries under "".
+    """Return second minus first on the same queries in the same order: for every attribute, and under "" for all.
 
-    A resample draws the same queries for both, so what makes a query hard for both cancels. Raises ValueError where
-    the two are not of the same queries.
+    A resample draws the same queries for both, so the difficulty that a query has for both cancels. Raises ValueError
+    if the two have different numbers of queries.
     """
     sizes = [{name: len(score_q) for name, score_q in one.items() if len(score_q)} for one in (first, second)]
     if sizes[0] != sizes[1]:

@@ -21,37 +21,37 @@ SCHEMA = 1
 
 
 class CheckpointError(ValueError):
-    """A folder that is not, or not the wanted, model."""
+    """A folder that holds no model, or another one than wanted."""
 
 
 def save_model(folder: str | PathLike[str], model: RetrievalModel, config: dict[str, Any] | None = None) -> Path:
     """Write `model` and the caller's `config` (JSON values, e.g. {"attributes": [names]}) to `folder`.
 
-    Written beside its place and renamed: it appears whole or not at all, and replaces an older one. Raises
-    CheckpointError for names that are not as many as the attributes, or where something else than a model lies.
+    The folder is written beside its path and renamed: it appears complete or not at all, and replaces an older model.
+    Raises CheckpointError if there are not as many names as attributes, or if `folder` holds something else.
     """
     folder = Path(folder)
     config = config or {}
     if folder.exists() and not (folder / DESCRIPTION).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: is there and holds no {DESCRIPTION}, so it is no model; it is not replaced")
+        raise CheckpointError(f"{folder}: exists and holds no {DESCRIPTION}, so it is not a model and is not replaced")
     _check_attributes(folder, config, model.config["n_attributes"])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-        write_model(aside, tensors, model.config, config)
-        aside.chmod(0o755)  # mkdtemp's is for its owner alone
-        _move_into_place(aside, folder)
+        write_model(staging, tensors, model.config, config)
+        staging.chmod(0o755)  # mkdtemp's is for its owner alone
+        _move_into_place(staging, folder)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise
     return folder
 
 
 def write_model(folder: Path, tensors: dict[str, Tensor], build: dict[str, Any], config: dict[str, Any]) -> None:
-    """Write the two files into a folder that is there: contiguous CPU tensors, `agman.build`'s arguments, `config`.
+    """Write the two files into an existing folder: contiguous CPU tensors, `agman.build`'s arguments, `config`.
 
-    The description comes last, so that a folder with one is whole.
+    The description is written last, so that a folder with one is complete.
     """
     save_file(tensors, folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)  # safetensors' files are for their owner alone
@@ -62,10 +62,10 @@ def write_model(folder: Path, tensors: dict[str, Tensor], build: dict[str, Any],
 def load_model(
     folder: str | PathLike[str], *, attributes: Sequence[str] | None = None
 ) -> tuple[RetrievalModel, dict[str, Any]]:
-    """The model, on the CPU and in evaluation mode, and the config that `save_model` was given.
+    """Return the model, on the CPU and in evaluation mode, and the config that `save_model` was given.
 
-    `attributes`: the names the model must have been trained for, in order, where that matters to the caller.
-    Raises CheckpointError for anything missing, damaged or different.
+    If `attributes` is given, the model must have been trained for these names in this order. Raises CheckpointError
+    if anything is missing, damaged or different.
     """
     folder = Path(folder)
     description = _read_description(folder)
@@ -112,7 +112,7 @@ def _check_attributes(folder: Path, config: dict[str, Any], n_attributes: int) -
 
 
 def _other_attributes(wanted: list[str], known: list[str] | None) -> str:
-    """What tells the wanted attributes from those that the model knows, by name."""
+    """Describe how the wanted attributes differ from those that the model knows."""
     if known is None:
         return f"wanted are {', '.join(wanted)}, and the model names none"
     missing, extra = ([name for name in one if name not in other] for one, other in ((wanted, known), (known, wanted)))
@@ -122,14 +122,14 @@ def _other_attributes(wanted: list[str], known: list[str] | None) -> str:
     return "; ".join(parts) or f"the same in another order, {', '.join(known)}; wanted are {', '.join(wanted)}"
 
 
-def _move_into_place(aside: Path, folder: Path) -> None:
+def _move_into_place(staging: Path, folder: Path) -> None:
     if not folder.exists():
-        aside.rename(folder)
+        staging.rename(folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
     folder.rename(old / folder.name)
     try:
-        aside.rename(folder)
+        staging.rename(folder)
     except BaseException:
         (old / folder.name).rename(folder)
         raise

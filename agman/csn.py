@@ -26,10 +26,10 @@ class CSN(RetrievalModel):
     `backbone="resnet18", embedding_dim=64` is the original, meant for 112 px (its pooling was fixed to that);
     ResNet-50 and a wider embedding are the variant that the ASEN authors compare with, and the tables' row.
     The original compares the masked vectors, not scaled to unit length, by Euclidean distance: `masked` and
-    `csn_loss` are for that. There is no attention: every position counts the same, and so the maps say.
+    `csn_loss` are for that. There is no attention: every position counts the same, and the maps are even.
 
     Args:
-        n_attributes, embedding_dim, backbone, weights: as of `AGMAN`.
+        n_attributes, embedding_dim, backbone, weights: those of `AGMAN`.
         mask: "learned" from N(0.9, 0.7), or "fixed" disjoint blocks.
     """
 
@@ -49,15 +49,15 @@ class CSN(RetrievalModel):
         self.project = nn.Linear(self.backbone.channels, embedding_dim)
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """B×A×D, unit length."""
+        """Return the embeddings, B×A×D, unit length."""
         return unit(self.mask(self._general(x_bchw)[:, None], attributes_ba))
 
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """B×A×S, the same everywhere: averaging is all that happens to positions."""
+        """Return even maps, B×A×S: positions are only averaged."""
         return even_map(x_bchw, attributes_ba)
 
     def masked(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """The original's masked vector of each image under its attribute, and the general one; both B×D."""
+        """Return the original's masked vector of each image under its attribute, and the general one; both B×D."""
         self.check(images, attributes)
         general_bd = self._general(self.features(images))
         return self.mask(general_bd[:, None], attributes[:, None])[:, 0], general_bd
@@ -74,12 +74,14 @@ def csn_loss(
     embedding_weight: float = 5e-3,
     mask_weight: float = 5e-4,
 ) -> Tensor:
-    """The original's loss of B triplets: images 3B×3×H×W (anchors, positives, negatives), attributes B.
+    """Return the original's loss of B triplets: images 3B×3×H×W (anchors, positives, negatives), attributes B.
 
         max(0, d(I, I⁺) - d(I, I⁻) + margin) + 5e-3·‖f‖₂/√B + 5e-4·‖m_a‖₁/B
 
-    with d the Euclidean distance of masked vectors, f the general ones; the two norms are taken over a batch
-    of anchors, of positives and of negatives each, and averaged.
+    with d the Euclidean distance of masked vectors, f the general ones. The norms are taken over the batches of
+    anchors, of positives and of negatives, and averaged.
+
+    Raises ValueError if there are not three images for each attribute.
     """
     if len(images) != 3 * len(attributes):
         raise ValueError(f"{len(attributes)} triplets need {3 * len(attributes)} images, not {len(images)}")

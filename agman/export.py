@@ -1,15 +1,10 @@
-"""A model as one file for other programs: a torch.export program (`.pt2`), or ONNX.
+"""Export of a model as one file for other programs: a torch.export program (`.pt2`), or ONNX.
 
-Both are of `embed_all` in evaluation mode: images B×3×S×S, float32 and normalised, to embeddings B×N×D, with
-S fixed and B free. `model.embed_all` also refuses NaN pixels; a graph cannot, and gives NaN for them.
+Both compute `embed_all` in evaluation mode: images B×3×S×S, float32 and normalised, to embeddings B×N×D, with S fixed
+and B free. `model.embed_all` also refuses NaN pixels; a graph cannot, and gives NaN for them.
 
-What is checked, each time:
-    .pt2   the bytes of the file are loaded again and compared with the eager model on random images of two
-           batch sizes, neither of them the one that was traced.
-    .onnx  traces of two batch sizes must give the same file byte for byte, so that nothing in it is a batch size
-           taken for a constant. Where onnxruntime is installed, it also runs the file, and is compared as above;
-           where not, `Exported.difference` is None. (The tests run every model's file in an evaluator of their
-           own, written from the ONNX specification.)
+Every exported file is checked: it is loaded again (ONNX by onnxruntime) and compared with the eager model on random
+images of two batch sizes, neither of them the traced one.
 
 Shape suffixes: B images, N attributes known, D embedding width, S width and height of the images.
 """
@@ -20,7 +15,6 @@ import io
 import json
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -34,7 +28,8 @@ from agman.base import SMALLEST_IMAGE, RetrievalModel
 from agman.engine import IMAGENET_MEAN, IMAGENET_STD
 
 INPUT, OUTPUT = "images", "embeddings"
-OPSET = 20  # the newest that the exporter writes; onnxruntime reads it from 1.17
+OPSET = 20  # onnxruntime reads it from 1.17
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-5  # of an embedding's numbers, which are at most 1
 TRACED = 2
 CHECKED = (1, 3)
@@ -46,19 +41,28 @@ class ExportError(ValueError):
 
 
 class Exported(NamedTuple):
+    """An exported file that passed its check."""
+
     path: Path
-    difference: float | None
-    """The largest from the eager model, over all numbers compared; None if nothing here can run the file."""
+    difference: float
+    """Largest difference from the eager model, over all numbers compared."""
+
+
+def require_onnx() -> None:
+    """Raise ExportError unless the packages that write and check ONNX files are installed."""
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f'ONNX needs {", ".join(missing)}; install with: pip install "agman-pipeline[export]"')
 
 
 def export_program(model: RetrievalModel, image_size: int) -> torch.export.ExportedProgram:
-    """`embed_all` as a graph of torch's own operators, on the CPU; the model stays as it is.
+    """Return `embed_all` as a graph of torch's own operators, on the CPU. The model stays as it is.
 
-    ValueError for an image_size below 32, ExportError if the graph's embeddings are not the model's.
+    Raises ValueError if image_size is below 32, ExportError if the graph's embeddings are not the model's.
     """
-    model = _evaluating(model, image_size)
+    model = _copy_for_export(model, image_size)
     program = _program(model, image_size)
-    _difference(model, program.module(), image_size)
+    _check(model, program.module(), image_size)
     return program
 
 
@@ -67,18 +71,23 @@ def save_program(
 ) -> Exported:
     """Write `export_program` to `path`, for `torch.export.load`, which needs no package but torch.
 
-    The file appears whole or not at all. The extra file `agman.json` in it names the `attributes` in order, the
-    image size and the normalisation. Raises as export_program does, ValueError also for an ending other than
-    .pt2 or names that are not as many as the model's attributes, and OSError where nothing can be written.
+    The file appears complete or not at all. Its extra file `agman.json` names the `attributes` in order, the image
+    size and the normalisation.
+
+    Raises:
+        ValueError: as export_program does, or if `path` does not end in .pt2, or if there are not as many names as
+            attributes.
+        ExportError: as export_program does.
+        OSError: if the file cannot be written.
     """
     metadata = json.dumps(_metadata(model, image_size, attributes))
-    model = _evaluating(model, image_size)
-    with _whole_file(path, ".pt2") as aside:
+    model = _copy_for_export(model, image_size)
+    with _atomic_file(path, ".pt2") as staging:
         buffer = io.BytesIO()
         torch.export.save(_program(model, image_size), buffer, extra_files={METADATA: metadata})
         buffer.seek(0)
-        difference = _difference(model, torch.export.load(buffer).module(), image_size)
-        aside.write_bytes(buffer.getvalue())
+        difference = _check(model, torch.export.load(buffer).module(), image_size)
+        staging.write_bytes(buffer.getvalue())
     return Exported(Path(path), difference)
 
 
@@ -87,24 +96,24 @@ def export_onnx(
 ) -> Exported:
     """Write `embed_all` to `path` as ONNX, from input `images` to output `embeddings`.
 
-    The file appears whole or not at all. Its metadata are those of `save_program`, each value as JSON. What is
-    checked is said at the top of this module. Raises as save_program does, with the ending .onnx.
+    The file appears complete or not at all. Its metadata are those of `save_program`, each value as JSON.
+
+    Raises:
+        ValueError, OSError: as save_program does, with the ending .onnx.
+        ExportError: as save_program does, or if a package of the extra `export` is missing.
     """
+    require_onnx()
     metadata = _metadata(model, image_size, attributes)
-    model = _evaluating(model, image_size)
-    with _whole_file(path, ".onnx") as aside:
-        graph, again = (_onnx(model, batch, image_size, aside) for batch in (TRACED, TRACED + 1))
-        if graph != again:
-            raise ExportError(f"{_name(model)}: the ONNX graph depends on the number of images it was made with")
-        graph += _metadata_props(metadata)
-        runtime = importlib.util.find_spec("onnxruntime")
-        difference = _difference(model, _onnxruntime(graph), image_size) if runtime else None
-        aside.write_bytes(graph)
+    model = _copy_for_export(model, image_size)
+    with _atomic_file(path, ".onnx") as staging:
+        graph = _onnx(model, image_size, metadata)
+        difference = _check(model, _onnxruntime(graph), image_size)
+        staging.write_bytes(graph)
     return Exported(Path(path), difference)
 
 
 class _EmbedAll(nn.Module):
-    """`embed_all` without its look at the pixels' values, which would be no part of a graph."""
+    """`embed_all` without its check of the pixels' values, which no graph can hold."""
 
     def __init__(self, model: RetrievalModel):
         super().__init__()
@@ -117,8 +126,8 @@ class _EmbedAll(nn.Module):
         return self.model.embed(self.model.features(images), every_bn).view(images.shape[0], n, d)
 
 
-def _evaluating(model: RetrievalModel, image_size: int) -> RetrievalModel:
-    """A copy to export: on the CPU, float32, in evaluation mode."""
+def _copy_for_export(model: RetrievalModel, image_size: int) -> RetrievalModel:
+    """Return a copy on the CPU, in float32 and in evaluation mode."""
     if image_size < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {image_size}")
     return copy.deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
@@ -137,62 +146,35 @@ def _program(model: RetrievalModel, image_size: int) -> torch.export.ExportedPro
     return program
 
 
-def _onnx(model: RetrievalModel, batch: int, image_size: int, scratch: Path) -> bytes:
-    """A file's bytes, from a trace of `batch` images; the exporter writes them to `scratch`."""
-    images = torch.zeros(batch, 3, image_size, image_size)
+def _onnx(model: RetrievalModel, image_size: int, metadata: dict[str, Any]) -> bytes:
+    """Return the content of the ONNX file."""
+    import onnx
+
+    program = _program(model, image_size)
     try:
-        with torch.no_grad(), _quiet_exporter(), _without_onnx_package():
-            torch.onnx.export(
-                _EmbedAll(model).eval(),
-                (images,),
-                str(scratch),
-                dynamo=False,  # the other exporter needs onnxscript
+        with torch.no_grad():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+                dynamic_shapes=({0: "batch"},),
+                verbose=False,
             )
-    except RuntimeError as error:
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise _refusal(model, "ONNX", error) from error
-    return scratch.read_bytes()
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Without what the exporter says of itself, and of shapes that it takes for constants.
-
-    Height and width are meant to be constants; that the batch size is none, comparing two traces shows.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX export", DeprecationWarning)
-        warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning, r"torch\.onnx\.")
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        yield
-
-
-@contextmanager
-def _without_onnx_package() -> Iterator[None]:
-    """Let the exporter finish where the package `onnx` is missing.
-
-    It imports that for its last step alone, which adds the functions of operators that users define; there are none.
-    """
-    if importlib.util.find_spec("onnx"):
-        yield
-        return
-    try:
-        from torch.onnx._internal.torchscript_exporter import onnx_proto_utils
-
-        last_step = onnx_proto_utils._add_onnxscript_fn
-    except (ImportError, AttributeError) as error:
-        raise ExportError("torch's ONNX exporter needs the package onnx here: pip install onnx") from error
-    onnx_proto_utils._add_onnxscript_fn = lambda model_bytes, custom_opsets: model_bytes
-    try:
-        yield
-    finally:
-        onnx_proto_utils._add_onnxscript_fn = last_step
+    assert exported is not None
+    proto = exported.model_proto
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]  # names inside torch, and files' paths
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
+    return proto.SerializeToString()
 
 
 def _onnxruntime(graph: bytes) -> Callable[[Tensor], Tensor]:
+    """Return the graph as a function of images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
@@ -200,8 +182,8 @@ def _onnxruntime(graph: bytes) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def _difference(model: RetrievalModel, exported: Callable[[Tensor], Tensor], image_size: int) -> float:
-    """The largest |exported - eager| over random images. ExportError if it is above TOLERANCE, or NaN."""
+def _check(model: RetrievalModel, exported: Callable[[Tensor], Tensor], image_size: int) -> float:
+    """Return the largest |exported - eager| over random images. Raises ExportError if it is above TOLERANCE, or NaN."""
     generator = torch.Generator().manual_seed(0)
     largest = torch.zeros(())
     for batch in CHECKED:
@@ -227,28 +209,9 @@ def _metadata(model: RetrievalModel, image_size: int, attributes: Sequence[str])
     }
 
 
-def _metadata_props(metadata: dict[str, Any]) -> bytes:
-    """Field 14 of onnx.proto's ModelProto, once for each key: a message of two strings, key and value.
-
-    Protocol Buffers take fields in any order, so these bytes can follow those of a finished model.
-    """
-    entries = [_field(1, key.encode()) + _field(2, json.dumps(value).encode()) for key, value in metadata.items()]
-    return b"".join(_field(14, entry) for entry in entries)
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited field of a message: tag, length in groups of seven bits (lowest first), content."""
-    length, size = bytearray(), len(content)
-    while size >= 0x80:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    length.append(size)
-    return bytes([number << 3 | 2]) + bytes(length) + content
-
-
 @contextmanager
-def _whole_file(path: str | PathLike[str], ending: str) -> Iterator[Path]:
-    """Give a file to write, beside `path`; it becomes `path` when the block ends without an error."""
+def _atomic_file(path: str | PathLike[str], ending: str) -> Iterator[Path]:
+    """Yield a file to write, beside `path`. It becomes `path` when the block ends without an error."""
     path = Path(path)
     if path.suffix != ending:
         raise ValueError(f"{path}: expected a name that ends in {ending}")
@@ -257,17 +220,17 @@ def _whole_file(path: str | PathLike[str], ending: str) -> Iterator[Path]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
-    aside = Path(name)
+    staging = Path(name)
     try:
-        yield aside
-        aside.chmod(0o644)  # mkstemp's is for its owner alone
-        aside.replace(path)
+        yield staging
+        staging.chmod(0o644)  # mkstemp's is for its owner alone
+        staging.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
         raise
 
 
-def _refusal(model: RetrievalModel, form: str, error: RuntimeError) -> ExportError:
+def _refusal(model: RetrievalModel, form: str, error: Exception) -> ExportError:
     first_line = (str(error).splitlines() or [type(error).__name__])[0]
     return ExportError(f"{_name(model)}: cannot be turned into {form}: {first_line}")
 

@@ -1,6 +1,6 @@
 """ISLN: iterative similarity learning network (Yan, Yan, Zhang, Wan & Zhu, ICME 2022): an interpretation.
 
-There is no public code, and the article's equations were not at hand. What is interpreted:
+There is no public code, and the article's equations were not available. Sources of the interpretation:
 
 - its title: "Attribute-guided fashion image retrieval by iterative similarity learning";
 - AG-MAN's section 1: "employed an iterative learning manner to make up for the shortcomings of the traditional
@@ -8,10 +8,9 @@ There is no public code, and the article's equations were not at hand. What is i
 - AG-MAN's section 2.2: "employed an iterative learning manner to the channel attention module for a more accurate
   attribute positioning".
 
-Hence: channel attention guided by the attribute, repeated, the attended feature of one round guiding the next, and
-the positions found anew with each guide. That feature and guide are fused by more than a concatenation is theirs;
-how (both added and multiplied), and the number of rounds, are ours. Results obtained with this model say little
-about the published one.
+Hence: channel attention guided by the attribute, repeated; the attended feature of one round guides the next, and each
+guide finds the positions anew. The article fuses feature and guide by more than a concatenation. How they are fused
+(both added and multiplied) and the number of rounds are ours. Results of this model say little about the published one.
 
 Shape suffixes: B images, A attributes of each, N attributes known, D embedding width, C channels,
 J width of the joint space, S positions.
@@ -33,7 +32,7 @@ JOINT = 512
 
 
 class ISLN(RetrievalModel):
-    """`rounds` times over layer3's map x, the first guided by the attribute's embedding, g_1 = e_a.
+    """`rounds` rounds of attention over layer3's map x; the attribute's embedding guides the first, g_1 = e_a.
 
         map_t     = softmax_positions((W_q g_t)·tanh(BN(W_k x)) / √512)
         x_t       = Σ_positions map_t·x
@@ -45,7 +44,7 @@ class ISLN(RetrievalModel):
     The layers are the same in every round.
 
     Args:
-        n_attributes, embedding_dim, backbone, weights: as of `AGMAN`; the width of 1024 is ASENet's.
+        n_attributes, embedding_dim, backbone, weights: those of `AGMAN`; the width of 1024 is ASENet's.
         rounds: at least 1.
     """
 
@@ -65,26 +64,26 @@ class ISLN(RetrievalModel):
         channels = self.backbone.channels
         self.embedding = nn.Embedding(n_attributes, JOINT)
         self.query = nn.Linear(JOINT, JOINT)
-        self.key = nn.Conv2d(channels, JOINT, 1, bias=False)  # batch norm would take a bias out again
+        self.key = nn.Conv2d(channels, JOINT, 1, bias=False)  # batch norm would remove a bias
         self.norm = nn.BatchNorm2d(JOINT)
         self.feature = nn.Linear(channels, JOINT)
         self.guide = nn.Linear(JOINT, JOINT)
         self.gate = nn.Linear(2 * JOINT, channels)
-        # After a single round nothing guides a next one, and layers without a gradient would break DDP.
+        # A single round guides no next one, and layers without a gradient would break DDP.
         self.next = nn.Linear(channels, JOINT) if rounds > 1 else None
         self.next_norm = nn.LayerNorm(JOINT) if rounds > 1 else None
         self.project = nn.Linear(channels, embedding_dim)
 
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """The last round's map, B×A×S."""
+        """Return the last round's map, B×A×S."""
         return self._iterate(x_bchw, attributes_ba)[0]
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """B×A×D, unit length."""
+        """Return the embeddings, B×A×D, unit length."""
         return unit(self.project(self._iterate(x_bchw, attributes_ba)[1]))
 
     def _iterate(self, x_bchw: Tensor, attributes_ba: Tensor) -> tuple[Tensor, Tensor]:
-        """The last round's map B×A×S and attended feature v, B×A×C."""
+        """Return the last round's map B×A×S and attended feature v, B×A×C."""
         key_bjs = torch.tanh(self.norm(self.key(x_bchw))).flatten(2)
         guide_baj = self.embedding.weight[attributes_ba]
         map_bas, v_bac = self._round(x_bchw, key_bjs, guide_baj)

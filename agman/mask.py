@@ -1,4 +1,4 @@
-"""Masks over an embedding: which of its dimensions speak of an attribute.
+"""Masks over an embedding: which of its dimensions belong to an attribute.
 
 Shape suffixes: B images, A attributes of each, N attributes known, D embedding width.
 """
@@ -16,7 +16,7 @@ class MaskedEmbedding(nn.Module):
 
     start:
         "own_block"  learned, from 1 on the attribute's own block of D//N dimensions and 0.1 elsewhere (the
-                     D mod N last dimensions are nobody's own). AG-MAN's: its introduction calls the mask
+                     last D mod N dimensions are in no block). AG-MAN's: its introduction calls the mask
                      fixed; its section 3.4 and the code learn it.
         "random"     learned, from N(0.9, 0.7): CSN's learned masks.
         "fixed"      1 on the attribute's own block, 0 elsewhere, never learned: CSN's disjoint masks.
@@ -35,11 +35,12 @@ class MaskedEmbedding(nn.Module):
         self.beta = nn.Parameter(beta, requires_grad=start != "fixed")
 
     def forward(self, x_bad: Tensor, attributes_ba: Tensor) -> Tensor:
+        """Return x with each attribute's mask, B×A×D."""
         return x_bad * F.relu(self.beta)[attributes_ba]
 
 
 def own_blocks(n_attributes: int, width: int, elsewhere: float) -> Tensor:
-    """N×D: 1 on each attribute's own block of D//N dimensions, `elsewhere` on the others."""
+    """Return N×D: 1 on each attribute's own block of D//N dimensions, `elsewhere` on the others."""
     block = width // n_attributes
     beta = torch.full((n_attributes, width), elsewhere)
     for attribute in range(n_attributes):

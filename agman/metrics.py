@@ -1,7 +1,7 @@
 """Retrieval metrics as pure functions of embeddings and values. Shares in [0, 1]; tables show them times 100.
 
 Shape suffixes: Q queries, C candidates (of one attribute), D embedding width, q a chunk of the queries, H hits.
-`hits_qc` says of every query which ranks hold a relevant candidate; column 0 is rank 1.
+`hits_qc` marks the ranks that hold a relevant candidate of each query; column 0 is rank 1.
 
     AP    = (1/R) Σ over the ranks r of relevant candidates of (relevant ones up to r) / r
             with R = all relevant candidates; 0 for a query that has none
@@ -30,14 +30,14 @@ from agman.numerics import on_grid
 
 DEFAULT_KS = (1, 5, 10)
 WORKING_BYTES = 64 * 2**20
-"""What `retrieval` may hold at a time beside the embeddings in float64. More is slower: fresh pages cost time."""
+"""Memory of `retrieval` beside the embeddings in float64. More is slower, as fresh pages cost time."""
 BYTES_OF_A_PAIR = 48
-"""A pair of query and candidate at its peak, sorting on a device: similarity, key, and the sort's own copies."""
+"""Peak of one pair of query and candidate, sorting on a device: similarity, key, and the sort's own copies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """What every query of one attribute found; float64 on the CPU."""
+    """Scores of the Q queries of one attribute; float64 on the CPU."""
 
     average_precision: Tensor
     """AP, Q."""
@@ -53,7 +53,7 @@ class Retrieval:
 
     @property
     def answerable(self) -> Tensor:
-        """Q, bool: which queries have a relevant candidate. The others score 0 whatever the ranking."""
+        """Whether each query has a relevant candidate, Q bool. The others score 0 whatever the ranking."""
         return self.relevant > 0
 
 
@@ -68,8 +68,8 @@ def retrieval(
     """Rank C candidates (C×D, values C) for each of Q queries (Q×D, values Q) by dot product, and score that.
 
     Runs where the embeddings are. A candidate is relevant if it has the query's value. `chunk` queries are ranked
-    at a time; without it, as many as WORKING_BYTES hold. Raises ValueError for wrong shapes, for values that are
-    not integers, for a k below 1, and for embeddings that are not finite: NaN has no place in a ranking.
+    at a time; by default, as many as WORKING_BYTES hold. Raises ValueError if shapes are wrong, values are not
+    integers, a k is below 1, or embeddings are not finite: NaN has no rank.
     """
     _check(query_embeddings, candidate_embeddings, query_values, candidate_values, ks)
     queries_qd = on_grid("query embeddings", query_embeddings)
@@ -96,19 +96,19 @@ def retrieval(
 
 
 def _scores(ks: Sequence[int]) -> list[Callable[[Tensor], Tensor]]:
-    """What `retrieval` asks of every chunk's hits, in the order that it takes the answers apart."""
+    """Return the functions of hits that `retrieval` tabulates, in its order."""
     at_k = [partial(score, k=k) for score in (precision_at, recall_at) for k in ks]
     return [average_precision, average_precision_at_r, _relevant, *at_k]
 
 
 def similarities(query_embeddings: Tensor, candidate_embeddings: Tensor) -> Tensor:
-    """Q×C float32: the dot products that `retrieval` ranks by. Raises ValueError for embeddings not finite."""
+    """Return the dot products that `retrieval` ranks by, Q×C float32. Raises ValueError if one is not finite."""
     queries_qd = on_grid("query embeddings", query_embeddings)
     return (queries_qd @ on_grid("candidate embeddings", candidate_embeddings).T).float()
 
 
 def average_precision(hits_qc: Tensor) -> Tensor:
-    """AP of every query, Q float64, from its hits Q×C (bool, in rank order); 0 for a query without any.
+    """Return AP of every query, Q float64, from its hits Q×C (bool, in rank order); 0 for a query without any.
 
     AP = (1/R) Σ over the ranks r of hits of (hits up to r)/r. Summed rank after rank.
     """
@@ -117,10 +117,10 @@ def average_precision(hits_qc: Tensor) -> Tensor:
 
 
 def average_precision_at_r(hits_qc: Tensor) -> Tensor:
-    """AP@R of every query, Q float64, from its hits Q×C (bool, in rank order); its mean is MAP@R.
+    """Return AP@R of every query, Q float64, from its hits Q×C (bool, in rank order); its mean is MAP@R.
 
     AP@R = (1/R) Σ over the ranks r <= R of hits of (hits up to r)/r. 1 only if the R relevant ones come first. As
-    published, a query with R = 0 scores 0: look at `answerable` before comparing datasets. (Musgrave, Belongie &
+    published, a query with R = 0 scores 0: see `answerable` before comparing datasets. (Musgrave, Belongie &
     Lim, "A Metric Learning Reality Check", ECCV 2020.)
     """
     query_h, rank_h, precision_h = _precision_at_hits(hits_qc)
@@ -129,26 +129,26 @@ def average_precision_at_r(hits_qc: Tensor) -> Tensor:
 
 
 def precision_at(hits_qc: Tensor, k: int) -> Tensor:
-    """P@k of every query, Q float64: hits among the first k ranks, over k. Ranks beyond C are misses."""
+    """Return P@k of every query, Q float64: hits among the first k ranks, over k. Ranks beyond C are misses."""
     return _found(hits_qc, k) / k
 
 
 def recall_at(hits_qc: Tensor, k: int) -> Tensor:
-    """R@k of every query, Q float64: hits among the first k ranks, over all its hits; 0 for a query without any.
+    """Return R@k of every query, Q float64: hits among the first k ranks, over all its hits; 0 without any hit.
 
-    The share of the relevant ones found. Metric learning papers call "Recall@k" whether there is a hit at all.
+    This is the share of relevant candidates found. Metric learning papers call "Recall@k" whether there is any hit.
     """
     return _found(hits_qc, k) / _divisor(hits_qc)
 
 
 def _precision_at_hits(hits_qc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of H hits, query after query and in rank order: its query, its rank, and the precision up to it."""
+    """Return for each of H hits, by query and rank: its query, its rank, and the precision up to it."""
     _check_hits(hits_qc)
-    query_h, place_h = hits_qc.nonzero(as_tuple=True)
+    query_h, column_h = hits_qc.nonzero(as_tuple=True)
     relevant_q = _relevant(hits_qc)
     before_q = relevant_q.cumsum(0) - relevant_q  # hits of the queries before
     found_h = torch.arange(1, len(query_h) + 1, device=hits_qc.device) - before_q[query_h]
-    rank_h = place_h + 1
+    rank_h = column_h + 1
     return query_h, rank_h, found_h / rank_h.double()
 
 
@@ -161,7 +161,7 @@ def _relevant(hits_qc: Tensor) -> Tensor:
 
 
 def _divisor(hits_qc: Tensor) -> Tensor:
-    """R, and 1 where that is 0: there the sum is 0 as well."""
+    """Return R, and 1 where that is 0: there the sum is 0 as well."""
     return _relevant(hits_qc).clamp(min=1).double()
 
 
@@ -173,11 +173,11 @@ def _found(hits_qc: Tensor, k: int) -> Tensor:
 
 
 def _ranked(similarity_qc: Tensor, relevant_qc: Tensor) -> Tensor:
-    """hits_qc on the CPU: `relevant_qc` in the order of falling similarity, equal ones as they stand.
+    """Return hits_qc on the CPU: `relevant_qc` in the order of falling similarity, then of columns.
 
-    One sort of 64-bit keys says it all: the upper half rises as the similarity falls, then comes the place, which
-    makes keys distinct, then whether the candidate is relevant. NumPy sorts integers several times as fast as
-    either library sorts floats with their indices.
+    One sort of 64-bit keys is enough: the upper half rises as the similarity falls, the next bits are the column, which
+    makes keys distinct, and the lowest is the relevance. NumPy sorts integers several times as fast as either library
+    sorts floats with their indices.
     """
     bits_qc = (0.0 - similarity_qc).view(torch.int32)  # 0 − x rather than −x: −0 and 0 are equal
     rising_qc = bits_qc ^ ((bits_qc >> 31) & 0x7FFFFFFF)  # negative floats' bits count the wrong way
@@ -192,7 +192,7 @@ def _ranked(similarity_qc: Tensor, relevant_qc: Tensor) -> Tensor:
 
 
 def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
-    """One number per metric, from every attribute's queries.
+    """Return one number per metric, from every attribute's queries.
 
     map               mean AP over all queries
     map_macro         mean of the attributes' MAPs
@@ -201,11 +201,11 @@ def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
     map_at_r          mean AP@R over all queries
     map/<attribute>   mean AP over one attribute's queries
     p_at_<k>, r_at_<k>    mean P@k and R@k over all queries (MLflow allows no @ in a name)
-    chance            the MAP to expect of a random ranking
-    ceiling           the highest MAP there can be: the share of the queries that have a relevant candidate
-    queries, unanswerable    how many queries there are, and how many of them have no relevant candidate
+    chance            expected MAP of a random ranking
+    ceiling           highest possible MAP: the share of the queries that have a relevant candidate
+    queries, unanswerable    number of queries, and of those without a relevant candidate
 
-    An attribute without queries is left out. ValueError if that leaves nothing.
+    An attribute without queries is left out. Raises ValueError if none has queries.
     """
     results = {attribute: result for attribute, result in results.items() if len(result.relevant)}
     if not results:
@@ -242,7 +242,7 @@ def _mean(values: Tensor) -> float:
 
 
 def chance_average_precision(relevant: Tensor | int, candidates: int) -> Tensor:
-    """The exact expectation of AP when N candidates with R relevant ones are ranked at random; 0 for R = 0.
+    """Return the exact expectation of AP when N candidates with R relevant ones are ranked at random; 0 for R = 0.
 
     A relevant one sits at rank r with probability R/N, and then (R-1)/(N-1) of the r-1 before it are
     relevant:

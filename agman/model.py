@@ -18,7 +18,7 @@ from agman.mask import MaskedEmbedding
 from agman.numerics import at_least_float32, unit
 
 PARTS = ("multi_level", "asa", "sa", "aca", "mask")
-"""What a model can be built without, beside branch 1."""
+"""Parts that a model can be built without, beside branch 1."""
 
 
 class AGMAN(RetrievalModel):
@@ -32,18 +32,18 @@ class AGMAN(RetrievalModel):
     With 8 attributes and the other defaults it has the published code's 26,420,909 parameters.
 
     Args:
-        n_attributes: how many attributes there are; they are numbered from 0.
+        n_attributes: number of attributes; they are counted from 0.
         embedding_dim: D, at least n_attributes.
         backbone: a ResNet as in the paper, or any convolutional network of torchvision, see `Backbone`.
-        weights: the backbone's: a torchvision name such as "IMAGENET1K_V1", a file, or None (random).
-        classify: with branch 1. Without it, layer4 does not exist (the paper's Zappos50k setting).
+        weights: weights of the backbone: a torchvision name such as "IMAGENET1K_V1", a file, or None (random).
+        classify: whether there is branch 1. Without it, there is no layer4 (the paper's Zappos50k setting).
         sa_kernel: SA's kernel; 7 is the published code's, 1 the paper's.
-        without: one of PARTS, for an ablation. That part's parameters do not exist; all else is as it is:
-            multi_level    no level but layer3: x = conv1x1(w·mid), branch 1 sees layer4(mid)
-            asa            the map is 1/S at every position, for every attribute; no w1
-            sa             no gate: every position counts as ASA weighs it
-            aca            no gate: the sum over positions goes to the mask as it is
-            mask           no mask: attributes are told apart by ASA and ACA alone
+        without: one of PARTS, for an ablation. That part and its parameters are removed:
+            multi_level    only layer3 is used: x = conv1x1(w·mid), branch 1 sees layer4(mid)
+            asa            the map is 1/S at every position, for every attribute; w1 is removed too
+            sa             no gate: ASA alone weighs the positions
+            aca            no gate: the sum over positions goes to the mask unchanged
+            mask           no mask: only ASA and ACA tell attributes apart
     """
 
     backbone: MultiLevelBackbone
@@ -78,7 +78,7 @@ class AGMAN(RetrievalModel):
         self.mask = mask
 
     def forward(self, images: Tensor, attributes: Tensor) -> Output:
-        """Embeddings B×D and logits B×N of B×3×H×W images, each under its own one of B attributes."""
+        """Return embeddings B×D and logits B×N of B×3×H×W images, each under its own one of B attributes."""
         self.check(images, attributes)
         levels = self.backbone(images)
         embedding_bad = self.embed(self._branch2(levels), attributes[:, None])
@@ -88,19 +88,19 @@ class AGMAN(RetrievalModel):
         return Output(embedding_bad[:, 0], logits_bn)
 
     def features(self, images: Tensor) -> Tensor:
-        """x of branch 2, B×D×H×W."""
+        """Return x of branch 2, B×D×H×W."""
         return self._branch2(self.backbone(images))
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """B×A×D, unit length."""
+        """Return the embeddings, B×A×D, unit length."""
         x_bad = self.multi_level(x_bchw, attributes_ba)
         return unit(x_bad if self.mask is None else self.mask(x_bad, attributes_ba))
 
     def maps(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:
-        """The ASA maps (equation 3, before w1), B×A×S."""
+        """Return the ASA maps (equation 3, before w1), B×A×S."""
         return self.multi_level.map(x_bchw, attributes_ba)
 
     def _branch2(self, levels: Levels) -> Tensor:
-        """x, B×D×H×W. The published code multiplies the input by w; multiplying the weights is the same."""
+        """Return x, B×D×H×W. The published code multiplies the input by w; multiplying the weights is the same."""
         x_bchw = torch.cat(levels, dim=1) if self.backbone.low is not None else levels.mid_bchw
         return F.conv2d(x_bchw, self.w * self.reduce.weight, self.reduce.bias)

@@ -1,4 +1,4 @@
-"""Small things that keep rounding harmless: of low precision, and of sums whose order is not ours to choose."""
+"""Helpers against rounding: in low precision, and in sums whose order a library chooses."""
 
 import torch
 import torch.nn.functional as F
@@ -6,26 +6,28 @@ from torch import Tensor
 
 EPSILON = 1e-6
 LONGEST = 2.0**63
-"""No embedding's length comes near it; the product of two that do would be infinite in float32."""
+"""Upper bound of an embedding's length: the product of two that reach it would be infinite in float32."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """bfloat16 and float16 become float32; float32 and float64 stay."""
+    """Convert bfloat16 and float16 to float32; return float32 and float64 unchanged."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def unit(x: Tensor) -> Tensor:
-    """x / max(‖x‖, ε) over the last axis, in at least float32. Zero stays zero (published code: NaN)."""
+    """Return x / max(‖x‖, ε) over the last axis, in at least float32. Zero stays zero (published code: NaN)."""
     return F.normalize(at_least_float32(x), dim=-1, eps=EPSILON)
 
 
 def on_grid(name: str, embeddings: Tensor) -> Tensor:
-    """float64; every row rounded to whole multiples of some 2^-26 of its length, so that dot products are exact.
+    """Round every row to whole multiples of about 2^-26 of its length, in float64: dot products are then exact.
 
     With 2^e the power of two above 1.5·‖x‖, the grid is 2^(e-27). A product of two rows' entries is then a whole
     multiple of 2^(e+e'-54), and by Cauchy-Schwarz no partial sum exceeds 2^(e+e')/2.25 < 2^53 such steps: float64
     holds every one exactly, in whatever order a matrix product adds them. The rounding itself changes a cosine by
     a few 1e-9. The factor 1.5 keeps unit lengths, which scatter about 1, away from a power of two.
+
+    Raises ValueError, with `name` in it, if a row holds NaN or infinity, or is as long as LONGEST.
     """
     rows = embeddings.double()
     length = 1.5 * torch.linalg.vector_norm(rows, dim=1, keepdim=True)

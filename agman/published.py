@@ -2,7 +2,7 @@
 
 The files hold `{"epoch": ..., "state_dict": ..., ...}`, the state dict that of a triplet network around the
 model: AG-MAN's keys are `embeddingnet.conv1.weight`, `embeddingnet.backbonenet.layer1.0.conv1.weight`, and so
-on. Here the parts have the names of the equations; everything else is the same, number by number.
+on. Here the layers have the names of the equations; the tensors are the same.
 """
 
 from collections.abc import Mapping
@@ -26,13 +26,13 @@ class Published:
     """How one system's published state dict is laid out."""
 
     name: str
-    """In agman.MODELS."""
+    """Name in agman.MODELS."""
     marker: str
-    """A key that tells the system, the outermost prefix taken off; SYSTEMS are tried in order."""
+    """Key that identifies the system, without the outermost prefix; SYSTEMS are tried in order."""
     trunk: str
     """Prefix of its ResNet."""
     attributes: tuple[str, int]
-    """A key, and the dimension of its tensor that is as long as there are attributes."""
+    """A key, and the dimension of its tensor that counts the attributes."""
     width: str
     """A key whose first dimension is the width of the embedding."""
     parts: dict[str, str]
@@ -115,18 +115,18 @@ SYSTEMS = (AGMAN, ASENET_V2, ASENET, CSN_VARIANT, CSN_ORIGINAL)  # AG-MAN also h
 
 STEM = {"backbone.stem.0.": "conv1.", "backbone.stem.1.": "bn1.", "backbone.": ""}
 UNUSED = ("fc.", "layer4.")
-"""Parts of a ResNet that published models carry along and do not use; AG-MAN with branch 1 does use layer4."""
+"""Parts of a ResNet that published models hold and do not use; AG-MAN with branch 1 does use layer4."""
 
 
 def load_published(path: str | PathLike[str], *, classify: bool = True) -> RetrievalModel:
-    """The model of a published checkpoint, on the CPU and in evaluation mode.
+    """Return the model of a published checkpoint, on the CPU and in evaluation mode.
 
-    AG-MAN, ASENet, ASENet_V2, the ASEN authors' CSN and the original CSN are told apart by their keys; the
-    ResNet, the width, the number of attributes and SA's kernel follow from the shapes. classify=False leaves
-    out AG-MAN's branch 1, which files for Zappos50k hold untrained.
+    AG-MAN, ASENet, ASENet_V2, the ASEN authors' CSN and the original CSN are recognised by their keys. The ResNet, the
+    width, the number of attributes and SA's kernel follow from the shapes. classify=False leaves out AG-MAN's branch 1,
+    which files for Zappos50k hold untrained.
 
-    Nothing is unpickled but tensors and plain values. Raises CheckpointError for a file that is none of these,
-    naming the first key that does not fit and both shapes.
+    Only tensors and plain values are unpickled. Raises CheckpointError, with the first key that does not fit and both
+    shapes, if the file is none of these.
     """
     path = Path(path)
     try:
@@ -140,13 +140,13 @@ def load_published(path: str | PathLike[str], *, classify: bool = True) -> Retri
     try:
         model = build(**_configuration(system, tensors, classify))
     except ValueError as error:
-        raise CheckpointError(f"{path}: not a whole {system.name} checkpoint: {error}") from error
+        raise CheckpointError(f"{path}: not a complete {system.name} checkpoint: {error}") from error
     _copy(system, tensors, model, path)
     return model.eval()
 
 
 def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys as the model itself has them: DataParallel's and the triplet network's prefixes taken off."""
+    """Remove the prefixes of DataParallel and of the triplet network from the keys."""
     for prefix in ("module.", "embeddingnet."):
         if tensors and all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
@@ -154,7 +154,7 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _configuration(system: Published, tensors: Mapping[str, Tensor], classify: bool) -> dict[str, Any]:
-    """What `build` needs. ValueError where the tensors do not tell."""
+    """Return the arguments of `build`. Raises ValueError if the tensors do not determine them."""
     config: dict[str, Any] = {
         "name": system.name,
         "n_attributes": _size(tensors, *system.attributes),
@@ -193,7 +193,7 @@ def _resnet(trunk: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _copy(system: Published, tensors: Mapping[str, Tensor], model: RetrievalModel, path: Path) -> None:
-    """Put the tensors into the model. CheckpointError unless each has its place, but for those nobody uses."""
+    """Load the tensors into the model. Raises CheckpointError if one is missing or, unless UNUSED, left over."""
     names = {key: _published_key(system, key) for key in model.state_dict()}
     expected = {names[key]: tensor for key, tensor in model.state_dict().items()}
     unused = tuple(f"{system.trunk}.{part}" for part in UNUSED)
@@ -202,12 +202,12 @@ def _copy(system: Published, tensors: Mapping[str, Tensor], model: RetrievalMode
     found = {key: tensor for key, tensor in tensors.items() if key in expected or not key.startswith(unused)}
     for key, tensor in expected.items():
         if key.endswith("num_batches_tracked"):
-            found.setdefault(key, tensor)  # absent from files of before 2018, read by nobody
+            found.setdefault(key, tensor)  # files from before 2018 lack it, and nothing reads it
         elif key in found and found[key].squeeze().shape == tensor.squeeze().shape:
             found[key] = found[key].reshape(tensor.shape)  # w, w1, w2 are vectors of one number there
     difference = first_difference(expected, found)
     if difference:
-        raise CheckpointError(f"{path} is not a whole {system.name} checkpoint: {difference}")
+        raise CheckpointError(f"{path} is not a complete {system.name} checkpoint: {difference}")
     model.load_state_dict({key: found[name] for key, name in names.items()})
 
 

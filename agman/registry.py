@@ -1,9 +1,11 @@
-"""Models by name: one line here, and configurations, checkpoints and the command line know the model."""
+"""Models by name. A model listed here is known to configurations, checkpoints and the command line."""
 
 import difflib
 import inspect
 from os import PathLike
 from typing import Any
+
+import torch
 
 from agman.asenet import ASENet
 from agman.asenet_v2 import ASENetV2
@@ -24,7 +26,7 @@ MODELS: dict[str, type[RetrievalModel]] = {
 
 
 SHARED = ("n_attributes", "backbone", "weights")
-"""What every model is given, beside its own options."""
+"""Arguments that every model takes, beside its own options."""
 
 
 def build(
@@ -36,10 +38,13 @@ def build(
     weights: str | PathLike[str] | None = None,
     **options: Any,
 ) -> RetrievalModel:
-    """A new model; its class explains the arguments and which further `options` it has.
+    """Return a new model, in training mode. Its class documents the arguments and its further `options`.
 
-    embedding_dim None is the model's published width. ValueError for an unknown name or option, or for sizes
-    that cannot be.
+    If embedding_dim is None, the model has its published width.
+
+    Raises:
+        ValueError: for an unknown name, option, backbone or weights, or for impossible sizes.
+        OSError: if the weights cannot be fetched or read.
     """
     known = options_of(name)
     for option in options:
@@ -53,8 +58,18 @@ def build(
     return MODELS[name](n_attributes=n_attributes, backbone=backbone, weights=weights, **options)
 
 
+def check_build(name: str = "agman", **arguments: Any) -> None:
+    """Raise what `build` raises for the same arguments.
+
+    The model is built on the meta device: no weights are allocated, drawn or loaded. Named weights are fetched into
+    torch's cache, and a file of weights is compared with the backbone.
+    """
+    with torch.device("meta"):
+        build(name, **arguments)
+
+
 def options_of(name: str) -> dict[str, Any]:
-    """What model `name` takes beside attributes and backbone, with its defaults. ValueError for an unknown name."""
+    """Return the options of model `name`, beside SHARED, with their defaults. Raises ValueError for an unknown name."""
     if name not in MODELS:
         near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.0)
         raise ValueError(f"unknown model {name!r}; did you mean {near[0]!r}? known: {', '.join(MODELS)}")

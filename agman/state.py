@@ -1,4 +1,4 @@
-"""State dicts: read a file of tensors, and say where two state dicts differ.
+"""State dicts: read a file of tensors, and find where two state dicts differ.
 
 Nothing here unpickles code: `.safetensors` files hold tensors alone, all others are read with
 `weights_only=True`.
@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-# A metric beside the state dict is often one of numpy's numbers. These make one from bytes and run no code; the
-# functions' names are those of numpy 1 and 2.
+# A metric beside the state dict is often a numpy number. These functions make one from bytes and run no code; their
+# names are those of numpy 1 and 2.
 NUMPY_NUMBERS: list[Any] = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")},
@@ -25,9 +25,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU: a plain state dict, or a checkpoint with one as its `state_dict`.
+    """Return the tensors of a file, on the CPU: a plain state dict, or a checkpoint with one as its `state_dict`.
 
-    ValueError for any other content or suffix, and for a file that would run code on being read.
+    Raises ValueError for any other content or suffix, and for a file that would run code when read.
     """
     if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path}: expected a file with one of the endings {', '.join(SUFFIXES)}")
@@ -44,7 +44,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: holds more than tensors and numbers, or is damaged; code is never unpickled"
         ) from error
-    except Exception as error:  # on bytes that are no file of tensors the readers raise nearly anything
+    except Exception as error:  # on other files the readers raise nearly anything
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a readable file of tensors ({first_line[:120]})") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -55,7 +55,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def first_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """The first key in which `found` does not fit `expected`, with both shapes; None if everything fits."""
+    """Return the first key in which `found` does not fit `expected`, with both shapes; None if everything fits."""
     for key, tensor in expected.items():
         if key not in found:
             return f"{key}: expected shape {tuple(tensor.shape)}, found nothing"

@@ -25,7 +25,7 @@ CHUNK = 4096
 
 @dataclass(frozen=True, slots=True)
 class TripletScores:
-    """What every triplet of one attribute came to; on the CPU."""
+    """Scores of the triplets of one attribute; on the CPU."""
 
     similar: Tensor
     """B, float32: cosine of anchor and positive."""
@@ -36,14 +36,14 @@ class TripletScores:
 
     @property
     def correct(self) -> Tensor:
-        """B, bool: whether the positive is the more similar one."""
+        """Whether each positive is the more similar one, B bool."""
         return self.similar > self.different
 
 
 def score_triplets(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> TripletScores:
     """Score B triplets from their embeddings, each B×D of unit length.
 
-    Raises ValueError for wrong shapes, no triplets, and embeddings that are not finite.
+    Raises ValueError if shapes are wrong, there are no triplets, or embeddings are not finite.
     """
     if anchor.ndim != 2 or not anchor.shape == positive.shape == negative.shape or not len(anchor):
         shapes = ", ".join(str(tuple(embeddings.shape)) for embeddings in (anchor, positive, negative))
@@ -62,7 +62,7 @@ def score_conditions(
 
     embeddings P×D of P pairs (image, attribute); index 3×K: rows anchor, positive, negative, entries are rows of
     `embeddings`; attributes K, numbers of `names`. CHUNK triplets' embeddings are gathered at a time. Attributes
-    without a triplet are left out. Raises ValueError as `score_triplets`.
+    without a triplet are left out. Raises ValueError as `score_triplets` does.
     """
     chunks = []
     for few in index.split(CHUNK, dim=1):
@@ -78,7 +78,7 @@ def _picked(scores: TripletScores, k: Tensor) -> TripletScores:
 
 
 def joined(scores: Iterable[TripletScores]) -> TripletScores:
-    """Those of several groups of triplets, one after the other. ValueError without any."""
+    """Concatenate the scores of several groups of triplets. Raises ValueError if there are none."""
     scores = list(scores)
     if not scores:
         raise ValueError("no triplets: nothing to score")
@@ -88,11 +88,11 @@ def joined(scores: Iterable[TripletScores]) -> TripletScores:
 
 
 def summarise_triplets(scores: Mapping[str, TripletScores]) -> dict[str, float]:
-    """One number per metric, from every attribute's triplets. ValueError without any.
+    """Return one number per metric, from every attribute's triplets. Raises ValueError if there are none.
 
     triplet_accuracy, triplet_loss    over all triplets
     triplet_accuracy/<attribute>, triplet_loss/<attribute>    over one attribute's
-    triplets    how many there are
+    triplets    number of triplets
     """
     every = joined(scores.values())
     summary = {"triplets": float(len(every.correct))}
@@ -103,5 +103,5 @@ def summarise_triplets(scores: Mapping[str, TripletScores]) -> dict[str, float]:
 
 
 def triplet_accuracy(anchor: Tensor, positive: Tensor, negative: Tensor) -> float:
-    """Share of B triplets (each B×D, unit length) whose positive is the more similar; raises as `score_triplets`."""
+    """Return the share of B triplets (each B×D, unit length) whose positive is the more similar one."""
     return float(score_triplets(anchor, positive, negative).correct.double().mean())

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.common import timed, write_table
-from data_prep.layouts.catalogue_vocabulary import DRAWN
-from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
+from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.synthetic.garments import Drawing, draw, draw_catalogue
+from data_prep.synthetic.garments.vocabulary import DRAWN
 from data_prep.synthetic.shoes import SHOE_VALUES, draw_shoe
 
 IMAGES = 400

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import agman
+from agman.memory import keep_freed_memory
 from benchmarks.common import drawn_dataset, timed, write_table
 from data_prep.dataset import ImageStore
 from pipeline.common.console import say
@@ -71,7 +72,7 @@ def main() -> None:
         found: dict[tuple[int, str], tuple[float, torch.Tensor]] = {}
         for name, way in ways.items():  # the published way first: keeping freed memory cannot be undone
             if name != PUBLISHED:
-                agman.keep_freed_memory()
+                keep_freed_memory()
             for asked in ASKED:
                 ids = np.repeat(chosen, asked)
                 attributes = (np.arange(len(ids)) % ATTRIBUTES).astype(np.int64)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import agman
+from agman.memory import keep_freed_memory
 from benchmarks.common import in_own_process, repeat, write_table
 from pipeline.common.console import say
 
@@ -192,7 +193,7 @@ def measure(work: str, number: int) -> None:
     """Time one way in this process; print its seconds and FLOP as JSON."""
     way = WAYS[work][number]
     if way.keep_memory:
-        agman.keep_freed_memory()
+        keep_freed_memory()
     took = seconds(JOBS[work](way))
     counted = Way(way.title, published=way.published)  # compiling hides operations from the counter
     print(json.dumps({"s": took, "flop": flops(JOBS[work](counted))}))

@@ -36,6 +36,8 @@ VERSION = 2
 """Version of the packed bytes; raise it with every change to them."""
 ROW_GROUP = 1_000
 SHARD = 2_000
+IN_PROCESS = SHARD
+"""Images that are packed in this process, because starting Ray would take longer."""
 TRIES = 4
 """Tries of a shard whose worker dies. Ray Data itself would retry for ever if a picture crashes the decoder."""
 
@@ -112,8 +114,8 @@ def pack(
     """Pack `images` below `root` into `storage/packed/split=S/part-*.parquet`, their short side `image_size` pixels.
 
     `images` has image_id, path and split, and optionally a box x0, y0, x1, y1 to cut out (float pixels of the upright
-    source picture; NaN: the whole picture). The order is shuffled within splits by `seed`. More images than a shard
-    holds are packed in the current Ray session, or in a new one. Finished shards of an earlier call with equal
+    source picture; NaN: the whole picture). The order is shuffled within splits by `seed`. More than IN_PROCESS
+    images are packed in the current Ray session, or in a new one. Finished shards of an earlier call with equal
     arguments are kept; everything else that an unfinished dataset left in `storage` is deleted. Raises InputError if
     a worker cannot see `root`, StorageError if one cannot write.
     """
@@ -202,10 +204,10 @@ def _take_up(storage: Storage, fingerprint: str, shards: list[Shard]) -> dict[st
 def _run(shards: list[Shard], root: Path, storage: Storage, image_size: int, fingerprint: str) -> Iterator[int]:
     """Pack the shards; yield the number of images of each finished one. Raises StorageError if one cannot be written.
 
-    As many images as one shard holds are packed in this process: starting Ray would take longer.
+    Up to IN_PROCESS images are packed in this process, more by Ray.
     """
     job = partial(_pack_shard, root=root, storage=storage, image_size=image_size)
-    if sum(len(shard.rows) for shard in shards) <= SHARD:
+    if sum(len(shard.rows) for shard in shards) <= IN_PROCESS:
         results = _packed_here(shards, job)
     else:
         results = _packed_on_cluster(shards, job, partial(check_shared, root, storage, MARKER, fingerprint))

@@ -1,4 +1,4 @@
-"""How the losses add up: fixed weights or learned ones, the classification's weight if fixed, the proxies' weight.
+"""Weights of the losses: fixed or learned, the classification's weight if fixed, the proxies' weight.
 
 Why: the paper learns the two weights of equation 9, its published code leaves them at 1 : 1, and the first version's
 tables do not compare. The proxies are not in the paper; they help a network that starts from random weights. The
@@ -16,12 +16,12 @@ START = {"loss_weighting": "fixed", "class_weight": 1.0, "proxy_weight": 0.0}
 
 
 def space(trial: Trial) -> None:
-    """Suggest values for keys of pipeline.config.schema.TrainConfig; learned weights have no fixed one beside them."""
+    """Suggest values for keys of pipeline.config.schema.TrainConfig; `class_weight` only if weights are fixed."""
     if trial.suggest_categorical("loss_weighting", ["fixed", "learned"]) == "fixed":
         class_weight(trial)
     trial.suggest_float("proxy_weight", 0.0, 2.0, step=0.25)  # steps, so that none at all is drawn too
 
 
 def class_weight(trial: Trial) -> None:
-    """Beside the triplet loss's 1."""
+    """Suggest the weight of the classification loss; that of the triplet loss is 1."""
     trial.suggest_float("class_weight", 0.1, 3.0, log=True)

@@ -25,5 +25,5 @@ def space(trial: Trial) -> None:
 
 
 def margin(trial: Trial) -> None:
-    """In cosine."""
+    """Suggest the margin, a difference of cosines."""
     trial.suggest_float("margin", 0.05, 0.6)

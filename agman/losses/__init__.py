@@ -1,4 +1,4 @@
-"""The losses, a file each, and how they add up (paper, section 3.5, equations 7-9)."""
+"""The losses, one file each, and their weighted sum (paper, section 3.5, equations 7-9)."""
 
 from agman.losses.classification import attribute_type_bce
 from agman.losses.info_nce import info_nce

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def attribute_type_bce(logits_in: Tensor, attributes_i: Tensor) -> Tensor:
-    """Equation 7 with w_a = 1: binary cross-entropy of every image's logits against its attribute *type*.
+    """Return equation 7 with w_a = 1: binary cross-entropy of every image's logits against its attribute *type*.
 
-    The target is the one-hot of the type a triplet was drawn for (which attribute, not its value), for its
-    anchor, positive and negative alike; averaged over elements and images.
+    The target is the one-hot of the type that a triplet was drawn for (which attribute, not its value), for its anchor,
+    positive and negative alike. The loss is averaged over elements and images.
     """
     target_in = F.one_hot(attributes_i.long(), logits_in.shape[1]).to(logits_in.dtype)
     return F.binary_cross_entropy_with_logits(logits_in, target_in)

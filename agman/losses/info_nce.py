@@ -12,11 +12,11 @@ from agman.numerics import at_least_float32
 
 
 def info_nce(embedding_id: Tensor, negative_bi: Tensor, temperature: float = 0.1) -> Tensor:
-    """-log e^{cos(a, p)/τ} / (e^{cos(a, p)/τ} + Σ_n e^{cos(a, n)/τ}), averaged over the triplets' anchors a.
+    """Return -log e^{cos(a, p)/τ} / (e^{cos(a, p)/τ} + Σ_n e^{cos(a, n)/τ}), averaged over the triplets' anchors a.
 
-    p is the triplet's own positive; n goes over the images that `negative_bi` marks, see `pairs_of_anchors`: all of
-    the batch that were embedded under the anchor's attribute and have no value in common with it. One that is in the
-    batch twice counts twice. An anchor without any negative has a loss of 0.
+    p is the triplet's own positive. n goes over the images that `negative_bi` marks (see `pairs_of_anchors`): those of
+    the batch that were embedded under the anchor's attribute and have no value in common with it. An image that is in
+    the batch twice counts twice. The loss of an anchor without negatives is 0.
 
     van den Oord, Li & Vinyals, "Representation learning with contrastive predictive coding", 2018, equation 4, with
     cosine over τ for the score. Computed in at least float32.

@@ -1,6 +1,6 @@
 """Mining: other positives and negatives for a batch's triplets, from the batch itself; not in the paper.
 
-Under DDP the batch is one worker's share of the global batch, so what is mined depends on the number of workers.
+Under DDP the batch is one worker's part of the global batch, so the result depends on the number of workers.
 
 Shape suffixes: B triplets, I = 3B images (anchors, positives, negatives), D embedding width.
 """
@@ -16,7 +16,7 @@ MININGS = ("none", "semi_hard", "hard")
 
 @torch.no_grad()
 def mine(mining: str, embedding_id: Tensor, pairs: Pairs, margin: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Rows of `embedding_id`, B each, of every anchor's positive and negative; without a gradient.
+    """Return every anchor's positive and negative, as rows of `embedding_id`, B each; without a gradient.
 
     mining "none":      the triplet's own.
     mining "semi_hard": its own positive; the negative that is most similar to the anchor among those less similar
@@ -24,9 +24,9 @@ def mine(mining: str, embedding_id: Tensor, pairs: Pairs, margin: float = 0.2) -
     mining "hard":      the least similar positive and the most similar negative (Hermans et al., "In defense of the
                         triplet loss for person re-identification", 2017: batch hard).
 
-    Where the batch has none that fits, the triplet's own stays. Of equals the first in the batch is taken. An own
-    negative that has another of its anchor's several values is no candidate, since a mined one is not either.
-    Raises ValueError for an unknown mining.
+    If no image of the batch fits, the triplet's own stays. Of equals, the first in the batch is taken. A triplet's own
+    negative that has another of its anchor's several values is no candidate, as no such image is mined either. Raises
+    ValueError if `mining` is unknown.
     """
     own_b = torch.arange(len(pairs.negative_bi), device=embedding_id.device)
     positive_b, negative_b = own_b + len(own_b), own_b + 2 * len(own_b)
@@ -45,12 +45,12 @@ def mine(mining: str, embedding_id: Tensor, pairs: Pairs, margin: float = 0.2) -
 
 
 def _semi_hard(similarity_bi: Tensor, positive_b: Tensor, margin: float) -> Tensor:
-    """s(a, p) - margin < s(a, n) < s(a, p), B×I."""
+    """Return whether s(a, p) - margin < s(a, n) < s(a, p), B×I."""
     positive_b1 = similarity_bi.gather(1, positive_b[:, None])
     return (similarity_bi < positive_b1) & (similarity_bi > positive_b1 - margin)
 
 
 def _most(score_bi: Tensor, allowed_bi: Tensor, otherwise_b: Tensor) -> Tensor:
-    """The allowed column of the highest score in every row, the first of equals; `otherwise` where none is allowed."""
+    """Return every row's allowed column of highest score, the first of equals; `otherwise` if none is allowed."""
     highest_b = score_bi.masked_fill(~allowed_bi, float("-inf")).argmax(1)
     return torch.where(allowed_bi.any(1), highest_b, otherwise_b)

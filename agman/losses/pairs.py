@@ -1,4 +1,4 @@
-"""Which images of a batch are an anchor's positives and negatives, beyond those of its own triplet.
+"""The positives and negatives of an anchor among all images of a batch.
 
 Shape suffixes: B triplets, I = 3B images (anchors, positives, negatives), V values of an image.
 """
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 class Pairs(NamedTuple):
-    """For every anchor (rows) and every image of the batch (columns); no pair is both, many are neither."""
+    """Masks of every anchor (rows) and every image of the batch (columns). No pair is both, many are neither."""
 
     positive_bi: Tensor
-    """Bool: embedded under the anchor's attribute, a value of it in common, another photograph."""
+    """Bool: embedded under the anchor's attribute, with a value of it in common, and another image."""
     negative_bi: Tensor
-    """Bool: embedded under the anchor's attribute, no value of it in common."""
+    """Bool: embedded under the anchor's attribute, with no value of it in common."""
 
 
 def pairs_of_anchors(attributes_i: Tensor, values_iv: Tensor, photos_i: Tensor) -> Pairs:
-    """The positives and negatives of a batch, on the device.
+    """Return the positives and negatives of a batch, on its device.
 
     values_iv: every image's values under its own attribute, at least one, and -1 where it has fewer than V.
     photos_i: a number for each photograph. One that is in the batch twice (mirrored, perhaps) is no positive of

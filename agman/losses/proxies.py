@@ -17,21 +17,21 @@ class ValueProxies(nn.Module):
 
         L_proxy = -log softmax_v(s·cos(f(I, a), p_v)) at I's own value, v over the values of a, s = 16
 
-    Of several values of an image the lowest is learned, and the others are left out of its softmax.
+    If an image has several values, the lowest is learned and the others are left out of its softmax.
 
-    A triplet loss alone stays at chance for very long when the backbone starts from random weights: the
-    embeddings share one large direction, and two images tell little about the rest. Proxies average over all
-    images of a value (Movshovitz-Attias et al., ICCV 2017; this form: Zhai & Wu, BMVC 2019).
+    With a backbone of random weights, a triplet loss alone stays at chance for very long: the embeddings share one
+    large direction, and two images tell little about the rest. Proxies average over all images of a value
+    (Movshovitz-Attias et al., ICCV 2017; this form: Zhai & Wu, BMVC 2019).
     """
 
     SCALE = 16.0
     first: Tensor
-    """Row of each attribute's first proxy."""
+    """Row of each attribute's first proxy, N."""
     attribute_of: Tensor
-    """Each proxy's attribute."""
+    """Attribute of each proxy, V."""
 
     def __init__(self, n_values: Sequence[int], embedding_dim: int):
-        """n_values: how many values each attribute has."""
+        """Draw the proxies; n_values holds the number of values of each attribute."""
         super().__init__()
         if not n_values or min(n_values) < 1:
             raise ValueError(f"every attribute needs at least one value, not {list(n_values)}")
@@ -40,9 +40,9 @@ class ValueProxies(nn.Module):
         self.register_buffer("attribute_of", torch.repeat_interleave(torch.tensor(n_values)))
 
     def forward(self, embedding_id: Tensor, attributes_i: Tensor, values_ik: Tensor) -> Tensor:
-        """The loss, averaged over I images.
+        """Return the loss, averaged over I images.
 
-        values_ik: each image's values of its attribute, numbered from 0, ascending, padded with -1 to K.
+        values_ik holds each image's values of its attribute, counted from 0, ascending, padded with -1 to K.
         """
         logits_iv = self.SCALE * cosines(embedding_id, F.normalize(self.proxies, dim=-1))
         row_ik = self.first[attributes_i][:, None] + values_ik

@@ -1,4 +1,4 @@
-"""How the two losses add up (paper, equation 9)."""
+"""The weighted sum of the two losses (paper, equation 9)."""
 
 import math
 
@@ -15,22 +15,22 @@ class LossWeights(nn.Module):
     mode "learned":   exp(-s)·L + s for either loss, s = S·tanh(t/S), S = 5, t learned from 0.
     mode "published": 0.5·exp(s)·L + s for either loss, s = 1, frozen: weights of 0.5e ≈ 1.359, and 2 on top.
 
-    The learned form is Kendall, Gal & Cipolla's (CVPR 2018), without their factor 1/2; their s is our t. Its minimum
-    lies at s = log L, and a triplet loss reaches exactly 0: with s free, it would fall without end and the weight
-    exp(-s) with it grow past any number. So s is bounded, the total is above -2S for losses of 0 and more, and
-    s = log L is in reach for L from 0.01 to 100. Near 0, s is t.
+    The learned form is Kendall, Gal & Cipolla's (CVPR 2018), without their factor 1/2; their s is our t. Its minimum is
+    at s = log L, and a triplet loss reaches exactly 0: an unbounded s would fall without end, and the weight exp(-s)
+    would grow without end. With s bounded, the total is above -2S for losses of 0 and more, and s = log L can be
+    reached for L from 0.01 to 100. Near 0, s is t.
 
-    The published form is for reproducing: its sign is wrong (no lower bound in s), and as its s is in no optimizer,
-    it stays where it starts.
+    The published form is for reproduction. Its sign is wrong (it has no lower bound in s), and as the published code
+    gives s to no optimizer, s keeps its first value.
 
-    Without branch 1 there is one loss, and neither of the two forms has anything to weigh: it comes back as it is.
-    Raises ValueError for an unknown mode or negative weights.
+    Without branch 1 there is one loss, which the learned and the published form return unchanged. Raises ValueError if
+    the mode is unknown or a weight is negative.
     """
 
     BOUND = 5.0
     """S."""
     FARTHEST = 2 * BOUND
-    """|t| is held within this. Farther out tanh is flat, and in float32 t would never find back."""
+    """Largest |t|. Beyond it tanh is flat, and in float32 t would never return."""
     PUBLISHED_S = 1.0
 
     def __init__(self, mode: str = "fixed", w_triplet: float = 1.0, w_class: float = 1.0):
@@ -47,6 +47,7 @@ class LossWeights(nn.Module):
             self.t_class = nn.Parameter(torch.zeros(()))
 
     def forward(self, loss_triplet: Tensor, loss_class: Tensor | None) -> Tensor:
+        """Return the weighted sum; loss_class is None without branch 1."""
         if self.mode == "fixed":
             weighted = self.w_triplet * loss_triplet
             return weighted if loss_class is None else weighted + self.w_class * loss_class
@@ -58,7 +59,7 @@ class LossWeights(nn.Module):
 
     @classmethod
     def bounded(cls, t: Tensor) -> Tensor:
-        """s = S·tanh(t/S)."""
+        """Return s = S·tanh(t/S)."""
         return cls.BOUND * torch.tanh(t / cls.BOUND)
 
     def _learned(self, t: Tensor, loss: Tensor) -> Tensor:

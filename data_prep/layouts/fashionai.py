@@ -16,12 +16,27 @@ import pandas as pd
 from data_prep.annotation import Annotation, Reject, Row, bad_line, counted, frame_of, reconcile, settled
 from data_prep.errors import InputError
 from data_prep.layouts.asen_split import assign_splits, find_split_files, read_split_files
-from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
 from data_prep.layouts.text_files import LONGEST_LINE, LONGEST_PATH, is_dir, is_file, numbered_lines
 from data_prep.request import Request
 from data_prep.tables import Attribute
 
 NAME = "FashionAI"
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "skirt_length": ("Invisible", "Short", "Knee", "Midi", "Ankle", "Floor"),
+    "sleeve_length": (
+        "Invisible", "Sleeveless", "Cup", "Short", "Elbow", "3-4", "Wrist", "Long", "Extra Long",
+    ),
+    "coat_length": ("Invisible", "High Waist", "Regular", "Long", "Micro", "Knee", "Midi", "Ankle&Floor"),
+    "pant_length": ("Invisible", "Short", "Mid", "3-4", "Cropped", "Full"),
+    "collar_design": ("Invisible", "Shirt", "Peter Pan", "Puritan", "Rib"),
+    "lapel_design": ("Invisible", "Notched", "Collarless", "Shawl", "Plus Size Shawl"),
+    "neckline_design": (
+        "Invisible", "Strapless", "Deep V", "Straight", "V", "Square", "Off Shoulder", "Round", "Sweetheart",
+        "One Shoulder",
+    ),
+    "neck_design": ("Invisible", "Turtle", "Ruffle Semi-High", "Low Turtle", "Draped"),
+}  # fmt: skip
+"""The eight attributes and the names of their 54 values, in the official order."""
 SCHEMA = tuple(Attribute(name=name, values=values) for name, values in ATTRIBUTES.items())
 _INDEX = {f"{attribute.name}_labels": i for i, attribute in enumerate(SCHEMA)}
 LABEL_FILE = "Annotations/label.csv"

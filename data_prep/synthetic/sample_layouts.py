@@ -1,6 +1,6 @@
-"""The annotation of drawn datasets, layout by layout: new labels in the official files, or existing files copied.
+"""Annotation of drawn datasets for each layout: new labels in the official files, or copies of existing files.
 
-Each layout makes a list of sketches (which picture shows which labels); data_prep.synthetic.samples draws them.
+Each layout makes a list of sketches (which image shows which labels); data_prep.synthetic.samples draws them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from data_prep.annotation import Row, frame_of
 from data_prep.errors import InputError
 from data_prep.layouts import darn, deepfashion, fashionai, zappos50k
 from data_prep.layouts.asen_split import assign_splits, has_split_files, named_split_files, ranked, read_split_files
-from data_prep.layouts.catalogue_vocabulary import DEEPFASHION
-from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
+from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.synthetic.garments import Drawing, Region, draw, draw_catalogue
+from data_prep.synthetic.garments.vocabulary import DEEPFASHION
 from data_prep.synthetic.shoes import SHOE_VALUES, draw_shoe
 from data_prep.synthetic.writers import (
     write_boxes,
@@ -34,11 +34,11 @@ from data_prep.synthetic.writers import (
 from data_prep.tables import Attribute
 
 MOST_VALUES = 8
-"""Of one attribute, that a drawing can show."""
+"""Values of one attribute that a drawing can show."""
 
 
 class Sketch(NamedTuple):
-    """A picture to be drawn."""
+    """An image to be drawn."""
 
     path: str
     labels: tuple[tuple[str, int], ...]
@@ -46,7 +46,7 @@ class Sketch(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Where a drawn picture shows an attribute, as fractions of the picture."""
+    """Region of an attribute in a drawn image, in fractions of the image."""
 
     path: str
     attribute: str
@@ -55,20 +55,20 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleLayout:
-    """How one layout is sampled."""
+    """Functions that sample one layout."""
 
     make: Callable[[int, int, Path], list[Sketch]]
-    """(images, seed, folder): new labels, written into the folder as official files."""
+    """Make new labels and write them as official files: (number of images, seed, folder) to sketches."""
     copy: Callable[[Path, Path], list[Sketch]]
-    """(existing annotation, folder): its files, copied as they are. Raises InputError if there are none."""
+    """Copy files: (existing annotation, folder) to sketches. Raises InputError if there are none."""
     draw: Callable[[Sketch, int, int], Drawing]
-    """(sketch, seed, size)."""
+    """Draw one image: (sketch, seed, size) to a drawing."""
     finish: Callable[[Path, list[Drawn], int], None] = lambda folder, drawn, size: None
-    """(folder, regions, size): what can only be written once the pictures are drawn."""
+    """Write files that need the drawn images: (folder, regions, size)."""
 
 
 def layout_of(name: str) -> SampleLayout:
-    """The sampler of a layout."""
+    """Return the sampler of a layout."""
     return {
         "fashionai": SampleLayout(_make_fashionai, _copy_fashionai, _draw_fashionai),
         "deepfashion": SampleLayout(
@@ -89,7 +89,7 @@ def _stem(seed: int, number: int) -> str:
 
 
 def _sketches(rows: pd.DataFrame, attributes: Sequence[Attribute]) -> list[Sketch]:
-    """One sketch for each image, with all its labels."""
+    """Return one sketch for each image, with at most MOST_VALUES values of each attribute."""
     _check_paths(rows)
     names = [attribute.name for attribute in attributes]
     labels: dict[str, list[tuple[str, int]]] = {}
@@ -115,21 +115,21 @@ def _copy_files(files: Iterable[Path], source: Path, target: Path) -> None:
 
 
 def _copy_split(
-    name: str, attributes: Sequence[Attribute], several_values: bool, existing: Path, aside: Path
+    name: str, attributes: Sequence[Attribute], several_values: bool, existing: Path, staging: Path
 ) -> list[Sketch]:
-    """ASEN's split files of the dataset `name`."""
+    """Copy ASEN's split files of the dataset `name`."""
     splits = named_split_files(existing, name)
     annotation = read_split_files(splits, tuple(attributes), several_values=several_values)
     sketches = _sketches(annotation.rows, attributes)
-    _copy_files(splits.glob("*.txt"), splits, aside)
+    _copy_files(splits.glob("*.txt"), splits, staging)
     return sketches
 
 
-# FashionAI: one attribute a picture.
+# FashionAI: one attribute an image.
 
 
-def _make_fashionai(images: int, seed: int, aside: Path) -> list[Sketch]:
-    """Attributes in turn, values in turn within each; written as raw files and as split files."""
+def _make_fashionai(images: int, seed: int, staging: Path) -> list[Sketch]:
+    """Take attributes in turn, and values in turn within each; write raw files and split files."""
     counters = dict.fromkeys(ATTRIBUTES, 0)
     rows = []
     for number in range(images):
@@ -142,22 +142,22 @@ def _make_fashionai(images: int, seed: int, aside: Path) -> list[Sketch]:
         rows.append(Row(path, attribute, value, "", "", "", number + 1))
     order = np.random.default_rng(seed).permutation(len(rows))  # values must not follow file order
     table = assign_splits(frame_of(rows[i] for i in order), seed)
-    write_fashionai(aside, table)
-    write_split_files(aside, table)
+    write_fashionai(staging, table)
+    write_split_files(staging, table)
     return _sketches(table, fashionai.SCHEMA)
 
 
-def _copy_fashionai(existing: Path, aside: Path) -> list[Sketch]:
+def _copy_fashionai(existing: Path, staging: Path) -> list[Sketch]:
     raw = fashionai.read_raw(existing).rows
     if any(has_split_files(folder) for folder in (existing, existing / fashionai.NAME)):
-        sketches = _copy_split(fashionai.NAME, fashionai.SCHEMA, False, existing, aside)
+        sketches = _copy_split(fashionai.NAME, fashionai.SCHEMA, False, existing, staging)
         if raw.empty:
-            write_fashionai(aside, read_split_files(aside, fashionai.SCHEMA).rows)
+            write_fashionai(staging, read_split_files(staging, fashionai.SCHEMA).rows)
     elif raw.empty:
         raise InputError(f"{existing}: neither split files nor a {fashionai.LABEL_FILE} with readable rows")
     else:
         sketches = _sketches(raw, fashionai.SCHEMA)
-    _copy_files(existing.rglob(fashionai.LABEL_FILE), existing, aside)
+    _copy_files(existing.rglob(fashionai.LABEL_FILE), existing, staging)
     return sketches
 
 
@@ -166,7 +166,7 @@ def _draw_fashionai(sketch: Sketch, seed: int, size: int) -> Drawing:
     return draw(attribute, value, seed=seed, size=size)
 
 
-# DeepFashion and DARN: several attributes a picture, many values with a long tail.
+# DeepFashion and DARN: several attributes an image, many values with a long tail.
 
 
 def _draw_catalogue(layout: str, sketch: Sketch, seed: int, size: int) -> Drawing:
@@ -174,8 +174,10 @@ def _draw_catalogue(layout: str, sketch: Sketch, seed: int, size: int) -> Drawin
 
 
 def _labels(sizes: Sequence[int], images: int, seed: int, *, share: float, second: float) -> list[tuple[int, int, int]]:
-    """(image, attribute, value): every attribute on a `share` of the images, a second value on a share `second` of
-    those. The k-th most frequent value is 1/k as frequent as the first, as in the real datasets; ranks are shuffled.
+    """Sample (image, attribute, value): each attribute on a fraction `share` of the images.
+
+    A fraction `second` of those has two values. The k-th most frequent value is 1/k as frequent as the first, as in the
+    real datasets; ranks are shuffled.
     """
     rng = np.random.default_rng(seed)
     labels = []
@@ -192,8 +194,8 @@ def _labels(sizes: Sequence[int], images: int, seed: int, *, share: float, secon
     return labels
 
 
-def _make_deepfashion(images: int, seed: int, aside: Path) -> list[Sketch]:
-    """Raw coarse annotation, and ASEN's split files beside it."""
+def _make_deepfashion(images: int, seed: int, staging: Path) -> list[Sketch]:
+    """Write raw coarse annotation, and ASEN's split files beside it."""
     schema = [Attribute(name=name, values=values) for name, values in DEEPFASHION.items()]
     meaning = ranked([attribute for attribute, size in _interleaved(deepfashion.TYPE_SIZES) for _ in range(size)])
     labels = _labels(deepfashion.TYPE_SIZES, images, seed, share=0.6, second=0.25)
@@ -202,13 +204,13 @@ def _make_deepfashion(images: int, seed: int, aside: Path) -> list[Sketch]:
         for line, (image, attribute, value) in enumerate(labels, start=1)
     )
     rows = assign_splits(rows, seed)
-    write_deepfashion(aside, rows, schema, meaning)
-    write_split_files(aside, rows, meaning)
+    write_deepfashion(staging, rows, schema, meaning)
+    write_split_files(staging, rows, meaning)
     return _sketches(rows, schema)
 
 
 def _interleaved(sizes: Sequence[int], run: int = 7) -> list[tuple[int, int]]:
-    """(attribute, length) of runs, in turn: the rows of list_attr_cloth.txt are not sorted by attribute."""
+    """Return (attribute, length) of runs in turn, because list_attr_cloth.txt is not sorted by attribute."""
     left, runs = list(sizes), []
     while any(left):
         for attribute, count in enumerate(left):
@@ -218,15 +220,15 @@ def _interleaved(sizes: Sequence[int], run: int = 7) -> list[tuple[int, int]]:
     return runs
 
 
-def _make_darn(images: int, seed: int, aside: Path) -> list[Sketch]:
-    """ASEN's split files: several attributes of one value each."""
+def _make_darn(images: int, seed: int, staging: Path) -> list[Sketch]:
+    """Write ASEN's split files: several attributes of one value each."""
     labels = _labels(list(darn.SIZES.values()), images, seed, share=0.3, second=0.0)
     rows = frame_of(
         Row(f"pic/{50_000_000 + image // 10}/{image:05d}_{image % 10}.jpg", attribute, value, "", "", "", line)
         for line, (image, attribute, value) in enumerate(labels, start=1)
     )
     rows = assign_splits(rows, seed)
-    write_split_files(aside, rows)
+    write_split_files(staging, rows)
     return _sketches(rows, darn.SCHEMA)
 
 
@@ -235,8 +237,8 @@ def _make_darn(images: int, seed: int, aside: Path) -> list[Sketch]:
 SHOE_ATTRIBUTES = [Attribute(name=name, values=SHOE_VALUES[column]) for name, column in zappos50k.CONDITIONS.items()]
 
 
-def _make_zappos50k(images: int, seed: int, aside: Path) -> list[Sketch]:
-    """meta-data.csv, and CSN's triplet lists drawn from it."""
+def _make_zappos50k(images: int, seed: int, staging: Path) -> list[Sketch]:
+    """Write meta-data.csv, and CSN's triplet lists sampled from it."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(images):
@@ -246,19 +248,19 @@ def _make_zappos50k(images: int, seed: int, aside: Path) -> list[Sketch]:
         path = f"{zappos50k.IMAGE_FOLDERS[0]}/{category}/Drawn/{brand}/{7_000_000 + number}.{number % 1000}.jpg"
         rows += [Row(path, attribute, value, "", "", "", number + 1) for attribute, value in enumerate(values)]
     table = assign_splits(frame_of(rows), seed)
-    write_zappos50k(aside, table, SHOE_ATTRIBUTES, seed)
+    write_zappos50k(staging, table, SHOE_ATTRIBUTES, seed)
     return _sketches(table, SHOE_ATTRIBUTES)
 
 
-def _copy_zappos50k(existing: Path, aside: Path) -> list[Sketch]:
-    """Triplet lists name no values: a shoe is of the class that its path says, all else is drawn at random."""
+def _copy_zappos50k(existing: Path, staging: Path) -> list[Sketch]:
+    """Copy triplet lists. They name no values: a shoe's class comes from its path, all else is random."""
     lists = zappos50k.lists_below(existing)
     if not lists:
         raise InputError(f"{existing}: no filenames.json with a folder tripletlists beside it")
     annotation = zappos50k.read_lists(lists, existing)
     images = annotation.images().assign(source="filenames.json", line=0)
     _check_paths(images)
-    _copy_files([lists / "filenames.json", *(lists / "tripletlists").glob("*.txt")], lists, aside)
+    _copy_files([lists / "filenames.json", *(lists / "tripletlists").glob("*.txt")], lists, staging)
     categories = list(SHOE_VALUES["Category"])
     sketches = []
     for path in images["path"]:

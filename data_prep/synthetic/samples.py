@@ -1,11 +1,10 @@
-"""Drawing a dataset in its official layout: pictures, raw annotation, split files, and the true regions."""
+"""Draw a dataset in its official layout: images, raw annotation, split files and the true regions."""
 
 from __future__ import annotations
 
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from data_prep.tables import DRAWN_REGIONS_FILE
 
 @dataclass(frozen=True)
 class Sampled:
-    """What was drawn."""
+    """Numbers of images and labels that were drawn."""
 
     images: int
     labels: int
@@ -39,11 +38,11 @@ def sample(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Sampled:
-    """Draw `images` pictures of `size`×`size` px in `layout`'s official files below `out`.
+    """Draw `images` images of `size`×`size` px in `layout`'s official files below `out`.
 
-    With `split_files` (a folder of the layout's own annotation: split files, triplet lists or raw files) exactly
-    its images are drawn and the files are copied as they are. Equal arguments give equal files. Raises InputError
-    for an annotation that cannot be drawn.
+    `split_files` is a folder of the layout's own annotation: split files, triplet lists or raw files. If given, exactly
+    its images are drawn and the files are copied unchanged. Equal arguments give equal files. Raises InputError if the
+    annotation cannot be drawn.
     """
     if split_files and not split_files.is_dir():
         raise InputError(f"{split_files}: no such folder")
@@ -58,13 +57,13 @@ def sample(
 def _draw_all(
     layout: str, sketches: list[Sketch], staging: Path, size: int, seed: int, progress: Progress
 ) -> list[Drawn]:
-    """Draw every picture, on all cores, and write the regions."""
+    """Draw every image, on all cores, and write the regions."""
     advance = progress("images drawn", len(sketches))
     drawn: list[Drawn] = []
     job = partial(_draw_some, layout=layout, folder=staging, size=size, seed=seed)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for of_chunk in pool.map(job, _chunks(sketches, 50)):
-            drawn += of_chunk
+        for regions in pool.map(job, [sketches[start : start + 50] for start in range(0, len(sketches), 50)]):
+            drawn += regions
             advance(50)
     rows = [(path, attribute, *region) for path, attribute, region in drawn]
     columns = ["path", "attribute", "x0", "y0", "x1", "y1"]
@@ -72,15 +71,10 @@ def _draw_all(
     return drawn
 
 
-def _chunks(sketches: list[Sketch], size: int) -> Iterator[list[Sketch]]:
-    for start in range(0, len(sketches), size):
-        yield sketches[start : start + size]
-
-
 def _draw_some(sketches: list[Sketch], layout: str, folder: Path, size: int, seed: int) -> list[Drawn]:
     drawn = []
     for sketch in sketches:
-        # The path decides the picture, so that it is drawn alike whatever stands around it.
+        # The path decides the image, so that it does not depend on the other images of the dataset.
         image_seed = int.from_bytes(hashlib.sha256(f"{seed}/{sketch.path}".encode()).digest()[:8])
         drawing = layout_of(layout).draw(sketch, image_seed, size)
         target = folder / sketch.path

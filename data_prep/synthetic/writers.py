@@ -1,4 +1,4 @@
-"""Official files written from labels: what a drawn dataset consists of beside its pictures."""
+"""Write the official annotation files of a drawn dataset from its labels."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from data_prep.triplets import TripletSampler
 
 
 def write_split_files(folder: Path, rows: pd.DataFrame, global_values: list[GlobalValue] | None = None) -> None:
-    """Write rows (every one with a split) as ASEN's files; images keep the order of their first row.
+    """Write rows, each with a split, as ASEN's files; images keep the order of their first row.
 
-    With `global_values`, validation and test also get their label files, tabs and all, as DeepFashion's have them.
+    With `global_values`, validation and test also get label files in DeepFashion's format, with its tabs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
@@ -44,7 +44,7 @@ def write_split_files(folder: Path, rows: pd.DataFrame, global_values: list[Glob
 
 
 def _label_lines(rows: pd.DataFrame, blank: str) -> list[str]:
-    """One line for each image: its index, then attribute and value of each of its labels."""
+    """Return one line for each image: its index, then attribute and value of each of its labels."""
     lines: dict[int, list[str]] = {}
     for index, attribute, value in zip(rows["index"], rows["attribute"], rows["value"], strict=True):
         lines.setdefault(index, [str(index)]).extend([str(attribute), str(value)])
@@ -56,7 +56,7 @@ def _write_lines(path: Path, lines: Iterable[object]) -> None:
 
 
 def write_fashionai(root: Path, rows: pd.DataFrame) -> None:
-    """Write rows as raw `label.csv` files, one for each folder that holds an `Images/` of theirs."""
+    """Write rows as raw `label.csv` files, one for each folder with an `Images/` folder."""
     lines: dict[Path, list[tuple[str, str, str]]] = {}
     for path, number, value in zip(rows["path"], rows["attribute"], rows["value"], strict=True):
         folder, _, image = path.rpartition("Images/")
@@ -89,7 +89,7 @@ def write_deepfashion(root: Path, rows: pd.DataFrame, schema: Sequence[Attribute
 
 
 def write_boxes(root: Path, drawn: Sequence[tuple[str, str, tuple[float, ...]]], size: int) -> None:
-    """Write list_bbox.txt from (path, attribute, region): around all regions of a picture of `size` pixels."""
+    """Write list_bbox.txt: the box around all regions of each image, from (path, attribute, region) and the size."""
     regions = pd.DataFrame([(path, *region) for path, _, region in drawn], columns=["path", "x0", "y0", "x1", "y1"])
     edges = regions.groupby("path", sort=False).agg({"x0": "min", "y0": "min", "x1": "max", "y1": "max"})
     pixels = (edges * size).round().astype(int)
@@ -104,11 +104,11 @@ def _write_list(file: Path, columns: str, lines: Sequence[str]) -> None:
 
 COLUMNS = ("CID", "Category", "SubCategory", "HeelHeight", "Insole", "Closure", "Gender", "Material", "ToeStyle")
 LIST_LENGTH = {"train": 4, "valid": 1, "test": 1}
-"""Triplets per image of the split in each condition's list."""
+"""Triplets per image in each condition's list, by split."""
 
 
 def write_zappos50k(root: Path, rows: pd.DataFrame, schema: Sequence[Attribute], seed: int) -> None:
-    """Write labels as meta-data.csv, and triplets drawn from them (within their splits) as CSN's lists."""
+    """Write labels as meta-data.csv, and triplets sampled from them within each split as CSN's lists."""
     _write_table(root / "ut-zap50k-data/meta-data.csv", rows, schema)
     images, paths = pd.factorize(rows["path"])
     prefix = f"{IMAGE_FOLDERS[0]}/"

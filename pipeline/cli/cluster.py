@@ -81,12 +81,12 @@ def submit(
     context: click.Context, command: tuple[str, ...], address: str, names: tuple[str, ...], working_dir: Path | None
 ) -> int:
     """Run an agman COMMAND on a cluster, as in `submit -- train --data s3://…`; show its log and exit as it does."""
-    from pipeline.cluster.submit import submit as run_submission
-
     assert context.parent and isinstance(context.parent.command, click.Group)
     commands = context.parent.command.commands
     if command[0] not in commands:
         raise InputError(f"{command[0]}: no such command; {nearest(command[0], commands)}")
+    from pipeline.cluster.submit import submit as run_submission
+
     return run_submission(command, address, names, working_dir)
 
 

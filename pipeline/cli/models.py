@@ -102,12 +102,8 @@ def export(model: str, out: Path, overwrite: bool, as_json: bool) -> None:
 
 def show_exported(figures: dict[str, Any]) -> None:
     """Show the files with their sizes and largest differences from the model."""
-    from pipeline.registry.export import ONNX
-
     rows = []
     for name, size in figures["files"].items():
         difference = figures["difference"].get(name)
         rows.append([name, f"{size / 1e6:.1f} MB", "" if difference is None else f"{difference:.1e}"])
     show_table(figures["out"], ["file", "size", "largest difference from the model"], rows)
-    if figures["difference"][ONNX] is None:
-        say(f"note: {ONNX} was not run, because onnxruntime is not installed here")

@@ -59,12 +59,13 @@ def train(
 
     The same command continues a training that was stopped or killed.
     """
-    from data_prep.dataset import Dataset
     from pipeline.config.schema import load_config
 
     config = load_config(config_file, settings, preset)
     if not show_config and data is None:
         raise click.UsageError("Missing option '--data'.")
+    from data_prep.dataset import Dataset
+
     dataset = Dataset(data) if data is not None else None
     from pipeline.training.train import preview
     from pipeline.training.train import train as run_training

@@ -83,17 +83,18 @@ def tune(
 
     KEY=VALUE sets what does not vary. The same command with --resume continues a study that was stopped or killed.
     """
-    from data_prep.dataset import Dataset
     from pipeline.config.schema import load_config
-    from pipeline.reports.study.page import write_study_report
     from pipeline.tuning.spaces import find_space, refuse_varied
-    from pipeline.tuning.tune import tune as run_study
 
     config, found = load_config(config_file, settings, preset), find_space(space)
     refuse_varied(found, settings)
+    from data_prep.dataset import Dataset
+    from pipeline.reports.study.page import write_study_report
+    from pipeline.tuning.tune import tune as run_study
+
     study = run_study(Dataset(data), config, space=found, write_report=write_study_report, **options)
     show_study(study)
-    emit(study.figures, as_json)
+    emit(study.metrics, as_json)
 
 
 def show_study(study: StudyResult) -> None:

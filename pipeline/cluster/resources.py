@@ -11,7 +11,7 @@ from data_prep.errors import InputError
 
 ONE_HEAP = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 """Runtime environment of processes that compute in a thread, as Ray's workers do. By default glibc gives every thread
-a heap of its own and returns its memory to the system again and again, in spite of agman.keep_freed_memory."""
+a heap of its own and returns its memory to the system again and again, in spite of agman.memory.keep_freed_memory."""
 GROWN = "AGMAN_GROWN_CLUSTER"
 """Environment variable, set where the head of a cluster starts and inherited by its jobs: the largest number of workers
 that the autoscaler starts and the resources of each, as `{"nodes": 8, "CPU": 8, "GPU": 1}`. Ray itself reports only

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-import agman
+from agman.bootstrap import Difference, paired_differences
+from agman.registry import options_of
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
@@ -118,7 +119,7 @@ class Comparison:
             return None
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
-    def difference(self, system: str) -> agman.Difference | None:
+    def difference(self, system: str) -> Difference | None:
         """Return the system's MAP minus AG-MAN's, with the paired bootstrap's interval over queries.
 
         The AP of a query is averaged over the seeds first.
@@ -126,7 +127,7 @@ class Comparison:
         if system == BASE or not self.of(system) or not self.of(BASE):
             return None
         base, other = ({name: self._mean(key, name) for name in self.attributes} for key in (BASE, system))
-        return agman.paired_differences(base, other)[""]
+        return paired_differences(base, other)[""]
 
     def _mean(self, system: str, attribute: str) -> torch.Tensor:
         return torch.tensor([one.average_precision.get(attribute, []) for one in self.of(system)]).double().mean(0)
@@ -210,7 +211,7 @@ def _checked(systems: Sequence[str], config: TrainConfig, dataset: Dataset, work
 def config_of(config: TrainConfig, system: str, seed: int) -> TrainConfig:
     """Return the common settings with the system's own, without those that its model does not have."""
     own = SYSTEMS[system].settings
-    known = agman.options_of(own["model"])
+    known = options_of(own["model"])
     common = {key: value for key, value in config.model_dump().items() if key not in MODELS_OWN or key in known}
     return make_config(common | {"without": None, "classify": None} | own | {"seed": seed})
 

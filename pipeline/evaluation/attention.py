@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 import agman
+from agman.attention_score import attention_mass, pointing_hits
 from data_prep.dataset import Dataset, ImageStore
 
 MEASURED = 512
@@ -45,8 +46,8 @@ def measure(maps_khw: torch.Tensor, pairs: pd.DataFrame) -> pd.DataFrame:
     boxes_k4 = torch.tensor(pairs[CORNERS].to_numpy(np.float64))
     x0, y0, x1, y1 = boxes_k4.unbind(1)
     columns = {
-        "mass": agman.attention_mass(maps_khw, boxes_k4),
-        "hits": agman.pointing_hits(maps_khw, boxes_k4).double(),
+        "mass": attention_mass(maps_khw, boxes_k4),
+        "hits": pointing_hits(maps_khw, boxes_k4).double(),
         "area": (x1 - x0) * (y1 - y0),
     }
     return pd.DataFrame({"attribute": pairs["attribute"].to_numpy()} | {k: v.numpy() for k, v in columns.items()})

@@ -14,6 +14,11 @@ import pandas as pd
 import torch
 
 import agman
+import agman.bootstrap
+from agman.bootstrap import Interval
+from agman.memory import keep_freed_memory
+from agman.metrics import Retrieval
+from agman.triplet_metrics import TripletScores, score_conditions, summarise_triplets
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
@@ -41,13 +46,13 @@ class Evaluation:
     """Queries and candidates: role, image_id, attribute, value."""
     embeddings: torch.Tensor
     """Embeddings K×D of the pairs, in the same order."""
-    results: dict[str, agman.Retrieval]
+    results: dict[str, Retrieval]
     """Attribute name -> scores of every query."""
     attention: pd.DataFrame | None = None
     """Columns attribute, mass, hits, area for the measured pairs; None without true regions."""
-    intervals: dict[str, agman.Interval] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
     """Attribute name -> MAP with its 95 % interval over queries; over all queries under ""."""
-    triplets: dict[str, agman.TripletScores] = field(default_factory=dict)
+    triplets: dict[str, TripletScores] = field(default_factory=dict)
     """Attribute name -> scores of every triplet."""
     margin: float = PUBLISHED_MARGIN
     """Margin of the triplet loss."""
@@ -100,7 +105,7 @@ def evaluate(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)
-    agman.keep_freed_memory()
+    keep_freed_memory()
     model = model.to(device).eval()
     images = ImageStore(dataset, split, config["image_size"], threads=threads)
     distinct = asked.drop_duplicates(ignore_index=True)
@@ -117,7 +122,9 @@ def evaluate(
     attributes, values, roles = (pairs[name].to_numpy() for name in ("attribute", "value", "role"))
     names = dataset.info.attribute_names
     results = agman.rank_candidates(embeddings, attributes, values, roles == "query", names)
-    intervals = agman.intervals({name: one.average_precision for name, one in results.items()}) if results else {}
+    intervals = (
+        agman.bootstrap.intervals({name: one.average_precision for name, one in results.items()}) if results else {}
+    )
     summary = (agman.summarise(results) | _bounds(intervals)) if results else {}
 
     margin = config.get("training", {}).get("margin")
@@ -125,8 +132,8 @@ def evaluate(
     of_triplets = {}
     if len(triplets):
         index, conditions = rows[len(pairs) :].reshape(3, -1), torch.from_numpy(triplets.attribute.astype(np.int64))
-        of_triplets = agman.score_conditions(embedded, index, conditions, names, margin)
-        summary |= agman.summarise_triplets(of_triplets) | {"triplet_margin": margin}
+        of_triplets = score_conditions(embedded, index, conditions, names, margin)
+        summary |= summarise_triplets(of_triplets) | {"triplet_margin": margin}
 
     attention = measure_attention(model, images, dataset, pairs)
     if attention is not None:
@@ -172,7 +179,7 @@ def _refuse_nan(embedded: torch.Tensor, pairs: pd.DataFrame, dataset: Dataset) -
     )
 
 
-def _bounds(intervals: dict[str, agman.Interval]) -> dict[str, float]:
+def _bounds(intervals: dict[str, Interval]) -> dict[str, float]:
     """Return the metrics map_low, map_high, and for every attribute map_low/<attribute>, map_high/<attribute>."""
     return {
         f"map_{bound}/{name}".rstrip("/"): getattr(interval, bound)

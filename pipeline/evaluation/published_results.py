@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_prep.layouts import darn, deepfashion, fashionai_vocabulary, zappos50k
+from data_prep.layouts import darn, deepfashion, fashionai, zappos50k
 from data_prep.tables import DatasetInfo
 
 AG_MLAN = "Xiao & Yamasaki, first version (AG-MLAN)"
@@ -74,7 +74,7 @@ class Benchmark:
 FASHIONAI = Benchmark(
     layout="fashionai",
     name="FashionAI",
-    attributes=tuple(fashionai_vocabulary.ATTRIBUTES),
+    attributes=tuple(fashionai.ATTRIBUTES),
     queries=3_600,
     candidates=14_400,
     results=(

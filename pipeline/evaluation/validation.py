@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 import agman
+from agman.triplet_metrics import triplet_accuracy
 from data_prep.dataset import Dataset, ImageStore
 
 SPLIT = "valid"
@@ -57,7 +58,7 @@ class Validation:
 
     def _scored(self, embeddings: torch.Tensor) -> dict[str, float]:
         if self.pairs is None:
-            return {f"{SPLIT}/triplet_accuracy": agman.triplet_accuracy(*embeddings.chunk(3))}
+            return {f"{SPLIT}/triplet_accuracy": triplet_accuracy(*embeddings.chunk(3))}
         is_query = (self.pairs["role"] == "query").to_numpy()
         ranked = agman.rank_candidates(
             embeddings, self.attributes, self.pairs["value"].to_numpy(), is_query, self.names

@@ -8,6 +8,7 @@ import time
 import torch
 
 import agman
+from agman.engine import embed_batches
 
 IMAGES, REPEATS = 8, 5
 """Images in a batch, and batches that are measured."""
@@ -24,6 +25,6 @@ def milliseconds_an_image(model: agman.RetrievalModel, image_size: int, precisio
     seconds = []
     for _ in range(1 + REPEATS):  # the first batch warms up
         started = time.perf_counter()
-        agman.embed_batches(model, [batch], device=device, precision=precision)  # ends with a copy to the CPU
+        embed_batches(model, [batch], device=device, precision=precision)  # ends with a copy to the CPU
         seconds.append(time.perf_counter() - started)
     return 1000 * statistics.median(seconds[1:]) / IMAGES

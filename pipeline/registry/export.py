@@ -1,13 +1,14 @@
-"""`agman export`: a model as a folder for other programs: our checkpoint, a torch.export program, and ONNX."""
+"""`agman export`: a model as a folder for other programs: a checkpoint, a torch.export program, and ONNX."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import agman
-from agman.checkpoint import DESCRIPTION, WEIGHTS
+from agman.checkpoint import DESCRIPTION, WEIGHTS, save_model
+from agman.export import ExportError, export_onnx, require_onnx, save_program
 from data_prep import atomic
+from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
 from pipeline.registry.models import load
 
@@ -16,24 +17,31 @@ FILES = (WEIGHTS, DESCRIPTION, PROGRAM, ONNX)
 
 
 def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write `model` (as `registry.load` takes it) to the folder `out`, which appears whole or not at all.
+    """Write `model` (as `registry.load` takes it) to the folder `out`, which appears complete or not at all.
 
-    Returns what is there: `files`, names with their bytes, and `difference`, how far PROGRAM's and ONNX's
-    embeddings are from the model's (None for ONNX where no onnxruntime is installed). Raises InputError for a
-    folder in the way or a model without an image size, JobFailed if it cannot be exported.
+    Returns `out`, `files` (sizes in bytes by name) and `difference` (by name, the largest difference of the exported
+    embeddings from the model's).
+
+    Raises:
+        InputError: if a folder is in the way, the model has no image size, or a package for ONNX is missing.
+        JobFailed: if the model cannot be exported.
     """
+    try:
+        require_onnx()
+    except ExportError as error:
+        raise InputError(str(error)) from error
     network, description = load(model)
     inputs = () if model.startswith(("models:/", "runs:/")) else (Path(model),)
     with atomic.output_folder(out, marker=PROGRAM, overwrite=overwrite, inputs=inputs) as staging:
-        checkpoint = agman.save_model(staging / "checkpoint", network, description)
+        checkpoint = save_model(staging / "checkpoint", network, description)
         for name in (WEIGHTS, DESCRIPTION):
             (checkpoint / name).rename(staging / name)
         checkpoint.rmdir()
         request = (description["image_size"], description.get("attributes", ()))
         try:
-            program = agman.save_program(network, staging / PROGRAM, *request)
-            onnx = agman.export_onnx(network, staging / ONNX, *request)
-        except agman.ExportError as error:
+            program = save_program(network, staging / PROGRAM, *request)
+            onnx = export_onnx(network, staging / ONNX, *request)
+        except ExportError as error:
             raise JobFailed(str(error)) from error
     return {
         "out": str(out),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-import agman
+from agman.bootstrap import Difference, paired_differences
 
 Scores = Mapping[str, Tensor]
 """Attribute -> score of each of its queries (AP) or triplets (1 if right)."""
@@ -19,7 +19,7 @@ class Verdict:
 
     better: bool
     reason: str
-    differences: dict[str, agman.Difference]
+    differences: dict[str, Difference]
     """Attribute -> challenger minus champion; over all queries under ""."""
 
 
@@ -28,7 +28,7 @@ def judge(champion: Scores, challenger: Scores, tolerance: float, seed: int = 0)
 
     Raises ValueError if the queries differ.
     """
-    differences = agman.paired_differences(champion, challenger, seed)
+    differences = paired_differences(champion, challenger, seed)
     total = differences[""]
     interval = f"{100 * total.mean:+.2f} [{100 * total.low:+.2f}, {100 * total.high:+.2f}]"
     worst = min((name for name in differences if name), key=lambda name: differences[name].mean)

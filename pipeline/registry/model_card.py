@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import agman
+from agman.bootstrap import Interval
 from data_prep.tables import SPLITS
 from pipeline.common.console import printable
 from pipeline.common.errors import without_credentials
@@ -36,7 +36,7 @@ class Tested:
 
     metric: str
     """MAP, or triplet accuracy."""
-    intervals: Mapping[str, agman.Interval]
+    intervals: Mapping[str, Interval]
     """Attribute -> score with its 95 % interval; over all queries (or triplets) under ""."""
     dataset: str
     digest: str
@@ -166,7 +166,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f}"
 
 
-def _interval(interval: agman.Interval | None) -> str:
+def _interval(interval: Interval | None) -> str:
     if interval is None:
         return ""
     return f"{_percent(interval.mean)} [{_percent(interval.low)}, {_percent(interval.high)}]"

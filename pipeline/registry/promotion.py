@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-import agman
+from agman.bootstrap import Interval, intervals
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
@@ -59,7 +59,7 @@ class Decision:
     forced: bool
     reason: str
     metric: str
-    challenger_scores: dict[str, agman.Interval]
+    challenger_scores: dict[str, Interval]
     verdict: Verdict | None
     """None if there was no champion, or if --force overrides one that cannot be scored."""
 
@@ -131,7 +131,7 @@ def promote(
             forced=force is not None and champion is not None and not (verdict and verdict.better),
             reason=force or (verdict.reason if verdict else "there was no champion"),
             metric=metric,
-            challenger_scores=agman.intervals(challenger),
+            challenger_scores=intervals(challenger),
             verdict=verdict,
         )
         if champion_of(client, name) != champion:

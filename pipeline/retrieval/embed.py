@@ -26,7 +26,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
-import agman
+from agman.memory import keep_freed_memory
 from data_prep.atomic import is_full, replace_folder, restore
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError, StorageError
@@ -243,7 +243,7 @@ class _Worker:
     ):
         network, description, precision = model
         torch.set_num_threads(threads)
-        agman.keep_freed_memory()
+        keep_freed_memory()
         self.embedder = Embedder(network, description, precision=precision)
         self.staging, self.root, self.column = staging, root, column
         self.pool = ThreadPoolExecutor(threads)

@@ -18,7 +18,7 @@ from ray import serve
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-import agman
+from agman.memory import keep_freed_memory
 from data_prep.errors import InputError
 from pipeline.inference.embedder import PictureError
 from pipeline.reports.html import render
@@ -92,7 +92,7 @@ class Replica:
     def __init__(self, gallery: str, tracking_uri: str, model: str | None, max_batch: int, wait: float, threads: int):
         os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
         torch.set_num_threads(threads)
-        agman.keep_freed_memory()
+        keep_freed_memory()
         self.gallery = Gallery.open(gallery)
         self.engine = Engine(self.gallery, embedder_of(self.gallery, model))
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")

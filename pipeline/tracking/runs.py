@@ -17,7 +17,6 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 from data_prep.errors import InputError
@@ -364,6 +363,10 @@ def system_metrics(run: Run, node: str | None = None) -> Iterator[None]:
     """
     monitor = None
     try:
+        # Not in MLflow's documentation, whose own switch works only for the process's active run. Inside the block,
+        # so that a version without this module costs only these metrics.
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
         monitor = SystemMetricsMonitor(run.run_id, resume_logging=True, node_id=node, tracking_uri=run.uri)
         monitor.start()
     except Exception as error:

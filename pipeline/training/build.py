@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 import agman
+from agman.losses import ValueProxies
+from agman.registry import options_of
 from data_prep.batches import batches_per_epoch
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
@@ -60,7 +62,7 @@ def resolved(config: TrainConfig, device: str | None = None, workers: int = 1, t
     and for settings that exclude each other or the device.
     """
     try:
-        defaults = agman.options_of(config.model)
+        defaults = options_of(config.model)
     except ValueError as error:
         raise InputError(str(error)) from error
     synced = config.batch_norm == "sync"
@@ -105,7 +107,7 @@ def build_objective(config: TrainConfig, dataset: Dataset) -> agman.TripletObjec
     proxies = None
     if config.proxy_weight:
         value_counts = [len(attribute.values) for attribute in dataset.info.attributes]
-        proxies = agman.ValueProxies(value_counts, model.embedding_dim)
+        proxies = ValueProxies(value_counts, model.embedding_dim)
     return agman.TripletObjective(
         model,
         config.margin,

@@ -16,7 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 import agman
+from agman.batchnorm import convert_batchnorm
 from agman.checkpoint import WEIGHTS, write_model
+from agman.loop import Prefetcher, RunningMeans, pinned
+from agman.memory import keep_freed_memory
+from agman.stepping import NonFiniteLoss, StepResult, learning_rate
 from data_prep.batches import batches_per_epoch, cut, plan_epoch, rows_of_worker
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.triplets import Triplets
@@ -51,9 +55,9 @@ class StepEnd:
     epoch: int
     """Epoch of this step, counted from 1."""
     step: int
-    result: agman.StepResult
+    result: StepResult
     recent: dict[str, float]
-    """Means over the last steps (agman.RunningMeans.means)."""
+    """Means over the last steps (agman.loop.RunningMeans.means)."""
     score: float | None
     """Validation score of the epoch before."""
 
@@ -67,7 +71,7 @@ class EpochEnd:
     metrics: dict[str, float]
 
 
-class NonFiniteBatch(agman.NonFiniteLoss):
+class NonFiniteBatch(NonFiniteLoss):
     """A batch whose loss or gradient is infinite or NaN; `record` names its triplets."""
 
     def __init__(self, message: str, record: dict[str, Any]):
@@ -123,7 +127,7 @@ class Training:
         self.epochs_since_best = 0
         self.score: float | None = None
         """Validation score of the last epoch."""
-        self.means, self.recent = agman.RunningMeans(), agman.RunningMeans()
+        self.means, self.recent = RunningMeans(), RunningMeans()
         """Means of this epoch, and of the steps since the last point of the curves."""
         self.points: list[Point] = []
         """Metrics that are not known to be logged yet; checkpoints carry them. The saver's thread removes them from
@@ -132,11 +136,11 @@ class Training:
         self._copies: dict[str, torch.Tensor] = {}
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.threads or 1)
-        agman.keep_freed_memory()
+        keep_freed_memory()
         self.objective = build_objective(config, dataset)
         self.model = self.objective.model
         self.objective.to(worker.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        agman.convert_batchnorm(self.objective, config.batch_norm)
+        convert_batchnorm(self.objective, config.batch_norm)
         if config.compile:
             self.model.compile()
         self.optimizer = agman.build_optimizer(self.objective, config.lr)
@@ -198,12 +202,12 @@ class Training:
                     saver.save(partial(self.snapshot, end))
                 epoch_end(end)
             return "finished"
-        except agman.NonFiniteLoss as error:
+        except NonFiniteLoss as error:
             raise self._failure(error) from error
         finally:
             batches.close()
 
-    def _loader(self) -> Callable[[int], agman.Prefetcher[agman.Batch]]:
+    def _loader(self) -> Callable[[int], Prefetcher[agman.Batch]]:
         """Return a function that begins to load an epoch's batches."""
         threads = self.config.threads or 1
         images = ImageStore(self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=threads)
@@ -214,10 +218,10 @@ class Training:
             if values_of:
                 known = values_of(image_ids[plan["index"].numpy()], plan["attributes"].numpy())
                 plan["values"] = torch.from_numpy(known)
-            return agman.pinned(agman.Batch(images.read(image_ids), **plan), self.worker.device)
+            return pinned(agman.Batch(images.read(image_ids), **plan), self.worker.device)
 
-        def load(epoch: int) -> agman.Prefetcher[agman.Batch]:
-            return agman.Prefetcher(map(batch, self._plans(epoch)), self.config.prefetch)
+        def load(epoch: int) -> Prefetcher[agman.Batch]:
+            return Prefetcher(map(batch, self._plans(epoch)), self.config.prefetch)
 
         return load
 
@@ -240,7 +244,7 @@ class Training:
         metrics = {f"train/{name}": value for name, value in self.means.means().items()}
         metrics["train/lr"] = float(parameters["lr"])
         self.means.clear()
-        parameters["lr"] = agman.learning_rate(self.epoch, config.lr, config.lr_decay, config.lr_decay_epochs)
+        parameters["lr"] = learning_rate(self.epoch, config.lr, config.lr_decay, config.lr_decay_epochs)
         if validation:
             metrics |= validation.metrics(self.model, self.precision)
             score = metrics[score_name(self.dataset) or ""]
@@ -293,7 +297,7 @@ class Training:
         state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
         for name in COUNTERS:
             setattr(self, name, state[name])
-        self.means, self.recent = agman.RunningMeans(**state["means"]), agman.RunningMeans(**state["recent"])
+        self.means, self.recent = RunningMeans(**state["means"]), RunningMeans(**state["recent"])
         self.points[:] = [(step, dict(metrics)) for step, metrics in state["points"]]
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["beside_model"], strict=False)
@@ -347,7 +351,7 @@ class Training:
             needed += [np.unique(ids[rows]) for ids in (triplets.anchor, triplets.positive, triplets.negative)]
         return np.unique(np.concatenate(needed))
 
-    def _failure(self, error: agman.NonFiniteLoss) -> NonFiniteBatch:
+    def _failure(self, error: NonFiniteLoss) -> NonFiniteBatch:
         """Return an error that names the global batch's triplets."""
         triplets = self._triplets(self.epoch)
         bounds = cut(len(triplets), batches_per_epoch(len(triplets), self.config.batch_size))

@@ -1,6 +1,7 @@
-"""The MLflow runs of a search's trials: children of the search's run, written by the driver alone.
+"""MLflow runs of a study's trials: children of the study's run, written by the driver alone.
 
-A tracking store that is away for a while must not end a search: what could not be written waits for the next occasion.
+A tracking store that does not answer for a while must not end a study: what could not be written is kept and tried
+again.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from pipeline.tracking.watchdog import end_all_runs, end_run, take_over
 from pipeline.tuning.study import FAILED, METRIC, RUNNING, StudyRecord, Trial
 
 TRIAL = "trial"
-"""Tag: the trial's number."""
-PAUSE = 30.0  # seconds between two tries
+"""Tag with the trial's number."""
+PAUSE = 30.0
+"""Seconds between two attempts to write while the store does not answer."""
 
 
 @dataclass
 class _Pending:
-    """What of a trial is not in the store yet."""
+    """Parts of a trial that are not in the store yet."""
 
     begun: Trial | None = None
     points: tracking.Points = field(default_factory=list)
@@ -36,55 +38,57 @@ class _Pending:
 
 
 class MlflowTrials:
-    """One run for every trial of the study, however often trial and search are taken up again."""
+    """Writer of one run for every trial, however often the trial and the study are resumed."""
 
     def __init__(self, dataset: DatasetInfo, parent: tracking.OpenRun, record: StudyRecord, base: dict[str, Any]):
         self.dataset, self.parent, self.record, self.base = dataset, parent, record, base
         self._runs: dict[int, tracking.Run] = {}
-        self._waiting: dict[int, _Pending] = {}
+        self._pending: dict[int, _Pending] = {}
         self._logged: dict[int, dict[str, set[int]]] = {}
         self._not_before = 0.0
         self._unsure = False
         self._known: dict[int, str] = {}
-        """Trial number -> run that an earlier driver began, even if it had no time to note its id."""
+        """Run ids by trial number of runs that an earlier driver began, even if it did not note their ids."""
         self._catch_up()
 
     def begin(self, trial: Trial) -> None:
-        """The trial runs, maybe again."""
-        if trial.number not in self._runs and trial.number not in self._waiting:
-            self._of(trial.number).begun = trial
-            self._of(trial.number).points = _points(trial)
+        """Note that the trial runs, for the first time or again."""
+        if trial.number not in self._runs and trial.number not in self._pending:
+            self._pending_of(trial.number).begun = trial
+            self._pending_of(trial.number).points = _points(trial)
             self.write()
 
     def log(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        self._of(number).points.append((epoch, metrics))
+        """Note a trial's metrics after an epoch."""
+        self._pending_of(number).points.append((epoch, metrics))
         self.write()
 
     def end(self, trial: Trial) -> None:
-        self._of(trial.number).ended = trial
+        """Note that the trial has ended."""
+        self._pending_of(trial.number).ended = trial
         self.write()
 
     def write(self, now: bool = False) -> None:
-        """Write what waits, if it is time (or `now`)."""
+        """Write what is pending, unless the store did not answer less than PAUSE seconds ago and not `now`."""
         if not now and time.monotonic() < self._not_before:
             return
-        for number in list(self._waiting):
+        for number in list(self._pending):
             try:
-                self._write(number, self._waiting[number])
+                self._write(number, self._pending[number])
             except (MlflowException, InputError, OSError) as error:
                 if not self._not_before:
                     say_above(
-                        f"note: the tracking store does not answer, the search goes on ({tracking.reason(error)})"
+                        f"note: the tracking store does not answer, the study continues ({tracking.reason(error)})"
                     )
                 self._not_before, self._unsure = time.monotonic() + PAUSE, True
                 return
-            del self._waiting[number]
+            del self._pending[number]
         self._not_before = 0.0
 
     def close(self) -> None:
-        """End the runs of trials that are still running: their driver ends."""
+        """End the runs of trials that still run: their driver ends."""
         self.write(now=True)
-        with suppress(MlflowException, OSError):  # else the guard ends them
+        with suppress(MlflowException, OSError):  # the watchdog ends them then
             client = MlflowClient(self.parent.uri)
             end_all_runs(
                 client,
@@ -94,26 +98,26 @@ class MlflowTrials:
                 but=self.parent.run_id,
             )
 
-    def _of(self, number: int) -> _Pending:
-        return self._waiting.setdefault(number, _Pending())
+    def _pending_of(self, number: int) -> _Pending:
+        return self._pending.setdefault(number, _Pending())
 
-    def _write(self, number: int, waiting: _Pending) -> None:
+    def _write(self, number: int, pending: _Pending) -> None:
         run = self._runs.get(number)
         if not run:
-            run = self._runs[number] = self._open(waiting.begun or self.record[number])
+            run = self._runs[number] = self._open(pending.begun or self.record[number])
             self.record.ran(number, run.run_id)
-        run.log_points(waiting.points, self._logged.setdefault(number, {}))
-        waiting.points = []
-        if waiting.ended:
-            trial = waiting.ended
+        run.log_points(pending.points, self._logged.setdefault(number, {}))
+        pending.points = []
+        if pending.ended:
+            trial = pending.ended
             run.tag({"ended": trial.state, "reason": trial.reason})
             end_run(MlflowClient(run.uri), run.run_id, self.parent.token, _status(trial))
 
     def _open(self, trial: Trial) -> tracking.Run:
-        """The trial's run: taken up again if there is one, made by this driver or one before."""
+        """Return the trial's run: the one that this or an earlier driver began, or a new one."""
         params = self.base | trial.setting
-        if self._unsure:  # of whether the last try has begun a run
-            self._look()
+        if self._unsure:  # whether the last attempt began a run
+            self._find_runs()
         if run_id := self._known.get(trial.number):
             client = MlflowClient(self.parent.uri)
             take_over(client, run_id, self.parent.token)
@@ -125,24 +129,24 @@ class MlflowTrials:
         tags = {"job": "trial", TRIAL: str(trial.number)}
         return tracking.start_run(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
 
-    def _look(self) -> dict[int, Any]:
-        """Trial number -> MLflow's own run."""
+    def _find_runs(self) -> dict[int, Any]:
+        """Return MLflow's own runs by trial number."""
         runs = {int(run.data.tags[TRIAL]): run for run in tracking.child_runs(self.parent) if TRIAL in run.data.tags}
         self._known, self._unsure = {number: run.info.run_id for number, run in runs.items()}, False
         return runs
 
     def _catch_up(self) -> None:
-        """What an earlier driver had no time to write of trials that have ended."""
-        runs = self._look()
+        """Write what an earlier driver did not write of trials that have ended."""
+        runs = self._find_runs()
         for trial in self.record.trials:
             run = runs.get(trial.number)
             if trial.state != RUNNING and not (run and run.info.status == _status(trial)):
-                self._waiting[trial.number] = _Pending(trial, _points(trial), trial)
+                self._pending[trial.number] = _Pending(trial, _points(trial), trial)
         self.write()
 
 
 def _points(trial: Trial) -> tracking.Points:
-    """Those that the study has too; the run takes none twice."""
+    """Return the points that the study has; the run logs no point twice."""
     return [(epoch, {METRIC: value}) for epoch, value in trial.history]
 
 

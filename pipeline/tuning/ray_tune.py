@@ -1,97 +1,98 @@
-"""A search's trials on Ray Tune: how the driver feeds, prunes and records them. What they run is in
-`pipeline.tuning.trainable`.
+"""Trials of a study on Ray Tune: the driver suggests settings, prunes trials, and records what becomes of them.
 
-What Ray knows of a search is thrown away with its driver: the study (`pipeline.tuning.study`) has all that a
-next driver needs.
+`pipeline.tuning.trainable` has what a trial runs. Ray's own record of the experiment is not used for resuming: the
+study (`pipeline.tuning.study`) holds all that the next driver needs.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ray import tune as ray_tune
-from ray.air.execution._internal import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.tune.execution import tune_controller
+from ray.exceptions import OutOfMemoryError, RayError
+from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from pipeline.common.console import say_above
 from pipeline.tuning.mlflow_trials import MlflowTrials
 from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, StudyRecord, Trial, past
-from pipeline.tuning.trainable import CHECKPOINTS, TrialJob, run_trial
+from pipeline.tuning.trainable import CHECKPOINTS, TrialJob, run_trial, worker_of
 
-KILLED_AT_MOST = 3
-"""So often a trial whose process was killed goes on from its checkpoint; then it has failed."""
-REDUCTION = 2  # ASHA keeps a half at each rung
+MAX_KILLS = 3
+"""Number of times that a trial whose process was killed goes on from its checkpoint; one more, and it has failed."""
+REDUCTION_FACTOR = 2
+"""ASHA keeps the better half of the trials at each rung."""
+
+Watch = Callable[[], None]
+"""Callback after everything that happens to a trial."""
 
 
 def run_trials(
     job: TrialJob, record: StudyRecord, runs: MlflowTrials, watch: Watch, total: int, concurrent: int
-) -> None:
-    """Run what was interrupted, then new trials until there are `total`. Comes back early after Ctrl-C."""
+) -> int:
+    """Run the interrupted trials, then new ones until there are `total`; return how many processes ran out of memory.
+
+    Returns early after Ctrl-C, and when Ray's memory monitor has killed a trial's process: Ray Tune then stops all
+    trials, and the next call continues them.
+    """
     again = [trial.number for trial in record.interrupted()]
     left = len(again) + max(0, total - len(record.trials))
     if not left:
-        return
-    scheduler = make_scheduler(record)
+        return 0
     if job.workers > 1:
         # The trial's own process only waits for its workers; a thousandth of the head node keeps it off the CPUs.
         resources = {"cpu": 0.0, "node:__internal_head__": 0.001}
     else:
         resources = {"cpu": float(job.cpus)} | ({"gpu": job.gpus} if job.gpus else {})
+    logger = _TrialLogger(job, record, runs, watch)
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), resources),
         tune_config=ray_tune.TuneConfig(
             num_samples=left,
             max_concurrent_trials=concurrent,
-            reuse_actors=job.workers == 1,  # what a stopped trial has left of its workers goes with its process
+            reuse_actors=job.workers == 1,  # a stopped trial's remaining workers end with its process
             search_alg=_Suggester(record, again, total),
-            scheduler=scheduler,
+            scheduler=make_scheduler(record),
         ),
         run_config=ray_tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(job.folder / "ray"),
-            callbacks=[_TrialLogger(job, record, runs, watch)],
-            failure_config=ray_tune.FailureConfig(max_failures=KILLED_AT_MOST),
+            callbacks=[logger],
+            failure_config=ray_tune.FailureConfig(max_failures=MAX_KILLS),
             verbose=0,
         ),
     )
-    with _kills_for_memory_as_kills():
-        tuner.fit()
-
-
-MEMORY = "Ray's memory monitor"
-
-
-class _ActorManager(RayActorManager):
-    """Ray Tune's, for which a process killed by the memory monitor is one that has died.
-
-    Ray's own knows dead actors and errors; an actor that was killed for memory is neither to it, and ends the search.
-    """
-
-    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
-            exception = RayActorError(error_msg=f"killed by {MEMORY}: {exception}")
-        super()._actor_task_failed(tracked_actor_task, exception)
-
-
-@contextmanager
-def _kills_for_memory_as_kills() -> Iterator[None]:
-    """There is no way to hand Ray Tune a manager of one's own."""
-    rays, tune_controller.RayActorManager = tune_controller.RayActorManager, _ActorManager
     try:
-        yield
-    finally:
-        tune_controller.RayActorManager = rays
+        tuner.fit()
+        return 0
+    except (TuneError, RayError, RuntimeError) as error:
+        # Ray Tune expects processes that die and tasks that fail. It gives the experiment up for any other error, and
+        # the memory monitor's kills are reported by an error of their own.
+        message = str(_memory_error(error) or "")  # names the Ray worker
+        workers = {trial.number: worker_of(job, trial.number) for trial in record.interrupted()}
+        killed = [number for number, worker in workers.items() if worker and worker in message]
+        if not killed:
+            raise
+        for number in killed:
+            logger.killed_for_memory(number)
+        return len(killed)
+
+
+def _memory_error(error: BaseException | None) -> OutOfMemoryError | None:
+    """Return the first error in the chain of causes that says that a process was killed for memory."""
+    while error and not isinstance(error, OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def make_scheduler(record: StudyRecord) -> TrialScheduler:
+    """Return the plan's scheduler, which knows everything that the study's trials have reported so far."""
     if record.plan.scheduler == "none":
         return FIFOScheduler()
     epochs = record.plan.settings["epochs"]
@@ -101,7 +102,7 @@ def make_scheduler(record: StudyRecord) -> TrialScheduler:
         mode="max",
         max_t=epochs,
         grace_period=max(1, epochs // 3),
-        reduction_factor=REDUCTION,
+        reduction_factor=REDUCTION_FACTOR,
     )
     for number, epoch, value in past(record.trials):
         asha.recall(number, {"epoch": epoch, METRIC: value})
@@ -109,10 +110,10 @@ def make_scheduler(record: StudyRecord) -> TrialScheduler:
 
 
 class _Asha(ASHAScheduler):
-    """ASHA that knows trials by their number in the study, not by the id that one Ray session gives them."""
+    """ASHA that knows trials by their number in the study; Ray's own ids are new in every session."""
 
     def recall(self, number: int, result: dict[str, Any]) -> None:
-        """What a trial reported to an earlier driver."""
+        """Take in what a trial reported to an earlier driver."""
         trial: Any = SimpleNamespace(config={"trial": number})
         self.on_trial_add(None, trial)
         self.on_trial_result(None, trial, result)
@@ -134,15 +135,15 @@ def _numbered(trial: Any) -> Any:
     return SimpleNamespace(trial_id=trial.config["trial"])
 
 
-class _HereOnly:
-    """Ray writes what it drives to disk, for a way of resuming that is not ours: nothing of these."""
+class _NotPickled:
+    """Base of what is excluded from Ray's own experiment state, which is not used for resuming."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class _Suggester(_HereOnly, Searcher):
-    """Hands the study's suggestions to Ray, those of interrupted trials first. Keeps nothing itself."""
+class _Suggester(_NotPickled, Searcher):
+    """Settings for Ray Tune: those of interrupted trials first, then the study's new suggestions."""
 
     def __init__(self, record: StudyRecord, again: list[int], total: int):
         super().__init__(metric=METRIC, mode="max")
@@ -161,21 +162,17 @@ class _Suggester(_HereOnly, Searcher):
         return {"trial": trial.number, "setting": trial.setting}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        pass  # the ledger hears of it too, and of why
+        pass  # the trial logger is told as well, and with the reason
 
     def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).touch()  # Ray moves it into place
+        Path(checkpoint_path).touch()  # Ray moves the file into place
 
     def restore(self, checkpoint_path: str) -> None:
         pass
 
 
-Watch = Callable[[], None]
-"""Called after everything that happens to a trial."""
-
-
-class _TrialLogger(_HereOnly, ray_tune.Callback):
-    """Writes down what happens to the trials: in the study, in MLflow; and cleans up behind them."""
+class _TrialLogger(_NotPickled, ray_tune.Callback):
+    """Writer of everything that happens to trials: to the study and to MLflow. Removes ended trials' checkpoints."""
 
     def __init__(self, job: TrialJob, record: StudyRecord, runs: MlflowTrials, watch: Watch):
         self.job, self.record, self.runs, self.watch = job, record, runs, watch
@@ -198,22 +195,31 @@ class _TrialLogger(_HereOnly, ray_tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         number, last = trial.config["trial"], trial.last_result or {}
         if number in self.failures:
-            self._end(trial, FAILED, self.failures.pop(number))
+            self._end(number, FAILED, self.failures.pop(number), last)
         elif last.get("ended"):
-            self._end(trial, DONE, last["ended"])
+            self._end(number, DONE, last["ended"], last)
         elif METRIC in last:
-            kept = "not among the best half there"
-            self._end(trial, PRUNED, f"ASHA: MAP {last[METRIC]:.4f} after epoch {last['epoch']} is {kept}")
+            reached = f"MAP {last[METRIC]:.4f} after epoch {last['epoch']}"
+            self._end(number, PRUNED, f"ASHA: {reached} is not among the best half there", last)
         else:
-            self._end(trial, FAILED, "it ended without a word")
+            self._end(number, FAILED, "it ended without a result", last)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        if trial.num_failures <= KILLED_AT_MOST:  # its process died before it began, and Ray gives such a trial up
-            return  # the study has it as running: the next round takes it up
-        self._end(trial, FAILED, _killed(trial))
+        if trial.num_failures <= MAX_KILLS:  # its process died before it began, and Ray gives such a trial up
+            return  # the study has the trial as running, so the next round continues it
+        reason = f"its process was killed {trial.num_failures} times"
+        self._end(trial.config["trial"], FAILED, reason, trial.last_result or {})
 
-    def _end(self, trial: Any, state: str, reason: str) -> None:
-        number, last = trial.config["trial"], trial.last_result or {}
+    def killed_for_memory(self, number: int) -> None:
+        """Count a kill by Ray's memory monitor; after too many, the trial has failed."""
+        kills = self.record.count_kill(number)
+        by = "Ray's memory monitor: its machine ran out of memory"
+        if kills > MAX_KILLS:
+            self._end(number, FAILED, f"its process was killed {kills} times by {by}", {})
+        else:
+            say_above(f"trial {number}: its process was killed by {by}; it goes on from its last checkpoint")
+
+    def _end(self, number: int, state: str, reason: str, last: dict[str, Any]) -> None:
         against = last.get(self.job.against) if self.job.against else None
         ended = self.record.end(number, state, reason, against, last.get("seconds", 0.0))
         self.runs.end(ended)
@@ -221,16 +227,8 @@ class _TrialLogger(_HereOnly, ray_tune.Callback):
         self.watch()
 
 
-def _killed(trial: Any) -> str:
-    """Of a trial that was killed too often."""
-    told = Path(trial.error_file).read_text() if trial.error_file else ""
-    memory = told.count(f"killed by {MEMORY}")
-    by = f", {memory} of them by {MEMORY}: its machine ran out of memory" if memory else ""
-    return f"its process was killed {trial.num_failures} times{by}"
-
-
 def tidy(job: TrialJob, ended: Trial) -> None:
-    """Remove its checkpoints: nobody goes on from them."""
-    place = job.trial_folder(ended.number).local
-    assert place
-    shutil.rmtree(place / CHECKPOINTS if ended.state == FAILED else place, ignore_errors=True)
+    """Remove an ended trial's checkpoints, which nothing continues from; a failed trial's other files stay."""
+    folder = job.trial_folder(ended.number).local
+    assert folder
+    shutil.rmtree(folder / CHECKPOINTS if ended.state == FAILED else folder, ignore_errors=True)

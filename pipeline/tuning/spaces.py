@@ -1,4 +1,4 @@
-"""Search spaces by name, for `agman tune --space NAME`: found, tried out and checked before anything trains."""
+"""Search spaces for `agman tune --space NAME`: found by name, tried and checked before anything trains."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from pipeline.common.hints import nearest
 from pipeline.config.schema import make_config
 
 DRAWS = 30
-"""Settings that a space is tried with."""
+"""Number of settings that are drawn from a space to check it."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What varies in a search, and where it starts."""
+    """Search space: the settings that vary, and the first trial."""
 
     name: str
-    """As given."""
+    """Name as given to --space."""
     define: Callable[[optuna.Trial], Any]
     start: dict[str, Any]
-    """Trial 0; empty if the user's own space has none."""
+    """Setting of trial 0; empty if a user's own space has none."""
     varied: frozenset[str]
-    """Every setting that it suggested when it was tried."""
+    """Every setting that the space suggested when it was tried."""
     about: str
-    """First paragraph of its module's docstring."""
+    """First paragraph of the module's docstring."""
 
 
 def find_space(name: str) -> Space:
-    """A module of tune_spaces, or the user's own function as MODULE:FUNCTION, with START beside it or without.
+    """Return the space of a module of tune_spaces, or of a user's own function given as MODULE:FUNCTION.
 
-    MODULE may lie in the working folder. Raises InputError, naming what is at fault, for a space that is not there,
-    cannot be imported, fails, suggests nothing, or suggests (or starts from) a setting that no training can have.
+    MODULE may lie in the working folder, and may define START. Raises InputError with the cause if the space does not
+    exist, cannot be imported, fails, suggests nothing, or suggests or starts from an impossible setting.
     """
     if ":" not in name and name not in space_names():
         raise InputError(
@@ -55,7 +55,7 @@ def find_space(name: str) -> Space:
     try:
         module, define = _own(name) if ":" in name else _named(name)
         start = _start(module)
-        trials = [_defined(define, trial) for trial in _asked(DRAWS)]
+        trials = [_define(define, trial) for trial in _ask_trials(DRAWS)]
         varied = frozenset(key for trial in trials for key in trial.params)
         if not varied:
             raise InputError("it suggests nothing; have it call trial.suggest_float and the like")
@@ -69,17 +69,17 @@ def find_space(name: str) -> Space:
 
 
 def space_names() -> list[str]:
-    """The modules of tune_spaces."""
+    """Return the names of the modules of tune_spaces."""
     return [module.name for module in pkgutil.iter_modules(tune_spaces.__path__)]
 
 
 def draw(space: Space, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Settings drawn evenly from the space. Raises InputError if its function fails."""
-    return [_defined(space.define, trial).params for trial in _asked(count, seed=seed)]
+    """Return `count` settings drawn evenly from the space. Raises InputError if its function fails."""
+    return [_define(space.define, trial).params for trial in _ask_trials(count, seed=seed)]
 
 
 def refuse_varied(space: Space, settings: Iterable[str]) -> None:
-    """Raises InputError if a setting that the user fixed, KEY or KEY=VALUE, is one that the space varies."""
+    """Raise InputError if the space varies one of the `settings` (KEY or KEY=VALUE) that the user fixed."""
     for setting in settings:
         key = setting.partition("=")[0].strip()
         if key in space.varied:
@@ -92,7 +92,7 @@ def _named(name: str) -> tuple[ModuleType, Callable[[optuna.Trial], Any]]:
 
 
 def _own(name: str) -> tuple[ModuleType, Callable[[optuna.Trial], Any]]:
-    """The user's module and function. The working folder joins Python's path, as with `python -m`."""
+    """Return a user's module and function. The working folder joins Python's path, as with `python -m`."""
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise InputError("a space of your own is given as MODULE:FUNCTION")
@@ -103,10 +103,10 @@ def _own(name: str) -> tuple[ModuleType, Callable[[optuna.Trial], Any]]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise InputError(f"{module_name} cannot be imported: {_told(error)}") from error
+            raise InputError(f"{module_name} cannot be imported: {_describe(error)}") from error
         raise InputError(f"there is no module {module_name!r} in {folder} or on Python's path") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{module_name} cannot be imported: {_told(error)}") from error
+        raise InputError(f"{module_name} cannot be imported: {_describe(error)}") from error
     if not hasattr(module, attribute):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         hint = nearest(attribute, functions) if functions else f"define it: def {attribute}(trial): ..."
@@ -124,8 +124,8 @@ def _start(module: ModuleType) -> dict[str, Any]:
     return dict(start)
 
 
-def _asked(count: int, start: dict[str, Any] | None = None, seed: int = 0) -> Iterator[optuna.Trial]:
-    """Trials of a study in memory whose values fall evenly; the first has `start`'s."""
+def _ask_trials(count: int, start: dict[str, Any] | None = None, seed: int = 0) -> Iterator[optuna.Trial]:
+    """Yield trials of a study in memory whose values are drawn evenly; the first has the values of `start`."""
     with _quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     if start:
@@ -144,12 +144,12 @@ def _quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _defined(define: Callable[[optuna.Trial], Any], trial: optuna.Trial) -> optuna.Trial:
-    """The trial, with the space's suggestions."""
+def _define(define: Callable[[optuna.Trial], Any], trial: optuna.Trial) -> optuna.Trial:
+    """Return the trial with the space's suggestions. Raises InputError if the space fails."""
     try:
         returned = define(trial)
     except Exception as error:
-        raise InputError(f"it failed: {_told(error)}") from error
+        raise InputError(f"it failed: {_describe(error)}") from error
     if returned is not None:
         raise InputError(
             f"it returns a {type(returned).__name__}, which nothing reads; have it suggest and return None"
@@ -158,7 +158,7 @@ def _defined(define: Callable[[optuna.Trial], Any], trial: optuna.Trial) -> optu
 
 
 def _check_suggestions(trials: list[optuna.Trial]) -> None:
-    """The settings that were drawn, and the ends of all ranges."""
+    """Raise InputError if a drawn setting, or an end of a range, is impossible."""
     distributions = dict.fromkeys(item for trial in trials for item in trial.distributions.items())
     ends = [{key: value} for key, distribution in distributions for value in _ends(distribution)]
     for setting in [*(trial.params for trial in trials), *ends]:
@@ -178,11 +178,11 @@ def _ends(distribution: BaseDistribution) -> tuple[Any, ...]:
 def _check_start(
     define: Callable[[optuna.Trial], Any], start: dict[str, Any], varied: frozenset[str]
 ) -> frozenset[str]:
-    """What the space suggests when it starts from START."""
+    """Return the settings that the space suggests when it starts from START. Raises InputError if START is wrong."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Fixed parameter")  # out of the range that is suggested
-            (trial,) = (_defined(define, trial) for trial in _asked(1, start))
+            warnings.filterwarnings("error", message="Fixed parameter")  # START is outside a suggested range
+            (trial,) = (_define(define, trial) for trial in _ask_trials(1, start))
         make_config(trial.params)
     except InputError as error:
         raise InputError(f"START: {error}") from error
@@ -194,10 +194,10 @@ def _check_start(
     return frozenset(trial.params)
 
 
-def _told(error: BaseException) -> str:
-    """In one line: what, and where in the user's files."""
+def _describe(error: BaseException) -> str:
+    """Return one line with the error and its place in the user's files."""
     said = str(error).strip().splitlines()
-    not_theirs = (__file__, "<frozen", str(Path(optuna.__file__).parent))
-    theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(not_theirs)]
-    where = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
+    ours = (__file__, "<frozen", str(Path(optuna.__file__).parent))
+    user_frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    where = f" ({user_frames[-1].filename}, line {user_frames[-1].lineno})" if user_frames else ""
     return ": ".join([type(error).__name__, *said[:1]]) + where

@@ -1,7 +1,7 @@
-"""A search's durable record: one Optuna study on disk, written by the driver alone. Knows nothing of Ray.
+"""The durable record of a study: one Optuna study on disk, written by the driver alone. Knows nothing of Ray.
 
-What a search has decided is in the study the moment it is decided: settings when they are asked for, MAP after every
-epoch, how a trial ended. So a driver killed at any moment loses no trial and repeats none.
+Every decision is written at the moment that it is made: settings when they are suggested, MAP after every epoch, and
+how a trial ended. A driver that is killed at any moment therefore loses no trial and repeats none.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from pipeline.evaluation.validation import METRIC
 from pipeline.tuning.spaces import Space
 
 RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
-"""How a trial stands. Pruned ones were stopped by the scheduler."""
-ENDED, REASON, RUN_ID, SECONDS, HISTORY = "ended", "reason", "run_id", "seconds", "history"
-"""What a trial has in the study beside its setting."""
+"""States of a trial. Pruned trials were stopped by the scheduler."""
+ENDED, REASON, RUN_ID, SECONDS, HISTORY, KILLS = "ended", "reason", "run_id", "seconds", "history", "kills"
+"""User attributes of a trial in the Optuna study."""
 OBJECTIVES, EPOCHS = "objectives", "epochs"
-"""What the study has: the objectives' names, and a trial's full budget."""
+"""User attributes of the Optuna study: the names of its objectives, and the full budget of a trial."""
 AGAINST = ("embedding_dim", "latency_ms")
-"""What a search may weigh MAP against; less is better. Latency: milliseconds an image, in the trial's own process."""
-STARTUP_TRIALS = 10  # TPE's: so many are drawn at random before it models anything
+"""Second objectives, to be minimised. The latency is in milliseconds an image, measured in the trial's process."""
+STARTUP_TRIALS = 10
+"""Trials that TPE draws at random before it models anything."""
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 _STATES = {DONE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -40,57 +41,60 @@ History = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search is known by: another plan is another search."""
+    """Identity of a study: another plan is another study."""
 
     space: str
     settings: dict[str, Any]
-    """What does not vary; the epochs are a trial's budget."""
+    """Settings that do not vary; `epochs` is the budget of a trial."""
     search: Literal["tpe", "random"] = "tpe"
     scheduler: Literal["asha", "none"] = "asha"
     against: str | None = None
-    """One of AGAINST, or None to search for MAP alone."""
+    """One of AGAINST, or None to maximise MAP alone."""
     seed: int = 0
     workers: int = 1
-    """Of each trial."""
+    """Workers of each trial."""
 
     @property
     def objectives(self) -> list[str]:
+        """Names of the objectives, MAP first."""
         return [METRIC, self.against] if self.against else [METRIC]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is known of one trial."""
+    """State of one trial."""
 
     number: int
     setting: dict[str, Any]
-    """What varied; conditional settings are there only where they counted."""
+    """Settings that vary; conditional ones are present only if their condition was met."""
     state: str
     history: History
     run_id: str | None = None
     reason: str = ""
-    """Why it ended, in a line."""
+    """Reason why it ended, in one line."""
     seconds: float = 0.0
-    """Of its training, from the start of its last attempt."""
+    """Seconds of its training since the start of its last attempt."""
     objectives: tuple[float, ...] = ()
-    """Of a trial that is done: the best MAP, and what it was weighed against."""
+    """Best MAP and second objective of a trial that is done."""
 
     @property
     def best(self) -> float:
+        """Best MAP after any epoch, or 0 before the first."""
         return max((value for _, value in self.history), default=0.0)
 
 
 class StudyRecord:
-    """The study of one search, in `file`; opened again, it goes on where it was.
+    """Optuna study in the sqlite database `file`. Opening it again continues the study.
 
-    The space's starting point is always trial 0.
+    Trial 0 is always the space's starting point.
     """
 
     def __init__(self, file: Path, name: str, space: Space, plan: Plan):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.plan, self.space = plan, space
+        self._storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
         self._study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(f"sqlite:///{file}"),
+            storage=self._storage,
             study_name=name,
             directions=DIRECTIONS[: len(plan.objectives)],
             load_if_exists=True,
@@ -103,30 +107,33 @@ class StudyRecord:
 
     @property
     def study(self) -> optuna.Study:
+        """The Optuna study."""
         return self._study
 
     @property
     def trials(self) -> list[Trial]:
-        """By number; those that were only queued are none yet."""
+        """All trials by number, without those that are only queued."""
         return trials_in(self._study)
 
     def interrupted(self) -> list[Trial]:
-        """Those that were running when the last driver ended, their settings complete; to be run before new ones."""
+        """Return the trials that have begun and not ended, with complete settings; they run before new ones."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number not in self._asked:
                 self._study.sampler = self._sampler(trial.number)
-                self._define(optuna.Trial(self._study, trial._trial_id))  # what it has been given already stays
+                study_id = self._storage.get_study_id_from_name(self._study.study_name)
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+                self._define(optuna.Trial(self._study, trial_id))  # values that it has been given already stay
         return [self[number] for number in sorted(self._asked)]
 
     def ask(self) -> Trial:
-        """A new trial; its setting depends on the seed, its number, and the trials before it."""
+        """Return a new trial. Its setting depends on the seed, its number, and the trials before it."""
         self._study.sampler = self._sampler(len(self.trials))
         asked = self._study.ask()
         self._define(asked)
         return self[asked.number]
 
     def _define(self, asked: optuna.Trial) -> None:
-        """Raises JobFailed where the space fails; the trial has failed then."""
+        """Have the space suggest the trial's values. Raises JobFailed if the space fails, and so has the trial."""
         self._asked[asked.number] = asked
         try:
             self.space.define(asked)
@@ -136,12 +143,12 @@ class StudyRecord:
             raise JobFailed(f"trial {asked.number}: {reason}") from error
 
     def _sampler(self, number: int) -> BaseSampler:
-        seed = 1_000_003 * self.plan.seed + number  # of this trial's own: a continued search needs no generator's state
+        seed = 1_000_003 * self.plan.seed + number  # one for each trial, so that resuming needs no generator state
         if self.plan.search == "random":
             return RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Trials that run count as bad ones, or two at a time would be nearly the same.
+            # constant_liar: running trials count as bad ones, or concurrent suggestions would be nearly the same.
             return TPESampler(
                 n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True, seed=seed
             )
@@ -150,12 +157,12 @@ class StudyRecord:
         return _read(self._study.get_trials(deepcopy=False)[number])
 
     def ran(self, number: int, run_id: str) -> None:
-        """The trial's run in MLflow. Of a trial that has ended Optuna takes it no more; MLflow has the number too."""
+        """Note the trial's MLflow run. Optuna refuses this for an ended trial; the run has the trial's number, too."""
         if number in self._asked:
             self._asked[number].set_user_attr(RUN_ID, run_id)
 
     def epoch(self, number: int, epoch: int, value: float) -> None:
-        """The trial's MAP after an epoch; of several for one epoch, the first stays."""
+        """Note the trial's MAP after an epoch. If an epoch is reported again, the first value stays."""
         history = self[number].history
         if epoch in dict(history):
             return
@@ -163,10 +170,21 @@ class StudyRecord:
             self._asked[number].report(value, epoch)
         self._asked[number].set_user_attr(HISTORY, [*history, (epoch, value)])
 
-    def end(self, number: int, state: str, reason: str, against: float | None = None, seconds: float = 0.0) -> Trial:
-        """The trial has ended, after so many seconds of training in its last attempt.
+    def count_kill(self, number: int) -> int:
+        """Note that the trial's process was killed for memory, and return how often that has happened."""
+        kills = int(self._study.get_trials(deepcopy=False)[number].user_attrs.get(KILLS, 0)) + 1
+        self._asked[number].set_user_attr(KILLS, kills)
+        return kills
 
-        Optuna learns pruned ones as such, with their last MAP, and failed ones without one.
+    def end(self, number: int, state: str, reason: str, against: float | None = None, seconds: float = 0.0) -> Trial:
+        """Note the end of a trial, and return it. Optuna learns a pruned trial's last MAP, and no MAP of a failed one.
+
+        Args:
+            number: number of the trial.
+            state: DONE, PRUNED or FAILED.
+            reason: reason in one line.
+            against: value of the second objective.
+            seconds: seconds of training in the last attempt.
         """
         asked, trial = self._asked[number], self[number]
         if state == DONE and (not trial.history or (self.plan.against and against is None)):
@@ -183,7 +201,7 @@ class StudyRecord:
 
     @property
     def best(self) -> Trial | None:
-        """The trial of the highest MAP among those that are done (of any, where none is)."""
+        """Best trial, as `best_of` returns it."""
         return best_of(self.trials)
 
 
@@ -194,7 +212,7 @@ def best_of(trials: list[Trial]) -> Trial | None:
 
 
 def trials_in(study: optuna.Study) -> list[Trial]:
-    """By number; those that were only queued are none yet."""
+    """Return the study's trials by number, without those that are only queued."""
     return [_read(trial) for trial in study.trials if trial.state is not TrialState.WAITING]
 
 
@@ -213,10 +231,10 @@ def _read(trial: optuna.trial.FrozenTrial) -> Trial:
 
 
 def past(trials: list[Trial]) -> Iterator[tuple[int, int, float]]:
-    """(number, epoch, MAP) of all that was reported, trial by trial, for a scheduler that begins anew."""
+    """Yield (number, epoch, MAP) of every report, trial by trial, for a new scheduler."""
     for trial in trials:
-        # The scheduler may have stopped one that is still running at its last epoch, and nobody has heard of it: it
-        # reports that epoch again, or the next one.
+        # The old scheduler may have stopped a running trial at its last epoch, and nobody heard of it. The trial will
+        # report that epoch again, or the next one.
         known = sorted(trial.history)[: -1 if trial.state == RUNNING else None]
         for epoch, value in known:
             if math.isfinite(value):

@@ -1,6 +1,6 @@
-"""What a search's trial runs, in a process that Ray Tune keeps for the next one.
+"""What a trial of a study runs, in a process that Ray Tune keeps for the next trial.
 
-Imported there before the first epoch, so nothing heavy that one worker does without: no MLflow, no Optuna.
+The process imports this before its first epoch, so a trial of one worker imports neither MLflow nor Optuna.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune as ray_tune
 
@@ -29,35 +30,47 @@ from pipeline.training.build import steps_per_epoch
 from pipeline.training.checkpoints import Checkpoints, Saver
 from pipeline.training.trainer import NonFiniteBatch, Training, WorkerContext
 
-CHECKPOINTS = "checkpoints"
-"""In a trial's folder."""
+CHECKPOINTS, WORKER = "checkpoints", "worker"
+"""Names in a trial's folder: its checkpoints, and the id of the Ray worker that runs it."""
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What all trials have in common; it travels to them."""
+    """Everything that the trials of a study have in common; it is sent to their processes."""
 
     data: Storage
     base: dict[str, Any]
+    """Settings that do not vary."""
     folder: Path
-    """The search's; all machines see it."""
+    """Folder of the study, which all machines see."""
     cpus: int
-    """Of each worker."""
+    """CPUs of each worker."""
     gpus: float
+    """GPUs of each worker."""
     workers: int = 1
+    """Workers of each trial."""
     against: str | None = None
+    """Second objective, or None."""
 
     def trial_folder(self, number: int) -> Storage:
-        """A trial's folder; removed when the trial has ended, but of a failed one only its checkpoints."""
+        """Return a trial's folder. It is removed when the trial has ended; a failed one loses only its checkpoints."""
         return Storage(self.folder / f"trial-{number:04d}")
 
 
-def run_trial(config: dict[str, Any], job: TrialJob) -> None:
-    """One training, in this process or on workers of its own; reports after every epoch.
+def worker_of(job: TrialJob, number: int) -> str:
+    """Return the id of the Ray worker that runs the trial or ran it last; empty before that."""
+    try:
+        return (job.trial_folder(number) / WORKER).read_bytes().decode()
+    except FileNotFoundError:
+        return ""
 
-    An error is reported, not raised: Ray starts a trial anew whose process was killed, and that alone.
+
+def run_trial(config: dict[str, Any], job: TrialJob) -> None:
+    """Run one training, in this process or on workers of its own, and report after every epoch.
+
+    An error is reported, not raised: Ray restarts trials that raise, and only killed processes are to be restarted.
     """
-    # The process takes the next trial when this one has ended; Ray loses a trial if it does not wait long enough.
+    # The process takes the next trial when this one has ended. Ray loses a trial if it does not wait long enough.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "86400"
     number, started = config["trial"], time.monotonic()
 
@@ -67,6 +80,7 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
     try:
         if not job.folder.is_dir():
             raise JobFailed(f"{job.folder}: this trial's machine does not see it; --storage must be shared by all")
+        (job.trial_folder(number) / WORKER).write_bytes(ray.get_runtime_context().get_worker_id().encode())
         run = _on_workers if job.workers > 1 else _here
         run(number, job.base | config["setting"], job, report)
     except Exception as error:
@@ -76,6 +90,7 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
 
 
 Report = Callable[[dict[str, Any]], None]
+"""Report of an epoch's metrics to Ray Tune."""
 
 
 def _here(number: int, settings: dict[str, Any], job: TrialJob, report: Report) -> None:
@@ -100,19 +115,19 @@ def _here(number: int, settings: dict[str, Any], job: TrialJob, report: Report) 
             saver.finish()
         raise
     finally:
-        saver.finish()  # nothing, the second time
+        saver.finish()  # does nothing the second time
 
 
 def _on_workers(number: int, settings: dict[str, Any], job: TrialJob, report: Report) -> None:
     from pipeline.tracking import runs as tracking
     from pipeline.training import ray_driver as workers
 
-    config, place, dataset = make_config(settings), job.trial_folder(number), Dataset(job.data)
-    nobody = tracking.Run("", f"trial {number}")
-    workers.write_json(place / workers.DESCRIPTION, {"run_id": nobody.run_id})
+    config, folder, dataset = make_config(settings), job.trial_folder(number), Dataset(job.data)
+    no_run = tracking.Run("", f"trial {number}")
+    workers.write_json(folder / workers.DESCRIPTION, {"run_id": no_run.run_id})
     steps = config.epochs * steps_per_epoch(dataset, config, config.micro_batches or job.workers)
     result = partial(result_of, against=job.against)
-    task = workers.TrainJob(job.data, config, place, nobody, steps, at_epoch_end=result)
+    task = workers.TrainJob(job.data, config, folder, no_run, steps, at_epoch_end=result)
     resources = {"CPU": float(job.cpus), "GPU": job.gpus}
     outcome = workers.run_workers(task, f"trial {number}", (job.workers, job.workers), resources, report=report)
     if outcome["state"] == workers.FAILED:
@@ -120,7 +135,7 @@ def _on_workers(number: int, settings: dict[str, Any], job: TrialJob, report: Re
 
 
 def result_of(training: Training, metrics: dict[str, float], against: str | None) -> dict[str, Any]:
-    """What a trial reports after an epoch. `ended` says why this was the last one, if it was."""
+    """Return what a trial reports after an epoch. `ended` is the reason why this epoch was the last, or empty."""
     result: dict[str, Any] = metrics | {"epoch": training.epoch, "ended": ""}
     if not training.ended:
         return result

@@ -1,7 +1,8 @@
-"""`agman tune`: a search from its space to a registered model, taken up again after whatever killed it.
+"""`agman tune`: a study from its search space to a registered model, which can be resumed after any interruption.
 
-Optuna suggests (the study on disk is the record of it all), Ray Tune runs the trials and ASHA prunes them, MLflow has
-a run for the search and one for every trial; the best setting is trained again at full budget and becomes challenger.
+Optuna suggests settings, and its study on disk is the record of everything. Ray Tune runs the trials and ASHA prunes
+them. MLflow has one run for the study and one for every trial. The best setting is trained again with the full budget
+and becomes challenger.
 """
 
 from __future__ import annotations
@@ -53,45 +54,46 @@ from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, S
 from pipeline.tuning.trainable import TrialJob
 
 WriteReport = Callable[[optuna.Study, Path, dict[str, str]], object]
-"""Write a report on the study to a folder; the dictionary has facts for the head of its page."""
+"""Writer of a report on the study to a folder; the dictionary has facts to show on its page."""
 
 DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
-"""In a search's folder."""
+"""Names in a study's folder."""
 GO_ON = "the same command with --resume goes on"
 FRUITLESS_ROUNDS = 3
-"""So often in a row Ray Tune may come back without a trial ended; then the search has failed."""
+"""Number of rounds of Ray Tune in a row without the end of a trial after which the study has failed."""
 
 
 @dataclass(frozen=True)
 class FinalTraining:
-    """The best setting, trained at full budget: one training for each seed."""
+    """Trainings of the best setting with the full budget, one for each seed."""
 
     valid: list[float]
-    """Their validation MAPs."""
+    """Validation MAP of each."""
     test: dict[str, float]
-    """Figures of the one that is best on validation."""
+    """Test metrics of the training that is best on validation."""
     model_uri: str
     alias: str
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A finished search."""
+    """Result of a finished study."""
 
     run: tracking.Run
     space: str
     trials: list[Trial]
     best: Trial
     seconds: float
-    """Of this command; an interrupted search has had others."""
+    """Duration of this command; earlier commands of a resumed study do not count."""
     page: Path | None
-    """The report's page, if a report was written."""
+    """Page of the report, if one was written."""
     final: FinalTraining | None
 
     @property
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
+        """Metrics for `--json`."""
         states = Counter(trial.state for trial in self.trials)
-        figures: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "trials": len(self.trials),
             **{state: states[state] for state in (DONE, PRUNED, FAILED)},
             METRIC: self.best.best,
@@ -101,9 +103,9 @@ class StudyResult:
             "seconds": round(self.seconds, 1),
         }
         if self.final:
-            figures |= self.final.test | {"model_uri": self.final.model_uri, "alias": self.final.alias}
-            figures |= {"final/valid/map": self.final.valid}
-        return figures
+            metrics |= self.final.test | {"model_uri": self.final.model_uri, "alias": self.final.alias}
+            metrics |= {"final/valid/map": self.final.valid}
+        return metrics
 
 
 def tune(
@@ -128,14 +130,15 @@ def tune(
     """Run `trials` trials of `trial_epochs` epochs, `concurrent` at a time on `workers` workers each.
 
     The space's starting point is trial 0. The best setting is then trained for all `config.epochs` with `final_seeds`
-    seeds (0: not at all); the best of these on validation is scored on test, once, and registered as challenger. With
-    `against` the search is for a Pareto front, and the best setting that of the highest MAP.
+    seeds (0: not at all). The best of these on validation is scored on test, once, and registered as challenger. With
+    `against` the study has a Pareto front, and the best setting is that of the highest MAP.
 
-    `write_report` is called when the trials have ended, before the best setting is trained; what it writes goes to the
-    search's MLflow run, too.
+    `write_report` is called when the trials have ended, before the best setting is trained. The report is also sent to
+    the study's MLflow run.
 
-    A search is known by its plan and lives in `storage / name`; `resume` goes on where it was left, maybe to more
-    trials. Raises InputError for what a user can mend, JobFailed, and KeyboardInterrupt after Ctrl-C or SIGTERM.
+    A study is identified by its plan and lies in `storage / name`. `resume` continues it, possibly to more trials.
+    Raises InputError for mistakes that a user can correct, JobFailed if the study fails, and KeyboardInterrupt after
+    Ctrl-C or SIGTERM.
     """
     scheduler = scheduler or ("none" if against else "asha")
     budget = trial_epochs or config.epochs
@@ -193,9 +196,12 @@ def tune(
 def _check(
     dataset: Dataset, base: TrainConfig, space: Space, workers: int, scheduler: str, against: str | None
 ) -> None:
-    """Find what a user can mend before anything starts. Raises InputError."""
+    """Raise InputError for mistakes that a user can correct, before anything starts.
+
+    `check` builds models on the meta device, once for each distinct architecture.
+    """
     if not dataset.info.queries["valid"]:
-        raise InputError(f"{dataset.path}: a search needs a validation split with queries, the dataset has none")
+        raise InputError(f"{dataset.path}: a study needs a validation split with queries, the dataset has none")
     for key in ("epochs", "max_triplets", "seed"):
         if key in space.varied:
             raise InputError(f"--space {space.name}: varies {key}, but trials are compared at equal budget and seed")
@@ -210,7 +216,7 @@ def _check(
 
 
 def _resources(concurrent: int, workers: int) -> tuple[int, float]:
-    """CPUs and GPUs of each worker. Raises InputError where the cluster has not enough."""
+    """Return the CPUs and GPUs of each worker. Raises InputError if the cluster has too few."""
     option = f"--concurrent {concurrent} × --workers-per-trial {workers} =" if workers > 1 else "--concurrent"
     cpus = cpus_for(concurrent * workers, option)
     if workers > 1:
@@ -221,9 +227,10 @@ def _resources(concurrent: int, workers: int) -> tuple[int, float]:
 def _claimed(
     stack: ExitStack, storage: Path, name: str | None, resume: bool, dataset: Dataset, plan: Plan, space: Space
 ) -> tuple[Path, dict[str, Any]]:
-    """The search's folder, this process's alone, and what it says of itself.
+    """Lock the study's folder for this process; return it and the content of its description.
 
-    Finished ones are passed over: the same search again is NAME-2, NAME-3 ...
+    Finished studies are passed over: the next study of the same plan is NAME-2, then NAME-3. Raises InputError if the
+    folder holds another study, or something else.
     """
     identity = _plain(asdict(plan) | {"varied": sorted(space.varied), "start": space.start})
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -234,23 +241,23 @@ def _claimed(
     begun = read_json(Storage(folder / DESCRIPTION))
     if resume and not begun:
         there = _others(storage)
-        raise InputError(f"{folder}: no search of this plan to go on with; leave --resume out to begin it{there}")
+        raise InputError(f"{folder}: no study of this plan to resume; leave --resume out to begin it{there}")
     if begun:
         if begun["digest"] != digest:
             difference = _difference(begun["plan"], identity)
-            raise InputError(f"{folder}: holds another search ({difference}); give another --name")
+            raise InputError(f"{folder}: holds another study ({difference}); give another --name")
         if begun["dataset_digest"] != dataset.info.digest and not (begun["finished"] and not resume):
             raise InputError(
-                f"{folder}: {dataset.path} has changed since this search began; begin another one with --name"
+                f"{folder}: {dataset.path} has changed since this study began; begin another one with --name"
             )
         if not resume and not begun["finished"]:
             raise InputError(
-                f"{folder}: this search was begun and did not finish; --resume goes on with it, --name begins another"
+                f"{folder}: this study was begun and did not finish; --resume continues it, --name begins another"
             )
         if not resume:
             folder, begun = _folder(storage, name, last + 1), {}
     elif folder.exists() and {file.name for file in folder.iterdir()} - {"lock"}:
-        raise InputError(f"{folder}: is no search's folder, but not empty; give another --name")
+        raise InputError(f"{folder}: is no study's folder, but not empty; give another --name")
     stack.enter_context(locked(folder, "--name NAME"))
     mine = {"digest": digest, "plan": identity, "dataset_digest": dataset.info.digest, "finished": False}
     return folder, begun or mine
@@ -261,30 +268,30 @@ def _folder(storage: Path, name: str, number: int) -> Path:
 
 
 def _plain(plan: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """Return the plan as JSON stores it."""
     return dict(json.loads(json.dumps(plan, default=str)))
 
 
 def _others(storage: Path) -> str:
     names = sorted(file.parent.name for file in storage.glob(f"*/{DESCRIPTION}"))
-    return f" (searches there: {', '.join(names[:5])})" if names else ""
+    return f" (studies there: {', '.join(names[:5])})" if names else ""
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first thing in which two plans differ."""
+    """Return the first difference between two plans."""
     one, other = ({**plan["settings"], **plan, "settings": None} for plan in (before, now))
     return next((f"{key}: {one[key]} there, {other[key]} here" for key in other if one.get(key) != other[key]), "")
 
 
 def _run(job: TrialJob, record: StudyRecord, runs: MlflowTrials, trials: int, concurrent: int) -> None:
-    """Until there are so many trials that have ended. Raises KeyboardInterrupt after Ctrl-C, JobFailed if it stalls."""
+    """Run trials until `trials` have ended. Raises KeyboardInterrupt after Ctrl-C, JobFailed if no trial ends."""
 
     def ended() -> int:
         return sum(trial.state != RUNNING for trial in record.trials)
 
     def watch() -> None:
         _show_progress(bar, record)
-        if stopped.is_set():  # maybe before Ray listened
+        if stopped.is_set():  # Ray may not have listened yet when the signal came
             os.kill(os.getpid(), signal.SIGUSR1)
 
     bar = bar_of("trials", max(trials, ended()))
@@ -293,19 +300,20 @@ def _run(job: TrialJob, record: StudyRecord, runs: MlflowTrials, trials: int, co
     with _signals_for_ray() as stopped:
         try:
             while (before := ended()) < trials:
+                kills = 0
                 try:
-                    run_trials(job, record, runs, watch, trials, concurrent)
+                    kills = run_trials(job, record, runs, watch, trials, concurrent)
                 except JobFailed:
                     raise
                 except (TuneError, RayError, RuntimeError) as error:
-                    # Where the memory monitor kills a trial, for one; the trials that were running are taken up again.
+                    # The next round continues the trials that were running.
                     say_above(f"Ray Tune gave up: {(str(error).strip().splitlines() or [''])[-1]}")
                 if stopped.is_set():
                     left = f"{trials - ended()} of {trials} trials are left"
                     raise KeyboardInterrupt(f"{left}; {GO_ON}")
-                fruitless = fruitless + 1 if ended() == before else 0
+                fruitless = fruitless + 1 if ended() == before and not kills else 0
                 if fruitless >= FRUITLESS_ROUNDS:
-                    raise JobFailed(f"Ray Tune ends no trial any more; {GO_ON}")
+                    raise JobFailed(f"no trial ends any more on Ray Tune; {GO_ON}")
         finally:
             bar.close()
             runs.close()
@@ -313,7 +321,7 @@ def _run(job: TrialJob, record: StudyRecord, runs: MlflowTrials, trials: int, co
 
 
 def _tidy(job: TrialJob, record: StudyRecord) -> None:
-    """Again: a trial may have been saving its last epoch when it was tidied up."""
+    """Remove ended trials' checkpoints once more: a trial may have been saving while its folder was removed."""
     for trial in record.trials:
         if trial.state != RUNNING:
             tidy(job, trial)
@@ -328,13 +336,13 @@ def _show_progress(bar: tqdm, record: StudyRecord) -> None:
         note += f"; best MAP {best.best:.4f} (trial {best.number}: {setting})"
     bar.set_postfix_str(note, refresh=False)
     bar.update(len(trials) - states[RUNNING] - bar.n)
-    if sys.stderr.isatty():  # a log file gets a line now and then
+    if sys.stderr.isatty():  # a log file gets a line every ten seconds
         bar.refresh()
 
 
 @contextmanager
 def _signals_for_ray() -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM sets the event and lets Ray Tune stop its trials; the second interrupts at once."""
+    """Set the event and let Ray Tune stop its trials at the first Ctrl-C or SIGTERM; interrupt at the second."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
@@ -345,7 +353,7 @@ def _signals_for_ray() -> Iterator[threading.Event]:
             raise KeyboardInterrupt(GO_ON)
         stopped.set()
         say_above("stopping the trials; once more stops at once")
-        os.kill(os.getpid(), signal.SIGUSR1)  # Ray Tune's own sign to stop
+        os.kill(os.getpid(), signal.SIGUSR1)  # the signal at which Ray Tune stops
 
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -366,12 +374,12 @@ def _final(
     seeds: range,
     workers: int,
 ) -> FinalTraining:
-    """Train the best setting at full budget, score the best of the seeds on test, register it.
+    """Train the best setting with the full budget, score the best of the seeds on test, and register it.
 
-    Each of it once: what a killed driver had done and not noted is found by the training's name and the version's run.
+    Each step is done once. If a driver was killed before it noted a step, the step is found by the training's name or
+    by the registered version's run.
     """
-    place = Storage(folder / FINAL)
-    notes = place / f"trial-{best.number}-{config.epochs}-epochs.json"
+    notes = Storage(folder / FINAL) / f"trial-{best.number}-{config.epochs}-epochs.json"
     done: dict[str, Any] = read_json(notes)
     for seed in seeds:
         if str(seed) in done:
@@ -415,7 +423,7 @@ def _final(
 
 
 def _send(parent: tracking.Run, report: Path) -> None:
-    """The report, to its run. A note must do where that fails: the folder has it all."""
+    """Send the report to the study's run. If that fails, only say so: the folder has the report."""
     try:
         MlflowClient(parent.uri).log_artifacts(parent.run_id, str(report), "search")
     except (MlflowException, OSError) as error:
@@ -423,7 +431,7 @@ def _send(parent: tracking.Run, report: Path) -> None:
 
 
 def _log(parent: tracking.Run, record: StudyRecord, final: FinalTraining | None) -> None:
-    """The search's outcome, in its run. A store that does not answer is the block's to report."""
+    """Log the study's outcome to its run. The caller reports a store that does not answer."""
     best = record.best
     assert best
     tags = {"best_trial": str(best.number), "best_setting": json.dumps(best.setting)}
@@ -440,4 +448,5 @@ def _log(parent: tracking.Run, record: StudyRecord, final: FinalTraining | None)
 
 
 def short(value: Any) -> str:
+    """Return a setting's value with at most three significant digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 from support.commands import agman_exit_code
 from support.pages import open_page
 
-import agman
+from agman.bootstrap import Difference
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.cli.tune import show_comparison
@@ -123,4 +123,4 @@ def test_wrong_requests_are_refused(dataset: Dataset, tmp_path: Path, capsys: py
 def test_the_printed_metrics_are_json(compared: Comparison) -> None:
     figures = show_comparison(compared, compared.folder / "report" / "report.html")
     assert json.loads(json.dumps(figures))["agman/test/map"] == pytest.approx(compared.spread("agman", "map")[0])
-    assert figures["failed"] == [] and isinstance(compared.difference("csn"), agman.Difference)
+    assert figures["failed"] == [] and isinstance(compared.difference("csn"), Difference)

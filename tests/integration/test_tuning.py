@@ -1,4 +1,4 @@
-"""`agman tune`, in the tests' own Ray session: what a search leaves behind, and what it refuses."""
+"""`agman tune` in the tests' Ray session: what a study leaves behind, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.tuning.tune import StudyResult, tune
 
 CONFIG = make_config(
     {
-        "backbone": "resnet18",
+        "backbone": "tiny",
         "embedding_dim": 16,
         "batch_size": 12,
         "epochs": 3,
@@ -34,35 +34,31 @@ CONFIG = make_config(
         "seed": 11,
     }
 )
-TRIALS = 5
+TRIALS = 4
 
 
 def space(define: Any, **start: Any) -> Space:
-    """One of the test's own."""
+    """Return a space of the test's own."""
     return Space("own", define, start, frozenset(["lr", "margin"]), "")
 
 
-def children(sweep: StudyResult) -> list[Run]:
-    client = MlflowClient(sweep.run.uri)
-    parent = client.get_run(sweep.run.run_id)
-    mine = f"tags.`mlflow.parentRunId` = '{sweep.run.run_id}'"
+def children(result: StudyResult) -> list[Run]:
+    client = MlflowClient(result.run.uri)
+    parent = client.get_run(result.run.run_id)
+    mine = f"tags.`mlflow.parentRunId` = '{result.run.run_id}'"
     return list(client.search_runs([parent.info.experiment_id], mine))
 
 
-def trial_runs(sweep: StudyResult) -> dict[int, Run]:
-    """Trial number -> its run; each has one."""
-    runs = [run for run in children(sweep) if "trial" in run.data.tags]
+def trial_runs(result: StudyResult) -> dict[int, Run]:
+    """Return the trials' runs by number; each trial has one."""
+    runs = [run for run in children(result) if "trial" in run.data.tags]
     by_number = {int(run.data.tags["trial"]): run for run in runs}
     assert len(by_number) == len(runs)
     return by_number
 
 
-def study(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
-
-
 @pytest.fixture(scope="module")
-def sweep(ray_started: None, store: Path, dataset: Dataset) -> StudyResult:
+def result(ray_started: None, store: Path, dataset: Dataset) -> StudyResult:
     return tune(
         dataset,
         CONFIG,
@@ -76,21 +72,22 @@ def sweep(ray_started: None, store: Path, dataset: Dataset) -> StudyResult:
     )
 
 
-def test_every_trial_is_recorded_once_wherever_one_looks(sweep: StudyResult, store: Path) -> None:
-    assert [trial.number for trial in sweep.trials] == list(range(TRIALS))
-    assert sweep.trials[0].setting == {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
-    told = study(store / "runs" / "first").trials
-    runs = trial_runs(sweep)
+def test_every_trial_is_recorded_once_in_every_place(result: StudyResult, store: Path) -> None:
+    assert [trial.number for trial in result.trials] == list(range(TRIALS))
+    assert result.trials[0].setting == {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
+    file = store / "runs" / "first" / "study.db"
+    told = optuna.load_study(study_name="first", storage=f"sqlite:///{file}").trials
+    runs = trial_runs(result)
     assert len(told) == len(runs) == TRIALS
     table = pd.read_parquet(store / "runs" / "first" / "report" / "trials.parquet").set_index("number")
-    for trial in sweep.trials:
+    for trial in result.trials:
         run = runs[trial.number]
         assert run.info.run_id == trial.run_id == table.loc[trial.number, "run_id"]
         assert (run.info.status, run.data.tags["ended"]) == ("FINISHED", trial.state)
         assert run.data.tags["reason"] == trial.reason != ""
         assert {key: float(run.data.params[key]) for key in trial.setting} == trial.setting
-        assert (run.data.params["backbone"], run.data.params["epochs"]) == ("resnet18", "3")
-        points = MlflowClient(sweep.run.uri).get_metric_history(run.info.run_id, "valid/map")
+        assert (run.data.params["backbone"], run.data.params["epochs"]) == ("tiny", "3")
+        points = MlflowClient(result.run.uri).get_metric_history(run.info.run_id, "valid/map")
         assert [(point.step, point.value) for point in points] == trial.history
         states = {"done": optuna.trial.TrialState.COMPLETE, "pruned": optuna.trial.TrialState.PRUNED}
         assert told[trial.number].state is states[trial.state]
@@ -101,53 +98,53 @@ def test_every_trial_is_recorded_once_wherever_one_looks(sweep: StudyResult, sto
             assert len(trial.history) < 3 and trial.reason.startswith("ASHA: MAP ")
 
 
-def test_its_best_setting_is_trained_in_full_scored_once_and_registered(sweep: StudyResult, dataset: Dataset) -> None:
-    assert sweep.final and len(sweep.final.valid) == 1
-    assert (sweep.final.alias, sweep.final.model_uri) == ("challenger", "models:/agman-tiny/1")
-    assert set(sweep.final.test) >= {"test/map", "test/chance", "test/queries"}
-    client = MlflowClient(sweep.run.uri)
+def test_the_best_setting_is_trained_in_full_scored_once_and_registered(result: StudyResult, dataset: Dataset) -> None:
+    assert result.final and len(result.final.valid) == 1
+    assert (result.final.alias, result.final.model_uri) == ("challenger", "models:/agman-tiny/1")
+    assert set(result.final.test) >= {"test/map", "test/chance", "test/queries"}
+    client = MlflowClient(result.run.uri)
     version = client.get_model_version("agman-tiny", "1")
-    assert version.tags["search_run_id"] == sweep.run.run_id
+    assert version.tags["search_run_id"] == result.run.run_id
     assert {a: int(v) for a, v in client.get_registered_model("agman-tiny").aliases.items()} == {"challenger": 1}
-    (final,) = [run for run in children(sweep) if "trial" not in run.data.tags]
+    (final,) = [run for run in children(result) if "trial" not in run.data.tags]
     assert version.run_id == final.info.run_id
-    assert final.data.metrics["test/map"] == sweep.final.test["test/map"]
-    best = max((trial for trial in sweep.trials if trial.state == "done"), key=lambda trial: trial.best)
-    assert sweep.best.number == best.number
+    assert final.data.metrics["test/map"] == result.final.test["test/map"]
+    best = max((trial for trial in result.trials if trial.state == "done"), key=lambda trial: trial.best)
+    assert result.best.number == best.number
     assert {key: float(final.data.params[key]) for key in best.setting} == best.setting
 
 
-def test_the_searchs_run_has_the_plan_the_outcome_and_the_page(sweep: StudyResult, dataset: Dataset) -> None:
-    client = MlflowClient(sweep.run.uri)
-    run = client.get_run(sweep.run.run_id)
+def test_the_studys_run_has_the_plan_the_outcome_and_the_page(result: StudyResult, dataset: Dataset) -> None:
+    client = MlflowClient(result.run.uri)
+    run = client.get_run(result.run.run_id)
     assert run.info.status == "FINISHED"
     wanted = {"search/space": "margins", "search/scheduler": "asha", "search/seed": "0", "trials": str(TRIALS)}
     assert run.data.params.items() >= wanted.items()
     assert run.data.tags["dataset_digest"] == dataset.info.digest
-    assert run.data.metrics["valid/map"] == sweep.best.best
-    assert json.loads(run.data.tags["best_setting"]) == sweep.best.setting
-    assert run.data.tags["best_run_id"] == sweep.best.run_id
-    files = {Path(file.path).name for file in client.list_artifacts(sweep.run.run_id, "search")}
+    assert run.data.metrics["valid/map"] == result.best.best
+    assert json.loads(run.data.tags["best_setting"]) == result.best.setting
+    assert run.data.tags["best_run_id"] == result.best.run_id
+    files = {Path(file.path).name for file in client.list_artifacts(result.run.run_id, "search")}
     assert files >= {"report.html", "trials.parquet", "trials.csv", "history.png", "parallel.png", "importances.png"}
-    assert sweep.page.is_file()
+    assert result.page.is_file()
 
 
-def test_nothing_is_left_of_the_trials(sweep: StudyResult, store: Path) -> None:
+def test_nothing_is_left_of_the_trials(result: StudyResult, store: Path) -> None:
     assert not list((store / "runs" / "first").glob("trial-*"))
     assert not [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
 
 
-def test_a_finished_search_goes_on_to_more_trials(sweep: StudyResult, store: Path, dataset: Dataset) -> None:
+def test_a_finished_study_is_resumed_to_more_trials(result: StudyResult, store: Path, dataset: Dataset) -> None:
     options: dict[str, Any] = {"space": find_space("margins"), "concurrent": 2, "storage": store / "runs"}
     more = tune(dataset, CONFIG, trials=TRIALS + 1, final_seeds=0, name="first", resume=True, **options)
-    assert more.trials[:TRIALS] == sweep.trials
+    assert more.trials[:TRIALS] == result.trials
     assert len(more.trials) == len(trial_runs(more)) == TRIALS + 1
-    assert more.run == sweep.run
+    assert more.run == result.run
 
 
 @pytest.mark.parametrize("lost", [["test", "registered"], ["registered"], ["0", "test", "registered"]])
-def test_what_a_killed_driver_had_no_time_to_note_is_not_done_again(
-    sweep: StudyResult, store: Path, dataset: Dataset, lost: list[str]
+def test_steps_that_a_killed_driver_did_not_note_are_not_repeated(
+    result: StudyResult, store: Path, dataset: Dataset, lost: list[str]
 ) -> None:
     """It is killed after the training's end, after the scoring, or after registering: the notes lack what came last."""
     (notes,) = (store / "runs" / "first" / "final").glob("*.json")
@@ -156,31 +153,31 @@ def test_what_a_killed_driver_had_no_time_to_note_is_not_done_again(
     notes.write_text(json.dumps({key: noted for key, noted in whole.items() if key not in lost}))
     options: dict[str, Any] = {"space": find_space("margins"), "concurrent": 2, "storage": store / "runs"}
     again = tune(dataset, CONFIG, trials=TRIALS, final_seeds=1, name="first", resume=True, **options)
-    assert again.final == sweep.final
+    assert again.final == result.final
     assert json.loads(notes.read_text()) == whole
     assert len([child for child in children(again) if "trial" not in child.data.tags]) == 1
     assert [folder.name for folder in notes.parent.iterdir() if folder.is_dir()] == [f"{notes.stem}-seed-0"]
-    client = MlflowClient(sweep.run.uri)
+    client = MlflowClient(result.run.uri)
     (version,) = client.search_model_versions("name='agman-tiny'")
-    assert version.tags["search_run_id"] == sweep.run.run_id
+    assert version.tags["search_run_id"] == result.run.run_id
     assert len(client.get_metric_history(version.run_id, "test/map")) == 1
     assert client.get_run(version.run_id).info.status == "FINISHED"
 
 
-def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_search(
+def test_failed_trials_are_recorded_with_the_reason_and_the_others_go_on(
     ray_started: None, store: Path, dataset: Dataset
 ) -> None:
     def define(trial: optuna.Trial) -> None:
         trial.suggest_categorical("lr", [1e30, 1e-4])
 
     config = CONFIG.model_copy(update={"max_triplets": 24, "epochs": 1})
-    options: dict[str, Any] = {"search": "random", "scheduler": "none", "final_seeds": 0, "storage": store / "runs"}
+    options: dict[str, Any] = {"search": "random", "against": "latency_ms", "final_seeds": 0, "storage": store / "runs"}
     own = space(define, lr=1e30)
-    sweep = tune(dataset, config, space=own, trials=4, concurrent=2, seed=1, name="failing", **options)
-    failed = [trial for trial in sweep.trials if trial.state == "failed"]
-    assert {trial.number for trial in failed} == {t.number for t in sweep.trials if t.setting["lr"] == 1e30} >= {0}
-    assert sweep.best.state == "done"
-    runs = trial_runs(sweep)
+    result = tune(dataset, config, space=own, trials=3, concurrent=2, seed=1, name="failing", **options)
+    failed = [trial for trial in result.trials if trial.state == "failed"]
+    assert {trial.number for trial in failed} == {t.number for t in result.trials if t.setting["lr"] == 1e30} >= {0}
+    assert result.best.state == "done" and 0 < result.best.objectives[1] < 10_000, "the latency in milliseconds"
+    runs = trial_runs(result)
     for trial in failed:
         assert trial.reason.startswith("step 2 (epoch 1): the loss or its gradient is not finite")
         file = store / "runs" / "failing" / f"trial-{trial.number:04d}" / "non-finite-step-2.json"
@@ -188,22 +185,14 @@ def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_search
         assert (runs[trial.number].info.status, runs[trial.number].data.tags["reason"]) == ("FAILED", trial.reason)
 
 
-def test_a_search_whose_every_trial_fails_says_why(ray_started: None, store: Path, dataset: Dataset) -> None:
+def test_a_study_whose_every_trial_fails_says_why(ray_started: None, store: Path, dataset: Dataset) -> None:
     def define(trial: optuna.Trial) -> None:
         trial.suggest_float("lr", 1e30, 1e31)
 
     config = CONFIG.model_copy(update={"max_triplets": 24, "epochs": 1})
+    options: dict[str, Any] = {"name": "all-fail", "final_seeds": 0, "write_report": write_study_report}
     with pytest.raises(JobFailed, match=r"all 2 trials failed, see .*; . of them: step 2 .* is not finite"):
-        tune(
-            dataset,
-            config,
-            space=space(define),
-            trials=2,
-            storage=store / "runs",
-            name="all-fail",
-            final_seeds=0,
-            write_report=write_study_report,
-        )
+        tune(dataset, config, space=space(define), trials=2, concurrent=2, storage=store / "runs", **options)
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment
@@ -212,26 +201,17 @@ def test_a_search_whose_every_trial_fails_says_why(ray_started: None, store: Pat
     assert not left
 
 
-def test_against_the_width_there_is_a_front(ray_started: None, store: Path, dataset: Dataset) -> None:
+def test_a_study_against_the_width_has_a_front(ray_started: None, store: Path, dataset: Dataset) -> None:
     def define(trial: optuna.Trial) -> None:
         trial.suggest_categorical("embedding_dim", [8, 16])
 
     config = CONFIG.model_copy(update={"epochs": 1})
     widths = Space("own", define, {"embedding_dim": 16}, frozenset(["embedding_dim"]), "")
     options: dict[str, Any] = {"storage": store / "runs", "name": "front", "final_seeds": 0, "concurrent": 2}
-    options["write_report"] = write_study_report
-    sweep = tune(dataset, config, space=widths, trials=3, against="embedding_dim", seed=2, **options)
-    for trial in sweep.trials:
+    result = tune(dataset, config, space=widths, trials=2, against="embedding_dim", seed=2, **options)
+    for trial in result.trials:
         assert trial.objectives == (trial.best, trial.setting["embedding_dim"])
-    assert (sweep.page.parent / "pareto.png").is_file()
-
-
-def test_latency_is_measured(ray_started: None, store: Path, dataset: Dataset) -> None:
-    config = CONFIG.model_copy(update={"epochs": 1})
-    options: dict[str, Any] = {"storage": store / "runs", "name": "latency", "final_seeds": 0}
-    sweep = tune(dataset, config, space=find_space("margins"), trials=1, against="latency_ms", **options)
-    (trial,) = sweep.trials
-    assert 0 < trial.objectives[1] < 10_000
+    assert result.page is None, "no report was asked for"
 
 
 @pytest.mark.parametrize(
@@ -240,13 +220,13 @@ def test_latency_is_measured(ray_started: None, store: Path, dataset: Dataset) -
         ({"concurrent": 4096}, r"--concurrent 4096: the cluster has \d+ CPUs, and each needs one"),
         ({"workers": 3, "concurrent": 999}, "--concurrent 999 × --workers-per-trial 3 = 2997: the cluster has"),
         ({"scheduler": "asha", "against": "embedding_dim"}, "--scheduler asha judges by MAP alone"),
-        ({"name": "nobody", "resume": True}, "nobody: no search of this plan to go on with"),
-        ({"name": "first", "resume": True, "seed": 5}, r"first: holds another search \(seed: 0 there, 5 here\)"),
-        ({"name": "first", "resume": True, "trial_epochs": 2}, r"holds another search \(epochs: 3 there, 2 here\)"),
+        ({"name": "nobody", "resume": True}, "nobody: no study of this plan to resume"),
+        ({"name": "first", "resume": True, "seed": 5}, r"first: holds another study \(seed: 0 there, 5 here\)"),
+        ({"name": "first", "resume": True, "trial_epochs": 2}, r"holds another study \(epochs: 3 there, 2 here\)"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(
-    sweep: StudyResult, store: Path, dataset: Dataset, change: dict, message: str
+def test_impossible_studies_are_refused(
+    result: StudyResult, store: Path, dataset: Dataset, change: dict, message: str
 ) -> None:
     before = sorted(str(path) for path in (store / "runs").iterdir())
     with pytest.raises(InputError, match=message):
@@ -266,20 +246,20 @@ def test_a_space_is_checked_before_anything_trains(dataset: Dataset, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dataset_that_has_changed_is_not_searched_further(
-    sweep: StudyResult, store: Path, dataset: Dataset, tmp_path: Path
+def test_a_study_of_a_changed_dataset_is_not_resumed(
+    result: StudyResult, store: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     changed = Dataset(dataset.storage)
     changed.info = dataset.info.model_copy(update={"digest": "another"})
     options: dict[str, Any] = {"space": find_space("margins"), "storage": store / "runs", "name": "first"}
-    with pytest.raises(InputError, match="has changed since this search began; begin another one with --name"):
+    with pytest.raises(InputError, match="has changed since this study began; begin another one with --name"):
         tune(changed, CONFIG, trials=9, resume=True, **options)
 
 
 def test_a_folder_of_something_else_is_left_alone(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(InputError, match="mine: is no search's folder, but not empty; give another --name"):
+    with pytest.raises(InputError, match="mine: is no study's folder, but not empty; give another --name"):
         tune(dataset, CONFIG, space=find_space("margins"), trials=3, storage=tmp_path / "runs", name="mine")
     assert (tmp_path / "runs" / "mine" / "notes.txt").read_text() == "keep"
 

@@ -13,7 +13,7 @@ import pytest
 import ray
 from support.stores import out_of_order
 
-import agman
+from agman.stepping import NonFiniteLoss
 from data_prep.dataset import Dataset
 from data_prep.storage import Storage
 from pipeline.config.schema import make_config
@@ -61,7 +61,7 @@ def test_a_checkpoint_that_is_being_written_when_a_batch_makes_nan_is_completed(
             return super().add(snapshot)
 
     class Watched(Training):
-        def _failure(self, error: agman.NonFiniteLoss) -> NonFiniteBatch:
+        def _failure(self, error: NonFiniteLoss) -> NonFiniteBatch:
             met.set()
             return super()._failure(error)
 

@@ -1,4 +1,4 @@
-"""Searches that are killed with -9, interrupted, or pruned on workers of their own: no trial is lost or doubled."""
+"""Studies that are killed with -9, interrupted, or pruned on workers of their own: no trial is lost or doubled."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ CONFIG = make_config(SETTINGS | {"epochs": EPOCHS, "log_every": 50, "checkpoint_
 
 
 def trials_of(folder: Path) -> list[Trial]:
-    """What a search's study has; none before there is one."""
+    """Return the study's trials; none before there is a study."""
     file = folder / "runs" / "search" / "study.db"
-    if not _is_made(file):  # Optuna would make what is not there yet, at the same time as the search
+    if not _is_made(file):  # Optuna would create the database at the same time as the command
         return []
     return trials_in(optuna.load_study(study_name="search", storage=f"sqlite:///{file}"))
 
@@ -56,19 +56,19 @@ def searched(command: Callable[..., Command], *options: str) -> Command:
 
 
 @pytest.fixture(scope="module")
-def whole(ray_started: None, store: Path, longer: Dataset) -> list[Trial]:
-    """The undisturbed search."""
+def undisturbed_trials(ray_started: None, store: Path, longer: Dataset) -> list[Trial]:
+    """Trials of a study that nothing disturbs."""
     options = {"search": "random", "scheduler": "none", "final_seeds": 0, "concurrent": 2, "seed": 4}
-    sweep = tune(longer, CONFIG, space=find_space("margins"), trials=TRIALS, storage=store / "runs", **options)  # type: ignore[arg-type]
-    assert [trial.state for trial in sweep.trials] == [DONE] * TRIALS
-    return sweep.trials
+    result = tune(longer, CONFIG, space=find_space("margins"), trials=TRIALS, storage=store / "runs", **options)  # type: ignore[arg-type]
+    assert [trial.state for trial in result.trials] == [DONE] * TRIALS
+    return result.trials
 
 
-def check(folder: Path, whole: list[Trial]) -> None:
+def check(folder: Path, undisturbed_trials: list[Trial]) -> None:
     """The same trials with the same scores; one run each, with every epoch once; nothing left RUNNING."""
     trials = trials_of(folder)
-    assert [trial.setting for trial in trials] == [trial.setting for trial in whole]
-    for trial, undisturbed in zip(trials, whole, strict=True):
+    assert [trial.setting for trial in trials] == [trial.setting for trial in undisturbed_trials]
+    for trial, undisturbed in zip(trials, undisturbed_trials, strict=True):
         assert [epoch for epoch, _ in trial.history] == list(range(1, EPOCHS + 1))
         assert dict(trial.history) == pytest.approx(dict(undisturbed.history), abs=1e-6)
     runs = all_runs(folder)
@@ -94,7 +94,9 @@ def under_way(folder: Path) -> bool:
     return any(t.state == DONE for t in trials) and any(t.state != DONE and t.history for t in trials)
 
 
-def test_a_killed_driver_is_resumed(command: Callable[..., Command], tmp_path: Path, whole: list[Trial]) -> None:
+def test_a_killed_driver_is_resumed(
+    command: Callable[..., Command], tmp_path: Path, undisturbed_trials: list[Trial]
+) -> None:
     first = searched(command)
     first.wait(lambda: under_way(tmp_path))
     os.kill(first.process.pid, signal.SIGKILL)
@@ -104,16 +106,16 @@ def test_a_killed_driver_is_resumed(command: Callable[..., Command], tmp_path: P
     checkpoints = list((tmp_path / "runs" / "search").glob("trial-*/checkpoints/*/checkpoint.json"))
     assert checkpoints, "an interrupted trial has something to go on from"
     assert {run.info.status for run in all_runs(tmp_path)} <= {"FINISHED", "KILLED"}
-    assert "did not finish; --resume goes on with it" in searched(command).finish(2)
+    assert "did not finish; --resume continues it" in searched(command).finish(2)
     searched(command, "--resume").finish()
-    check(tmp_path, whole)
+    check(tmp_path, undisturbed_trials)
     again = {t.number: t for t in trials_of(tmp_path)}
     assert all(again[number] == trial for number, trial in ended.items())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_search_says_how_to_go_on(
-    command: Callable[..., Command], tmp_path: Path, whole: list[Trial], number: signal.Signals
+def test_an_interrupted_study_says_how_to_resume(
+    command: Callable[..., Command], tmp_path: Path, undisturbed_trials: list[Trial], number: signal.Signals
 ) -> None:
     first = searched(command)
     first.wait(lambda: under_way(tmp_path))
@@ -122,10 +124,10 @@ def test_an_interrupted_search_says_how_to_go_on(
     assert said.strip().splitlines()[-1].endswith("are left; the same command with --resume goes on")
     assert {run.info.status for run in all_runs(tmp_path)} == {"FINISHED", "KILLED"}
     searched(command, "--resume").finish()
-    check(tmp_path, whole)
+    check(tmp_path, undisturbed_trials)
 
 
-def test_sigterm_after_the_final_training_says_how_to_go_on(command: Callable[..., Command], tmp_path: Path) -> None:
+def test_sigterm_after_the_final_training_says_how_to_resume(command: Callable[..., Command], tmp_path: Path) -> None:
     """While the best setting's model is scored or registered; each of it is then done once."""
 
     def trained() -> bool:
@@ -145,13 +147,15 @@ def test_sigterm_after_the_final_training_says_how_to_go_on(command: Callable[..
     assert version.tags["search"] == "search"
 
 
-def test_a_killed_trial_goes_on_by_itself(command: Callable[..., Command], tmp_path: Path, whole: list[Trial]) -> None:
+def test_a_killed_trial_goes_on_by_itself(
+    command: Callable[..., Command], tmp_path: Path, undisturbed_trials: list[Trial]
+) -> None:
     search = searched(command)
     search.wait(lambda: any(trial.history for trial in trials_of(tmp_path)))
     (victim, *_) = processes("ray::ImplicitFunc", search.process.pid)
     os.kill(victim, signal.SIGKILL)
     search.finish()
-    check(tmp_path, whole)
+    check(tmp_path, undisturbed_trials)
 
 
 WIDE = 6144
@@ -163,7 +167,7 @@ def widths(trial):
 """
 
 
-def test_a_trial_that_rays_memory_monitor_kills_has_failed_and_the_search_goes_on(
+def test_a_trial_that_rays_memory_monitor_kills_has_failed_and_the_study_goes_on(
     command: Callable[..., Command], tmp_path: Path
 ) -> None:
     (tmp_path / "own.py").write_text(OWN_SPACE)
@@ -183,7 +187,7 @@ def test_a_trial_that_rays_memory_monitor_kills_has_failed_and_the_search_goes_o
         wide = trial.setting["embedding_dim"] == WIDE
         assert trial.state == (FAILED if wide else DONE)
         if wide:
-            why = "its process was killed 4 times, 4 of them by Ray's memory monitor: its machine ran out of memory"
+            why = "its process was killed 4 times by Ray's memory monitor: its machine ran out of memory"
             assert trial.reason == why
     assert {DONE, FAILED} == {trial.state for trial in trials}
     runs = {run.data.tags["trial"]: run for run in all_runs(tmp_path) if "trial" in run.data.tags}
@@ -218,15 +222,15 @@ def test_a_trial_for_which_there_is_no_memory_is_recorded_with_the_reason(
     thread = threading.Thread(target=limit)
     thread.start()
     try:
-        sweep = tune(longer, config, space=own, trials=5, storage=store / "runs", **options)  # type: ignore[arg-type]
+        result = tune(longer, config, space=own, trials=5, storage=store / "runs", **options)  # type: ignore[arg-type]
     finally:
         over.set()
         thread.join()
-    wide = [trial for trial in sweep.trials if trial.setting["embedding_dim"] == WIDE]
-    assert wide and [trial for trial in sweep.trials if trial.state == FAILED] == wide
+    wide = [trial for trial in result.trials if trial.setting["embedding_dim"] == WIDE]
+    assert wide and [trial for trial in result.trials if trial.state == FAILED] == wide
     for trial in wide:
         assert "memory" in trial.reason.lower()
-    assert sweep.trials[-1].state == DONE
+    assert result.trials[-1].state == DONE
 
 
 def test_trials_with_workers_of_their_own_are_pruned_while_they_run_and_hold_nothing_afterwards(
@@ -238,8 +242,8 @@ def test_trials_with_workers_of_their_own_are_pruned_while_they_run_and_hold_not
     own = Space("own", define, {"lr": 1e-3}, frozenset(["lr"]), "")
     config = CONFIG.model_copy(update={"epochs": 6, "max_triplets": 24})
     options = {"workers": 2, "search": "random", "final_seeds": 0, "name": "workers", "seed": 2}
-    sweep = tune(longer, config, space=own, trials=5, storage=store / "runs", **options)  # type: ignore[arg-type]
-    states = [trial.state for trial in sweep.trials]
+    result = tune(longer, config, space=own, trials=5, storage=store / "runs", **options)  # type: ignore[arg-type]
+    states = [trial.state for trial in result.trials]
     assert states.count(PRUNED) >= 1
     assert set(states) == {DONE, PRUNED}
     here = ray.get_runtime_context()
@@ -272,10 +276,10 @@ def test_a_killed_process_of_a_trial_with_workers_leaves_nothing_held(
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        sweep = tune(longer, config, space=find_space("margins"), trials=2, storage=store / "runs", **options)  # type: ignore[arg-type]
+        result = tune(longer, config, space=find_space("margins"), trials=2, storage=store / "runs", **options)  # type: ignore[arg-type]
     finally:
         over.set()
         thread.join()
     assert killed
-    assert [trial.state for trial in sweep.trials] == [DONE, DONE]
-    assert [epoch for epoch, _ in sweep.trials[0].history] == [1, 2]
+    assert [trial.state for trial in result.trials] == [DONE, DONE]
+    assert [epoch for epoch, _ in result.trials[0].history] == [1, 2]

@@ -12,7 +12,7 @@ from PIL import Image
 from data_prep.annotation import Row, frame_of
 from data_prep.dataset import Dataset
 from data_prep.layouts.asen_split import assign_splits
-from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
+from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.prepare import prepare
 from data_prep.synthetic.samples import sample
 from data_prep.synthetic.writers import write_split_files
@@ -40,6 +40,15 @@ def prepare_small(root: Path, out: str | Path, **options: object) -> Dataset:
     options = {"triplets": 20, "epochs": 2, "image_size": SIZE} | options
     prepare("fashionai", root, out, **options)  # type: ignore[arg-type]
     return Dataset(out)
+
+
+def make_images(root: Path, count: int) -> pd.DataFrame:
+    """Write `count` pictures, each of one colour, and return their table."""
+    root.mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", (SIZE, SIZE), (number, 255 - number, 0)).save(root / f"{number}.jpg")
+    splits = np.where(np.arange(count) % 5 == 0, "test", "train")
+    return pd.DataFrame({"image_id": np.arange(count), "path": [f"{n}.jpg" for n in range(count)], "split": splits})
 
 
 def draw_garments(folder: Path) -> Path:

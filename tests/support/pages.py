@@ -1,28 +1,80 @@
-"""A page in the browser, and what it says and asks for."""
+"""Pages that the commands write: read as a tree without a browser, or opened in one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+VOID = {"br", "hr", "img", "input", "link", "meta", "source"}
+
+
+def read_page(file: Path) -> ElementTree.Element:
+    """Parse an HTML file; raises AssertionError unless every element is closed where it should be.
+
+    Attributes without a value are "". `find` and `findall` take paths such as ".//tr[@data-split='test']/td".
+    """
+    reader = _Reader()
+    reader.feed(file.read_text(encoding="utf-8"))
+    assert not reader.open, f"not closed: {reader.open}"
+    return reader.tree.close()
+
+
+def text(element: ElementTree.Element | None) -> str:
+    """Return the text of an element and all below it, with single blanks."""
+    assert element is not None
+    return " ".join("".join(element.itertext()).split())
+
+
+def texts(page: ElementTree.Element, path: str) -> list[str]:
+    """Return the texts of all elements of a path."""
+    return [text(element) for element in page.findall(path)]
+
+
+def with_class(page: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+    """Return the elements of a class, in the order of the page."""
+    return [element for element in page.iter() if name in element.get("class", "").split()]
+
+
+class _Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tree, self.open = ElementTree.TreeBuilder(), list[str]()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tree.start(tag, {name: value or "" for name, value in attrs})
+        if tag in VOID:
+            self.tree.end(tag)
+        else:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+        self.tree.end(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.tree.data(data)
+
 
 @dataclass
 class Opened:
-    """An open page."""
+    """A page in the browser."""
 
     page: Page
     console: list[str] = field(default_factory=list)
-    """What it said: messages, errors, dialogs."""
+    """Messages, errors and dialogs."""
     requests: list[str] = field(default_factory=list)
-    """What it asked for, itself among it."""
+    """Addresses that the page has requested, its own first."""
 
     @property
     def asked_for(self) -> list[str]:
-        """Without what lies in the page."""
+        """Addresses of the requests, except for data: URIs, which are inside the page."""
         return [url for url in self.requests if not url.startswith("data:")]
 
 

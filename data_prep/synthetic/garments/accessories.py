@@ -1,4 +1,4 @@
-"""What is put on over a catalogue outfit: belts, emblems, hats and bags; and the wall that goes with a style."""
+"""Additions to a catalogue outfit: belts, emblems, hats and bags, and the wall that belongs to a style."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,13 @@ from data_prep.synthetic.garments.cloth import Fabric
 from data_prep.synthetic.garments.figure import WAIST, Figure
 from data_prep.synthetic.garments.geometry import Points, ellipse, mirrored, points, rectangle, smooth, symmetric
 
-CREAM = Fabric((250, 246, 232), (35, 30, 30))  # light with dark edges: seen on any cloth
+CREAM = Fabric((250, 246, 232), (35, 30, 30))  # light with dark edges: visible on any cloth
 INK = Fabric((35, 30, 30), (250, 246, 232))
 BELT_HALF = 0.076
 
 
 def _nothing(canvas: Canvas) -> None:
-    """No belt, no emblem."""
+    """Draw neither belt nor emblem."""
 
 
 # --- belts ---------------------------------------------------------------------------
@@ -60,7 +60,7 @@ BELTS: dict[str, Callable[[Canvas], None]] = {
 
 
 def draw_bow(canvas: Canvas, x: float, y: float, half: float, fabric: Fabric) -> None:
-    """Two loops and two ends around a knot at (x, y); `half` is half its width."""
+    """Draw a bow with its knot at (x, y); `half` is half its width."""
     loop = np.array([(0.0, 0.0), (0.8, -0.55), (1.0, 0.0), (0.8, 0.5)]) * half
     end = np.array([(0.0, 0.0), (0.35, 1.1), (0.62, 0.95)]) * half
     for piece in (end, loop):
@@ -91,7 +91,7 @@ def _star(canvas: Canvas) -> None:
 
 
 def _pocket(canvas: Canvas) -> None:
-    """A patch pocket on one side of the chest."""
+    """Draw a patch pocket on one side of the chest."""
     patch = points([(0.5, -0.7), (1.9, -0.7), (1.9, 0.6), (1.2, 1.0), (0.5, 0.6)])
     _emblem(canvas, patch)
     _emblem(canvas, points([(0.5, -0.7), (1.9, -0.7), (1.9, -0.3), (0.5, -0.3)]), INK)
@@ -143,7 +143,7 @@ def _hair_bow(canvas: Canvas, fabric: Fabric) -> None:
 
 
 def _bareheaded(canvas: Canvas, fabric: Fabric) -> None:
-    """Nothing on the head."""
+    """Draw nothing on the head."""
 
 
 HATS: dict[str, Callable[[Canvas, Fabric], None]] = {
@@ -156,7 +156,7 @@ HATS: dict[str, Callable[[Canvas, Fabric], None]] = {
 
 
 def draw_bag(canvas: Canvas, figure: Figure, fabric: Fabric) -> None:
-    """A handbag in the right hand."""
+    """Draw a handbag in the right hand."""
     x, y = figure.arms[0][2] + (0.004, 0.03)
     canvas.line(
         smooth([(x - 0.03, y + 0.05), (x - 0.015, y), (x + 0.015, y), (x + 0.03, y + 0.05)]), fabric.edge, 0.008
@@ -167,7 +167,7 @@ def draw_bag(canvas: Canvas, figure: Figure, fabric: Fabric) -> None:
 
 
 def draw_wall(canvas: Canvas, half: float, colour: Fabric, accent: Fabric) -> Points:
-    """The arch behind a figure, with a band of the accent colour at its foot; gives its corners."""
+    """Draw the arch behind a figure, with a band of the accent colour at its foot; return its corners."""
     top = smooth([(0.0, -0.03), (0.75 * half, -0.02), (half, 0.13), (half, 0.9)], rounds=2)
     canvas.fill(symmetric(top), colour, edge=0.0)
     canvas.fill(rectangle(-half, 0.9, half, 1.04), accent, edge=0.0)

@@ -1,4 +1,4 @@
-"""Cloth: colours, woven and printed patterns, folds; `Cloth` is what is chosen, `Fabric` what is painted."""
+"""Cloth: colours, woven and printed patterns, folds. A `Cloth` is a choice; a `Fabric` is ready to paint with."""
 
 import colorsys
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ Colour = tuple[int, int, int]
 
 TILE = 720  # pixels; side of every stored pattern, enough for any window turned by any angle
 FOLDS = 180  # pixels; side of the stored folds, which are soft
-WINDOW = (170.0, 480.0)  # pixels of the tile that one picture shows: small means a large print
+WINDOW = (170.0, 480.0)  # pixels of the tile that one image shows: a small window shows a large print
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Cloth:
 
 @dataclass(frozen=True)
 class Fabric:
-    """Something to paint with: one colour, or a cloth for a canvas of `side` pixels; and its edges' colour.
+    """One colour, or a cloth for a canvas of `side` pixels, and the colour of its edges.
 
-    The texture is made when it is first painted with: many a garment lies outside the picture.
+    The texture is made when it is first needed, because many garments lie outside the image.
     """
 
     colour: Colour
@@ -43,10 +43,11 @@ class Fabric:
 
     @cached_property
     def texture(self) -> Image.Image | None:
+        """The cloth's texture, or None for one colour."""
         return None if self.cloth is None else weave(self.cloth, self.side)
 
     def toned(self, factor: float) -> "Fabric":
-        """The same cloth a shade darker (below 1) or lighter: a facing, a separate collar."""
+        """Return the same cloth made darker (below 1) or lighter, for a facing or a separate collar."""
         if self.cloth is None:
             return solid(shade(self.colour, factor))
         colour, print_colour = shade(self.colour, factor), shade(self.cloth.print_colour, factor)
@@ -54,30 +55,30 @@ class Fabric:
 
 
 def solid(colour: Colour) -> Fabric:
-    """One flat colour with a darker edge."""
+    """Return a flat colour with a darker edge."""
     return Fabric(colour, shade(colour, 0.68))
 
 
 def tailored(cloth: Cloth, side: int) -> Fabric:
-    """The cloth ready to paint with. Dark cloth gets light edges, since black seams on black show nothing."""
+    """Return the cloth ready to paint with. Dark cloth gets light edges, because black seams on black are invisible."""
     dark = max(cloth.colour) < 90
     return Fabric(cloth.colour, (120, 120, 120) if dark else shade(cloth.colour, 0.5), cloth, side)
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """The colour made darker (below 1) or lighter (above 1)."""
+    """Return the colour made darker (below 1) or lighter (above 1)."""
     red, green, blue = (int(min(255, max(0, part * factor))) for part in colour)
     return red, green, blue
 
 
 def distance(one: Colour, other: Colour) -> float:
-    """How different two colours look: Euclidean in RGB, green weighted most; 0 to about 765."""
+    """Return how different two colours look, 0 to about 765: Euclidean distance in RGB, green weighted most."""
     red, green, blue = (a - b for a, b in zip(one, other, strict=True))
     return float((2 * red * red + 4 * green * green + 3 * blue * blue) ** 0.5)
 
 
 def sample_colour(rng: np.random.Generator) -> Colour:
-    """A garment's colour: any hue, with black, white and grey as common as they are in wardrobes."""
+    """Sample a garment's colour: any hue, with black, white and grey as common as in wardrobes."""
     if rng.random() < 0.25:
         saturation, brightness = rng.uniform(0.0, 0.12), rng.choice([0.15, 0.3, 0.5, 0.75, 0.95])
     else:
@@ -87,7 +88,7 @@ def sample_colour(rng: np.random.Generator) -> Colour:
 
 
 def contrasting(rng: np.random.Generator, others: tuple[Colour, ...], at_least: float = 190.0) -> Colour:
-    """A colour that can be told from all `others`; after twelve tries, the best of them."""
+    """Sample a colour that differs from all `others` by `at_least`; after twelve tries, return the best."""
     best, widest = sample_colour(rng), -1.0
     for _ in range(12):
         colour = sample_colour(rng)
@@ -115,14 +116,14 @@ def sample_cloth(rng: np.random.Generator, others: tuple[Colour, ...] = ()) -> C
 
 
 def _print_colour(rng: np.random.Generator, colour: Colour, others: tuple[Colour, ...]) -> Colour:
-    """The pattern's colour: between the main colour and another, so that the shape stays readable."""
+    """Sample a pattern's colour between the main colour and another, so that the garment's shape stays readable."""
     other = np.array(contrasting(rng, others, at_least=110.0))
     red, green, blue = (int(part) for part in np.array(colour) + (other - np.array(colour)) * rng.uniform(0.35, 0.9))
     return red, green, blue
 
 
 def weave(cloth: Cloth, canvas_side: int) -> Image.Image:
-    """The cloth as a texture for the whole canvas."""
+    """Return the cloth as a texture for the complete canvas."""
     side = canvas_side // 2  # half as fine as the outlines: four times faster, and the picture is reduced anyway
     folds = _folds(cloth, side)
     if cloth.pattern == "plain":
@@ -135,8 +136,8 @@ def weave(cloth: Cloth, canvas_side: int) -> Image.Image:
 
 
 def _seen_pattern(cloth: Cloth, side: int) -> Image.Image:
-    """The window of the stored pattern that the cloth shows, turned about the tile's middle."""
-    # A stored tile is shrunk first where the window is much finer than the picture, or stripes would alias.
+    """Return the window of the stored pattern that the cloth shows, turned about the tile's middle."""
+    # A stored tile is shrunk first if the window is much larger than the image; else stripes would alias.
     level = 2 if cloth.window > 1.2 * side else 1
     cos, sin = np.cos(cloth.angle) * cloth.window / side, np.sin(cloth.angle) * cloth.window / side
     left = (TILE - (cos - sin) * side) / 2
@@ -161,7 +162,7 @@ def _folds(cloth: Cloth, side: int) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def _fold_tile() -> Image.Image:
-    """Soft, mostly upright waves of light and dark."""
+    """Make soft, mostly upright waves of light and dark."""
     noise = np.random.default_rng(7).random((8, 30))
     wave = Image.fromarray((255 * noise).astype(np.uint8)).resize((FOLDS, FOLDS), Image.Resampling.BICUBIC)
     return wave.point([min(255, int(1.5 * value) + 20) for value in range(256)])

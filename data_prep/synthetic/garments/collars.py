@@ -1,4 +1,4 @@
-"""The 26 collars of DARN: FashionAI's necklines, necks, collars and lapels, and nine more."""
+"""The 26 collars of DARN: FashionAI's necklines, necks, collars and lapels, and nine others."""
 
 from collections.abc import Callable
 
@@ -50,12 +50,12 @@ FASHIONAI_NAME = {
     "shawl lapel": "Shawl",
     "wide shawl lapel": "Plus Size Shawl",
 }
-BUTTON_HEIGHT = 0.335  # where lapels close, which the lowest neckline does not reach
+BUTTON_HEIGHT = 0.335  # where lapels close: below the lowest neckline
 SHOULDER_END = points([SHOULDER_TIP, (0.092, 0.258)])
 
 
 def _bowed(depth: float, half: float) -> Points:
-    """An upper edge with a round opening of this depth and half width."""
+    """Return an upper edge with a round opening of this depth and half width."""
     angle = np.linspace(np.pi / 2, 0.0, 14)
     top = NECK_BASE - 0.002 + 0.25 * max(0.0, half - 0.05)
     arc = np.stack([half * np.cos(angle), top + depth * np.sin(angle)], axis=1)
@@ -71,7 +71,7 @@ OWN_EDGES = {"boat neck": _bowed(0.012, 0.094), "scoop neck": _bowed(0.105, 0.06
 
 
 def upper_edge(collar: str) -> Points:
-    """The upper edge of the bodice under a collar, from left to right."""
+    """Return the upper edge of the bodice under a collar, from left to right."""
     if collar in OWN_EDGES:
         return OWN_EDGES[collar]
     name = FASHIONAI_NAME.get(collar, "")
@@ -83,7 +83,7 @@ def upper_edge(collar: str) -> Points:
 
 
 def draw_darn_collar(canvas: Canvas, fabric: Fabric, collar: str) -> Points:
-    """Paint a collar on the bodice; gives the points of the deciding place, the same for all collars."""
+    """Paint a collar on the bodice; return the corners of the deciding area, which all collars share."""
     name = FASHIONAI_NAME.get(collar, "")
     if collar in OWN_COLLARS:
         OWN_COLLARS[collar](canvas, fabric)
@@ -104,7 +104,7 @@ def _keyhole(canvas: Canvas, fabric: Fabric) -> None:
 
 
 def _sailor(canvas: Canvas, fabric: Fabric) -> None:
-    """Two broad straight-edged leaves with a light border and a tie."""
+    """Draw two broad straight-edged leaves with a light border and a tie."""
     leaf = points(
         [(0.03, 0.155), (0.05, 0.166), (0.118, 0.196), (0.12, 0.262), (0.06, 0.285), (0.0, 0.315), (0.028, 0.2)]
     )
@@ -115,7 +115,7 @@ def _sailor(canvas: Canvas, fabric: Fabric) -> None:
 
 
 def _hood(canvas: Canvas, fabric: Fabric) -> None:
-    """A hood laid back on the shoulders, with two cords."""
+    """Draw a hood laid back on the shoulders, with two cords."""
     roll = smooth([(0.0, 0.215), (0.05, 0.2), (0.06, 0.15), (0.04, 0.12), (0.075, 0.112), (0.112, 0.165), (0.1, 0.225),
                    (0.0, 0.262)], rounds=2)  # fmt: skip
     canvas.fill(symmetric(roll), fabric, edge=0.006)
@@ -134,7 +134,7 @@ def _stand(canvas: Canvas, fabric: Fabric) -> None:
 
 
 def _jabot(canvas: Canvas, fabric: Fabric) -> None:
-    """A stand collar with a fall of frills down the chest."""
+    """Draw a stand collar with a fall of frills down the chest."""
     _stand(canvas, fabric)
     for half, y in ((0.03, 0.325), (0.038, 0.285), (0.034, 0.245), (0.024, 0.21)):
         frill = [
@@ -148,10 +148,9 @@ def _jabot(canvas: Canvas, fabric: Fabric) -> None:
 
 
 def _zipped(canvas: Canvas, fabric: Fabric) -> None:
-    """A high stand, open at the top, on a short zip."""
+    """Draw a high stand, open at the top, on a short zip."""
     flap = points([(0.008, 0.21), (0.022, 0.145), (0.055, 0.14), (0.058, 0.19)])
-    for side in (flap, mirrored(flap)):
-        canvas.fill(side, fabric, edge=0.006)
+    canvas.fill_both(flap, fabric, edge=0.006)
     canvas.line([(0.0, 0.2), (0.0, 0.32)], CREAM.edge, 0.014)
     canvas.line([(0.0, 0.2), (0.0, 0.32)], CREAM.colour, 0.006)
     canvas.fill(rectangle(-0.009, 0.312, 0.009, 0.345), CREAM)

@@ -1,11 +1,10 @@
-"""One figure of a DARN picture: a single garment with nine attributes, over leggings and shoes."""
+"""One figure of a DARN image: a single garment with nine attributes, over leggings and shoes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from data_prep.layouts.catalogue_vocabulary import Parts
 from data_prep.synthetic.garments.accessories import CREAM, INK
 from data_prep.synthetic.garments.canvas import Canvas
 from data_prep.synthetic.garments.cloth import FOLDS, Cloth, Colour, Fabric, sample_colour, shade, solid, tailored
@@ -26,6 +25,7 @@ from data_prep.synthetic.garments.figure import (
 )
 from data_prep.synthetic.garments.geometry import Points, ellipse, mirrored, points, rectangle, tube
 from data_prep.synthetic.garments.sleeves import SLEEVE_END, draw_shaped_sleeve
+from data_prep.synthetic.garments.vocabulary import Parts
 
 HEM = {
     "hip length": 0.5,
@@ -62,7 +62,7 @@ GREYS = {"white": 250, "light grey": 195, "middle grey": 135, "dark grey": 80, "
 
 def draw_darn(canvas: Canvas, figure: Figure, values: Mapping[str, Parts], rng: np.random.Generator,
               room: float) -> dict[str, Points]:  # fmt: skip
-    """Paint one dressed figure; gives each attribute's place. `room` is not needed: the garment keeps within it."""
+    """Paint one dressed figure; return each attribute's area. `room` is unused: the garment always fits it."""
     colour = garment_colour(values["clothes color"])
     cloth = _cloth(colour, values["clothes pattern"], rng, canvas.side)
     trim = _trim(colour)
@@ -84,11 +84,11 @@ def draw_darn(canvas: Canvas, figure: Figure, values: Mapping[str, Parts], rng: 
     _draw_front(canvas, trim, front, side)
     _draw_buttons(canvas, values["clothes button"][0])
     draw_head(canvas, figure)
-    return _places(figure, outline, neck, HEM[length], SLEEVE_END[sleeve_length])
+    return _areas(figure, outline, neck, HEM[length], SLEEVE_END[sleeve_length])
 
 
 def garment_colour(parts: Parts) -> Colour:
-    """The colour of a value of "clothes color"."""
+    """Return the colour of a value of "clothes color"."""
     if len(parts) == 1:
         return (GREYS[parts[0]],) * 3
     hue, tone = parts
@@ -96,7 +96,7 @@ def garment_colour(parts: Parts) -> Colour:
 
 
 def _trim(colour: Colour) -> Fabric:
-    """Collars, pockets and bands, plain so that their outlines are seen: darker than the garment, or lighter."""
+    """Return the plain fabric of collars, pockets and bands: darker than the garment or, on a dark one, lighter."""
     if sum(colour) > 260:
         return Fabric(shade(colour, 0.6), shade(colour, 0.3))
     red, green, blue = (part + (255 - part) // 2 for part in colour)
@@ -104,7 +104,7 @@ def _trim(colour: Colour) -> Fabric:
 
 
 def _cloth(colour: Colour, pattern: Parts, rng: np.random.Generator, side: int) -> Fabric:
-    """The cloth: its pattern is another tone of the labelled colour, so that the colour stays what it is."""
+    """Return the cloth; its pattern is another tone of the labelled colour, so that the colour stays recognisable."""
     fold, fold_at = float(rng.uniform(0.03, 0.2)), (int(rng.integers(0, FOLDS // 2)), int(rng.integers(0, FOLDS // 2)))
     kind = pattern[0]
     window = SCALE_WINDOW[pattern[1]] if len(pattern) > 1 else SCALE_WINDOW["medium"]
@@ -120,7 +120,7 @@ def _draw_leggings(canvas: Canvas, figure: Figure, rng: np.random.Generator) -> 
 
 
 def _side(silhouette: str, hem: float) -> Points:
-    """The right side from under the arm to the hem."""
+    """Return the right side from under the arm to the hem."""
     bust, waist, hip, end = SILHOUETTE[silhouette]
     low = (WAIST + 0.075, hip, WAIST + 0.08, 0.082) if silhouette == "peplum" else (HIP, hip, HIP + 0.001, hip)
     heights, halves = (ARMPIT, BUST, WAIST, low[0], low[2], hem), (0.092, bust, waist, low[1], low[3], end)
@@ -129,7 +129,7 @@ def _side(silhouette: str, hem: float) -> Points:
 
 
 def _hem(silhouette: str, hem: float) -> Points:
-    """The lower edge from left to right."""
+    """Return the lower edge from left to right."""
     half = SILHOUETTE[silhouette][3]
     x = np.linspace(-half, half, 21)
     drop = 0.008 * (1.0 - (x / half) ** 2)
@@ -141,7 +141,7 @@ def _hem(silhouette: str, hem: float) -> Points:
 
 
 def _draw_seams(canvas: Canvas, cloth: Fabric, silhouette: str, hem: float) -> None:
-    """Lines that belong to a silhouette: where a flounce is sewn on, and its pleats."""
+    """Draw the lines of a silhouette: the seam of a flounce, and its pleats."""
     if silhouette == "peplum":
         half = SILHOUETTE[silhouette][2]
         canvas.line([(-0.074, WAIST), (0.074, WAIST)], cloth.edge, 0.007)
@@ -153,7 +153,7 @@ def _draw_seams(canvas: Canvas, cloth: Fabric, silhouette: str, hem: float) -> N
 
 
 def _draw_finish(canvas: Canvas, trim: Fabric, finish: str, hem: Points) -> None:
-    """How the hem is finished; all of it lies within 0.035 above and below the hem."""
+    """Draw the finish of the hem, within 0.035 above and below it."""
     if finish == "straight hem":
         return
     upper = hem - (0.0, 0.035)
@@ -169,7 +169,7 @@ def _draw_finish(canvas: Canvas, trim: Fabric, finish: str, hem: Points) -> None
 
 
 def _draw_front(canvas: Canvas, trim: Fabric, front: str, side: Points) -> None:
-    """Pockets or panels, over the widest collars; they leave the middle, which is the buttons', free."""
+    """Draw pockets or panels, above the widest collars; the middle stays free for the buttons."""
     if front == "chest pocket":
         canvas.fill(points([(0.028, 0.3), (0.084, 0.3), (0.084, 0.35), (0.056, 0.372), (0.028, 0.35)]), trim)
     elif front == "hip pockets":
@@ -190,7 +190,7 @@ COUNTS = {"one": 1, "two": 2, "three": 3, "five": 5}
 
 
 def _draw_buttons(canvas: Canvas, kind: str) -> None:
-    """Light buttons with dark edges, above everything else on the front."""
+    """Draw light buttons with dark edges, above everything else on the front."""
     words = kind.split()
     if kind == "zip":
         canvas.line([(0.0, TOP_BUTTON - 0.02), (0.0, LAST_BUTTON + 0.02)], INK.colour, 0.024)
@@ -217,8 +217,8 @@ def _button(canvas: Canvas, x: float, y: float, half: float = 0.016) -> None:
     canvas.fill(ellipse(x, y, half, half, 14), CREAM, edge=0.006)
 
 
-def _places(figure: Figure, outline: Points, neck: Points, hem: float, sleeve_end: float) -> dict[str, Points]:
-    """Each attribute's place; that of the hem is the same for all lengths."""
+def _areas(figure: Figure, outline: Points, neck: Points, hem: float, sleeve_end: float) -> dict[str, Points]:
+    """Return each attribute's area; that of the hem is the same for all lengths."""
     half, lowest = float(outline[:, 0].max()), float(outline[:, 1].max()) + 0.035
     bodice = points([(-half, SHOULDER - 0.02), (half, lowest)])
     garment = np.concatenate([bodice, sleeves_box(figure, sleeve_end) + points([(-0.03, -0.03), (0.03, 0.03)])])

@@ -1,4 +1,4 @@
-"""One figure of a DeepFashion picture: five attributes, each in a place of its own.
+"""One figure of a DeepFashion image: five attributes, each in its own area.
 
 Texture is the print of the top, fabric the weave of the skirt or pants, shape the lengths and widths of all of
 them, part the neck, belt and front, and style the wall, shoes, hat and bag.
@@ -10,25 +10,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_prep.layouts.catalogue_vocabulary import HUES, Parts
 from data_prep.synthetic.garments.accessories import BELTS, EMBLEMS, HATS, draw_bag, draw_wall
 from data_prep.synthetic.garments.canvas import Canvas
 from data_prep.synthetic.garments.cloth import FOLDS, WINDOW, Cloth, Colour, Fabric, shade, solid, tailored
-from data_prep.synthetic.garments.figure import (
-    CHIN,
-    FLOOR,
-    SHOULDER,
-    WAIST,
-    Figure,
-    draw_arm,
-    draw_behind,
-    draw_head,
-)
+from data_prep.synthetic.garments.figure import CHIN, FLOOR, SHOULDER, WAIST, Figure, draw_arm, draw_behind, draw_head
 from data_prep.synthetic.garments.geometry import Points, along, points
 from data_prep.synthetic.garments.lengths import SLEEVE_END, Cut, draw_pants, draw_skirt, draw_sleeve, sample_cut
 from data_prep.synthetic.garments.tops import CLOSED_EDGE, COLLARS, NECKLINES, draw_bodice, draw_collar, draw_neck
+from data_prep.synthetic.garments.vocabulary import HUES, Parts
 
-# Pixels of a pattern's tile across the picture: a small window shows a large print.
+# Pixels of a pattern's tile across the image: a small window shows a large print.
 SCALE_WINDOW = {"large": 190.0, "medium": 300.0, "small": WINDOW[1]}
 DIRECTION_ANGLE = {"upright": 0.0, "diagonal": np.pi / 4}
 HUE_DEGREES = {
@@ -60,7 +51,7 @@ NECK = {
 
 @dataclass(frozen=True)
 class Dyes:
-    """The random part of one figure's colours: the hues are free where the values fix only light and dark."""
+    """Random part of one figure's colours: values fix light and dark, hues are free."""
 
     top: tuple[float, float]  # hue of ground and of print, 0 to 1
     lower: float
@@ -70,7 +61,7 @@ class Dyes:
 
 
 def sample_dyes(rng: np.random.Generator) -> Dyes:
-    """Any hues and folds."""
+    """Sample hues and folds."""
     return Dyes(
         top=(float(rng.random()), float(rng.random())),
         lower=float(rng.random()),
@@ -82,7 +73,7 @@ def sample_dyes(rng: np.random.Generator) -> Dyes:
 
 def draw_deepfashion(canvas: Canvas, figure: Figure, values: Mapping[str, Parts], rng: np.random.Generator,
                      room: float) -> dict[str, Points]:  # fmt: skip
-    """Paint one dressed figure with `room` body heights to either side; gives each attribute's place."""
+    """Paint one dressed figure with `room` body heights to either side; return each attribute's area."""
     dyes, cut = sample_dyes(rng), sample_cut(rng)
     top, lower = _printed(values["texture-related"], dyes, canvas.side), _woven(values["fabric-related"], dyes, canvas)
     silhouette, length, sleeve, hem = values["shape-related"]
@@ -90,15 +81,15 @@ def draw_deepfashion(canvas: Canvas, figure: Figure, values: Mapping[str, Parts]
     palette, hat, bag = values["style-related"]
     wall, accent = palette_colours(palette)
 
-    places = {"style-related": draw_wall(canvas, room, solid(wall), solid(accent))}
+    areas = {"style-related": draw_wall(canvas, room, solid(wall), solid(accent))}
     figure = replace(figure, shoe=solid(accent))
     draw_behind(canvas, figure)
     if sleeve == "sleeveless":
         _draw_arms(canvas, figure, cut, top, sleeve)
     skirt = _draw_lower(canvas, figure, lower, cut, silhouette, length)
-    places["fabric-related"] = np.maximum(_box(skirt), (-1.0, TOP_HEM[hem]))
+    areas["fabric-related"] = np.maximum(_box(skirt), (-1.0, TOP_HEM[hem]))
     draw_bodice(canvas, top, NECKLINES[NECK[neck]](0.0) if NECK[neck] in NECKLINES else CLOSED_EDGE, TOP_HEM[hem])
-    # A plain collar shows its outline, which the print would break up.
+    # A plain collar shows its outline, which a print would break up.
     _draw_neck(canvas, Fabric(shade(top.colour, 0.8), top.edge), NECK[neck])
     EMBLEMS[emblem](canvas)
     BELTS[belt](canvas)
@@ -110,14 +101,14 @@ def draw_deepfashion(canvas: Canvas, figure: Figure, values: Mapping[str, Parts]
         draw_bag(canvas, figure, solid(accent))
 
     bodice = points([(-0.105, SHOULDER - 0.015), (0.105, TOP_HEM[hem])])
-    places["texture-related"] = np.concatenate([bodice, sleeves_box(figure, SLEEVE_END.get(SLEEVE[sleeve], 0.0))])
-    places["shape-related"] = np.concatenate([skirt, bodice, sleeves_box(figure, 1.1), points([(0.0, FLOOR)])])
-    places["part-related"] = points([(-0.11, CHIN - 0.012), (0.11, WAIST + 0.065)])
-    return places
+    areas["texture-related"] = np.concatenate([bodice, sleeves_box(figure, SLEEVE_END.get(SLEEVE[sleeve], 0.0))])
+    areas["shape-related"] = np.concatenate([skirt, bodice, sleeves_box(figure, 1.1), points([(0.0, FLOOR)])])
+    areas["part-related"] = points([(-0.11, CHIN - 0.012), (0.11, WAIST + 0.065)])
+    return areas
 
 
 def palette_colours(palette: str) -> tuple[Colour, Colour]:
-    """A style's wall, and the colour of the things worn with it."""
+    """Return the colour of a style's wall, and that of its shoes, hat and bag."""
     tone, _, name = palette.removeprefix("in ").partition(" ")
     if name in HUES:
         hue = HUE_DEGREES[name] / 360
@@ -131,13 +122,13 @@ def palette_colours(palette: str) -> tuple[Colour, Colour]:
 
 
 def dyed(hue: float, saturation: float, brightness: float) -> Colour:
-    """A colour from its hue, saturation and brightness, each 0 to 1."""
+    """Return a colour from its hue, saturation and brightness, each 0 to 1."""
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, brightness)
     return int(red * 255), int(green * 255), int(blue * 255)
 
 
 def _printed(parts: Parts, dyes: Dyes, side: int) -> Fabric:
-    """The top's cloth: two hues, of which the tone says which one is light."""
+    """Return the top's cloth: two hues, one light and one dark; the tone says which is the print."""
     kind, direction, scale, tone = parts
     light, dark = dyed(dyes.top[0], 0.28 * dyes.saturation, 0.98), dyed(dyes.top[1], dyes.saturation, 0.36)
     ground, print_colour = (dark, light) if tone == "light on dark" else (light, dark)
@@ -146,7 +137,7 @@ def _printed(parts: Parts, dyes: Dyes, side: int) -> Fabric:
 
 
 def _woven(parts: Parts, dyes: Dyes, canvas: Canvas) -> Fabric:
-    """The lower garment's cloth: one hue from dark to almost white."""
+    """Return the lower garment's cloth: one hue from dark to almost white."""
     weave, scale, finish, direction = parts
     dark, bright = dyed(dyes.lower, dyes.saturation, 0.3), dyed(dyes.lower, 0.3 * dyes.saturation, 1.0)
     window, angle = SCALE_WINDOW[scale], DIRECTION_ANGLE[direction]
@@ -181,7 +172,7 @@ def _draw_arms(canvas: Canvas, figure: Figure, cut: Cut, fabric: Fabric, sleeve:
 
 
 def sleeves_box(figure: Figure, end: float) -> Points:
-    """The corners of the box around both sleeves, which end at this share of the arms; just the shoulders at 0."""
+    """Return the corners of the box around both sleeves, which end at this fraction of the arms (0: the shoulders)."""
     seam_and_end = np.concatenate([along(arm, np.linspace(0.0, end, 3)) for arm in figure.arms])
     return _box(seam_and_end) + points([(-0.03, -0.03), (0.03, 0.03)])
 

@@ -1,18 +1,18 @@
-"""Draws one labelled picture: chooses everything, then paints it from back to front."""
+"""One labelled image: everything is sampled first, then painted from back to front."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
+from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.synthetic.garments import figure as body
 from data_prep.synthetic.garments.canvas import SUPERSAMPLING, Camera, Canvas, Region
 from data_prep.synthetic.garments.cloth import sample_cloth, tailored
 from data_prep.synthetic.garments.figure import Figure, draw_arm, draw_behind, draw_head, sample_figure
 from data_prep.synthetic.garments.geometry import Points
 from data_prep.synthetic.garments.lengths import Cut, draw_coat, draw_pants, draw_skirt, draw_sleeve, sample_cut
-from data_prep.synthetic.garments.occlusion import PLACES, draw_cover, framing, sample_hiding
+from data_prep.synthetic.garments.occlusion import AREAS, draw_cover, framing, sample_occlusion
 from data_prep.synthetic.garments.outfit import Outfit, sample_outfit
 from data_prep.synthetic.garments.scene import draw_background, draw_bystanders, light
 from data_prep.synthetic.garments.tops import (
@@ -29,14 +29,14 @@ from data_prep.synthetic.garments.tops import (
 
 MIN_SIZE = 16  # pixels
 INVISIBLE = 0
-# One stream of random numbers per subject, so that a draw more in one of them moves nothing in the others.
-# Only "shape" knows the value.
+# One stream of random numbers per subject: one more draw in one of them changes nothing in the others.
+# Only "shape" depends on the value.
 STREAMS = ("background", "camera", "figure", "cut", "outfit", "cloth", "bystanders", "light", "jpeg", "shape")
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture, the place of each attribute that it shows, and the JPEG quality to store it with (60-95)."""
+    """An image, the region of each attribute that it shows, and the JPEG quality to store it with (60-95)."""
 
     image: Image.Image
     regions: dict[str, Region]
@@ -44,34 +44,34 @@ class Drawing:
 
 
 def draw(attribute: str, value: int, *, seed: int, size: int) -> Drawing:
-    """A `size` x `size` picture in which `attribute` has the value with this index.
+    """Draw a `size` x `size` image in which `attribute` has the value with this index.
 
-    Equal arguments give equal pixels. Drawings that differ in `value` alone share everything else: person,
+    Equal arguments give equal pixels. Drawings that differ only in `value` share everything else: person,
     cloth, background and light. Raises ValueError for an attribute or value that FashionAI does not have, a
     negative seed, or a size below 16 pixels.
     """
     _check(attribute, value, seed, size)
     rng = _streams(attribute, value, seed)
-    hiding = sample_hiding(attribute, rng["shape"]) if value == INVISIBLE else None
+    occlusion = sample_occlusion(attribute, rng["shape"]) if value == INVISIBLE else None
     camera = _sample_camera(attribute, rng["camera"])
-    if hiding == "crop":
+    if occlusion == "crop":
         camera = framing(camera, attribute, rng["shape"])
     figure, cut = sample_figure(rng["figure"]), sample_cut(rng["cut"])
     names = ATTRIBUTES[attribute]
-    name = str(rng["shape"].choice(names[1:])) if hiding else names[value]
+    name = str(rng["shape"].choice(names[1:])) if occlusion else names[value]
     outfit = sample_outfit(attribute, name, rng["outfit"], rng["cloth"], figure, size * SUPERSAMPLING)
 
     canvas = Canvas(draw_background(rng["background"], size), camera)
-    places = _draw_person(canvas, figure, cut, outfit)
-    draw_bystanders(canvas, rng["bystanders"], PLACES[attribute])
-    if hiding and hiding != "crop":
+    areas = _draw_person(canvas, figure, cut, outfit)
+    draw_bystanders(canvas, rng["bystanders"], AREAS[attribute])
+    if occlusion and occlusion != "crop":
         cover = tailored(sample_cloth(rng["shape"], (figure.skin.colour, outfit.top.colour)), canvas.side)
-        draw_cover(canvas, hiding, attribute, figure, cover, rng["shape"])
-    if hiding:
-        places[attribute] = PLACES[attribute]
+        draw_cover(canvas, occlusion, attribute, figure, cover, rng["shape"])
+    if occlusion:
+        areas[attribute] = AREAS[attribute]
     return Drawing(
         image=light(canvas.image.reduce(SUPERSAMPLING), rng["light"]),
-        regions=_regions(camera, places, attribute, covered=hiding is not None),
+        regions=_regions(camera, areas, attribute, covered=occlusion is not None),
         jpeg_quality=int(rng["jpeg"].integers(60, 96)),
     )
 
@@ -81,6 +81,11 @@ def _check(attribute: str, value: int, seed: int, size: int) -> None:
         raise ValueError(f"unknown attribute {attribute!r}; choose one of {', '.join(ATTRIBUTES)}")
     if not 0 <= value < len(ATTRIBUTES[attribute]):
         raise ValueError(f"{attribute} has the values 0 to {len(ATTRIBUTES[attribute]) - 1}, not {value}")
+    check_seed_and_size(seed, size)
+
+
+def check_seed_and_size(seed: int, size: int) -> None:
+    """Raise ValueError if the seed is negative or the size is below MIN_SIZE."""
     if seed < 0:
         raise ValueError(f"the seed must not be negative, it is {seed}")
     if size < MIN_SIZE:
@@ -94,8 +99,8 @@ def _streams(attribute: str, value: int, seed: int) -> dict[str, np.random.Gener
     return {name: np.random.default_rng(key) for name, key in keys.items()}
 
 
-# The window's top and bottom in body heights, each between two numbers: lengths show most of the figure,
-# collars and necks the upper body, as photographs of them do.
+# Ranges of the window's top and bottom, in body heights: lengths show most of the figure, collars and necks the
+# upper body, as photographs of them do.
 WINDOWS = {
     "skirt_length": ((-0.06, 0.22), (1.03, 1.12)),
     "sleeve_length": ((-0.02, 0.11), (0.61, 0.72)),
@@ -123,27 +128,27 @@ def _sample_camera(attribute: str, rng: np.random.Generator) -> Camera:
 
 
 def _draw_person(canvas: Canvas, figure: Figure, cut: Cut, outfit: Outfit) -> dict[str, Points]:
-    """Paint the dressed figure from back to front; gives each worn attribute's deciding place."""
+    """Paint the dressed figure from back to front; return each worn attribute's deciding area."""
     draw_behind(canvas, figure)
-    places: dict[str, Points] = {}
+    areas: dict[str, Points] = {}
     sleeveless = outfit.worn["sleeve_length"] == "Sleeveless"
-    if sleeveless:  # the bodice's straps lie over bare shoulders; sleeves lie over the bodice
+    if sleeveless:  # straps of the bodice lie over bare shoulders, sleeves over the bodice
         _draw_arms(canvas, figure, cut, outfit)
     if outfit.tucked:
         _draw_top(canvas, cut, outfit)
-        places |= _draw_lower(canvas, figure, cut, outfit)
+        areas |= _draw_lower(canvas, figure, cut, outfit)
     else:
-        places |= _draw_lower(canvas, figure, cut, outfit)
+        areas |= _draw_lower(canvas, figure, cut, outfit)
         _draw_top(canvas, cut, outfit)
     button = 0.36 + 0.02 * cut.hem_at
     if "coat_length" in outfit.worn:
-        places["coat_length"] = draw_coat(canvas, outfit.coat, cut, outfit.worn["coat_length"], button)
+        areas["coat_length"] = draw_coat(canvas, outfit.coat, cut, outfit.worn["coat_length"], button)
     if not sleeveless:
         _draw_arms(canvas, figure, cut, outfit)
-    places["sleeve_length"] = _arms_place(figure)
-    places |= _draw_neck_area(canvas, cut, outfit, button)
+    areas["sleeve_length"] = _arms_area(figure)
+    areas |= _draw_neck_area(canvas, cut, outfit, button)
     draw_head(canvas, figure)
-    return places
+    return areas
 
 
 def _draw_lower(canvas: Canvas, figure: Figure, cut: Cut, outfit: Outfit) -> dict[str, Points]:
@@ -174,34 +179,34 @@ def _draw_arms(canvas: Canvas, figure: Figure, cut: Cut, outfit: Outfit) -> None
         draw_sleeve(canvas, figure, arm, fabric, cut, outfit.worn["sleeve_length"], start=start)
 
 
-def _arms_place(figure: Figure) -> Points:
-    """The box around both arms, whatever covers them."""
+def _arms_area(figure: Figure) -> Points:
+    """Return the box around both arms, whether or not they are covered."""
     joints, margin = np.concatenate(figure.arms), np.array([0.03, 0.04])
     return np.stack([joints.min(axis=0) - margin, joints.max(axis=0) + margin])
 
 
 def _draw_neck_area(canvas: Canvas, cut: Cut, outfit: Outfit, button: float) -> dict[str, Points]:
-    worn, places = outfit.worn, {}
+    worn, areas = outfit.worn, {}
     if "neckline_design" in worn:
         shape = worn["neckline_design"]
-        places["neckline_design"] = draw_neckline(canvas, outfit.top, shape, _upper_edge(cut, outfit))
+        areas["neckline_design"] = draw_neckline(canvas, outfit.top, shape, _upper_edge(cut, outfit))
     if "neck_design" in worn:
-        places["neck_design"] = draw_neck(canvas, outfit.top, worn["neck_design"])
+        areas["neck_design"] = draw_neck(canvas, outfit.top, worn["neck_design"])
     if "collar_design" in worn:
-        places["collar_design"] = draw_collar(canvas, outfit.collar, worn["collar_design"])
+        areas["collar_design"] = draw_collar(canvas, outfit.collar, worn["collar_design"])
     if "lapel_design" in worn:
-        places["lapel_design"] = draw_lapel(canvas, outfit.lapel, worn["lapel_design"], button)
+        areas["lapel_design"] = draw_lapel(canvas, outfit.lapel, worn["lapel_design"], button)
     if "coat_length" in worn:
-        places.pop("neckline_design")  # mostly under the coat
-    return places
+        areas.pop("neckline_design")  # mostly covered by the coat
+    return areas
 
 
-def _regions(camera: Camera, places: dict[str, Points], attribute: str, *, covered: bool) -> dict[str, Region]:
-    """The labelled attribute's region, and those of the others of which most lies inside the picture."""
-    labelled = camera.region(places[attribute])
+def _regions(camera: Camera, areas: dict[str, Points], attribute: str, *, covered: bool) -> dict[str, Region]:
+    """Return the regions of the labelled attribute and of all others that lie mostly inside the image."""
+    labelled = camera.region(areas[attribute])
     regions = {attribute: labelled}
-    for other, place in places.items():
-        inside, whole = camera.region(place), np.prod(np.ptp(camera.project(place), axis=0))
+    for other, area in areas.items():
+        inside, whole = camera.region(area), np.prod(np.ptp(camera.project(area), axis=0))
         hidden = covered and _overlap(inside, labelled) > 0.2 * _overlap(inside, inside)
         if other != attribute and not hidden and _overlap(inside, inside) > 0.7 * whole:
             regions[other] = inside

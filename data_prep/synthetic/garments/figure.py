@@ -1,4 +1,4 @@
-"""The figure: landmarks of the body, its pose, and how skin, hair and shoes are painted.
+"""The human figure: landmarks of the body, its pose, and how skin, hair and shoes are painted.
 
 The unit is the body's height: y = 0 at the top of the head, y = 1 on the floor, x = 0 on the centre line.
 """
@@ -9,16 +9,7 @@ import numpy as np
 
 from data_prep.synthetic.garments.canvas import Canvas
 from data_prep.synthetic.garments.cloth import Colour, Fabric, contrasting, shade, solid
-from data_prep.synthetic.garments.geometry import (
-    Points,
-    along,
-    ellipse,
-    mirrored,
-    points,
-    smooth,
-    symmetric,
-    tube,
-)
+from data_prep.synthetic.garments.geometry import Points, along, ellipse, mirrored, points, smooth, symmetric, tube
 
 # Heights of the landmarks. The neck is longer than in anatomy, as in fashion drawings.
 CHIN, NECK_BASE, SHOULDER, ARMPIT, BUST = 0.120, 0.178, 0.196, 0.258, 0.285
@@ -44,11 +35,11 @@ HAIR_STYLES = ("none", "short", "bob", "long", "bun")
 
 @dataclass(frozen=True)
 class Figure:
-    """One person: pose, proportions and colours. Arms and legs are (3, 2) joints, right side first."""
+    """Pose, proportions and colours of one person. Arms and legs are (3, 2) joints, right side first."""
 
     arms: tuple[Points, Points]
     legs: tuple[Points, Points]
-    build: float  # of limbs and torso against the drawn average
+    build: float  # size of limbs and torso, relative to the average
     skin: Fabric
     hair: Fabric
     hair_style: str
@@ -58,7 +49,7 @@ class Figure:
 
 
 def sample_figure(rng: np.random.Generator) -> Figure:
-    """Any person in any standing pose."""
+    """Sample a person in a standing pose."""
     skin = _jittered(rng, SKIN_TONES[rng.integers(len(SKIN_TONES))])
     return Figure(
         arms=(_sample_arm(rng), mirrored(_sample_arm(rng))),
@@ -74,7 +65,7 @@ def sample_figure(rng: np.random.Generator) -> Figure:
 
 
 def arms_apart(rng: np.random.Generator, widest: float) -> tuple[Points, Points]:
-    """Arms that leave the torso's outline free; `widest` is the largest angle of an upper arm in degrees."""
+    """Sample arms that leave the torso's outline free; `widest` is the largest angle of an upper arm in degrees."""
     right, left = (
         _bones((0.091, SHOULDER + 0.020), (upper, upper + rng.uniform(-8, 4)), (UPPER_ARM, FOREARM))
         for upper in rng.uniform(widest - 9, widest, 2)
@@ -83,26 +74,20 @@ def arms_apart(rng: np.random.Generator, widest: float) -> tuple[Points, Points]
 
 
 def torso_half(height: np.ndarray | float) -> np.ndarray:
-    """Half the torso's width at each height."""
+    """Return half the torso's width at each height."""
     return np.interp(np.asarray(height, dtype=float), TORSO_HEIGHTS, TORSO_HALVES)
 
 
 def torso_side(top: float, bottom: float, ease: float) -> Points:
-    """The right side of the torso from `top` down to `bottom`, `ease` outside the skin."""
+    """Return the right side of the torso from `top` down to `bottom`, `ease` outside the skin."""
     heights = np.linspace(top, bottom, 10)
     return np.stack([torso_half(heights) + ease, heights], axis=1)
 
 
 def draw_behind(canvas: Canvas, figure: Figure) -> None:
-    """What lies behind everything worn: long hair, legs with shoes, torso and neck."""
+    """Draw the parts behind the garments: long hair, legs with shoes, torso and neck."""
     if figure.hair_style == "long":
-        back = [
-            (0.0, 0.0),
-            (0.055, 0.03),
-            (0.07, 0.12),
-            (0.075, figure.hair_end),
-            (0.0, figure.hair_end + 0.01),
-        ]
+        back = [(0.0, 0.0), (0.055, 0.03), (0.07, 0.12), (0.075, figure.hair_end), (0.0, figure.hair_end + 0.01)]
         canvas.fill(smooth(symmetric(back), closed=True), figure.hair)
     for leg, outward in zip(figure.legs, (1.0, -1.0), strict=True):
         ankle_x = leg[2, 0]
@@ -113,13 +98,7 @@ def draw_behind(canvas: Canvas, figure: Figure) -> None:
         canvas.fill(tube(leg, 0.0, 1.0, _scaled(LEG_HALVES, figure)), figure.skin)
         canvas.fill(smooth(shoe, closed=True, rounds=2), figure.shoe)
     side = torso_side(ARMPIT, CROTCH, 0.0)
-    shoulders = [
-        (0.0, 0.1),
-        (NECK_HALF, 0.1),
-        (NECK_HALF, 0.16),
-        (0.045, NECK_BASE),
-        (SHOULDER_HALF, SHOULDER),
-    ]
+    shoulders = [(0.0, 0.1), (NECK_HALF, 0.1), (NECK_HALF, 0.16), (0.045, NECK_BASE), (SHOULDER_HALF, SHOULDER)]
     canvas.fill(symmetric(np.concatenate([points(shoulders), side])), figure.skin)
     collarbone = smooth([(0.012, NECK_BASE + 0.012), (0.045, NECK_BASE + 0.008), (0.085, SHOULDER + 0.004)])
     for bone in (collarbone, mirrored(collarbone)):
@@ -127,7 +106,7 @@ def draw_behind(canvas: Canvas, figure: Figure) -> None:
 
 
 def draw_arm(canvas: Canvas, figure: Figure, arm: Points) -> None:
-    """A bare arm with its hand."""
+    """Draw a bare arm with its hand."""
     canvas.fill(tube(arm, 0.0, 1.0, _scaled(ARM_HALVES, figure)), figure.skin)
     canvas.fill(ellipse(arm[0, 0], arm[0, 1], 0.029, 0.027), figure.skin, edge=0)
     hand = along(arm, np.array([0.97, 1.12, 1.24]))
@@ -135,21 +114,13 @@ def draw_arm(canvas: Canvas, figure: Figure, arm: Points) -> None:
 
 
 def draw_head(canvas: Canvas, figure: Figure) -> None:
-    """Head, hair and, mostly, a face; long hair stays behind the shoulders."""
+    """Draw head, hair and usually a face; long hair stays behind the shoulders."""
     if figure.hair_style == "bun":
         canvas.fill(ellipse(0.0, 0.002, 0.026, 0.022), figure.hair)
     canvas.fill(ellipse(0.0, 0.066, 0.043, 0.059), figure.skin)
     if figure.hair_style != "none":
         end = {"short": 0.055, "bob": 0.125, "long": 0.14, "bun": 0.05}[figure.hair_style]
-        fringe = [
-            (0.0, -0.004),
-            (0.05, 0.01),
-            (0.053, 0.06),
-            (0.05, end),
-            (0.039, end),
-            (0.037, 0.05),
-            (0.0, 0.028),
-        ]
+        fringe = [(0.0, -0.004), (0.05, 0.01), (0.053, 0.06), (0.05, end), (0.039, end), (0.037, 0.05), (0.0, 0.028)]
         canvas.fill(smooth(symmetric(fringe), closed=True, rounds=2), figure.hair)
     if figure.has_face:
         dark = shade(figure.skin.colour, 0.4)
@@ -159,7 +130,7 @@ def draw_head(canvas: Canvas, figure: Figure) -> None:
 
 
 def _sample_arm(rng: np.random.Generator) -> Points:
-    """Hanging, bent outwards, hand towards the hip, or raised; angles are from straight down."""
+    """Sample an arm: hanging, bent outwards, hand towards the hip, or raised; angles are from straight down."""
     upper, fore = {
         "hanging": (rng.uniform(8, 25), rng.uniform(-8, 15)),
         "outwards": (rng.uniform(15, 40), rng.uniform(15, 60)),

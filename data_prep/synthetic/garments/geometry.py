@@ -10,29 +10,29 @@ Pairs = Sequence[tuple[float, float]] | Points
 
 
 def points(pairs: Pairs) -> Points:
-    """An (n, 2) float array of the given x, y pairs."""
+    """Return an (n, 2) float array of the given x, y pairs."""
     return np.asarray(pairs, dtype=float).reshape(-1, 2)
 
 
 def mirrored(outline: Pairs) -> Points:
-    """The outline reflected about the body's centre line, x = 0."""
+    """Return the outline reflected about the body's centre line, x = 0."""
     return points(outline) * (-1.0, 1.0)
 
 
 def symmetric(right_half: Pairs) -> Points:
-    """A closed outline: the right half from top to bottom, then its reflection from bottom to top."""
+    """Return a closed outline: the right half from top to bottom, then its reflection from bottom to top."""
     right = points(right_half)
     return np.concatenate([right, mirrored(right)[::-1]])
 
 
 def across(right_half: Pairs) -> Points:
-    """An open edge from left to right, from its right half given outwards from the centre line."""
+    """Return an open edge from left to right; its right half is given from the centre line outwards."""
     right = points(right_half)
     return np.concatenate([mirrored(right)[::-1], right])
 
 
 def smooth(outline: Pairs, *, closed: bool = False, rounds: int = 3) -> Points:
-    """Corners cut by Chaikin's rule; an open line keeps its two ends."""
+    """Cut corners by Chaikin's rule; an open line keeps its two ends."""
     line = points(outline)
     for _ in range(rounds):
         ahead = np.roll(line, -1, axis=0) if closed else line[1:]
@@ -43,18 +43,18 @@ def smooth(outline: Pairs, *, closed: bool = False, rounds: int = 3) -> Points:
 
 
 def ellipse(x: float, y: float, half_width: float, half_height: float, corners: int = 28) -> Points:
-    """An ellipse around (x, y)."""
+    """Return an ellipse around (x, y)."""
     angle = np.linspace(0.0, 2.0 * np.pi, corners, endpoint=False)
     return np.stack([x + half_width * np.cos(angle), y + half_height * np.sin(angle)], axis=1)
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> Points:
-    """The four corners of an upright rectangle."""
+    """Return the four corners of an upright rectangle."""
     return points([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
 def along(joints: Pairs, share: np.ndarray) -> Points:
-    """Points at `share` of a two-bone limb: 0, 0.5 and 1 are its joints, beyond 1 goes straight on."""
+    """Return points at fractions `share` of a two-bone limb: 0, 0.5 and 1 are its joints, beyond 1 is straight on."""
     first, middle, last = points(joints)
     upper = first + np.outer(2.0 * share, middle - first)
     lower = middle + np.outer(2.0 * share - 1.0, last - middle)
@@ -63,10 +63,10 @@ def along(joints: Pairs, share: np.ndarray) -> Points:
 
 def tube(joints: Pairs, start: float, end: float, half_widths: Sequence[float], *,
          ease: float | np.ndarray = 0.0, flare: float = 0.0) -> Points:  # fmt: skip
-    """The outline of a limb, or of the cloth around it, from `start` to `end` along its two bones.
+    """Return the outline of a limb, or of the cloth around it, from `start` to `end` along its two bones.
 
-    `half_widths` belong to the shares 0, 0.25, 0.5, 0.75 and 1; `ease` is added everywhere (an array: at each of
-    UNIT's shares of the way), `flare` grows from nothing at `start` to all of it at `end`.
+    `half_widths` belong to the fractions 0, 0.25, 0.5, 0.75 and 1. `ease` is added everywhere (an array: at each
+    fraction of UNIT), `flare` grows from 0 at `start` to its full value at `end`.
     """
     share = start + (end - start) * UNIT
     centre = along(joints, share)

@@ -52,25 +52,17 @@ COAT_HEM = {
     "Midi": CALF,
     "Ankle&Floor": ANKLE + 0.015,
 }
-# Share of the leg, 0.5 at the knee and 1 at the ankle.
+# Fraction of the leg, 0.5 at the knee and 1 at the ankle.
 PANT_END = {"Short": 0.27, "Mid": 0.47, "3-4": 0.66, "Cropped": 0.85, "Full": 1.06}
-# Share of the arm, 0.5 at the elbow and 1 at the wrist; a cup only caps the shoulder, 1.3 hides the fingers.
-SLEEVE_END = {
-    "Cup": 0.12,
-    "Short": 0.29,
-    "Elbow": 0.49,
-    "3-4": 0.67,
-    "Wrist": 0.85,
-    "Long": 1.01,
-    "Extra Long": 1.3,
-}
+# Fraction of the arm, 0.5 at the elbow and 1 at the wrist; a cup only covers the shoulder, 1.3 hides the fingers.
+SLEEVE_END = {"Cup": 0.12, "Short": 0.29, "Elbow": 0.49, "3-4": 0.67, "Wrist": 0.85, "Long": 1.01, "Extra Long": 1.3}
 
-HEM_SPREAD = 0.012  # how far a hem may lie from the middle of its value
+HEM_SPREAD = 0.012  # greatest distance of a hem from the middle of its value
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How the garments are cut, apart from the attributes: drawn independently of every value."""
+    """Cut of the garments apart from the attributes; sampled independently of every value."""
 
     skirt_flare: float  # growth of half the width per body height below the hip
     skirt_wave: float
@@ -87,7 +79,7 @@ class Cut:
 
 
 def sample_cut(rng: np.random.Generator) -> Cut:
-    """Any cut."""
+    """Sample a cut."""
     return Cut(
         skirt_flare=float(rng.choice([rng.uniform(-0.05, 0.05), rng.uniform(0.15, 0.3), rng.uniform(0.3, 0.5)])),
         skirt_wave=float(rng.choice([0.0, rng.uniform(0.003, 0.008)])),
@@ -105,10 +97,10 @@ def sample_cut(rng: np.random.Generator) -> Cut:
 
 
 def draw_skirt(canvas: Canvas, figure: Figure, fabric: Fabric, cut: Cut, length: str) -> Points:
-    """A skirt from the waist to its hem; gives the points of the deciding place."""
+    """Draw a skirt from the waist to its hem; return the corners of the deciding area."""
     hem = SKIRT_HEM[length] + HEM_SPREAD * cut.hem_at * (length != "Floor")
     below = hem - HIP
-    # A narrow skirt still goes around both legs; a floor-length one also hides the shoes.
+    # A narrow skirt still surrounds both legs; a floor-length one also hides the shoes.
     legs = max(float(np.interp(hem, leg[:, 1], np.abs(leg[:, 0]))) for leg in figure.legs)
     stride = legs + (0.055 if length == "Floor" else 0.035)
     half = max(stride, float(torso_half(HIP)) + 0.012 + cut.skirt_flare * below)
@@ -124,7 +116,7 @@ def draw_skirt(canvas: Canvas, figure: Figure, fabric: Fabric, cut: Cut, length:
 
 
 def draw_pants(canvas: Canvas, figure: Figure, fabric: Fabric, cut: Cut, length: str) -> Points:
-    """Trousers from the waist to the end of the legs; gives the points of the deciding place."""
+    """Draw trousers from the waist to the end of the legs; return the points of the deciding area."""
     end = PANT_END[length] + 0.02 * cut.hem_at * (length != "Full")
     halves = [half * figure.build for half in LEG_HALVES]
     legs = [tube(leg, 0.0, end, halves, ease=cut.pant_ease, flare=cut.pant_flare) for leg in figure.legs]
@@ -141,25 +133,19 @@ def draw_pants(canvas: Canvas, figure: Figure, fabric: Fabric, cut: Cut, length:
 
 
 def draw_coat(canvas: Canvas, fabric: Fabric, cut: Cut, length: str, button: float) -> Points:
-    """The two front panels of a coat, closed at the height `button`; gives the points of its place."""
+    """Draw the two front panels of a coat, closed at the height `button`; return the corners of its area."""
     hem = COAT_HEM[length] + HEM_SPREAD * cut.hem_at
     button = min(button, hem - 0.02)
     ease = cut.coat_ease
     half = float(torso_half(hem)) + ease + cut.coat_flare * max(0.0, hem - HIP)
     outside = smooth(
-        [
-            (0.115, SHOULDER),
-            (0.1, ARMPIT),
-            (float(torso_half(min(hem, WAIST))) + ease, min(hem, WAIST)),
-            (half, hem),
-        ],
+        [(0.115, SHOULDER), (0.1, ARMPIT), (float(torso_half(min(hem, WAIST))) + ease, min(hem, WAIST)), (half, hem)],
         rounds=2,
     )
     gap = 0.004 + cut.coat_gap * (hem - button) / (FLOOR - button) * 2.0
     front = smooth([(0.038, 0.166), (0.03, 0.21), (0.004, button), (gap, hem)], rounds=2)
     panel = np.concatenate([points([(0.05, NECK_BASE - 0.004)]), outside, front[::-1]])
-    for side in (panel, mirrored(panel)):
-        canvas.fill(side, fabric)
+    canvas.fill_both(panel, fabric)
     for y in np.arange(button, hem - 0.02, 0.055):
         canvas.fill(ellipse(gap * (y - button) / (hem - button) + 0.012, y, 0.006, 0.006, 10), BUTTON)
     return points([(-half, SHOULDER), (half, min(hem + 0.03, FLOOR))])
@@ -167,7 +153,7 @@ def draw_coat(canvas: Canvas, fabric: Fabric, cut: Cut, length: str, button: flo
 
 def draw_sleeve(canvas: Canvas, figure: Figure, arm: Points, fabric: Fabric, cut: Cut, length: str, *,
                 start: float = 0.0) -> None:  # fmt: skip
-    """The sleeve of one arm; `start` above 0 leaves the shoulder bare. Sleeveless draws nothing."""
+    """Draw the sleeve of one arm; `start` above 0 leaves the shoulder bare. Sleeveless draws nothing."""
     if length == "Sleeveless":
         return
     halves = [half * figure.build for half in ARM_HALVES]

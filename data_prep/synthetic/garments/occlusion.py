@@ -1,4 +1,4 @@
-"""The value Invisible: the attribute's place is outside the picture, or something is in front of it."""
+"""The value Invisible: the attribute's area is outside the image, or something is in front of it."""
 
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ from data_prep.synthetic.garments.figure import CHIN, FLOOR, SHOULDER, WAIST, Fi
 from data_prep.synthetic.garments.geometry import Points, points, smooth, symmetric
 from data_prep.synthetic.garments.scene import draw_thing
 
-# Where each attribute's values differ on the body: [(x0, y0), (x1, y1)].
+# Area of the body in which each attribute's values differ: [(x0, y0), (x1, y1)].
 # Nothing covers it unless the value is Invisible.
-PLACES: dict[str, Points] = {
+AREAS: dict[str, Points] = {
     "skirt_length": points([(-0.22, WAIST), (0.22, FLOOR)]),
     "sleeve_length": points([(-0.30, SHOULDER - 0.03), (0.30, 0.62)]),
     "coat_length": points([(-0.22, WAIST - 0.06), (0.22, FLOOR)]),
@@ -22,7 +22,7 @@ PLACES: dict[str, Points] = {
     "neckline_design": points([(-0.14, CHIN), (0.14, 0.38)]),
     "neck_design": points([(-0.10, CHIN), (0.10, 0.34)]),
 }
-# The window's top and bottom that leave the place outside.
+# Ranges of the window's top and bottom that leave the area outside.
 CROPS = {
     "skirt_length": ((-0.05, 0.12), (0.42, 0.50)),
     "sleeve_length": ((0.64, 0.70), (1.02, 1.12)),
@@ -45,24 +45,24 @@ COVERS = {
 }
 
 
-def sample_hiding(attribute: str, rng: np.random.Generator) -> str:
-    """How the place is hidden: "crop", or a kind of cover."""
+def sample_occlusion(attribute: str, rng: np.random.Generator) -> str:
+    """Sample how the area is occluded: "crop", or a kind of cover."""
     return "crop" if rng.random() < 0.4 else str(rng.choice(COVERS[attribute]))
 
 
 def framing(camera: Camera, attribute: str, rng: np.random.Generator) -> Camera:
-    """The same camera with its window moved so that the attribute's place is outside."""
+    """Return the camera with its window moved so that the attribute's area is outside."""
     (top, bottom) = (float(rng.uniform(*ends)) for ends in CROPS[attribute])
     return replace(camera, top=top, bottom=bottom)
 
 
 def draw_cover(canvas: Canvas, kind: str, attribute: str, figure: Figure, fabric: Fabric,
                rng: np.random.Generator) -> None:  # fmt: skip
-    """Draw the cover over the attribute's place."""
-    bottom = PLACES[attribute][1, 1]
+    """Draw the cover over the attribute's area."""
+    bottom = AREAS[attribute][1, 1]
     if kind == "thing":
         margin = rng.uniform(0.0, 0.04, (2, 2)) * [(-1, -1), (1, 1)]
-        draw_thing(canvas, rng, fabric, PLACES[attribute] + margin)
+        draw_thing(canvas, rng, fabric, AREAS[attribute] + margin)
         return
     if kind == "hair":
         _draw_hair(canvas, figure, bottom)
@@ -74,7 +74,7 @@ def draw_cover(canvas: Canvas, kind: str, attribute: str, figure: Figure, fabric
 
 
 def _draw_hair(canvas: Canvas, figure: Figure, bottom: float) -> None:
-    """Long hair combed over the front."""
+    """Draw long hair combed over the front."""
     crown = smooth([(0.0, 0.0), (0.055, 0.01), (0.075, 0.1), (0.125, 0.19), (0.135, bottom)], rounds=2)
     x = np.linspace(0.125, 0.0, 15)
     tips = np.stack([x, bottom + 0.03 + 0.02 * (np.arange(15) % 2) + 0.03 * x / 0.135], axis=1)
@@ -85,7 +85,7 @@ def _draw_hair(canvas: Canvas, figure: Figure, bottom: float) -> None:
 
 
 def _draw_scarf(canvas: Canvas, fabric: Fabric, bottom: float) -> None:
-    """A wide shawl crossed over the chest, then wound around the neck."""
+    """Draw a wide shawl crossed over the chest, then wound around the neck."""
     end = [(-0.06, 0.3), (0.05, 0.3), (0.075, bottom + 0.1), (-0.03, bottom + 0.11)]
     canvas.fill(end, fabric, edge=0.005)
     wrap = smooth([(0.05, 0.15), (0.12, 0.185), (0.155, 0.26), (0.145, bottom)], rounds=2)
@@ -97,7 +97,7 @@ def _draw_scarf(canvas: Canvas, fabric: Fabric, bottom: float) -> None:
 
 
 def _draw_cape(canvas: Canvas, fabric: Fabric, bottom: float) -> None:
-    """A cape from the neck over both arms."""
+    """Draw a cape from the neck over both arms."""
     outline = [(0.0, 0.17), (0.05, 0.17), (0.13, 0.2), (0.24, 0.36), (0.32, bottom), (0.0, bottom + 0.05)]
     canvas.fill(smooth(symmetric(outline), closed=True, rounds=2), fabric, edge=0.005)
     for x in (-0.2, -0.1, 0.0, 0.1, 0.2):

@@ -1,10 +1,10 @@
-"""What the figure wears: one value name per attribute that is worn, and the cloth of every garment."""
+"""Clothes of a figure: one value name per attribute that is worn, and the fabric of every garment."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_prep.layouts.fashionai_vocabulary import ATTRIBUTES
+from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.synthetic.garments.cloth import Fabric, sample_cloth, tailored
 from data_prep.synthetic.garments.figure import Figure
 from data_prep.synthetic.garments.tops import BARE_SHOULDERS
@@ -15,7 +15,7 @@ COATED = ("coat_length", "lapel_design")  # a coat has both
 
 @dataclass(frozen=True)
 class Outfit:
-    """`worn` names the value of each attribute that the garments have; the rest is their cloth."""
+    """Values of the attributes that the garments have (`worn`), and the fabrics of the garments."""
 
     worn: dict[str, str]
     tucked: bool
@@ -29,8 +29,10 @@ class Outfit:
 
 def sample_outfit(attribute: str, name: str, rng: np.random.Generator, cloth_rng: np.random.Generator,
                   figure: Figure, side: int) -> Outfit:  # fmt: skip
-    """A plausible outfit in which `attribute` has the value `name`; the rest does not depend on `name`,
-    except that nothing hangs on a bare shoulder."""
+    """Sample a plausible outfit in which `attribute` has the value `name`.
+
+    The rest does not depend on `name`, except that a bare shoulder has no sleeve.
+    """
     worn = {other: str(rng.choice(names[1:])) for other, names in ATTRIBUTES.items()}
     edge = attribute if attribute in UPPER_EDGES else str(rng.choice(UPPER_EDGES))
     lower = (
@@ -38,11 +40,11 @@ def sample_outfit(attribute: str, name: str, rng: np.random.Generator, cloth_rng
     )
     with_sleeves = [value for value in ATTRIBUTES["neckline_design"][1:] if value not in BARE_SHOULDERS]
     worn["neckline_design"] = str(rng.choice([value for value in with_sleeves if value != "Off Shoulder"]))
-    # A puritan collar would hide the upper end of the sleeves.
+    # A puritan collar would cover the upper end of the sleeves.
     worn["collar_design"] = str(rng.choice(["Shirt", "Peter Pan", "Rib"]))
     if attribute in COATED:
         worn["sleeve_length"] = str(rng.choice(["3-4", "Wrist", "Long", "Long"]))
-        # The label is about the coat, so what is under it stays plain.
+        # The label is about the coat: the garment under it stays plain.
         worn["neckline_design"], edge = "Round", "neckline_design"
     elif attribute == "neckline_design":
         worn["sleeve_length"] = str(rng.choice([worn["sleeve_length"], "Sleeveless"]))
@@ -55,7 +57,7 @@ def sample_outfit(attribute: str, name: str, rng: np.random.Generator, cloth_rng
 
 
 def _sample_cloths(rng: np.random.Generator, cloth_rng: np.random.Generator, figure: Figure, side: int) -> Outfit:
-    """The cloths, each of which can be told from what it lies next to; with nothing worn yet."""
+    """Sample fabrics that differ from their neighbours; `worn` stays empty."""
     skin = figure.skin.colour
     top = sample_cloth(cloth_rng, (skin,))
     lower = sample_cloth(cloth_rng, (skin, top.colour, figure.shoe.colour))

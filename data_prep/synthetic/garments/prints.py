@@ -1,11 +1,12 @@
 """The stored patterns of catalogue cloth: prints for texture, weaves in three finishes for fabric.
 
-Every function takes the pixel grids of a tile and gives the share of the second colour, 0 to 1. Prints cover
-clearly less than half, so that light on dark differs from dark on light; all of them change when turned by 45
+Every function takes the pixel grids of a tile and returns the weight of the second colour, 0 to 1. Prints cover
+clearly less than half, so that light on dark differs from dark on light. All of them change when turned by 45
 degrees.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,7 +15,7 @@ Tile = Callable[[Grid, Grid], Grid]
 
 
 def _cell(x: Grid, y: Grid, side: float) -> tuple[Grid, Grid]:
-    """Each pixel's place in its square cell, from the cell's middle."""
+    """Return each pixel's position in its square cell, relative to the cell's middle."""
     return x % side - side / 2, y % side - side / 2
 
 
@@ -182,28 +183,30 @@ def _matte(weave: Grid, x: Grid, y: Grid) -> Grid:
 
 
 def _silky(weave: Grid, x: Grid, y: Grid) -> Grid:
-    """Broad soft lights, under which the weave is faint."""
+    """Return broad soft lights, under which the weave is faint."""
     band = 0.5 + 0.5 * np.cos((x + 0.35 * y) * np.float32(2 * np.pi / 130))
     return 0.38 * weave + 0.62 * band**2
 
 
 def _glittering(weave: Grid, x: Grid, y: Grid) -> Grid:
-    """Bright specks strewn over a dark weave."""
-    specks = np.random.default_rng(29).integers(0, 22, (2, 31, 31))  # one per cell of 26 pixels
+    """Return bright specks on a dark weave."""
+    return np.where(_specks(len(x)), 1.0, 0.42 * weave)
+
+
+@lru_cache(maxsize=1)
+def _specks(side: int) -> Grid:
+    """Return a mask of a tile of `side` pixels: one speck in every cell of 26 pixels."""
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32)
+    specks = np.random.default_rng(29).integers(0, 22, (2, 31, 31))
     rows, columns = (y // 26).astype(int), (x // 26).astype(int)
-    near = np.hypot(x % 26 - 2 - specks[0][rows, columns], y % 26 - 2 - specks[1][rows, columns])
-    return np.where(near < 4.5, 1.0, 0.42 * weave)
+    return np.hypot(x % 26 - 2 - specks[0][rows, columns], y % 26 - 2 - specks[1][rows, columns]) < 4.5
 
 
-FINISHES: dict[str, Callable[[Grid, Grid, Grid], Grid]] = {
-    "matte": _matte,
-    "silky": _silky,
-    "glittering": _glittering,
-}
+FINISHES: dict[str, Callable[[Grid, Grid, Grid], Grid]] = {"matte": _matte, "silky": _silky, "glittering": _glittering}
 
 
 def catalogue_tile(name: str, x: Grid, y: Grid) -> Grid:
-    """The tile of a print ("dot") or of a weave in a finish ("rib, silky"). KeyError where there is none."""
+    """Return the tile of a print ("dot") or of a weave in a finish ("rib, silky"). Raises KeyError if there is none."""
     if name in PRINT_TILES:
         return PRINT_TILES[name](x, y).astype(np.float32)
     weave, finish = name.split(", ")

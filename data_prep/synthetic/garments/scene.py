@@ -1,4 +1,4 @@
-"""Everything around the figure: background, things that stand or hang about, and the light."""
+"""Everything around the figure: background, things in front of it, and the light."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,7 +14,7 @@ NOISE_SIDE = 1024
 
 
 def draw_background(rng: np.random.Generator, side: int) -> Image.Image:
-    """A wall or a street: a gradient, a floor, and up to nine blocks, discs, bars or tiles."""
+    """Draw a wall or a street: a gradient, a floor, and up to nine blocks, discs, bars or tiles."""
     image = _gradient(rng, side)
     pen = ImageDraw.Draw(image)
     if rng.random() < 0.6:
@@ -65,12 +65,7 @@ def _bag(box: Points, fabric: Fabric, canvas: Canvas) -> None:
     (x0, y0), (x1, y1) = box
     inset = 0.12 * (x1 - x0)
     handle = smooth(
-        [
-            (x0 + 2 * inset, y0),
-            (x0 + 2.5 * inset, y0 - 0.06),
-            (x1 - 2.5 * inset, y0 - 0.06),
-            (x1 - 2 * inset, y0),
-        ]
+        [(x0 + 2 * inset, y0), (x0 + 2.5 * inset, y0 - 0.06), (x1 - 2.5 * inset, y0 - 0.06), (x1 - 2 * inset, y0)]
     )
     canvas.line(handle, fabric.edge, 0.01)
     canvas.fill(smooth([(x0 + inset, y0), (x1 - inset, y0), (x1, y1), (x0, y1)], closed=True, rounds=2), fabric)
@@ -99,18 +94,18 @@ THINGS: tuple[Callable[[Points, Fabric, Canvas], None], ...] = (_bag, _case, _pl
 
 
 def draw_thing(canvas: Canvas, rng: np.random.Generator, fabric: Fabric, box: Points) -> None:
-    """A bag, a case or a plant that fills the box [(x0, y0), (x1, y1)] in body units."""
+    """Draw a bag, a case or a plant that fills the box [(x0, y0), (x1, y1)] in body units."""
     THINGS[rng.integers(len(THINGS))](box, fabric, canvas)
 
 
 def draw_bystanders(canvas: Canvas, rng: np.random.Generator, keep_free: Points) -> None:
-    """Up to three things in front of the figure, none of them over the box `keep_free`."""
+    """Draw up to three things in front of the figure, none of them over the box `keep_free`."""
     for _ in range(int(rng.integers(0, 4))):
         centre = rng.uniform((-0.4, canvas.camera.top), (0.4, canvas.camera.bottom))
         half = rng.uniform(0.03, 0.12, 2) * 1.2 * (canvas.camera.bottom - canvas.camera.top)
         box = np.stack([centre - half, centre + half])
         fabric = solid(sample_colour(rng))
-        # Drawn whether or not the thing is, so that the next thing is the same in both cases.
+        # Drawn even if the thing is not, so that the next thing is the same in both cases.
         kind_rng = np.random.default_rng(rng.integers(2**32))
         if np.any(box[1] < keep_free[0]) or np.any(box[0] - (0.0, 0.07) > keep_free[1]):
             draw_thing(canvas, kind_rng, fabric, box)
@@ -120,7 +115,7 @@ def draw_bystanders(canvas: Canvas, rng: np.random.Generator, keep_free: Points)
 
 
 def light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast, a colour cast, light from one side, sensor noise, and a slight blur."""
+    """Apply brightness, contrast, a colour cast, light from one side, sensor noise and a slight blur."""
     side = image.width
     brightness, contrast = rng.uniform(0.8, 1.15), rng.uniform(0.8, 1.15)
     cast = rng.uniform(0.9, 1.1, 3).astype(np.float32)

@@ -10,7 +10,7 @@ from data_prep.synthetic.garments.cloth import Fabric
 from data_prep.synthetic.garments.figure import ARM_HALVES, Figure
 from data_prep.synthetic.garments.geometry import UNIT, Points, ellipse, points, tube
 
-# Share of the arm at which the sleeve ends: 0.5 is the elbow, 1 the wrist. Even the shortest has room for a shape.
+# Fraction of the arm at which the sleeve ends: 0.5 is the elbow, 1 the wrist. The shortest still has room for a shape.
 SLEEVE_END = {
     "cap sleeve": 0.25,
     "short sleeve": 0.38,
@@ -25,12 +25,12 @@ SLEEVE_END = {
 
 @dataclass(frozen=True)
 class SleeveShape:
-    """How far the cloth stands off the arm, at shares `at` of the sleeve, and what is added to it."""
+    """Distance of the cloth from the arm at fractions `at` of the sleeve, and the trim."""
 
     at: tuple[float, ...]
     ease: tuple[float, ...]  # body heights
     trim: str = ""
-    start: float = 0.0  # share of the sleeve that is left open at the shoulder
+    start: float = 0.0  # fraction of the sleeve that is open at the shoulder
 
 
 _LOOSE = ((0.0, 1.0), (0.01, 0.01))
@@ -56,7 +56,7 @@ SLEEVE_SHAPES: dict[str, SleeveShape] = {
 
 
 def draw_shaped_sleeve(canvas: Canvas, figure: Figure, arm: Points, fabric: Fabric, length: str, shape: str) -> None:
-    """The sleeve of one arm."""
+    """Draw the sleeve of one arm."""
     cut = SLEEVE_SHAPES[shape]
     end = SLEEVE_END[length]
     if cut.start == 0.0:
@@ -67,7 +67,7 @@ def draw_shaped_sleeve(canvas: Canvas, figure: Figure, arm: Points, fabric: Fabr
 
 def _piece(figure: Figure, arm: Points, cut: SleeveShape, end: float, first: float, last: float,
            more: float = 0.0) -> Points:  # fmt: skip
-    """The outline of a part of the sleeve, from share `first` to `last` of it, `more` wider than it."""
+    """Return the outline of the sleeve between its fractions `first` and `last`, made wider by `more`."""
     ease = np.interp(first + (last - first) * UNIT, cut.at, cut.ease) + more
     return tube(arm, first * end, last * end, [half * figure.build for half in ARM_HALVES], ease=ease)
 
@@ -95,7 +95,7 @@ def _draw_trim(canvas: Canvas, figure: Figure, arm: Points, fabric: Fabric, cut:
 
 
 def _draw_seams(canvas: Canvas, fabric: Fabric, cut: SleeveShape, one: Points, other: Points) -> None:
-    """Lines across or along the sleeve whose sides are `one` and `other`."""
+    """Draw lines across or along the sleeve whose sides are `one` and `other`."""
     across = {"joint": cut.at[-2:-1], "ridge": (0.62,), "tiers": (0.33, 0.66), "frill": (0.79,)}.get(cut.trim, ())
     for share in across:
         canvas.line([_at(one, share), _at(other, share)], fabric.edge, 0.007)
@@ -110,5 +110,5 @@ def _draw_seams(canvas: Canvas, fabric: Fabric, cut: SleeveShape, one: Points, o
 
 
 def _at(line: Points, share: float) -> tuple[float, float]:
-    """The point at `share` of a line that has a point per share of UNIT."""
+    """Return the point at fraction `share` of a line that has one point for each of UNIT."""
     return float(np.interp(share, UNIT, line[:, 0])), float(np.interp(share, UNIT, line[:, 1]))

@@ -15,13 +15,13 @@ SIDE = (0.078 + EASE, ARMPIT - 0.008)  # where a strapless edge meets the side
 
 
 def draw_bodice(canvas: Canvas, fabric: Fabric, edge: Points, hem: float) -> None:
-    """A top from its upper `edge`, given from left to right, down to `hem`."""
+    """Draw a top from its upper `edge`, given from left to right, down to `hem`."""
     side = torso_side(ARMPIT, hem, EASE)
     canvas.fill(np.concatenate([edge, side, mirrored(side)[::-1]]), fabric)
 
 
 def draw_placket(canvas: Canvas, fabric: Fabric, hem: float) -> None:
-    """A row of buttons down the front."""
+    """Draw a row of buttons down the front."""
     canvas.line([(0.0, NECK_BASE + 0.02), (0.0, hem)], fabric.edge, 0.003)
     for y in np.arange(0.24, hem - 0.01, 0.035):
         canvas.fill(points([(-0.004, y - 0.004), (0.004, y - 0.004), (0.004, y + 0.004), (-0.004, y + 0.004)]), BUTTON)
@@ -34,7 +34,7 @@ BUTTON = Fabric((245, 240, 230), (70, 60, 50))
 
 
 def _with_shoulders(opening: Points, neck: float) -> Points:
-    """An edge over both shoulders; `opening` runs from the centre line to x = `neck` on the shoulder seam."""
+    """Return an edge over both shoulders; `opening` runs from the centre line to x = `neck` on the shoulder seam."""
     seam = (neck, NECK_BASE - 0.006 + 0.25 * max(0.0, neck - 0.045))
     return across(np.concatenate([opening, points([seam, SHOULDER_TIP, (0.092, ARMPIT)])]))
 
@@ -59,7 +59,7 @@ def _square(depth: float) -> Points:
 
 
 def _sweetheart(depth: float) -> Points:
-    """Two rounded lobes over the bust that meet in a dip, under straps."""
+    """Return two rounded lobes over the bust that meet in a dip, under straps."""
     lobes = smooth([(0.0, 0.278 + depth), (0.008, 0.25), (0.032, 0.228), (0.058, 0.234), (0.066, 0.215)], rounds=2)
     return _with_shoulders(lobes, 0.066)
 
@@ -73,7 +73,7 @@ def _straight(depth: float) -> Points:
 
 
 def _off_shoulder(depth: float) -> Points:
-    """Below both shoulders; the band that runs on around the arms is drawn by `draw_neckline`."""
+    """Return an edge below both shoulders; `draw_neckline` draws the band around the arms."""
     return across(points([(0.0, 0.242 + depth), (0.09, 0.232 + depth), (0.094, ARMPIT)]))
 
 
@@ -98,16 +98,9 @@ CLOSED_EDGE = _with_shoulders(points([(0.0, NECK_BASE + 0.022), (0.03, NECK_BASE
 
 
 def draw_neckline(canvas: Canvas, fabric: Fabric, shape: str, edge: Points) -> Points:
-    """What a neckline has besides its edge: a trim along it, straps, a band around the arms."""
+    """Draw the trim along a neckline, straps or a band around the arms; return the corners of the deciding area."""
     if shape == "Off Shoulder":
-        band = [
-            (0.0, edge[:, 1].max() - 0.02),
-            (0.09, 0.228),
-            (0.135, 0.222),
-            (0.14, 0.27),
-            (0.09, 0.278),
-            (0.0, 0.29),
-        ]
+        band = [(0.0, edge[:, 1].max() - 0.02), (0.09, 0.228), (0.135, 0.222), (0.14, 0.27), (0.09, 0.278), (0.0, 0.29)]
         canvas.fill(symmetric(band), fabric)
     if shape == "Straight":
         strap = points([(0.058, NECK_BASE + 0.004), (0.070, NECK_BASE + 0.008), (0.074, 0.238), (0.062, 0.238)])
@@ -123,10 +116,9 @@ def draw_neckline(canvas: Canvas, fabric: Fabric, shape: str, edge: Points) -> P
 
 
 def _turtle(canvas: Canvas, fabric: Fabric) -> None:
-    """Up to the chin, folded over half way."""
+    """Draw a collar up to the chin, folded over half way."""
     canvas.fill(
-        symmetric([(0.0, CHIN - 0.006), (0.036, CHIN - 0.006), (0.042, 0.165), (0.055, 0.188), (0.0, 0.2)]),
-        fabric,
+        symmetric([(0.0, CHIN - 0.006), (0.036, CHIN - 0.006), (0.042, 0.165), (0.055, 0.188), (0.0, 0.2)]), fabric
     )
     fold = [(0.0, CHIN - 0.006), (0.042, CHIN - 0.008), (0.047, 0.158), (0.03, 0.166), (0.0, 0.169)]
     canvas.fill(symmetric(fold), fabric, edge=0.005)
@@ -135,13 +127,13 @@ def _turtle(canvas: Canvas, fabric: Fabric) -> None:
 
 
 def _low_turtle(canvas: Canvas, fabric: Fabric) -> None:
-    """A smooth low band; half of the neck stays bare."""
+    """Draw a smooth low band; half of the neck stays bare."""
     band = [(0.0, 0.163), (0.033, 0.157), (0.04, 0.172), (0.05, 0.188), (0.0, 0.201)]
     canvas.fill(smooth(symmetric(band), closed=True, rounds=1), fabric, edge=0.005)
 
 
 def _ruffle(canvas: Canvas, fabric: Fabric) -> None:
-    """A band of middle height whose upper border is a wide frill."""
+    """Draw a band of middle height whose upper border is a wide frill."""
     canvas.fill(symmetric([(0.0, 0.16), (0.034, 0.155), (0.052, 0.187), (0.0, 0.2)]), fabric)
     x = np.linspace(-0.066, 0.066, 85)
     wave = 0.0065 * np.sin(x * 2 * np.pi / 0.019)
@@ -153,13 +145,8 @@ def _ruffle(canvas: Canvas, fabric: Fabric) -> None:
 
 
 def _draped(canvas: Canvas, fabric: Fabric) -> None:
-    """A cowl: loose folds that hang from both shoulders, one below the other, far down the chest."""
-    for width, top, drop in (
-        (0.088, 0.188, 0.325),
-        (0.079, 0.184, 0.29),
-        (0.068, 0.18, 0.258),
-        (0.056, 0.176, 0.232),
-    ):
+    """Draw a cowl: loose folds that hang from both shoulders, one below the other, far down the chest."""
+    for width, top, drop in ((0.088, 0.188, 0.325), (0.079, 0.184, 0.29), (0.068, 0.18, 0.258), (0.056, 0.176, 0.232)):
         fold = smooth([(0.0, drop), (0.03, drop - 0.006), (width * 0.8, (top + drop) / 2), (width, top)])
         lip = smooth([(width - 0.012, top - 0.004), (width * 0.6, drop - 0.06), (0.0, drop - 0.034)])
         canvas.fill(symmetric(np.concatenate([fold, lip])), fabric, edge=0.004)
@@ -175,7 +162,7 @@ COWL_EDGE = _with_shoulders(smooth([(0.0, 0.24), (0.03, 0.232), (0.055, 0.19)]),
 
 
 def draw_neck(canvas: Canvas, fabric: Fabric, shape: str) -> Points:
-    """A collar of the neck_design family; gives the points of the deciding place."""
+    """Draw a collar of the neck_design family; return the corners of the deciding area."""
     NECKS[shape](canvas, fabric)
     return points([(-0.085, CHIN - 0.01), (0.085, 0.33 if shape == "Draped" else 0.215)])
 
@@ -184,41 +171,30 @@ def draw_neck(canvas: Canvas, fabric: Fabric, shape: str) -> Points:
 
 
 def _shirt_collar(canvas: Canvas, fabric: Fabric) -> None:
-    """Two stiff pointed leaves on a stand."""
+    """Draw two stiff pointed leaves on a stand."""
     canvas.fill(symmetric([(0.0, 0.168), (0.036, 0.155), (0.04, 0.178), (0.0, 0.198)]), fabric)
     leaf = points([(0.032, 0.142), (0.05, 0.165), (0.067, 0.196), (0.052, 0.246), (0.003, 0.192), (0.026, 0.168)])
-    for side in (leaf, mirrored(leaf)):
-        canvas.fill(side, fabric, edge=0.005)
+    canvas.fill_both(leaf, fabric, edge=0.005)
 
 
 def _peter_pan_collar(canvas: Canvas, fabric: Fabric) -> None:
-    """Two small flat leaves with fully rounded ends."""
+    """Draw two small flat leaves with fully rounded ends."""
     outer = smooth([(0.002, 0.196), (0.0, 0.238), (0.03, 0.25), (0.066, 0.232), (0.079, 0.19), (0.062, 0.17)])
     inner = points([(0.042, 0.168), (0.036, 0.182), (0.02, 0.193)])
     leaf = np.concatenate([outer, inner])
-    for side in (leaf, mirrored(leaf)):
-        canvas.fill(side, fabric, edge=0.005)
+    canvas.fill_both(leaf, fabric, edge=0.005)
 
 
 def _puritan_collar(canvas: Canvas, fabric: Fabric) -> None:
-    """A cape of two broad leaves that covers the shoulders and the upper chest."""
+    """Draw a cape of two broad leaves that covers the shoulders and the upper chest."""
     leaf = points(
-        [
-            (0.002, 0.19),
-            (0.01, 0.3),
-            (0.075, 0.298),
-            (0.132, 0.248),
-            (0.118, 0.196),
-            (0.044, 0.166),
-            (0.03, 0.18),
-        ]
+        [(0.002, 0.19), (0.01, 0.3), (0.075, 0.298), (0.132, 0.248), (0.118, 0.196), (0.044, 0.166), (0.03, 0.18)]
     )
-    for side in (leaf, mirrored(leaf)):
-        canvas.fill(side, fabric, edge=0.005)
+    canvas.fill_both(leaf, fabric, edge=0.005)
 
 
 def _rib_collar(canvas: Canvas, fabric: Fabric) -> None:
-    """A knitted band around the neck: upright ribs between two borders."""
+    """Draw a knitted band around the neck: upright ribs between two borders."""
     x = np.linspace(-0.055, 0.055, 21)
     top = np.stack([x * 0.86, 0.176 - 9.0 * x**2 + 0.002], axis=1)
     bottom = np.stack([x * 1.22, 0.226 - 11.0 * x**2], axis=1)
@@ -236,7 +212,7 @@ COLLARS: dict[str, Callable[[Canvas, Fabric], None]] = {
 
 
 def draw_collar(canvas: Canvas, fabric: Fabric, shape: str) -> Points:
-    """A collar of the collar_design family; gives the points of the deciding place."""
+    """Draw a collar of the collar_design family; return the corners of the deciding area."""
     COLLARS[shape](canvas, fabric)
     return points([(-0.12, 0.145), (0.12, 0.3)])
 
@@ -245,27 +221,27 @@ def draw_collar(canvas: Canvas, fabric: Fabric, shape: str) -> Points:
 
 
 def _notched_lapel(canvas: Canvas, fabric: Fabric, button: float) -> None:
-    """A collar piece and a pointed lapel, with an open notch between the two."""
+    """Draw a collar piece and a pointed lapel, with an open notch between the two."""
     lapel = points([(0.034, 0.222), (0.088, 0.212), (0.074, 0.262), (0.006, button), (0.028, 0.235)])
     collar = points([(0.03, 0.15), (0.05, 0.162), (0.084, 0.19), (0.062, 0.216), (0.034, 0.222), (0.034, 0.18)])
-    for piece in (lapel, mirrored(lapel), collar, mirrored(collar)):
-        canvas.fill(piece, fabric, edge=0.005)
+    for piece in (lapel, collar):
+        canvas.fill_both(piece, fabric, edge=0.005)
 
 
 def _no_lapel(canvas: Canvas, fabric: Fabric, button: float) -> None:
-    """Only a narrow binding along the front edge."""
+    """Draw only a narrow binding along the front edge."""
     edge = smooth([(0.038, 0.166), (0.03, 0.21), (0.004, button)], rounds=2)
     for side in (edge, mirrored(edge)):
         canvas.line(side, fabric.colour, 0.008)
 
 
 def _shawl_lapel(canvas: Canvas, fabric: Fabric, button: float) -> None:
-    """One rolled band without a notch, as wide as a hand at most."""
+    """Draw one rolled band without a notch, as wide as a hand at most."""
     _roll(canvas, fabric, [(0.034, 0.15), (0.06, 0.168), (0.071, 0.21), (0.058, 0.27), (0.004, button)], button)
 
 
 def _plus_size_shawl(canvas: Canvas, fabric: Fabric, button: float) -> None:
-    """A shawl that reaches the ends of the shoulders and hangs far down the chest."""
+    """Draw a shawl that reaches the ends of the shoulders and hangs far down the chest."""
     outline = [
         (0.034, 0.145),
         (0.085, 0.16),
@@ -280,8 +256,7 @@ def _plus_size_shawl(canvas: Canvas, fabric: Fabric, button: float) -> None:
 def _roll(canvas: Canvas, fabric: Fabric, outline: list[tuple[float, float]], button: float) -> None:
     inside = smooth([(0.004, button), (0.03, 0.21), (0.034, 0.15)], rounds=2)
     piece = np.concatenate([smooth(outline), inside])
-    for side in (piece, mirrored(piece)):
-        canvas.fill(side, fabric, edge=0.005)
+    canvas.fill_both(piece, fabric, edge=0.005)
 
 
 LAPELS: dict[str, Callable[[Canvas, Fabric, float], None]] = {
@@ -293,6 +268,6 @@ LAPELS: dict[str, Callable[[Canvas, Fabric, float], None]] = {
 
 
 def draw_lapel(canvas: Canvas, fabric: Fabric, shape: str, button: float) -> Points:
-    """The lapels of a coat closed at the height `button`; gives the points of the deciding place."""
+    """Draw the lapels of a coat closed at the height `button`; return the corners of the deciding area."""
     LAPELS[shape](canvas, fabric, button)
     return points([(-0.13, 0.145), (0.13, button + 0.04)])

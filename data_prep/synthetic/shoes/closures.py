@@ -1,4 +1,4 @@
-"""The closures. All sit on the instep or the ankle, so that every category can have every closure."""
+"""The closures. All are on the instep or the ankle, so that every category can have every closure."""
 
 from collections.abc import Callable
 
@@ -19,14 +19,14 @@ def _ridge(x: float) -> float:
 
 
 def _strap(canvas: Canvas, last: Last, x: float, half: float, light: bool) -> None:
-    """A band over the instep around `x`."""
+    """Draw a band over the instep around `x`."""
     fabric = CREAM if light else INK
     band = [(x - half, 0.03), (x - half, _ridge(x - half)), (x + half, _ridge(x + half)), (x + half, 0.03)]
     canvas.fill(last.on(band), fabric, edge=0.007)
 
 
 def _lace_up(canvas: Canvas, last: Last, category: str) -> None:
-    """Four crossings of a light lace and a bow."""
+    """Draw four crossings of a light lace and a bow."""
     for x in (-0.06, 0.02, 0.1, 0.18):
         lace = last.on([(x + 0.02, _ridge(x) + 0.008), (x - 0.035, 0.45 * _ridge(x))])
         canvas.line(lace, INK.colour, 0.034)
@@ -38,11 +38,11 @@ def _lace_up(canvas: Canvas, last: Last, category: str) -> None:
 
 
 def _slip_on(canvas: Canvas, last: Last, category: str) -> None:
-    """Nothing to close."""
+    """Draw nothing."""
 
 
 def _zipper(canvas: Canvas, last: Last, category: str) -> None:
-    """A long dark zip with light teeth and a pull."""
+    """Draw a long dark zip with light teeth and a pull."""
     top = last.placed([(-0.25, SHAFT + 0.06)])[0] if category == "Boots" else last.on([(-0.12, 0.2)])[0]
     foot = last.on([(-0.2 if category == "Boots" else 0.2, 0.04)])[0]
     canvas.line(points([top, foot]), INK.colour, 0.05)
@@ -55,14 +55,14 @@ def _zipper(canvas: Canvas, last: Last, category: str) -> None:
 
 
 def _hook_and_loop(canvas: Canvas, last: Last, category: str) -> None:
-    """Two wide light straps."""
+    """Draw two wide light straps."""
     for x in (-0.045, 0.12):
         _strap(canvas, last, x, 0.055, light=True)
         canvas.line(last.on([(x - 0.03, 0.06), (x + 0.03, 0.06)]), INK.colour, 0.012)
 
 
 def _buckle(canvas: Canvas, last: Last, category: str) -> None:
-    """One dark strap with a big square frame."""
+    """Draw one dark strap with a big square frame."""
     _strap(canvas, last, 0.05, 0.06, light=False)
     (centre,) = last.on([(0.05, 0.11)])
     canvas.fill(rectangle(*(centre - 0.075), *(centre + 0.075)), CREAM, edge=0.01)
@@ -71,7 +71,7 @@ def _buckle(canvas: Canvas, last: Last, category: str) -> None:
 
 
 def _ankle_strap(canvas: Canvas, last: Last, category: str) -> None:
-    """A band around the ankle, above the shoe, that a strap at the back holds up."""
+    """Draw a band around the ankle, above the shoe, that a strap at the back holds up."""
     canvas.fill(last.on([(-0.5, 0.05), (-0.5, 0.4), (-0.455, 0.4), (-0.455, 0.05)]), INK, edge=0.006)
     (x0, y), (x1, _) = last.on([(-0.5, 0.36), (-0.13, 0.36)])
     canvas.fill(rectangle(x0, y - 0.035, x1, y + 0.035), INK, edge=0.006)
@@ -79,7 +79,7 @@ def _ankle_strap(canvas: Canvas, last: Last, category: str) -> None:
 
 
 def _pull_on(canvas: Canvas, last: Last, category: str) -> None:
-    """Two loops of tape to pull the shoe on by, at the opening."""
+    """Draw two loops of tape to pull the shoe on by, at the opening."""
     if category == "Boots":
         tops = last.placed([(-0.42, SHAFT), (-0.18, SHAFT)])
     elif category == "Slippers":
@@ -93,7 +93,7 @@ def _pull_on(canvas: Canvas, last: Last, category: str) -> None:
 
 
 def _elastic_gore(canvas: Canvas, last: Last, category: str) -> None:
-    """A dark wedge of ribbed elastic in the side."""
+    """Draw a dark wedge of ribbed elastic in the side."""
     top, x = (0.36, -0.3) if category == "Boots" else (0.19, -0.02)
     wide = 0.13
     wedge = [(x - wide, top), (x + wide, top), (x + 0.4 * wide, 0.03), (x - 0.4 * wide, 0.03)]
@@ -104,14 +104,14 @@ def _elastic_gore(canvas: Canvas, last: Last, category: str) -> None:
 
 
 def _button_loop(canvas: Canvas, last: Last, category: str) -> None:
-    """Three round buttons down the instep."""
+    """Draw three round buttons down the instep."""
     for x in (-0.06, 0.05, 0.16):
         (centre,) = last.on([(x, 0.62 * _ridge(x))])
         canvas.fill(centre + ellipse(0.0, 0.0, 0.04, 0.04, 16), CREAM, edge=0.012)
 
 
 def _toggle(canvas: Canvas, last: Last, category: str) -> None:
-    """A cord in a zigzag that ends in a barrel."""
+    """Draw a cord in a zigzag that ends in a barrel."""
     cord = last.on([(0.2, 0.14), (0.12, 0.06), (0.08, 0.19), (0.0, 0.06), (-0.05, 0.2)])
     canvas.line(cord, CREAM.colour, 0.032)
     canvas.line(cord, INK.colour, 0.018)

@@ -1,4 +1,4 @@
-"""Draws one shoe from the side, on a studio's pale background."""
+"""One shoe, drawn from the side on a studio's pale background."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from data_prep.synthetic.garments.canvas import SUPERSAMPLING, Camera, Canvas
 from data_prep.synthetic.garments.cloth import Cloth, sample_cloth, tailored
-from data_prep.synthetic.garments.drawing import MIN_SIZE, Drawing
+from data_prep.synthetic.garments.drawing import Drawing, check_seed_and_size
 from data_prep.synthetic.garments.geometry import Points
 from data_prep.synthetic.garments.scene import light
 from data_prep.synthetic.shoes.closures import CLOSURES
@@ -20,21 +20,21 @@ STREAMS = ("values", "camera", "cloth", "cut", "studio", "light", "jpeg")
 SOLES = {"Men": 0.075, "Women": 0.02, "Boys": 0.06, "Girls": 0.035, "Unisex": 0.05}
 LENGTHS = {"Men": 1.0, "Women": 0.94, "Boys": 0.74, "Girls": 0.7, "Unisex": 0.97}
 TOES = {"Women": 0.07}  # pointed
-LIGHT = 0.45  # how much of a street's changing light there is in a studio
+LIGHT = 0.45  # strength of the light's variation, relative to that of garments
 
 
 @dataclass(frozen=True)
 class Making:
-    """What no attribute decides: the cloth and the heel's width."""
+    """Parts of a shoe that no attribute decides: the cloth and the heel's width."""
 
     cloth: Cloth
     heel_width: float
 
 
 def draw_shoe(values: Mapping[str, str], *, seed: int, size: int) -> Drawing:
-    """A `size` x `size` picture of a shoe with these values, by the names of SHOE_VALUES; others are at random.
+    """Draw a `size` x `size` image of a shoe with these values, by the names of SHOE_VALUES; others are random.
 
-    Equal arguments give equal pixels, and pictures that differ in one value share everything else. The regions
+    Equal arguments give equal pixels, and images that differ in one value share everything else. The regions
     are called "class", "closure", "gender" and "heel", one for each key of `values`. Raises ValueError for an
     unknown key or value, a negative seed, or a size below 16 pixels.
     """
@@ -44,11 +44,11 @@ def draw_shoe(values: Mapping[str, str], *, seed: int, size: int) -> Drawing:
     shown = random | dict(values)
     making, camera = _sample_making(rng["cloth"], rng["cut"]), _sample_camera(rng["camera"])
     canvas = Canvas(_studio(rng["studio"], camera, size), camera)
-    places = _draw(canvas, shown, making)
+    areas = _draw(canvas, shown, making)
     clean = canvas.image.reduce(SUPERSAMPLING)
     return Drawing(
         image=Image.blend(clean, light(clean, rng["light"]), LIGHT),
-        regions={REGION_NAMES[key]: camera.region(places[key]) for key in values},
+        regions={REGION_NAMES[key]: camera.region(areas[key]) for key in values},
         jpeg_quality=int(rng["jpeg"].integers(70, 96)),
     )
 
@@ -59,21 +59,18 @@ def _check(values: Mapping[str, str], seed: int, size: int) -> None:
             raise ValueError(f"unknown attribute {key!r} of shoes; choose one of {', '.join(SHOE_VALUES)}")
         if value not in SHOE_VALUES[key]:
             raise ValueError(f"unknown {key} {value!r}; choose one of {', '.join(SHOE_VALUES[key])}")
-    if seed < 0:
-        raise ValueError(f"the seed must not be negative, it is {seed}")
-    if size < MIN_SIZE:
-        raise ValueError(f"the size must be at least {MIN_SIZE} pixels, it is {size}")
+    check_seed_and_size(seed, size)
 
 
 def _sample_making(cloth_rng: np.random.Generator, rng: np.random.Generator) -> Making:
-    """Any material; more plain ones than garments have, and none that a white background swallows."""
+    """Sample a material: more plain ones than garments have, and none that vanishes on a white background."""
     cloth = sample_cloth(cloth_rng, ((250, 250, 250),))
     cloth = replace(cloth, fold=0.4 * cloth.fold, pattern=cloth.pattern if rng.random() < 0.4 else "plain")
     return Making(cloth, heel_width=float(rng.uniform(0.06, 0.2)))
 
 
 def _sample_camera(rng: np.random.Generator) -> Camera:
-    """The toe points to the left, as in the catalogue that the data set comes from."""
+    """Sample a camera; the toe points to the left, as in the dataset's catalogue."""
     middle, side = rng.uniform(-0.4, -0.36), rng.uniform(1.16, 1.3)
     return Camera(
         top=float(middle - side / 2),
@@ -87,7 +84,7 @@ def _sample_camera(rng: np.random.Generator) -> Camera:
 
 
 def _studio(rng: np.random.Generator, camera: Camera, size: int) -> Image.Image:
-    """Almost white, a little darker towards one side, with the shoe's soft shadow."""
+    """Draw an almost white background, a little darker towards one side, with the shoe's soft shadow."""
     corners = rng.integers(240, 256, (2, 2, 3)).astype(np.uint8)
     image = Image.fromarray(corners).resize((size, size), Image.Resampling.BICUBIC)
     (x0, y0), (x1, y1) = np.sort(camera.project([(-0.5, -0.04), (0.5, 0.07)]), axis=0) * size
@@ -96,7 +93,7 @@ def _studio(rng: np.random.Generator, camera: Camera, size: int) -> Image.Image:
 
 
 def _draw(canvas: Canvas, shown: Mapping[str, str], making: Making) -> dict[str, Points]:
-    """Paint the shoe from the ground up; gives each attribute's place."""
+    """Paint the shoe from the ground up; return each attribute's area."""
     category, gender = shown["Category"], shown["Gender"]
     last = Last(HEEL_HEIGHTS[shown["HeelHeight"]], SOLES[gender], LENGTHS[gender], TOES.get(gender, 0.0))
     upper = tailored(making.cloth, canvas.side)
@@ -107,11 +104,11 @@ def _draw(canvas: Canvas, shown: Mapping[str, str], making: Making) -> dict[str,
     canvas.fill(last.outsole(), sole, edge=0.007)
     draw_gender(canvas, last, gender)
     CLOSURES[shown["Closure"]](canvas, last, category)
-    return _places(last, category)
+    return _areas(last, category)
 
 
-def _places(last: Last, category: str) -> dict[str, Points]:
-    """Boxes around what each attribute decides; that of the heel is where heels of all heights are."""
+def _areas(last: Last, category: str) -> dict[str, Points]:
+    """Return each attribute's area; that of the heel covers heels of all heights."""
     lift = -float(last.insole(-0.5))
     top = SHAFT - 0.1 if category == "Boots" else lift - 0.42
     whole = last.placed([(-0.54, top), (0.55, 0.02)])

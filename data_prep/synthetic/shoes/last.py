@@ -19,49 +19,49 @@ HEEL_HEIGHTS = {
     "4in - 4 3/4in": 0.31,
     "5in & over": 0.375,
 }
-HEEL_FRONT, BALL = -0.24, 0.18  # where the raised insole ends and where it has come down
+HEEL_FRONT, BALL = -0.24, 0.18  # x at which the raised insole starts to fall, and has fallen
 HIGHEST = max(HEEL_HEIGHTS.values())
 
 
 @dataclass(frozen=True)
 class Last:
-    """One shoe's form: how high the heel is, how thick the sole, how long the shoe and its toe."""
+    """Form of one shoe: heights of heel and sole, lengths of shoe and toe."""
 
     heel: float
     sole: float
-    length: float  # of the shoe against an adult's
-    toe: float  # how far it runs on beyond x = 0.5
+    length: float  # relative to an adult's shoe
+    toe: float  # length beyond x = 0.5
 
     def insole(self, x: np.ndarray | float) -> np.ndarray:
-        """The height of the insole above the floor."""
+        """Return the height of the insole above the floor."""
         share = np.clip((np.asarray(x, dtype=float) - HEEL_FRONT) / (BALL - HEEL_FRONT), 0.0, 1.0)
         spring = 0.16 * np.maximum(0.0, np.asarray(x, dtype=float) - 0.3) ** 2 / 0.2
         return self.sole + self.heel * (0.5 + 0.5 * np.cos(np.pi * share)) + spring
 
     def on(self, pairs: Pairs) -> Points:
-        """Points from (x, height above the insole)."""
+        """Return points from (x, height above the insole)."""
         given = points(pairs)
         return self.placed(np.stack([given[:, 0], -self.insole(given[:, 0]) - given[:, 1]], axis=1))
 
     def placed(self, pairs: Pairs) -> Points:
-        """Points from (x, y): beyond the ball they are drawn out to the toe, then all are scaled to the length."""
+        """Return points from (x, y), stretched towards the toe beyond the ball, then scaled to the length."""
         given = points(pairs).copy()
         given[:, 0] += self.toe * np.clip((given[:, 0] - BALL) / (0.5 - BALL), 0.0, 1.0) ** 2
         given[:, 0] *= self.length
         return given
 
     def bottom(self) -> Points:
-        """The insole from heel to toe."""
+        """Return the insole from heel to toe."""
         x = np.linspace(-0.5, 0.5, 25)
         return self.on(np.stack([x, np.zeros_like(x)], axis=1))
 
     def outsole(self) -> Points:
-        """The sole's outline, between insole and ground; under a raised heel it hangs in the air."""
+        """Return the sole's outline below the insole; under a raised heel it does not touch the floor."""
         x = np.linspace(-0.5, 0.5, 25)
         lower = self.on(np.stack([x, np.full_like(x, -self.sole)], axis=1))
         return np.concatenate([self.bottom(), lower[::-1]])
 
     def heel_block(self, width: float) -> Points:
-        """The heel's outline; `width` is its lower end's length."""
+        """Return the heel's outline; `width` is the length of its lower end."""
         back = np.array([(-0.5, self.heel), (HEEL_FRONT - 0.02, self.heel), (-0.46 + width, 0.0), (-0.47, 0.0)])
         return self.placed(back * (1.0, -1.0))

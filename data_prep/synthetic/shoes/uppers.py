@@ -1,4 +1,4 @@
-"""The four categories: what is above the sole."""
+"""The four categories: the part of a shoe above the sole."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from data_prep.synthetic.garments.cloth import Fabric, shade, solid
 from data_prep.synthetic.garments.geometry import ellipse, smooth
 from data_prep.synthetic.shoes.last import Last
 
-SHAFT = -0.78  # y of a boot's upper edge, whatever its heel
+SHAFT = -0.78  # y of a boot's upper edge, for every heel
 EDGE = 0.007
 # Points (x, height) of the instep and the toe, which all closed shoes share.
 INSTEP = [(-0.06, 0.21), (0.05, 0.215), (0.2, 0.16), (0.34, 0.12), (0.46, 0.1), (0.52, 0.03), (0.5, 0.0)]
@@ -17,7 +17,7 @@ LINING = Fabric((244, 238, 226), (150, 140, 125))
 
 
 def _shoe(canvas: Canvas, last: Last, fabric: Fabric) -> None:
-    """A low closed shoe."""
+    """Draw a low closed shoe."""
     collar = [(-0.5, 0.0), (-0.515, 0.1), (-0.49, 0.24), (-0.45, 0.24), (-0.33, 0.165), (-0.18, 0.165)]
     outline = np.concatenate([smooth(last.on([*collar, *INSTEP]), rounds=2), last.bottom()[::-1]])
     canvas.fill(outline, fabric, edge=EDGE)
@@ -26,7 +26,7 @@ def _shoe(canvas: Canvas, last: Last, fabric: Fabric) -> None:
 
 
 def _boot(canvas: Canvas, last: Last, fabric: Fabric) -> None:
-    """A shaft to below the knee."""
+    """Draw a shaft to below the knee."""
     back = [*last.on([(-0.5, 0.0), (-0.515, 0.12), (-0.47, 0.28)]), *last.placed([(-0.49, SHAFT), (-0.1, SHAFT)])]
     front = last.on([(-0.11, 0.32), (-0.03, 0.23), *INSTEP[1:]])
     leg = np.concatenate([np.array(back), smooth(front, rounds=2)])
@@ -35,7 +35,7 @@ def _boot(canvas: Canvas, last: Last, fabric: Fabric) -> None:
 
 
 def _sandal(canvas: Canvas, last: Last, fabric: Fabric) -> None:
-    """Straps over an open insole: at the toes, over the instep and around the heel."""
+    """Draw straps over an open insole: at the toes, over the instep and around the heel."""
     canvas.line(last.bottom(), LINING.edge, 0.034)
     canvas.line(last.bottom(), LINING.colour, 0.022)
     for strap in (
@@ -47,7 +47,7 @@ def _sandal(canvas: Canvas, last: Last, fabric: Fabric) -> None:
 
 
 def _slipper(canvas: Canvas, last: Last, fabric: Fabric) -> None:
-    """A toe without a back, lined with fleece that swells out at the opening."""
+    """Draw a toe without a back, lined with fleece that swells out at the opening."""
     canvas.line(last.bottom(), LINING.edge, 0.05)
     canvas.line(last.bottom(), LINING.colour, 0.038)
     vamp = smooth(last.on([(-0.14, 0.0), (-0.12, 0.17), *INSTEP]), rounds=2)
@@ -66,7 +66,7 @@ UPPERS: dict[str, Callable[[Canvas, Last, Fabric], None]] = {
 
 
 def sole_fabric(gender: str, upper: Fabric) -> Fabric:
-    """Men's soles are dark, women's tan, boys' and unisex ones white, girls' tinted like the upper."""
+    """Return the sole: dark for men, tan for women, white for boys and unisex, tinted like the upper for girls."""
     return {
         "Men": Fabric((48, 42, 38), (20, 18, 16)),
         "Women": Fabric((196, 152, 104), (110, 80, 52)),
@@ -76,12 +76,12 @@ def sole_fabric(gender: str, upper: Fabric) -> Fabric:
 
 
 def heel_fabric(sole: Fabric) -> Fabric:
-    """The heel's colour, which can be told from the sole's."""
+    """Return a colour for the heel that differs from the sole's."""
     return Fabric(shade(sole.colour, 1.9 if max(sole.colour) < 90 else 0.62), (40, 34, 30))
 
 
 def draw_gender(canvas: Canvas, last: Last, gender: str) -> None:
-    """The mark of a gender at the toe: a boy's rubber cap, a girl's flower, a unisex pair of stripes."""
+    """Draw the mark of a gender at the toe: a boy's rubber cap, a girl's flower, unisex stripes, a man's seam."""
     if gender == "Boys":
         cap = [(0.33, 0.0), (0.35, 0.115), (0.46, 0.1), (0.52, 0.03), (0.5, 0.0)]
         canvas.fill(smooth(last.on(cap), closed=True, rounds=1), Fabric((246, 246, 246), (60, 60, 60)), edge=EDGE)

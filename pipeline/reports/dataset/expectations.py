@@ -1,6 +1,6 @@
 """Range of MAP on a dataset: the score of a random ranking, and the highest score of any ranking.
 
-chance  = mean over the queries of E[AP], the exact expectation of agman.chance_average_precision
+chance  = mean over the queries of E[AP], the exact expectation of agman.metrics.chance_average_precision
 ceiling = queries with a relevant candidate / queries; the others score 0 whatever the ranking
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-import agman
+from agman.metrics import chance_average_precision
 from data_prep.dataset import Dataset
 
 
@@ -88,7 +88,7 @@ def _of_attribute(name: str, pairs: pd.DataFrame) -> Expectation:
     if not len(queries):
         return Expectation(name, 0, len(candidates), 0, 0.0, 0.0)
     relevant = np.bincount(candidates, minlength=int(queries.max()) + 1)[queries]
-    chance = agman.chance_average_precision(torch.from_numpy(relevant), len(candidates))
+    chance = chance_average_precision(torch.from_numpy(relevant), len(candidates))
     unanswerable = int((relevant == 0).sum())
     return Expectation(
         name,

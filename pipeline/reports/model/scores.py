@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import agman
+from agman.metrics import Retrieval, chance_average_precision
 from pipeline.evaluation.evaluate import Evaluation
 
 
@@ -56,8 +56,8 @@ def score_table(evaluation: Evaluation, names: Sequence[str]) -> Scores:
     )
 
 
-def _score(name: str, result: agman.Retrieval) -> Score:
-    chance = agman.chance_average_precision(result.relevant, result.candidates)
+def _score(name: str, result: Retrieval) -> Score:
+    chance = chance_average_precision(result.relevant, result.candidates)
     last = max(result.recall)
     return Score(
         name=name,

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-import agman
+from agman.attention_score import attention_mass, pointing_hits
 
 
 def mass(cells, *box):
-    return agman.attention_mass(torch.tensor([cells]), torch.tensor([box])).item()
+    return attention_mass(torch.tensor([cells]), torch.tensor([box])).item()
 
 
 def hit(cells, *box):
-    return agman.pointing_hits(torch.tensor([cells]), torch.tensor([box])).item()
+    return pointing_hits(torch.tensor([cells]), torch.tensor([box])).item()
 
 
 TWO_BY_TWO = [[1.0, 2.0], [3.0, 4.0]]
@@ -49,7 +49,7 @@ def test_mass_equals_that_of_a_fine_grid_of_points():
     maps, boxes = random_case()
     centres = (torch.arange(210) + 0.5) / 210
     fine = maps.repeat_interleave(42, 1).repeat_interleave(30, 2)  # 210 × 210 points
-    for one, (x0, y0, x1, y1), found in zip(fine, boxes, agman.attention_mass(maps, boxes), strict=True):
+    for one, (x0, y0, x1, y1), found in zip(fine, boxes, attention_mass(maps, boxes), strict=True):
         inside = ((y0 < centres) & (centres < y1))[:, None] & ((x0 < centres) & (centres < x1))
         assert found.item() == pytest.approx((one[inside].sum() / one.sum()).item(), abs=1e-12)
 
@@ -58,7 +58,7 @@ def test_mass_equals_that_of_a_fine_grid_of_points():
 def test_an_even_map_has_the_boxes_area(size):
     _, boxes = random_case()
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    found = agman.attention_mass(torch.full((3, *size), 1 / 3), boxes)
+    found = attention_mass(torch.full((3, *size), 1 / 3), boxes)
     torch.testing.assert_close(found, area, rtol=0, atol=1e-14)
 
 
@@ -85,15 +85,15 @@ def test_of_equal_maxima_the_first_is_the_point():
 
 def test_answers_are_float64_and_bool_for_maps_of_any_type():
     maps, boxes = torch.ones(2, 3, 5, dtype=torch.bfloat16), torch.tensor([[0.0, 0.0, 0.5, 1.0]] * 2)
-    assert agman.attention_mass(maps, boxes).dtype == torch.float64
-    assert agman.pointing_hits(maps, boxes).dtype == torch.bool
-    assert agman.attention_mass(maps[:0], boxes[:0]).shape == agman.pointing_hits(maps[:0], boxes[:0]).shape == (0,)
+    assert attention_mass(maps, boxes).dtype == torch.float64
+    assert pointing_hits(maps, boxes).dtype == torch.bool
+    assert attention_mass(maps[:0], boxes[:0]).shape == pointing_hits(maps[:0], boxes[:0]).shape == (0,)
 
 
 FULL = [0.0, 0.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("score", [agman.attention_mass, agman.pointing_hits])
+@pytest.mark.parametrize("score", [attention_mass, pointing_hits])
 @pytest.mark.parametrize(
     ("maps", "boxes", "message"),
     [

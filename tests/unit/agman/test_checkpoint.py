@@ -9,6 +9,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 import agman
+from agman.registry import check_build
 
 CONFIG = {"attributes": ["skirt", "sleeve", "collar"], "image_size": 32}
 
@@ -163,13 +164,27 @@ def test_weights_that_cannot_be_fetched_suggest_a_file(monkeypatch):
         agman.build(n_attributes=3, backbone="resnet18", weights="IMAGENET1K_V1")
 
 
+def test_the_check_of_a_model_fetches_named_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    check_build(n_attributes=3, backbone="resnet18", weights="IMAGENET1K_V1")
+
+    def unreachable(url, *arguments, **options):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with pytest.raises(OSError, match=r"cannot fetch resnet34's weights IMAGENET1K_V1 .*a local file"):
+        check_build(n_attributes=3, backbone="resnet34", weights="IMAGENET1K_V1")
+
+
 def test_what_is_no_model_is_not_replaced(tmp_path):
     model = agman.build(n_attributes=2, embedding_dim=3, backbone="resnet18")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
     (tmp_path / "file").write_text("keep me too")
     for name in ("mine", "file"):
-        with pytest.raises(agman.CheckpointError, match=f"{name}: is there and holds no model.json"):
+        with pytest.raises(agman.CheckpointError, match=f"{name}: exists and holds no model.json"):
             agman.save_model(tmp_path / name, model)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
     assert (tmp_path / "file").read_text() == "keep me too"

@@ -8,6 +8,7 @@ import torch
 import agman
 from agman.base import Output
 from agman.model import PARTS
+from agman.registry import options_of
 
 N_ATTRIBUTES, WIDTH = 3, 11
 VARIANTS = [
@@ -276,28 +277,51 @@ def test_sums_that_overflow_are_no_broken_pixels():
 
 
 @every_model
-def test_wrong_options_are_refused_with_those_there_are(name):
-    options = ", ".join(agman.options_of(name)) or "none"
-    with pytest.raises(ValueError, match=f"model '{name}' has no option 'beta'; it has: {options}$"):
+def test_a_wrong_option_is_answered_with_all_there_are(name):
+    options = ", ".join(agman.registry.options_of(name)) or "none"
+    with pytest.raises(ValueError, match=f"it has: {options}$"):
         new_model(name, beta=1)
-    for size in ("n_attributes", "embedding_dim"):
-        with pytest.raises(ValueError, match=f"{size} must be at least 1, not 0"):
-            new_model(name, **{size: 0})
 
 
-@pytest.mark.parametrize(
-    ("name", "option", "message"),
-    [
-        ("agman", {"sa_kernel": 4}, "sa_kernel must be odd and positive, not 4"),
-        ("agman", {"without": "acs"}, "without must be one of multi_level, asa, sa, aca, mask, not 'acs'"),
-        ("csn", {"mask": "random"}, "mask must be one of learned, fixed, not 'random'"),
-        ("csn", {"embedding_dim": 2}, "embedding_dim 2 is less than n_attributes 3"),
-        ("isln", {"rounds": 0}, "rounds must be at least 1, not 0"),
-    ],
-)
-def test_impossible_values_of_options_are_refused(name, option, message):
-    with pytest.raises(ValueError, match=message):
-        new_model(name, **option)
+IMPOSSIBLE = [
+    ("agman", {"sa_kernel": 4}, "sa_kernel must be odd and positive, not 4"),
+    ("agman", {"without": "acs"}, "without must be one of multi_level, asa, sa, aca, mask, not 'acs'"),
+    ("agman", {"embedding_dim": 2}, "embedding_dim 2 is less than n_attributes 3"),
+    ("csn", {"mask": "random"}, "mask must be one of learned, fixed, not 'random'"),
+    ("csn", {"embedding_dim": 2}, "embedding_dim 2 is less than n_attributes 3"),
+    ("isln", {"rounds": 0}, "rounds must be at least 1, not 0"),
+    *(
+        (name, option, message)
+        for name in agman.MODELS
+        for option, message in [
+            ({"n_attributes": 0}, "n_attributes must be at least 1, not 0"),
+            ({"embedding_dim": 0}, "embedding_dim must be at least 1, not 0"),
+            ({"beta": 1}, f"model '{name}' has no option 'beta'; it has: "),
+            ({"backbone": "resnet20"}, "unknown backbone 'resnet20'; the nearest of torchvision's: "),
+            ({"backbone": "alexnet"}, "backbone 'alexnet' is not a chain of blocks"),
+            ({"backbone": "resnet18", "weights": "V9"}, "weights 'V9': neither a file nor a name that resnet18 has"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "message"), IMPOSSIBLE)
+def test_impossible_models_are_refused_with_and_without_weights(name, option, message):
+    """`check_build` raises what `build` raises, without allocating a weight."""
+    arguments = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH, "backbone": "tiny"} | option
+    refusals = []
+    for function in (agman.registry.build, agman.registry.check_build):
+        with pytest.raises(ValueError, match=message) as refusal:
+            function(name, **arguments)
+        refusals.append(str(refusal.value))
+    assert refusals[0] == refusals[1] and "\n" not in refusals[0]
+
+
+@every_variant
+def test_possible_models_pass_the_check(name, options):
+    """With the largest backbone too: nothing is allocated for it."""
+    arguments = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH} | options
+    agman.registry.check_build(name, **{"backbone": "resnet152"} | arguments)
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("AGMAN", "agman"), ("asenetv2", "asenet_v2"), ("attn", "attnfashion")])
@@ -305,7 +329,7 @@ def test_unknown_models_name_the_nearest(wrong, near):
     with pytest.raises(ValueError, match=f"unknown model '{wrong}'; did you mean '{near}'.*known: agman, csn"):
         agman.build(wrong, n_attributes=3)
     with pytest.raises(ValueError, match=f"did you mean '{near}'"):
-        agman.options_of(wrong)
+        options_of(wrong)
 
 
 @every_model
@@ -318,7 +342,7 @@ def test_no_width_is_the_published_one_and_meta_models_cost_nothing(name):
 
 @every_model
 def test_options_are_the_constructors_with_its_defaults(name):
-    options, parameters = agman.options_of(name), inspect.signature(agman.MODELS[name]).parameters
+    options, parameters = options_of(name), inspect.signature(agman.MODELS[name]).parameters
     assert {"n_attributes", "backbone", "weights"}.isdisjoint(options)
     assert all(parameters[option].default == default for option, default in options.items())
     config = new_model(name, embedding_dim=None).config

@@ -10,6 +10,11 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 
 import agman
+from agman.batchnorm import convert_batchnorm
+from agman.engine import prepare
+from agman.loop import RunningMeans
+from agman.memory import keep_freed_memory
+from agman.stepping import NonFiniteLoss
 
 
 def on_processes(count, functions, folder):
@@ -22,7 +27,7 @@ def on_processes(count, functions, folder):
 
 def _process(rank, count, functions, folder):
     torch.set_num_threads(1)
-    agman.keep_freed_memory()
+    keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count)
     try:
         torch.save({function.__name__: function(rank) for function in functions}, f"{folder}/result{rank}.pt")
@@ -42,18 +47,18 @@ def two_processes(tmp_path_factory):
 
 def test_synchronised_batch_norm_is_refused_on_cpus_and_other_modes_everywhere():
     model = new_objective().model
-    assert agman.convert_batchnorm(model, "per_micro_batch") is model
+    assert convert_batchnorm(model, "per_micro_batch") is model
     with pytest.raises(ValueError, match="synchronised batch norm needs GPUs"):
-        agman.convert_batchnorm(model, "sync")
+        convert_batchnorm(model, "sync")
     with pytest.raises(ValueError, match="per_micro_batch, sync, not 'global'"):
-        agman.convert_batchnorm(nn.Identity(), "global")
+        convert_batchnorm(nn.Identity(), "global")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="synchronised batch norm needs a GPU")
 def test_synchronised_batch_norm_keeps_names_and_parameters_on_a_gpu():
     model = new_objective().model.cuda()
     names, parameters = list(model.state_dict()), list(model.parameters())
-    assert agman.convert_batchnorm(model, "sync") is model
+    assert convert_batchnorm(model, "sync") is model
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert list(model.state_dict()) == names
     assert all(new is old for new, old in zip(model.parameters(), parameters, strict=True))
@@ -152,7 +157,7 @@ def test_micro_batches_equal_a_plain_loop_over_them():
             for name, tensor in objective.named_buffers():
                 if name in before:
                     tensor.copy_(before[name])
-            images, attributes = agman.prepare(training_batch(step, slice(begin, end)), "cpu")
+            images, attributes = prepare(training_batch(step, slice(begin, end)), "cpu")
             (objective(images, attributes).loss * ((end - begin) / 7)).backward()
             after.append({name: tensor.clone() for name, tensor in objective.named_buffers() if name in before})
         for name, tensor in objective.named_buffers():
@@ -188,7 +193,7 @@ def meet_a_nan(rank):
             objective.model.reduce.bias[0] = float("nan")
     try:
         stepper.step(training_batch(0, slice(0, 3) if rank == 0 else slice(3, 7)))
-    except agman.NonFiniteLoss:
+    except NonFiniteLoss:
         return torch.equal(before, objective.model.backbone.stem[0].weight)
     return False
 
@@ -201,7 +206,7 @@ def vote(rank):
     objective = new_objective()
     stepper = agman.Stepper(objective, agman.build_optimizer(objective))
     batches = [training_batch(step, slice(0, 3) if rank == 0 else slice(3, 7)) for step in range(3)]
-    means, votes = agman.RunningMeans(), []
+    means, votes = RunningMeans(), []
     for result in agman.train_epoch(stepper, batches, [means], stop=lambda: rank == 1 and len(votes) == 1):
         votes.append(result.votes)
     return votes, means.triplets

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import agman
-from agman.engine import IMAGENET_MEAN, IMAGENET_STD
+from agman.engine import IMAGENET_MEAN, IMAGENET_STD, embed_batches, prepare
+from agman.loop import Prefetcher, RunningMeans
+from agman.stepping import NonFiniteLoss, learning_rate
 
 
 def new_model(**arguments):
@@ -39,7 +41,7 @@ def test_prepare_gathers_flips_and_normalises():
         attributes=torch.tensor([2, 0]),
         global_size=2,
     )
-    images, attributes = agman.prepare(batch, "cpu")
+    images, attributes = prepare(batch, "cpu")
     assert attributes.tolist() == [2, 0]
     assert images.is_contiguous(memory_format=torch.channels_last)
     # anchors, positives, negatives
@@ -79,7 +81,7 @@ def test_micro_batches_are_weighted_by_their_triplets():
     stepper = agman.Stepper(objective, torch.optim.SGD(objective.parameters(), lr=0.0))
     result = stepper.step(batch)
     plain = agman.TripletObjective(new_model()).double()
-    losses = [plain(*agman.prepare(one, "cpu", dtype=torch.float64)).loss for one in batch.micro_batches]
+    losses = [plain(*prepare(one, "cpu", dtype=torch.float64)).loss for one in batch.micro_batches]
     loss = losses[0] / 3 + losses[1] * 2 / 3
     loss.backward()
     assert result.loss == pytest.approx(loss.item(), rel=1e-12)
@@ -106,7 +108,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight():
     with torch.no_grad():
         objective.model.reduce.bias[0] = float("nan")
     before = objective.model.backbone.stem[0].weight.detach().clone()
-    with pytest.raises(agman.NonFiniteLoss, match="loss_triplet nan"):
+    with pytest.raises(NonFiniteLoss, match="loss_triplet nan"):
         agman.Stepper(objective, agman.build_optimizer(objective)).step(new_batch())
     assert torch.equal(objective.model.backbone.stem[0].weight, before)
 
@@ -118,7 +120,7 @@ def test_optimizer_holds_what_is_learned_and_the_schedule_falls_every_three_epoc
     assert held == {id(p) for p in objective.parameters() if p.requires_grad}
     assert id(objective.loss_weights.t_class) in held
 
-    rates = [agman.learning_rate(epoch) for epoch in range(7)]
+    rates = [learning_rate(epoch) for epoch in range(7)]
     assert rates == pytest.approx([1e-4] * 3 + [0.9e-4] * 3 + [0.81e-4])
 
 
@@ -131,7 +133,7 @@ def test_embed_batches_returns_all_pairs_in_order_and_restores_the_models_mode(w
         (images[:3], torch.tensor([2, 0, 2, 1]), torch.tensor([0, 1, 2, 1])),
         (images[3:], torch.tensor([0]), torch.tensor([2])),
     ]
-    embeddings = agman.embed_batches(model, iter(batches), device="cpu")
+    embeddings = embed_batches(model, iter(batches), device="cpu")
 
     assert embeddings.shape == (5, 11) and embeddings.dtype == torch.float32
     assert model.training is was_training
@@ -143,12 +145,12 @@ def test_embed_batches_returns_all_pairs_in_order_and_restores_the_models_mode(w
 
 
 def test_embed_batches_of_nothing():
-    assert agman.embed_batches(new_model(), [], device="cpu").shape == (0, 11)
+    assert embed_batches(new_model(), [], device="cpu").shape == (0, 11)
 
 
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision must be one of fp32, bf16, not 'fp16'"):
-        agman.embed_batches(new_model(), [], device="cpu", precision="fp16")
+        embed_batches(new_model(), [], device="cpu", precision="fp16")
 
 
 @pytest.mark.parametrize(
@@ -189,15 +191,15 @@ def test_the_prefetcher_keeps_the_order_makes_no_more_than_asked_and_passes_erro
 
     for depth in (0, 1, 3):
         made.clear()
-        taken = agman.Prefetcher(items(), depth)
+        taken = Prefetcher(items(), depth)
         assert next(taken) == 0
         assert [next(taken) for _ in range(4)] == [1, 2, 3, 4]
         with pytest.raises(OSError, match="broken"):
             next(taken)
         taken.close()
-    assert list(agman.Prefetcher([1, 2, 3], 2)) == list(agman.Prefetcher([1, 2, 3], 0)) == [1, 2, 3]
+    assert list(Prefetcher([1, 2, 3], 2)) == list(Prefetcher([1, 2, 3], 0)) == [1, 2, 3]
     made.clear()
-    endless = agman.Prefetcher(iter(lambda: made.append(0) or 1, 2), 2)
+    endless = Prefetcher(iter(lambda: made.append(0) or 1, 2), 2)
     assert next(endless) == 1
     endless.close()
     assert len(made) <= 4
@@ -206,7 +208,7 @@ def test_the_prefetcher_keeps_the_order_makes_no_more_than_asked_and_passes_erro
 def test_an_epoch_adds_up_and_can_be_stopped():
     objective = agman.TripletObjective(new_model())
     stepper = agman.Stepper(objective, agman.build_optimizer(objective))
-    running = agman.RunningMeans()
+    running = RunningMeans()
     batches = [new_batch(), new_batch(triplets=3), new_batch(triplets=2, seed=5)]
     steps = list(agman.train_epoch(stepper, batches, [running]))
     assert (len(steps), running.steps, running.triplets) == (3, 3, 7)
@@ -215,12 +217,12 @@ def test_an_epoch_adds_up_and_can_be_stopped():
     assert means["triplet_accuracy"] == pytest.approx(sum(step.correct for step in steps) / 7)
     assert means["gradient_norm_max"] == max(step.gradient_norm for step in steps)
     assert 0 <= means["data_wait_share"] < 1 and means["triplets_per_second"] > 0
-    again = agman.RunningMeans(**running.as_dict())
+    again = RunningMeans(**running.as_dict())
     assert again.means() == {name: means[name] for name in again.means()}
     (last,) = agman.train_epoch(stepper, batches, [again], stop=lambda: True)
     assert (last.votes, again.steps) == (1, 4)
     again.clear()
-    assert again == agman.RunningMeans()
+    assert again == RunningMeans()
 
 
 def test_ranking_over_a_dataset_is_ranking_by_hand():

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import agman
+from agman.base import Output
+from agman.losses import Pairs, ValueProxies, info_nce, mine, pairs_of_anchors
 
 MARGIN, TEMPERATURE, DIM, PHOTOS = 0.2, 0.1, 5, 11
 ATTRIBUTES = [0, 0, 0, 1, 0, 1, 2]
@@ -48,8 +50,8 @@ class Case:
     def padded(self) -> torch.Tensor:
         return torch.tensor([sorted(v) + [-1] * (3 - len(v)) for v in self.values])
 
-    def pairs(self) -> agman.Pairs:
-        return agman.pairs_of_anchors(torch.tensor(self.attributes), self.padded, torch.tensor(self.photos))
+    def pairs(self) -> Pairs:
+        return pairs_of_anchors(torch.tensor(self.attributes), self.padded, torch.tensor(self.photos))
 
     def is_positive(self, anchor: int, image: int) -> bool:
         same = self.attributes[anchor] == self.attributes[image]
@@ -103,7 +105,7 @@ def test_mining_against_a_loop(mining):
     moved = 0
     for case in CASES:
         embedding = case.embedding()
-        positive, negative = agman.mine(mining, embedding, case.pairs(), MARGIN)
+        positive, negative = mine(mining, embedding, case.pairs(), MARGIN)
         expected = mined_by_a_loop(mining, case, embedding)
         assert list(zip(positive.tolist(), negative.tolist(), strict=True)) == expected
         moved += sum(n != 14 + b for b, (_, n) in enumerate(expected))
@@ -117,7 +119,7 @@ class Given(agman.RetrievalModel):
         super().__init__(n_attributes=7, embedding_dim=3)
 
     def forward(self, images, attributes):
-        return agman.Output(images.flatten(1))
+        return Output(images.flatten(1))
 
 
 @pytest.mark.parametrize("mining", ["none", "semi_hard", "hard"])
@@ -143,7 +145,7 @@ def test_the_mined_loss_and_its_gradient_against_a_loop(mining):
 
 def test_info_nce_and_its_gradient_against_a_loop():
     for case in CASES:
-        loss = agman.info_nce(case.embedding(), case.pairs().negative_bi, TEMPERATURE)
+        loss = info_nce(case.embedding(), case.pairs().negative_bi, TEMPERATURE)
         (gradient,) = torch.autograd.grad(loss, case.vectors)
 
         embedding = case.embedding()
@@ -165,12 +167,12 @@ def test_info_nce_by_hand():
     # First anchor: cos(a, p) = 0.6, three negatives at 0. Second: 1, negatives at 0, 0.8 and 0.
     first = -math.log(math.exp(1.2) / (math.exp(1.2) + 3))
     second = -math.log(math.exp(2) / (math.exp(2) + math.exp(1.6) + 2))
-    assert agman.info_nce(vectors, pairs.negative_bi, 0.5).item() == pytest.approx((first + second) / 2)
+    assert info_nce(vectors, pairs.negative_bi, 0.5).item() == pytest.approx((first + second) / 2)
 
 
 def test_an_anchor_without_negatives_has_no_info_nce_loss():
     embedding = torch.randn(6, 3, dtype=torch.float64).requires_grad_()
-    loss = agman.info_nce(embedding, torch.zeros(2, 6, dtype=torch.bool))
+    loss = info_nce(embedding, torch.zeros(2, 6, dtype=torch.bool))
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(embedding.grad, torch.zeros(6, 3, dtype=torch.float64))
@@ -180,9 +182,9 @@ def test_info_nce_keeps_its_digits_under_autocast():
     case = CASES[0]
     embedding = case.embedding().detach().float()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = agman.info_nce(embedding, case.pairs().negative_bi, 0.01)
+        loss = info_nce(embedding, case.pairs().negative_bi, 0.01)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, agman.info_nce(embedding.double(), case.pairs().negative_bi, 0.01).float())
+    torch.testing.assert_close(loss, info_nce(embedding.double(), case.pairs().negative_bi, 0.01).float())
 
 
 def test_a_mirrored_anchor_is_neither_its_own_positive_nor_a_negative():
@@ -193,26 +195,26 @@ def test_a_mirrored_anchor_is_neither_its_own_positive_nor_a_negative():
     assert pairs.positive_bi.tolist() == [[False, False, True, True, False, False]] * 2
     assert pairs.negative_bi.tolist() == [[False, False, False, False, True, True]] * 2
     embedding = F.normalize(torch.tensor([[1.0, 0], [-1, 0.1], [1, 0.2], [1, 0.3], [0, 1], [0, -1]]), dim=-1)
-    positive, _ = agman.mine("hard", embedding, pairs)
+    positive, _ = mine("hard", embedding, pairs)
     assert positive.tolist() == [3, 2]  # not 1 and 0, which are less alike
 
 
 def of_one_attribute(values, photos):
-    return agman.pairs_of_anchors(torch.zeros(6, dtype=torch.int64), values, photos)
+    return pairs_of_anchors(torch.zeros(6, dtype=torch.int64), values, photos)
 
 
 def test_the_first_of_equal_similarities_is_chosen():
     embedding = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8], [0.6, 0.8], [0, 1], [0, 1]])
     values = torch.tensor([0, 1, 0, 0, 1, 1])[:, None]
     pairs = of_one_attribute(values, torch.arange(6))
-    positive, negative = agman.mine("hard", embedding, pairs)
+    positive, negative = mine("hard", embedding, pairs)
     assert (positive[0].item(), negative[0].item()) == (2, 1)
     # As similar as the positive, or less so by just the margin: neither is semi-hard, and the own negative stays.
     embedding[1] = embedding[4] = embedding[5] = torch.tensor([0.6, -0.8])
-    assert agman.mine("semi_hard", embedding, pairs)[1][0].item() == 4
+    assert mine("semi_hard", embedding, pairs)[1][0].item() == 4
     embedding = torch.tensor([[1.0, 0], [0.25, 1], [0.5, 0], [0, 0], [-1, 0], [0, 0]])
-    assert agman.mine("semi_hard", embedding, pairs, margin=0.25)[1][0].item() == 4
-    assert agman.mine("semi_hard", embedding, pairs, margin=0.26)[1][0].item() == 1
+    assert mine("semi_hard", embedding, pairs, margin=0.25)[1][0].item() == 4
+    assert mine("semi_hard", embedding, pairs, margin=0.26)[1][0].item() == 1
 
 
 def test_all_three_join_the_objective_and_every_parameter_gets_a_gradient():
@@ -221,7 +223,7 @@ def test_all_three_join_the_objective_and_every_parameter_gets_a_gradient():
     objective = agman.TripletObjective(
         model,
         loss_weights=agman.LossWeights("learned"),
-        proxies=agman.ValueProxies([3, 2], 5),
+        proxies=ValueProxies([3, 2], 5),
         proxy_weight=0.7,
         mining="hard",
         info_nce_weight=0.3,
@@ -258,7 +260,7 @@ def test_impossible_options_are_refused(arguments, message):
         agman.TripletObjective(Given(), **arguments)
     if "mining" in arguments:
         with pytest.raises(ValueError, match=message):
-            agman.mine("hardest", CASES[0].embedding(), CASES[0].pairs())
+            mine("hardest", CASES[0].embedding(), CASES[0].pairs())
 
 
 def test_a_step_passes_values_and_the_image_index_on():

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 import agman
+from agman.base import Output
+from agman.losses import ValueProxies, attribute_type_bce, triplet_ranking
 
 
 def test_triplet_ranking_by_hand():
     positive = torch.tensor([0.9, 0.5, 0.30])
     negative = torch.tensor([0.1, 0.4, 0.35])
     # 0.2 - 0.9 + 0.1 < 0: 0;   0.2 - 0.5 + 0.4 = 0.1;   0.2 - 0.3 + 0.35 = 0.25;   mean 0.35 / 3
-    assert agman.triplet_ranking(positive, negative).item() == pytest.approx(0.35 / 3)
+    assert triplet_ranking(positive, negative).item() == pytest.approx(0.35 / 3)
 
 
 def test_cosine_of_unit_vectors():
@@ -24,10 +26,10 @@ def test_attribute_type_bce_by_hand():
     logits = torch.tensor([[math.log(3), 0.0, -math.log(3)]])  # σ = 3/4, 1/2, 1/4
     # type 0: -ln(3/4) - ln(1/2) - ln(3/4), over three elements
     expected = -(2 * math.log(3 / 4) + math.log(1 / 2)) / 3
-    assert agman.attribute_type_bce(logits, torch.tensor([0])).item() == pytest.approx(expected)
+    assert attribute_type_bce(logits, torch.tensor([0])).item() == pytest.approx(expected)
     # type 2: -ln(1/4) - ln(1/2) - ln(1/4)
     expected = -(2 * math.log(1 / 4) + math.log(1 / 2)) / 3
-    assert agman.attribute_type_bce(logits, torch.tensor([2])).item() == pytest.approx(expected)
+    assert attribute_type_bce(logits, torch.tensor([2])).item() == pytest.approx(expected)
 
 
 class Lookup(agman.RetrievalModel):
@@ -39,7 +41,7 @@ class Lookup(agman.RetrievalModel):
         super().__init__(n_attributes=5, embedding_dim=2)
 
     def forward(self, images, attributes):
-        return agman.Output(images[:, 0, 0, :2], torch.zeros(len(images), 5))
+        return Output(images[:, 0, 0, :2], torch.zeros(len(images), 5))
 
 
 def test_objective_by_hand():
@@ -65,7 +67,7 @@ def test_objective_refuses_images_that_are_no_triplets():
 
 
 def test_value_proxies_are_a_softmax_over_the_attributes_own_values() -> None:
-    proxies = agman.ValueProxies([2, 3], embedding_dim=2)
+    proxies = ValueProxies([2, 3], embedding_dim=2)
     with torch.no_grad():
         # Lengths do not matter: only the directions east, north; east, north, west.
         proxies.proxies.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.5], [2.0, 0.0], [0.0, 7.0], [-1.0, 0.0]]))
@@ -79,7 +81,7 @@ def test_value_proxies_are_a_softmax_over_the_attributes_own_values() -> None:
 
 def test_an_images_other_values_are_no_negatives_of_its_lowest() -> None:
     torch.manual_seed(1)
-    proxies = agman.ValueProxies([2, 5], embedding_dim=3).double()
+    proxies = ValueProxies([2, 5], embedding_dim=3).double()
     embedding = torch.nn.functional.normalize(torch.randn(3, 3, dtype=torch.float64), dim=1)
     values = torch.tensor([[0, 2, 4], [1, 3, -1], [3, -1, -1]])
     loss = proxies(embedding, torch.tensor([1, 1, 1]), values)
@@ -94,7 +96,7 @@ def test_an_images_other_values_are_no_negatives_of_its_lowest() -> None:
 
 def test_proxies_keep_their_digits_under_autocast() -> None:
     torch.manual_seed(1)
-    proxies = agman.ValueProxies([3, 4], embedding_dim=11)
+    proxies = ValueProxies([3, 4], embedding_dim=11)
     embedding = torch.nn.functional.normalize(torch.randn(5, 11), dim=1)
     given = (embedding, torch.tensor([0, 1, 1, 0, 1]), torch.tensor([[2], [3], [0], [1], [2]]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -105,7 +107,7 @@ def test_proxies_keep_their_digits_under_autocast() -> None:
 def test_proxies_join_the_objective_and_learn() -> None:
     torch.manual_seed(0)
     model = agman.build("agman", n_attributes=2, embedding_dim=5, backbone="resnet18", classify=False)
-    proxies = agman.ValueProxies([3, 2], 5)
+    proxies = ValueProxies([3, 2], 5)
     objective = agman.TripletObjective(model, proxies=proxies, proxy_weight=0.7)
     images, attributes = torch.randn(6, 3, 32, 32), torch.tensor([0, 1])
     values = torch.tensor([2, 0, 2, 0, 1, 1])[:, None]

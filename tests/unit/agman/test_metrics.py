@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import agman
-from agman.metrics import Retrieval
+import agman.metrics
+from agman.metrics import (
+    Retrieval,
+    average_precision_at_r,
+    chance_average_precision,
+    precision_at,
+    recall_at,
+    similarities,
+)
+from agman.triplet_metrics import triplet_accuracy
 
 
 def rank(scores, relevant, ks=(1, 2, 3), chunk=None):
@@ -112,14 +121,14 @@ def brute_force_chance(relevant, candidates):
 
 @pytest.mark.parametrize(("relevant", "candidates"), [(1, 1), (1, 2), (2, 2), (1, 5), (3, 5), (5, 5), (2, 7), (0, 4)])
 def test_chance_equals_the_mean_over_all_rankings(relevant, candidates):
-    chance = agman.chance_average_precision(relevant, candidates).item()
+    chance = chance_average_precision(relevant, candidates).item()
     assert chance == pytest.approx(brute_force_chance(relevant, candidates))
 
 
 def test_chance_of_many_queries_at_once():
     relevant = torch.tensor([0, 1, 3])
-    expected = [agman.chance_average_precision(int(r), 5).item() for r in relevant]
-    assert agman.chance_average_precision(relevant, 5).tolist() == pytest.approx(expected)
+    expected = [chance_average_precision(int(r), 5).item() for r in relevant]
+    assert chance_average_precision(relevant, 5).tolist() == pytest.approx(expected)
 
 
 def result_of(average_precision, relevant, candidates):
@@ -175,8 +184,8 @@ def test_similarities_do_not_depend_on_the_order_of_the_sum(device):
     queries, candidates = (torch.randn(n, 509, generator=torch.Generator().manual_seed(n)) for n in (7, 31))
     queries = queries * torch.tensor([1e-3, 1.0, 1e3, 0.0, 1e-20, 1e15, 1 / 3])[:, None]
     order = torch.randperm(509, generator=torch.Generator().manual_seed(1))
-    plain = agman.similarities(queries, candidates)
-    other = agman.similarities(queries[:, order].to(device), candidates[:, order].to(device))
+    plain = similarities(queries, candidates)
+    other = similarities(queries[:, order].to(device), candidates[:, order].to(device))
     assert torch.equal(plain, other.cpu())
     exact = (queries.double() @ candidates.double().T).float()
     lengths = queries.norm(dim=1)[:, None] * candidates.norm(dim=1)
@@ -193,13 +202,15 @@ HITS = torch.tensor([[1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1
 
 
 def test_scores_of_hits_by_hand():
-    assert agman.average_precision(HITS).tolist() == pytest.approx([(1 + 2 / 3 + 3 / 5) / 3, 0, (1 / 2 + 2 / 3) / 2, 1])
+    assert agman.metrics.average_precision(HITS).tolist() == pytest.approx(
+        [(1 + 2 / 3 + 3 / 5) / 3, 0, (1 / 2 + 2 / 3) / 2, 1]
+    )
     # R = 3: ranks 1 to 3; R = 2: ranks 1 and 2
-    assert agman.average_precision_at_r(HITS).tolist() == pytest.approx([(1 + 2 / 3) / 3, 0, (1 / 2) / 2, 1])
-    assert agman.precision_at(HITS, 2).tolist() == [1 / 2, 0, 1 / 2, 1]
-    assert agman.recall_at(HITS, 2).tolist() == pytest.approx([1 / 3, 0, 1 / 2, 2 / 5])
-    assert agman.precision_at(HITS, 10).tolist() == pytest.approx([3 / 10, 0, 2 / 10, 5 / 10])
-    assert agman.recall_at(HITS, 10).tolist() == [1, 0, 1, 1]
+    assert average_precision_at_r(HITS).tolist() == pytest.approx([(1 + 2 / 3) / 3, 0, (1 / 2) / 2, 1])
+    assert precision_at(HITS, 2).tolist() == [1 / 2, 0, 1 / 2, 1]
+    assert recall_at(HITS, 2).tolist() == pytest.approx([1 / 3, 0, 1 / 2, 2 / 5])
+    assert precision_at(HITS, 10).tolist() == pytest.approx([3 / 10, 0, 2 / 10, 5 / 10])
+    assert recall_at(HITS, 10).tolist() == [1, 0, 1, 1]
 
 
 def test_the_working_set_is_bounded_whatever_the_number_of_candidates():
@@ -218,7 +229,7 @@ def test_embeddings_that_cannot_be_ranked_are_refused_by_name(bad):
     with pytest.raises(ValueError, match="candidate embeddings must be finite; row 3"):
         agman.retrieval(candidates, queries, *reversed(values))
     with pytest.raises(ValueError, match="negatives must be finite; row 3"):
-        agman.triplet_accuracy(candidates[:13], candidates[:13], queries)
+        triplet_accuracy(candidates[:13], candidates[:13], queries)
 
 
 def test_other_bad_input_is_refused():
@@ -228,8 +239,8 @@ def test_other_bad_input_is_refused():
     with pytest.raises(ValueError, match="every k must be"):
         agman.retrieval(queries, candidates, query_values, candidate_values, ks=(0, 1))
     with pytest.raises(ValueError, match="k must be at least 1, not 0"):
-        agman.precision_at(HITS, 0)
+        precision_at(HITS, 0)
     with pytest.raises(ValueError, match="Q×C bool"):
-        agman.average_precision(HITS.long())
+        agman.metrics.average_precision(HITS.long())
     with pytest.raises(ValueError, match="B×D with B >= 1"):
-        agman.triplet_accuracy(queries[:0], queries[:0], queries[:0])
+        triplet_accuracy(queries[:0], queries[:0], queries[:0])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import agman
+from agman.csn import csn_loss
 
 N_ATTRIBUTES, WIDTH = 3, 11
 ATTRIBUTES = torch.tensor([2, 0, 0, 1, 2])
@@ -252,7 +253,7 @@ def test_csn_loss_equals_the_originals(mask):
     attributes = torch.tensor([2, 0, 0, 1, 2, 1, 0])
     plain, hinges = plain_csn_loss(model, images, attributes)
     assert 0 < sum(hinge > 0 for hinge in hinges) < 7
-    assert_equal_with_gradients(model, agman.csn_loss(model, images, attributes), plain)
+    assert_equal_with_gradients(model, csn_loss(model, images, attributes), plain)
 
 
 def test_csn_loss_weights_its_parts():
@@ -260,13 +261,13 @@ def test_csn_loss_weights_its_parts():
     images, attributes = torch.randn(6, 3, 32, 32, dtype=torch.float64), torch.tensor([2, 0])
     masked, general = model.masked(images, attributes.repeat(3))
     torch.testing.assert_close(F.normalize(masked), model(images, attributes.repeat(3)).embedding)
-    part = agman.csn_loss(model, images, attributes, margin=-100.0, embedding_weight=0.0, mask_weight=7.0)
+    part = csn_loss(model, images, attributes, margin=-100.0, embedding_weight=0.0, mask_weight=7.0)
     torch.testing.assert_close(part, 7.0 * F.relu(model.mask.beta)[attributes].sum() / 2)
-    part = agman.csn_loss(model, images, attributes, margin=-100.0, embedding_weight=3.0, mask_weight=0.0)
+    part = csn_loss(model, images, attributes, margin=-100.0, embedding_weight=3.0, mask_weight=0.0)
     expected = sum(rows.square().sum().sqrt() for rows in (general[:2], general[2:4], general[4:])) / 3
     torch.testing.assert_close(part, 3.0 * expected / 2**0.5)
 
 
 def test_csn_loss_wants_three_images_for_each_attribute():
     with pytest.raises(ValueError, match="2 triplets need 6 images, not 5"):
-        agman.csn_loss(new_model("csn"), torch.zeros(5, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1]))
+        csn_loss(new_model("csn"), torch.zeros(5, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1]))

@@ -9,6 +9,8 @@ from torch.nn.functional import normalize
 
 import agman
 from agman import triplet_metrics
+from agman.losses import triplet_ranking
+from agman.triplet_metrics import score_conditions, score_triplets, summarise_triplets, triplet_accuracy
 
 NAMES = ["class", "closure", "never asked", "heel"]
 MARGIN = 0.3
@@ -37,7 +39,7 @@ def plain(embeddings: Tensor, index: Tensor, margin: float) -> list[tuple[bool, 
 
 def test_every_condition_equals_the_definition() -> None:
     embeddings, index, attributes = case()
-    scores = agman.score_conditions(embeddings, index, attributes, NAMES, MARGIN)
+    scores = score_conditions(embeddings, index, attributes, NAMES, MARGIN)
     expected = plain(embeddings, index, MARGIN)
     assert list(scores) == ["class", "closure", "heel"]
     for number, name in enumerate(NAMES):
@@ -46,7 +48,7 @@ def test_every_condition_equals_the_definition() -> None:
             assert scores[name].correct.tolist() == [correct for correct, _ in mine]
             assert scores[name].loss.tolist() == pytest.approx([loss for _, loss in mine], abs=1e-7)
 
-    summary = agman.summarise_triplets(scores)
+    summary = summarise_triplets(scores)
     assert summary["triplets"] == 101
     assert summary["triplet_accuracy"] == pytest.approx(sum(correct for correct, _ in expected) / 101)
     assert summary["triplet_loss"] == pytest.approx(sum(loss for _, loss in expected) / 101, abs=1e-7)
@@ -59,8 +61,8 @@ def test_every_condition_equals_the_definition() -> None:
 def test_the_loss_is_the_one_that_is_trained() -> None:
     embeddings, index, _ = case()
     anchor, positive, negative = embeddings[index].unbind()
-    trained = agman.triplet_ranking(agman.cosine(anchor, positive), agman.cosine(anchor, negative), MARGIN)
-    scores = agman.score_triplets(anchor, positive, negative, MARGIN)
+    trained = triplet_ranking(agman.cosine(anchor, positive), agman.cosine(anchor, negative), MARGIN)
+    scores = score_triplets(anchor, positive, negative, MARGIN)
     assert float(scores.loss.mean()) == pytest.approx(float(trained), abs=1e-6)
 
 
@@ -68,16 +70,16 @@ def test_by_hand() -> None:
     anchor = torch.tensor([[1.0, 0.0]] * 4)
     positive = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.8, 0.6]])
     negative = torch.tensor([[0.6, 0.8], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0]])
-    scores = agman.score_triplets(anchor, positive, negative, margin=0.5)
+    scores = score_triplets(anchor, positive, negative, margin=0.5)
     assert scores.correct.tolist() == [True, False, False, True]  # right, a tie, wrong, right
     assert scores.loss.tolist() == pytest.approx([0.1, 0.5, 1.5, 0.0], abs=1e-7)
-    assert agman.triplet_accuracy(anchor, positive, negative) == 0.5
+    assert triplet_accuracy(anchor, positive, negative) == 0.5
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = agman.score_conditions(*case(), NAMES, MARGIN)
+    whole = score_conditions(*case(), NAMES, MARGIN)
     monkeypatch.setattr(triplet_metrics, "CHUNK", 13)
-    cut = agman.score_conditions(*case(), NAMES, MARGIN)
+    cut = score_conditions(*case(), NAMES, MARGIN)
     for name, one in whole.items():
         assert torch.equal(one.correct, cut[name].correct) and torch.equal(one.loss, cut[name].loss)
 
@@ -85,9 +87,9 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_scored_is_refused() -> None:
     embeddings, index, attributes = case()
     with pytest.raises(ValueError, match="no triplets"):
-        agman.summarise_triplets({})
+        summarise_triplets({})
     with pytest.raises(ValueError, match="with B >= 1"):
-        agman.score_conditions(embeddings, index[:, :0], attributes[:0], NAMES)
+        score_conditions(embeddings, index[:, :0], attributes[:0], NAMES)
     embeddings[int(index[1, 5])] = torch.nan
     with pytest.raises(ValueError, match="must be finite"):
-        agman.score_conditions(embeddings, index, attributes, NAMES)
+        score_conditions(embeddings, index, attributes, NAMES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
@@ -77,7 +78,8 @@ def test_a_preset_is_a_complete_recipe_and_describes_itself(
     for setting, value in preset.settings.items():
         assert getattr(config, setting) == value
     offline = config.model_copy(update={"weights": None})
-    model = build_model(resolved(offline), dataset)
+    with torch.device("meta"):
+        model = build_model(resolved(offline), dataset)
     assert model.embedding_dim == preset.settings["embedding_dim"]
     show_settings(config, name)
     said = capsys.readouterr().err

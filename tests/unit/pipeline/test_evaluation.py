@@ -14,6 +14,7 @@ import torch
 from support.datasets import SIZE
 
 import agman
+from agman.bootstrap import intervals
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from pipeline.common import console
@@ -69,7 +70,7 @@ def test_triplet_metrics_equal_those_of_one_pair_at_a_time(
 
 
 def test_intervals_come_from_resampled_queries(scored: Evaluation) -> None:
-    expected = agman.intervals({name: result.average_precision for name, result in scored.results.items()})
+    expected = intervals({name: result.average_precision for name, result in scored.results.items()})
     assert scored.intervals == expected and list(expected) == [*scored.results, ""]
     for name, interval in expected.items():
         end = f"/{name}" if name else ""

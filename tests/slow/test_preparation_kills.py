@@ -1,4 +1,4 @@
-"""Preparations that are killed with -9, interrupted, or run out of disk, and the same command after them."""
+"""Preparations with Ray that are killed with -9, interrupted, or run out of disk, and the same command after them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from support.trainings import descendants
 from data_prep import packing
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
+
+pytestmark = pytest.mark.slow
 
 IMAGES = 3_000
 SHARD = 100  # small, so that a kill falls between two
@@ -61,7 +63,7 @@ def undisturbed(photographs: Path, small_shards: None, tmp_path_factory: pytest.
 
 
 class Preparing:
-    """`agman prep` in a process of its own, with a Ray of its own."""
+    """`agman prep` in its own process, with its own Ray session."""
 
     def __init__(self, root: Path, out: Path):
         options = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
@@ -91,14 +93,14 @@ class Preparing:
         return sorted((self.partial / packing.STATE).rglob("*.json"))
 
     def wait_for(self, shards: int) -> None:
-        """Until so many shards are finished."""
+        """Wait until so many shards are finished."""
         deadline = time.monotonic() + 120
         while len(self.records()) < shards and self.process.poll() is None:
             assert time.monotonic() < deadline, "the packing did not get on"
             time.sleep(0.005)
 
     def kill(self) -> None:
-        """With -9, and all that it started."""
+        """Kill the process and its descendants with -9."""
         mine = list(descendants(self.process.pid))
         self.process.kill()
         for process in mine:
@@ -112,12 +114,12 @@ class Preparing:
 
 
 def times_of(partial: Path) -> dict[str, int]:
-    """Finished shard -> when it was written."""
+    """Return the time of writing of each finished shard."""
     shards = [str(r.relative_to(partial / packing.STATE).with_suffix(".parquet")) for r in partial.rglob("*.json")]
     return {shard: (partial / shard).stat().st_mtime_ns for shard in shards}
 
 
-def test_a_killed_preparation_goes_on_where_it_was(photographs: Path, tmp_path: Path, undisturbed: str) -> None:
+def test_a_killed_preparation_is_continued(photographs: Path, tmp_path: Path, undisturbed: str) -> None:
     out = tmp_path / "out"
     first = Preparing(photographs, out)
     first.wait_for(shards=5)
@@ -133,7 +135,6 @@ def test_a_killed_preparation_goes_on_where_it_was(photographs: Path, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("only_the_driver", [False, True])
 def test_killed_again_and_again(photographs: Path, tmp_path: Path, undisturbed: str, only_the_driver: bool) -> None:
     out = tmp_path / "out"
@@ -157,7 +158,6 @@ def test_killed_again_and_again(photographs: Path, tmp_path: Path, undisturbed: 
     assert {shard: (out / shard).stat().st_mtime_ns for shard in finished} == finished
 
 
-@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_packed(photographs: Path, tmp_path: Path, undisturbed: str) -> None:
     out = tmp_path / "out"
     running = Preparing(photographs, out)
@@ -170,7 +170,6 @@ def test_ctrl_c_keeps_what_is_packed(photographs: Path, tmp_path: Path, undistur
     assert prepare("fashionai", photographs, out, **OPTIONS).digest == undisturbed  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting a small disk needs root")
 def test_a_disk_that_is_full_for_real(photographs: Path, tmp_path: Path, undisturbed: str) -> None:
     disk = tmp_path / "disk"

@@ -1,12 +1,11 @@
-"""The values that drawn DeepFashion and DARN samples have: what is drawn, in words.
+"""The values of drawn DeepFashion and DARN samples, in words.
 
-These are the names of drawn samples and of nothing else: the value names of a real dataset come from its own
-files (DeepFashion's `list_attr_cloth.txt`, DARN's `meta.json`). Only the attributes and their numbers of values
-are the datasets' own.
+Only drawn samples have these names. The value names of a real dataset come from its own files (DeepFashion's
+`list_attr_cloth.txt`, DARN's `meta.json`). The attributes and their numbers of values are the datasets' own.
 
-A value is a tuple of parts, such as ("stripe", "diagonal", "large", "light on dark"); its name says them in
-reverse: "light on dark large diagonal stripe". The first part varies fastest, and it is the most conspicuous one:
-values next to each other look least alike.
+A value is a tuple of parts, such as ("stripe", "diagonal", "large", "light on dark"). Its name has them in reverse
+order: "light on dark large diagonal stripe". The first part varies fastest and is the most conspicuous one, so that
+neighbouring values look different.
 """
 
 from itertools import islice, product
@@ -18,7 +17,7 @@ HUES = ("red", "blue", "yellow", "green", "purple", "orange", "cyan", "pink", "l
 
 
 def _values(*choices: tuple[str, ...], number: int | None = None) -> tuple[Parts, ...]:
-    """All combinations of the choices, or the first `number`; the first choice varies fastest."""
+    """Return all combinations of the choices, or the first `number`; the first choice varies fastest."""
     backwards = (combination[::-1] for combination in product(*choices[::-1]))
     return tuple(islice(backwards, number))
 
