@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -101,7 +101,7 @@ def prepare(
         images = images.merge(packing.sizes, on="image_id")
         _write_labels(staging, packed, images)
         _write_regions(staging, regions, images)
-        drawn = _write_triplets(staging, packed, images, triplets, epochs, seed)
+        per_epoch, written_epochs = _write_triplets(staging, packed, images, triplets, epochs, seed)
         info = DatasetInfo(
             schema_version=tables.SCHEMA_VERSION,
             name=name,
@@ -112,8 +112,8 @@ def prepare(
             images=_per_split(images),
             queries=_per_split(packed.rows[packed.rows["role"] == "query"]),
             candidates=_per_split(packed.rows[packed.rows["role"] == "candidate"]),
-            triplets=drawn.per_epoch,
-            triplet_epochs=drawn.epochs,
+            triplets=per_epoch,
+            triplet_epochs=written_epochs,
             rows_in=packed.rows_in,
             repeats=packed.repeats,
             given_triplets=0 if packed.triplets is None else len(packed.triplets),
@@ -230,23 +230,18 @@ def _check_written(staging: Storage, info: DatasetInfo) -> None:
         raise AssertionError(f"{info.rows_in} rows in, but {written} written")
 
 
-@dataclass(frozen=True)
-class _Written:
-    """Numbers of written triplets."""
-
-    per_epoch: int
-    epochs: int
-
-
 def _write_triplets(
     staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int | None, epochs: int | None, seed: int
-) -> _Written:
+) -> tuple[int, int]:
+    """Write the triplets. Returns the number per training epoch, and the number of epochs."""
     if annotation.triplets is not None:
         return _divide(staging, annotation.triplets, images, n, epochs or 1, seed)
     return _draw(staging, annotation, images, n or DRAWN_TRIPLETS, epochs or DRAWN_EPOCHS, seed)
 
 
-def _draw(staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int) -> _Written:
+def _draw(
+    staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int
+) -> tuple[int, int]:
     """Draw training triplets for every epoch, and one smaller set each for validation and test."""
     rows = _numbered(annotation.rows, images)
     for number, split in enumerate(SPLITS):
@@ -260,12 +255,12 @@ def _draw(staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int
         for epoch in range(epochs if train else 1):
             drawn = sampler.sample(n if train else max(1, n // EVALUATION_SHARE), [seed, number, epoch])
             write_table(_triplet_file(staging, split, epoch), drawn.columns(), tables.TRIPLETS)
-    return _Written(n, epochs) if (rows["split"] == "train").any() else _Written(0, 0)
+    return (n, epochs) if (rows["split"] == "train").any() else (0, 0)
 
 
 def _divide(
     staging: Storage, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
-) -> _Written:
+) -> tuple[int, int]:
     """Shuffle the dataset's triplets and write `n` (or all) for each training epoch, starting again at the end."""
     number = images.set_index("path")["image_id"]
     rng = np.random.default_rng(seed)
@@ -284,7 +279,7 @@ def _divide(
             turn = order[np.arange(epoch * count, (epoch + 1) * count) % len(order)]
             part = {name: column[turn] for name, column in columns.items()}
             write_table(_triplet_file(staging, split, epoch), part, tables.TRIPLETS)
-    return _Written(per_epoch, epochs if per_epoch else 0)
+    return per_epoch, epochs if per_epoch else 0
 
 
 def _triplet_file(staging: Storage, split: str, epoch: int) -> Storage:

@@ -1,4 +1,4 @@
-"""Published checkpoints as MODEL of the commands, on a prepared dataset."""
+"""Published checkpoints as the MODEL of commands, on a prepared dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dataset(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def original_csn(file: Path, n_attributes: int) -> Path:
-    """A file as CSN's published code writes it: a ResNet-18 without layer4, a linear layer, masks."""
+    """Write a file like CSN's published code: a ResNet-18 without layer4, a linear layer, masks."""
     torch.manual_seed(3)
     resnet = torchvision.models.resnet18(weights=None).state_dict()
     state = {f"embeddingnet.embeddingnet.{key}": value for key, value in resnet.items() if key[:2] not in ("fc", "la")}

@@ -1,4 +1,4 @@
-"""The README's walk-through is run; test_docs.py parses its other commands and follows its links."""
+"""The README's walk-through is run; tests/unit/pipeline/test_docs.py checks its other commands and its links."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from support.commands import Agman
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-
-
 WALK = [line for line in next(b for b in BLOCKS if "agman sample" in b).splitlines() if line.startswith("agman ")]
 SMALLER = {
     r"--images \d+": "--images 240",
@@ -24,12 +22,13 @@ SMALLER = {
     r"--triplets \d+": "--triplets 64",
     r"\bepochs=\d+": "epochs=1",
     r"\bmax_triplets=\d+": "max_triplets=24",
+    r"--preset demo": "--preset demo backbone=tiny threads=1",
 }
-"""What a quick walk takes instead."""
+"""Smaller numbers for the quick walk."""
 
 
 def test_the_walk_through_runs_with_smaller_numbers(agman_here: Agman, tmp_path: Path) -> None:
-    """One line after the other in this process; what an earlier one leaves behind is what a later one needs."""
+    """Run one line after the other in this process; later ones need what earlier ones have written."""
     script = "\n".join(WALK)
     for said, smaller in SMALLER.items():
         script, found = re.subn(said, smaller, script)

@@ -1,4 +1,4 @@
-"""A planted secret: nothing that a training prints, saves or logs shows it."""
+"""A planted secret: a training neither prints nor saves nor logs it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from data_prep.dataset import Dataset
 SECRET = "sesame-0f3c-street"
 PLANTED = ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"]
 AGMAN = [sys.executable, "-c", "from pipeline.cli import main; main()"]
-SETTINGS = ["backbone=resnet18", "embedding_dim=16", "epochs=1", "max_triplets=16", "batch_size=8", "threads=1"]
+SETTINGS = ["backbone=tiny", "embedding_dim=16", "epochs=1", "max_triplets=4", "batch_size=4", "threads=1"]
 
 
 def files_with(secret: bytes, folder: Path) -> tuple[set[str], list[Path]]:
-    """The names of all files below, and those that hold it."""
+    """Return the names of all files below `folder`, and the files that contain the secret."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return {path.name for path in files}, [path for path in files if secret in path.read_bytes()]
 
 
 def test_a_training_keeps_secrets(dataset: Dataset, bucket: Bucket, tmp_path: Path) -> None:
-    """In the environment and in the storage's address; looked for in output, files, objects and Ray's logs."""
+    """Plant it in the environment and in the storage's URI; search output, files, objects and Ray's logs for it."""
     storage = bucket.uri("runs").replace("s3://", f"s3://access:{SECRET}@")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     command = [*AGMAN, "train", "--data", str(dataset.path), "--storage", storage, "--json", *SETTINGS]

@@ -1,4 +1,4 @@
-"""ASEN's split files with every trap that the published ones hold, and splits made in their proportions."""
+"""ASEN's split files with the irregularities of the published ones, and splits made in their proportions."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_global_values_are_ranked_within_their_attribute() -> None:
     assert GLOBAL == [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1)]
 
 
-DEEPFASHION_TRAPS = {
-    "filenames_valid": "a.jpg\nb.jpg\na.jpg\nc.jpg\n",  # one name stands twice
+IRREGULAR = {
+    "filenames_valid": "a.jpg\nb.jpg\na.jpg\nc.jpg\n",  # one name is repeated
     "label_valid": "0\t1\t3\t2\t1\t\t\t\r\n1\t1\t0\t1\t2\t\t\r\n2\t1\t3\t2\t4\t\r\n3\t1\t0\t\t",  # no last line end
     "query_valid": "0 0 2\r\n",
     "candidate_valid": "1 0 1\n2 1 1\r3 0 0\n",  # a lone CR
@@ -41,10 +41,10 @@ DEEPFASHION_TRAPS = {
 
 
 @pytest.mark.parametrize("meaning", [GLOBAL, None])
-def test_every_trap_of_deepfashions_files(tmp_path: Path, meaning: list[GlobalValue] | None) -> None:
-    """Tabs, trailing tabs, CRLF, a lone CR, 1-based attributes, global values, a name that stands twice."""
+def test_irregularities_of_deepfashions_files_are_read(tmp_path: Path, meaning: list[GlobalValue] | None) -> None:
+    """Tabs, trailing tabs, CRLF, a lone CR, 1-based attributes, global values, a repeated name."""
     annotation = read_split_files(
-        write_files(tmp_path, **DEEPFASHION_TRAPS), SCHEMA, several_values=True, global_values=meaning
+        write_files(tmp_path, **IRREGULAR), SCHEMA, several_values=True, global_values=meaning
     )
     assert [row[:5] for row in records(annotation.rows)] == [
         ("a.jpg", 0, 2, "valid", "query"),
@@ -59,15 +59,15 @@ def test_every_trap_of_deepfashions_files(tmp_path: Path, meaning: list[GlobalVa
     assert (annotation.rows_in, annotation.repeats) == (11, 5)
 
 
-def test_global_values_that_cannot_be_worked_out_are_asked_for(tmp_path: Path) -> None:
-    files = DEEPFASHION_TRAPS | {"label_valid": "0\t1\t3\t2\t1\n1\t1\t0\t1\t2\n2\t1\t3\n3\t1\t0\n"}
+def test_global_values_that_cannot_be_inferred_are_an_error(tmp_path: Path) -> None:
+    files = IRREGULAR | {"label_valid": "0\t1\t3\t2\t1\n1\t1\t0\t1\t2\n2\t1\t3\n3\t1\t0\n"}
     with pytest.raises(InputError, match=r"only 4 of 5 occur; put Anno_coarse/list_attr_cloth\.txt"):
         read_split_files(write_files(tmp_path, **files), SCHEMA, several_values=True)
     assert read_split_files(tmp_path, SCHEMA, several_values=True, global_values=GLOBAL).rows_in == 10
 
 
-def test_a_stray_global_value_is_rejected_and_spoils_nothing_else(tmp_path: Path) -> None:
-    files = DEEPFASHION_TRAPS | {"label_valid": DEEPFASHION_TRAPS["label_valid"] + "\n1\t2\t0\t9\t1\t1\t77\n"}
+def test_a_wrong_global_value_is_rejected_without_effect_on_others(tmp_path: Path) -> None:
+    files = IRREGULAR | {"label_valid": IRREGULAR["label_valid"] + "\n1\t2\t0\t9\t1\t1\t77\n"}
     annotation = read_split_files(write_files(tmp_path, **files), SCHEMA, several_values=True)
     assert count_reasons(annotation.rejects) == {"value_out_of_range": 2, "unknown_attribute": 1}
     assert {reject.line for reject in annotation.rejects} == {5}
@@ -76,9 +76,9 @@ def test_a_stray_global_value_is_rejected_and_spoils_nothing_else(tmp_path: Path
 
 @pytest.mark.parametrize("number", ["99999999999999999999", "-99999999999999999999", "5", "-1"])
 @pytest.mark.parametrize("file", ["label_valid", "query_valid", "candidate_valid"])
-def test_huge_and_negative_numbers_in_every_file(tmp_path: Path, file: str, number: str) -> None:
+def test_huge_and_negative_numbers_are_rejected(tmp_path: Path, file: str, number: str) -> None:
     for line in (f"1 1 {number}", f"1 {number} 1", f"{number} 1 1"):
-        files = DEEPFASHION_TRAPS | {file: DEEPFASHION_TRAPS[file].rstrip() + f"\n{line}\n"}
+        files = IRREGULAR | {file: IRREGULAR[file].rstrip() + f"\n{line}\n"}
         annotation = read_split_files(write_files(tmp_path, **files), SCHEMA, several_values=True, global_values=GLOBAL)
         (reject,) = annotation.rejects
         assert reject.source == f"{file}.txt"
@@ -86,7 +86,7 @@ def test_huge_and_negative_numbers_in_every_file(tmp_path: Path, file: str, numb
         assert len(annotation.rows) == 6
 
 
-def test_a_file_name_beyond_all_measure_costs_nothing(tmp_path: Path) -> None:
+def test_a_file_name_of_megabytes_is_a_short_reject(tmp_path: Path) -> None:
     labels = "0 0 1\n" * 300 + "1 0 1\n"
     folder = write_files(tmp_path, filenames_train="x" * 5_000_000 + "\nb\n", label_train=labels)
     annotation = read_split_files(folder, SCHEMA)
@@ -95,15 +95,15 @@ def test_a_file_name_beyond_all_measure_costs_nothing(tmp_path: Path) -> None:
     assert sum(len(reject.detail) for reject in annotation.rejects) < 50_000
 
 
-def test_split_files_in_a_subfolder_are_not_guessed_at(tmp_path: Path) -> None:
+def test_split_files_in_a_subfolder_of_the_root_are_an_error(tmp_path: Path) -> None:
     write_files(tmp_path / "DARN", filenames_train="a\n", label_train="0 0 1\n")
     with pytest.raises(InputError, match=r"the split files are in DARN/; give --root .*/DARN"):
         darn.read(Request(tmp_path))
     assert len(darn.read(Request(tmp_path, split_files=tmp_path)).rows) == 1
 
 
-def test_a_query_that_its_images_labels_do_not_have_is_rejected(tmp_path: Path) -> None:
-    files = DEEPFASHION_TRAPS | {"query_valid": "0 0 1\n"}
+def test_a_query_with_a_label_that_its_image_lacks_is_rejected(tmp_path: Path) -> None:
+    files = IRREGULAR | {"query_valid": "0 0 1\n"}
     annotation = read_split_files(write_files(tmp_path, **files), SCHEMA, several_values=True, global_values=GLOBAL)
     (reject,) = annotation.rejects
     assert (reject.source, reject.line, reject.reason) == ("query_valid.txt", 1, "labels_disagree")
@@ -168,7 +168,7 @@ def test_any_split_files_read_back_as_they_were_written(
     last: bool,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Whatever the line ends and with or without a last one."""
+    """Files with any line ends, with or without one at the end."""
     rows = frame_of(label(path, *pair) for path, pairs in images.items() for pair in pairs)
     rows = assign_splits(rows, seed)
     folder = tmp_path_factory.mktemp("split")
@@ -188,13 +188,13 @@ def test_any_split_files_read_back_as_they_were_written(
 
 @settings(max_examples=60, deadline=None)
 @given(junk=st.lists(st.binary(max_size=40).filter(lambda line: not set(line) & {10, 13}), max_size=20))
-def test_whatever_stands_in_a_label_file_every_line_is_accounted_for(
+def test_every_line_of_a_random_label_file_is_accounted_for(
     junk: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = write_files(tmp_path_factory.mktemp("junk"), filenames_train="a\nb\nc", label_train=b"\n".join(junk))
     annotation = read_split_files(folder, SCHEMA)
     annotation.check()
-    # Independent of the reader's own count: every line that is not blank, and every name without a label, is there.
+    # Independent of the reader's own count: every line that is not blank, and every name without a label, counts.
     told = {("label_train.txt", row.line) for row in records(annotation.rows)}
     told |= {(reject.source, reject.line) for reject in annotation.rejects}
     filled = {n for n, line in enumerate(junk, start=1) if line.decode(errors="replace").strip()}
@@ -205,7 +205,7 @@ def test_whatever_stands_in_a_label_file_every_line_is_accounted_for(
     assert sum(source == "filenames_train.txt" for source, _ in told) <= 3 - len(named)
 
 
-def test_a_made_split_of_images_with_several_labels_asks_for_one_of_them(tmp_path: Path) -> None:
+def test_each_query_of_a_made_split_has_one_of_its_images_labels(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = frame_of(
         label(f"{i}.jpg", a, int(v)) for i in range(500) for a in (0, 1) for v in rng.choice(2, 1 + i % 2, False)

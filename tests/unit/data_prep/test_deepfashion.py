@@ -83,7 +83,7 @@ def test_raw_coarse_annotation(coarse: Path) -> None:
     ]
     (reject,) = annotation.rejects
     assert (reject.line, reject.reason) == (5, "no_value")
-    # One label of each validation and test image is what it is asked or offered for.
+    # Each validation and test image has one label as a query or candidate.
     assert (annotation.rows["role"] != "").sum() == 2
 
 
@@ -107,7 +107,7 @@ def test_raw_coarse_annotation(coarse: Path) -> None:
         ("img/new.jpg 1 -1 -1 -1 -1", "no_partition"),
     ],
 )
-def test_a_bad_coarse_line_is_rejected_with_its_place(coarse: Path, line: str, reason: str) -> None:
+def test_a_bad_coarse_line_is_rejected_with_its_number(coarse: Path, line: str, reason: str) -> None:
     text = IMAGES.replace("4\n", "5\n", 1).replace("img/Top/img_00000001", f"{line}\nimg/Top/img_00000001", 1)
     write(coarse, "Anno_coarse/list_attr_img.txt", text)
     annotation = deepfashion.read(Request(coarse))
@@ -118,8 +118,8 @@ def test_a_bad_coarse_line_is_rejected_with_its_place(coarse: Path, line: str, r
     ]
 
 
-def test_a_line_of_many_megabytes_is_one_bad_line(coarse: Path) -> None:
-    """Cut, whatever its beginning says: even a good beginning."""
+def test_a_line_of_many_megabytes_is_one_reject(coarse: Path) -> None:
+    """The line is cut and rejected, even if its beginning could be read."""
     good_beginning = "img/x.jpg 1 -1 1 -1 0" + " " * 9_000_000 + "junk"
     many_blanks = " " * 2_000 + "img/y.jpg 1 -1 -1 -1 0"
     text = IMAGES.replace("4\n", "6\n", 1) + good_beginning + "\n" + many_blanks + "\n"
@@ -133,7 +133,7 @@ def test_a_line_of_many_megabytes_is_one_bad_line(coarse: Path) -> None:
     assert all(len(reject.detail) < 300 for reject in annotation.rejects)
 
 
-def test_blank_lines_are_no_rows(coarse: Path) -> None:
+def test_blank_lines_are_skipped(coarse: Path) -> None:
     expected = labels(deepfashion.read(Request(coarse)))
     write(coarse, "Anno_coarse/list_attr_img.txt", IMAGES + "\n \n")
     assert labels(deepfashion.read(Request(coarse))) == expected
@@ -143,7 +143,7 @@ def test_blank_lines_are_no_rows(coarse: Path) -> None:
         deepfashion.read(Request(coarse))
 
 
-def test_tabs_are_blanks_in_every_list(coarse: Path) -> None:
+def test_columns_may_be_separated_by_tabs(coarse: Path) -> None:
     expected = labels(deepfashion.read(Request(coarse)))
     for name, text in (("Anno_coarse/list_attr_cloth.txt", CLOTH), ("Eval/list_eval_partition.txt", PARTITION)):
         head, body = text.split("\n", 2)[:2], text.split("\n", 2)[2]
@@ -165,7 +165,7 @@ def test_tabs_are_blanks_in_every_list(coarse: Path) -> None:
         ("Anno_coarse/list_bbox.txt", "\0\1 \2"),
     ],
 )
-def test_a_line_that_puts_others_in_doubt_stops_the_job(coarse: Path, file: str, line: str) -> None:
+def test_a_bad_line_of_a_list_is_an_error(coarse: Path, file: str, line: str) -> None:
     write(coarse, "Anno_coarse/list_bbox.txt", "1\nx\nimg/b.jpg 1 2 3 4\n")
     text = (coarse / file).read_text()
     count = int(text.split("\n")[0])
@@ -178,7 +178,7 @@ def test_a_line_that_puts_others_in_doubt_stops_the_job(coarse: Path, file: str,
         deepfashion.read(Request(coarse, crop_boxes=True))
 
 
-def test_an_image_without_a_box_is_rejected_where_boxes_are_asked_for(coarse: Path) -> None:
+def test_an_image_without_a_box_is_rejected_if_pictures_are_cropped(coarse: Path) -> None:
     write(coarse, "Anno_coarse/list_bbox.txt", "1\nx\nimg/Dress_A/img_00000002.jpg 1 2 3 4\n")
     annotation = deepfashion.read(Request(coarse, crop_boxes=True))
     annotation.check()
@@ -186,7 +186,7 @@ def test_an_image_without_a_box_is_rejected_where_boxes_are_asked_for(coarse: Pa
     assert count_reasons(annotation.rejects) == {"bad_box": 6, "no_value": 1}
 
 
-def test_pictures_are_found_where_the_archive_puts_them(coarse: Path) -> None:
+def test_pictures_are_found_in_the_folder_of_the_archive(coarse: Path) -> None:
     (coarse / "Img/img").mkdir(parents=True)
     write(coarse, "Anno_coarse/list_bbox.txt", "1\nx\nimg/Dress_A/img_00000002.jpg 1 2 3 4\n")
     annotation = deepfashion.read(Request(coarse, crop_boxes=True))
@@ -194,7 +194,7 @@ def test_pictures_are_found_where_the_archive_puts_them(coarse: Path) -> None:
     assert annotation.images()["x1"].tolist() == [3.0]
 
 
-def test_an_asen_split_beside_fine_annotation_alone_is_not_compared_with_it(tmp_path: Path) -> None:
+def test_split_files_are_not_compared_with_fine_annotation(tmp_path: Path) -> None:
     write_fine(tmp_path)
     write(tmp_path, "filenames_train.txt", "img/a.jpg\nimg/b.jpg\n")
     write(tmp_path, "label_train.txt", "0 0 3\n1 4 2\n")
@@ -203,7 +203,7 @@ def test_an_asen_split_beside_fine_annotation_alone_is_not_compared_with_it(tmp_
     assert annotation.rejects == []
 
 
-def test_a_truncated_list_is_told_at_once(coarse: Path) -> None:
+def test_a_truncated_list_is_an_error(coarse: Path) -> None:
     write(coarse, "Anno_coarse/list_attr_img.txt", IMAGES.replace("4\n", "289222\n", 1))
     with pytest.raises(InputError, match=r"list_attr_img\.txt: line 1 says 289,222 rows, the file has 4; is it compl"):
         deepfashion.read(Request(coarse))
@@ -223,7 +223,7 @@ def test_blocks_may_cut_lines_anywhere(coarse: Path, monkeypatch: pytest.MonkeyP
 
 
 def plain_marks(text: str, columns: int) -> list[tuple[int, str, tuple[int, ...] | None]]:
-    """The slow reading: (line, path, marked columns), None for a bad line."""
+    """Return (line, path, marked columns) of each line, with None for a bad line: the slow reference."""
     result: list[tuple[int, str, tuple[int, ...] | None]] = []
     for number, line in enumerate(text.split("\n")[2:], start=3):
         tokens = line.split()
@@ -321,14 +321,14 @@ def test_raw_fine_annotation(tmp_path: Path) -> None:
     assert (images[["x0", "y0", "x1", "y1"]] == [1, 2, 30, 40]).all().all()
 
 
-def test_fine_files_that_are_not_row_by_row_are_refused(tmp_path: Path) -> None:
+def test_fine_files_with_different_numbers_of_lines_are_an_error(tmp_path: Path) -> None:
     write_fine(tmp_path)
     write(tmp_path, "Anno_fine/train_attr.txt", "0 1\n")
     with pytest.raises(InputError, match=r"train_attr\.txt: 1 lines, but 2 images"):
         deepfashion.read(Request(tmp_path))
 
 
-def test_coarse_before_fine_unless_asked(coarse: Path) -> None:
+def test_coarse_annotation_is_preferred(coarse: Path) -> None:
     write_fine(coarse)
     assert len(deepfashion.read(Request(coarse)).attributes) == 5
     assert len(deepfashion.read(Request(coarse, annotation="fine")).attributes) == 6
@@ -383,7 +383,7 @@ def test_pictures_are_cropped_to_their_boxes(garments: Path, tmp_path: Path) -> 
 
 
 def test_existing_split_files_are_drawn_as_they_are(garments: Path, tmp_path: Path) -> None:
-    """Only the split files: what the global values mean is worked out, or asked for."""
+    """Only split files: the meaning of global values is inferred, or an error says what is missing."""
     annotation = tmp_path / "annotation" / "DeepFashion"
     annotation.mkdir(parents=True)
     for file in garments.glob("*.txt"):
@@ -400,7 +400,7 @@ def test_existing_split_files_are_drawn_as_they_are(garments: Path, tmp_path: Pa
     assert info.attributes[0].values[:3] == ("0", "1", "2")
 
 
-def test_what_cannot_be_asked_together_is_refused(garments: Path, coarse: Path) -> None:
+def test_options_without_their_files_are_an_error(garments: Path, coarse: Path) -> None:
     with pytest.raises(InputError, match=r"move ASEN's split files .* out of "):
         deepfashion.read(Request(garments, categories=True))
     with pytest.raises(InputError, match="no Anno_fine/train_attr"):

@@ -1,4 +1,4 @@
-"""FashionAI's annotation files, made by hand, and what the adapter reads in them."""
+"""FashionAI's annotation files, written by hand, and their rows as the adapter reads them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows_of(annotation: Annotation) -> list[tuple[str, int, int]]:
     return [row[:3] for row in records(annotation.rows)]
 
 
-def test_raw_rows_give_the_place_of_the_y(tmp_path: Path) -> None:
+def test_the_value_of_a_raw_row_is_the_index_of_its_y(tmp_path: Path) -> None:
     write_label_csv(
         tmp_path,
         "Images/skirt_length_labels/a.jpg,skirt_length_labels,nnynnn\n"
@@ -56,7 +56,7 @@ def test_raw_rows_give_the_place_of_the_y(tmp_path: Path) -> None:
         ("Images/good.jpg,collar_design_labels,nynnn", "labels_disagree"),
     ],
 )
-def test_a_bad_raw_line_is_rejected_with_its_place_and_reason(tmp_path: Path, line: str, reason: str) -> None:
+def test_a_bad_raw_line_is_rejected_with_its_number_and_reason(tmp_path: Path, line: str, reason: str) -> None:
     good = "Images/good.jpg,collar_design_labels,ynnnn"
     write_label_csv(tmp_path, f"{good}\n{line}\nImages/last.jpg,collar_design_labels,nnnny\n")
     annotation = fashionai.read_raw(tmp_path)
@@ -69,7 +69,7 @@ def test_a_bad_raw_line_is_rejected_with_its_place_and_reason(tmp_path: Path, li
     assert len(reject.detail) < 400
 
 
-def test_a_row_that_stands_twice_is_counted_once(tmp_path: Path) -> None:
+def test_a_repeated_row_is_counted_as_a_repeat(tmp_path: Path) -> None:
     write_label_csv(tmp_path, "Images/a.jpg,collar_design_labels,ynnnn\n\n" * 2)
     annotation = fashionai.read_raw(tmp_path)
     assert (annotation.rows_in, len(annotation.rows), annotation.repeats, annotation.rejects) == (2, 1, 1, [])
@@ -149,7 +149,7 @@ def test_raw_and_split_are_checked_against_each_other(tmp_path: Path) -> None:
     assert (annotation.rows_in, annotation.repeats) == (5, 1)
 
 
-def test_a_release_whose_folders_are_named_otherwise_is_the_same_pictures(tmp_path: Path) -> None:
+def test_releases_with_different_folder_names_have_the_same_pictures(tmp_path: Path) -> None:
     """The split says fashionAI_attributes_train1/, the folder on this disk is valid/."""
     write_label_csv(tmp_path, "Images/collar_design_labels/a.jpg,collar_design_labels,nynnn\n", "valid")
     picture = tmp_path / "valid/Images/collar_design_labels/a.jpg"
@@ -177,7 +177,7 @@ def test_written_split_files_read_back_equal(tmp_path: Path, drawn: Path) -> Non
     assert sorted(r[:5] for r in records(again.rows)) == sorted(r[:5] for r in records(rows))
 
 
-def test_the_made_split_has_asens_proportions_and_repeats_itself(tmp_path: Path) -> None:
+def test_the_made_split_has_asens_proportions_and_is_reproducible(tmp_path: Path) -> None:
     lines = (f"Images/{i}.jpg,lapel_design_labels,{'n' * (i % 5)}y{'n' * (4 - i % 5)}" for i in range(1000))
     write_label_csv(tmp_path, "\n".join(lines))
     raw = fashionai.read_raw(tmp_path).rows
@@ -185,7 +185,7 @@ def test_the_made_split_has_asens_proportions_and_repeats_itself(tmp_path: Path)
     assert split["split"].value_counts().to_dict() == {"train": 800, "valid": 100, "test": 100}
     for part in ("valid", "test"):
         assert (split[split["split"] == part]["role"] == "query").sum() == 20
-        # Every one of the five values is asked for and offered.
+        # Each of the five values has queries and candidates.
         assert split[split["split"] == part].groupby("role")["value"].nunique().to_dict() == {
             "query": 5,
             "candidate": 5,
@@ -195,7 +195,7 @@ def test_the_made_split_has_asens_proportions_and_repeats_itself(tmp_path: Path)
     assert not split.equals(assign_splits(raw, seed=8))
 
 
-def test_wrong_layout_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_wrong_layout_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not FashionAI's layout") as error:
         fashionai.read(Request(tmp_path))
     assert "\n" not in str(error.value)

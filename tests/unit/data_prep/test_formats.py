@@ -1,6 +1,6 @@
 """Random annotation files of every format, written and read back; and random junk, every line of it accounted for.
 
-(ASEN's split files, list_attr_img.txt and the triplet lists have theirs beside their other tests.)
+The same for ASEN's split files, list_attr_img.txt and the triplet lists is in the modules of their layouts.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def filled(lines: list[bytes]) -> set[int]:
-    """Numbers of the lines that are not blank."""
+    """Return the numbers of the lines that are not blank."""
     return {number for number, line in enumerate(lines, start=1) if line.decode(errors="replace").strip()}
 
 
 def recorded(annotation: Annotation) -> set[int]:
-    """Numbers of the lines that became a row or a reject."""
+    """Return the numbers of the lines that became a row or a reject."""
     return {row.line for row in records(annotation.rows)} | {reject.line for reject in annotation.rejects}
 
 
@@ -145,7 +145,7 @@ def test_anno_fine(
     kinds=st.permutations([0, 0, 1, 2, 2, 3, 4]),
 )
 def test_raw_coarse_files(new_folder: Folder, images: dict[str, list[int]], kinds: list[int]) -> None:
-    """list_attr_cloth, list_attr_img and list_eval_partition together, by our writer and our reader."""
+    """list_attr_cloth, list_attr_img and list_eval_partition are read as they were written."""
     root = new_folder()
     meaning = deepfashion.ranked(kinds)
     sizes = [kinds.count(kind) for kind in range(5)]

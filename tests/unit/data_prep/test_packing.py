@@ -36,13 +36,13 @@ def brightness(packed: Packed | Refused) -> float:
 
 
 def colour(packed: Packed | Refused, x: float, y: float) -> tuple[int, int, int]:
-    """At a place given as fractions of the picture."""
+    """Return the colour at a point given as fractions of the picture."""
     image = decoded(packed)
     return image.getpixel((int(x * image.width), int(y * image.height)))  # type: ignore[return-value]
 
 
 def make_odd_pictures(folder: Path) -> dict[str, str]:
-    """Files that each go wrong in their own way; name -> reason of the refusal."""
+    """Write files that are each bad in another way. Returns name -> reason of the refusal."""
     good = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
     for name, form in (("cut.jpg", "JPEG"), ("cut.png", "PNG"), ("cut.webp", "WEBP")):
         buffer = io.BytesIO()
@@ -90,7 +90,7 @@ def make_odd_pictures(folder: Path) -> dict[str, str]:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A small PNG file that says it is a large picture."""
+    """Return a small PNG file whose header says that it is a large picture."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -99,7 +99,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
 
 
-def test_no_bad_file_stops_the_job(tmp_path: Path) -> None:
+def test_every_bad_file_is_refused_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     root = (tmp_path / "root").resolve()
     expected = make_odd_pictures(root)
@@ -134,7 +134,7 @@ def test_a_device_below_the_root_is_not_opened() -> None:
         ("grey_alpha.png", Image.new("LA", (50, 40), (0, 255 - GREY))),
     ],
 )
-def test_the_brightness_is_as_it_was_meant(tmp_path: Path, name: str, image: Image.Image) -> None:
+def test_brightness_is_kept_in_every_mode(tmp_path: Path, name: str, image: Image.Image) -> None:
     options = {"lossless": True} if name.endswith("webp") else {}
     image.save(tmp_path / name, **options)
     assert brightness(pack_image(tmp_path.resolve(), name, SIZE)) == pytest.approx(GREY, abs=3)
@@ -145,7 +145,7 @@ def test_dark_pictures_of_16_bits_stay_dark(tmp_path: Path) -> None:
     assert brightness(pack_image(tmp_path.resolve(), "dark.png", SIZE)) < 3
 
 
-def test_transparent_palettes_become_white_and_moving_pictures_their_first_frame(tmp_path: Path) -> None:
+def test_transparency_becomes_white_and_the_first_frame_is_used(tmp_path: Path) -> None:
     palette = Image.new("P", (40, 40), 0)
     palette.putpalette([255, 0, 0, 0, 0, 255])
     ImageDraw.Draw(palette).rectangle((20, 0, 40, 40), fill=1)
@@ -162,7 +162,7 @@ def test_transparent_palettes_become_white_and_moving_pictures_their_first_frame
 
 @pytest.mark.parametrize("form", ["jpg", "tif", "png", "webp"])
 def test_boxes_are_cut_from_the_upright_picture(tmp_path: Path, form: str) -> None:
-    """Red above blue once upright; the file holds it lying on its side, and large enough to be decoded smaller."""
+    """The upright picture is red above blue; the file is rotated, and large enough to be decoded at half scale."""
     upright = Image.new("RGB", (480, 640), "blue")
     upright.paste("red", (0, 0, 480, 160))
     lying = upright.transpose(Image.Transpose.ROTATE_90)
@@ -170,11 +170,11 @@ def test_boxes_are_cut_from_the_upright_picture(tmp_path: Path, form: str) -> No
     exif[pictures.EXIF_ORIENTATION] = 6
     lying.save(tmp_path / f"turned.{form}", exif=exif)
     root, name = tmp_path.resolve(), f"turned.{form}"
-    whole = pack_image(root, name, SIZE)
-    assert isinstance(whole, Packed)
-    assert (whole.source_width, whole.source_height) == (480, 640)
-    assert (whole.width, whole.height) == (SIZE, round(SIZE * 4 / 3))
-    assert colour(whole, 0.5, 0.1)[0] > 200 > colour(whole, 0.5, 0.9)[0]
+    uncut = pack_image(root, name, SIZE)
+    assert isinstance(uncut, Packed)
+    assert (uncut.source_width, uncut.source_height) == (480, 640)
+    assert (uncut.width, uncut.height) == (SIZE, round(SIZE * 4 / 3))
+    assert colour(uncut, 0.5, 0.1)[0] > 200 > colour(uncut, 0.5, 0.9)[0]
     upper = pack_image(root, name, SIZE, (100.0, 0.0, 200.0, 150.0))
     assert colour(upper, 0.5, 0.9)[0] > 200
     lower = pack_image(root, name, SIZE, (100.0, 170.0, 420.0, 9e9))
@@ -187,7 +187,7 @@ def test_boxes_are_cut_from_the_upright_picture(tmp_path: Path, form: str) -> No
         assert refused.reason == "bad_box"
 
 
-def test_a_picture_of_too_many_pixels_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MAX_PIXELS", 1_000)
     Image.new("RGB", (40, 30)).save(tmp_path / "big.jpg")
     refused = pack_image(tmp_path.resolve(), "big.jpg", SIZE)
@@ -220,7 +220,7 @@ def exif_of(position: bool = False, turned: int = 1) -> Image.Exif:
         ({"xmp": b"<x:xmpmeta>where it was taken</x:xmpmeta>"}, b""),
     ],
 )
-def test_a_fitting_jpeg_with_more_in_it_than_its_picture_is_encoded_anew(
+def test_a_jpeg_with_data_besides_the_picture_is_encoded_again(
     tmp_path: Path, options: dict[str, object], added: bytes
 ) -> None:
     with (tmp_path / "fits.jpg").open("wb") as file:
@@ -268,8 +268,8 @@ def test_a_path_of_any_length_is_a_reject_with_a_short_detail(tmp_path: Path, pa
     assert str(tmp_path) not in refused.detail
 
 
-def test_bad_pictures_do_not_change_the_digest_from_one_time_to_the_next(tmp_path: Path) -> None:
-    """Not in another folder either: details hold no memory addresses and no place."""
+def test_the_digest_with_bad_pictures_is_reproducible(tmp_path: Path) -> None:
+    """Details contain neither memory addresses nor the path of the root."""
     digests = []
     for again in ("a", "b"):
         root = make_photographs(tmp_path / again / "raw", n=40)
@@ -290,7 +290,7 @@ def test_bad_pictures_do_not_change_the_digest_from_one_time_to_the_next(tmp_pat
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan is made by the driver, so that a test can have several shards of few images."""
+    """Plan several shards of few images."""
     monkeypatch.setattr(packing, "SHARD", 20)
 
 
@@ -313,7 +313,7 @@ def test_shards_are_even_shuffled_and_in_row_groups(
     assert pq.read_table(tmp_path / "out" / "again.parquet")["image_id"].to_pylist() == next(iter(shards.values()))
 
 
-def test_what_is_packed_is_kept_if_nothing_that_decides_it_has_changed(tmp_path: Path, small_shards: None) -> None:
+def test_packed_shards_are_kept_if_their_input_is_unchanged(tmp_path: Path, small_shards: None) -> None:
     root = (tmp_path / "root").resolve()
     images = make_images(tmp_path / "root", 64)
     out = Storage(tmp_path / "out")
@@ -343,7 +343,7 @@ def test_what_is_packed_is_kept_if_nothing_that_decides_it_has_changed(tmp_path:
         assert all(file.stat().st_mtime_ns > before[name] for name, file in files.items() if file.exists())
 
 
-def test_what_a_worker_does_not_see_is_named(tmp_path: Path) -> None:
+def test_the_path_that_a_worker_does_not_see_is_named(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "a.jpg").touch()
     here = Storage(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""Preparing a dataset: real JPEG files in, real Parquet tables out, every row accounted for."""
+"""Preparing a dataset: from JPEG files to Parquet tables, with every row accounted for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from data_prep.synthetic.samples import sample
 
 
 def rejects_of(dataset: Dataset) -> dict[str, str]:
-    """file name -> reason"""
+    """Return file name -> reason."""
     table = pq.read_table(dataset.path / "rejects.parquet").to_pylist()
     return {Path(row["detail"].split(":")[0]).name: row["reason"] for row in table}
 
@@ -43,7 +43,7 @@ def test_the_tables_have_the_documented_columns(dataset: Dataset) -> None:
         assert pq.read_schema(dataset.path / name).equals(schema), name
 
 
-def test_the_drawn_dataset_is_prepared_without_a_loss(dataset: Dataset) -> None:
+def test_the_drawn_dataset_is_prepared_without_rejects(dataset: Dataset) -> None:
     info = dataset.info
     assert len(dataset.labels) == len(dataset.images) == sum(info.images.values()) == 540
     assert (info.rows_in, info.repeats) == (1080, 540)  # the raw files say the same as the split files
@@ -58,7 +58,7 @@ def test_the_drawn_dataset_is_prepared_without_a_loss(dataset: Dataset) -> None:
     )
 
 
-def test_labels_and_pictures_are_those_of_the_annotation(tmp_path: Path) -> None:
+def test_labels_and_pictures_match_the_annotation(tmp_path: Path) -> None:
     root = make_photographs(tmp_path / "raw")
     dataset = prepare_small(root, tmp_path / "out")
     merged = dataset.labels.merge(dataset.images, on=["image_id", "split"])
@@ -83,7 +83,7 @@ def test_preparing_twice_gives_equal_tables(drawn: Path, tmp_path: Path) -> None
     assert first.info.digest != other.info.digest
 
 
-def test_bad_pictures_become_rejects_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_bad_pictures_become_rejects(tmp_path: Path) -> None:
     root = make_photographs(tmp_path / "raw")
     folder = root / "train1" / "Images" / "neck_design_labels"
     (folder / "000.jpg").unlink()
@@ -141,9 +141,7 @@ def test_each_worker_holds_only_the_images_it_asks_for(dataset: Dataset) -> None
         store.read(ids[[8]])
 
 
-def test_a_full_disk_keeps_what_is_packed_and_the_same_command_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_full_disk_the_same_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_photographs(tmp_path / "raw", n=20)
     undisturbed = prepare_small(root, tmp_path / "other").info
 
@@ -244,9 +242,7 @@ def test_an_annotation_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("out", ["raw", ".", "raw/..", "link"])
-def test_overwriting_never_touches_what_is_being_read_or_worked_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
-) -> None:
+def test_overwriting_refuses_folders_that_are_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     root = make_photographs(tmp_path / "raw", n=20)
     (tmp_path / "link").symlink_to(root)
     monkeypatch.chdir(tmp_path)
@@ -256,7 +252,7 @@ def test_overwriting_never_touches_what_is_being_read_or_worked_in(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_overwriting_replaces_only_what_the_same_command_made(tmp_path: Path) -> None:
+def test_overwriting_replaces_only_output_of_the_same_command(tmp_path: Path) -> None:
     root = make_photographs(tmp_path / "raw", n=20)
     precious = tmp_path / "home" / "thesis.tex"
     precious.parent.mkdir()
@@ -304,10 +300,10 @@ def test_a_kill_between_the_last_two_renames_loses_nothing(tmp_path: Path) -> No
     assert Dataset(tmp_path / "out").info == before
 
 
-def test_a_kill_after_the_last_rename_or_before_it_is_tidied_up(dataset: Dataset, tmp_path: Path) -> None:
+def test_hidden_folders_of_killed_preparations_are_removed(dataset: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(dataset.path, out)
-    shutil.copytree(dataset.path, staging_folder(out))  # whole, but for the rename
+    shutil.copytree(dataset.path, staging_folder(out))  # complete, except for the rename
     shutil.copytree(dataset.path, replaced_folder(out))
     (replaced_folder(out) / "dataset.json").unlink()  # half deleted
     root = make_photographs(tmp_path / "raw", n=20)
@@ -316,7 +312,7 @@ def test_a_kill_after_the_last_rename_or_before_it_is_tidied_up(dataset: Dataset
 
 
 def content_of(folder: Path) -> dict[str, bytes | str | None]:
-    """Every path below a folder, with its bytes or where it points."""
+    """Return every path below a folder, with its bytes or the target of a link."""
     return {
         str(path): str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -343,7 +339,7 @@ def content_of(folder: Path) -> dict[str, bytes | str | None]:
         ".out.lock -> elsewhere/thesis.tex",
     ],
 )
-def test_what_others_put_beside_the_dataset_is_left_alone(
+def test_files_of_others_beside_the_dataset_are_kept(
     dataset: Dataset, tmp_path: Path, there: str, foreign: str
 ) -> None:
     root = make_photographs(tmp_path / "raw", n=20)
@@ -371,7 +367,7 @@ def test_what_others_put_beside_the_dataset_is_left_alone(
     assert content_of(home) == before
 
 
-def test_drawing_leaves_others_staging_folders_alone(tmp_path: Path) -> None:
+def test_drawing_keeps_files_of_others_beside_its_folder(tmp_path: Path) -> None:
     for name in (f".out.partial-{os.getpid()}", f".out.old-{os.getpid()}"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.tex").write_text("years of work")
@@ -395,7 +391,7 @@ def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path) -> None:
     assert content_of(tmp_path) == before
 
 
-def test_a_name_too_long_for_the_staging_folders_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_name_too_long_for_the_staging_folders_is_an_error_of_one_line(tmp_path: Path) -> None:
     for length in (201, 245, 300):
         with (
             pytest.raises(InputError, match="the name is longer than 200 bytes"),
@@ -406,7 +402,7 @@ def test_a_name_too_long_for_the_staging_folders_is_one_clear_line(tmp_path: Pat
 
 
 @pytest.mark.parametrize("out", ["file/x", "/proc/nowhere"])
-def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path, out: str) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path, out: str) -> None:
     root = make_photographs(tmp_path / "raw", n=20)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
@@ -466,7 +462,7 @@ def test_annotation_that_leaves_the_folder_is_not_drawn(tmp_path: Path, path: st
     assert not Path("/tmp/evil-agman-test").exists()
 
 
-def test_too_many_rejects_stop_the_job_and_what_was_packed_is_not_lost(tmp_path: Path) -> None:
+def test_too_many_rejects_are_an_error_and_keep_packed_images(tmp_path: Path) -> None:
     root = make_photographs(tmp_path / "raw", n=100)
     pictures = sorted(root.rglob("*.jpg"))
     for picture in pictures[:11]:
@@ -482,8 +478,8 @@ def test_too_many_rejects_stop_the_job_and_what_was_packed_is_not_lost(tmp_path:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_rows_that_the_split_did_not_choose_are_no_damage(drawn: Path, tmp_path: Path) -> None:
-    """Split files of the test part alone beside the raw labels of everything: nine tenths are not in them."""
+def test_rows_outside_the_split_are_no_damage(drawn: Path, tmp_path: Path) -> None:
+    """With split files of test only, nine tenths of the raw labels are in no split."""
     root = tmp_path / "root"
     shutil.copytree(drawn, root)
     for file in [*root.glob("*_train.txt"), *root.glob("*_valid.txt")]:
@@ -493,8 +489,8 @@ def test_rows_that_the_split_did_not_choose_are_no_damage(drawn: Path, tmp_path:
     assert info.rows_in == 540 + info.images["test"] == 2 * info.images["test"] + info.rejects["not_in_split"]
 
 
-def test_what_can_be_known_to_fail_is_told_before_the_long_part(tmp_path: Path) -> None:
-    """No triplets, or a damaged file of regions: nothing is packed for it."""
+def test_errors_that_need_no_packing_come_before_packing(tmp_path: Path) -> None:
+    """No triplets, or a damaged file of regions: nothing is packed."""
     root = make_photographs(tmp_path / "raw", n=20)
     titles: list[str] = []
     (root / "drawn_regions.parquet").write_bytes(b"no table")
@@ -509,7 +505,7 @@ def test_what_can_be_known_to_fail_is_told_before_the_long_part(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
-def test_regions_are_those_of_the_images_that_are_there(drawn: Path, tmp_path: Path) -> None:
+def test_regions_of_missing_images_are_left_out(drawn: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(drawn, root)
     for picture in sorted(root.rglob("*.jpg"))[:5]:
@@ -520,7 +516,7 @@ def test_regions_are_those_of_the_images_that_are_there(drawn: Path, tmp_path: P
     assert len(dataset.images) == 535
 
 
-def test_a_dataset_without_training_images_says_that_it_has_no_training_triplets(drawn: Path, tmp_path: Path) -> None:
+def test_a_dataset_without_training_images_has_no_training_triplets(drawn: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(drawn, root)
     for file in root.glob("*_train.txt"):

@@ -1,4 +1,4 @@
-"""Datasets in places other than a folder: an object store, fsspec's file systems, and places that fail."""
+"""Datasets in an object store, in fsspec's file systems, and in stores that fail."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_keys(uri: str) -> str:
-    """Ray's workers were started without this test's environment; they find the keys in the URI."""
+    """Return the URI with credentials in it."""
     return uri.replace("s3://", "s3://access:sesame@")
 
 
-def test_a_dataset_in_an_object_store_is_the_local_one(bucket: Bucket, photographs: Path, tmp_path: Path) -> None:
+def test_a_dataset_in_an_object_store_equals_the_local_one(bucket: Bucket, photographs: Path, tmp_path: Path) -> None:
     local = prepare_small(photographs, tmp_path / "out")
     remote = prepare_small(photographs, with_keys(bucket.uri("data")))
     assert remote.info == local.info
@@ -69,14 +69,14 @@ def test_an_upload_that_fails_leaves_no_dataset_and_can_be_continued(
 
 
 @pytest.mark.slow  # pyarrow tries for some seconds
-def test_a_shard_that_cannot_be_uploaded_is_one_clear_line(bucket: Bucket, photographs: Path) -> None:
+def test_a_shard_that_cannot_be_uploaded_is_an_error_of_one_line(bucket: Bucket, photographs: Path) -> None:
     bucket.failing = "^data/packed/split=train"
     with pytest.raises(StorageError, match=r"s3://bucket/data/packed/split=train/part-00000.parquet: cannot be"):
         prepare_small(photographs, with_keys(bucket.uri("data")))
     assert not [key for key in bucket.keys if key.startswith("data/packed/split=train")]
 
 
-def test_a_preparation_never_touches_what_it_did_not_make(bucket: Bucket, photographs: Path) -> None:
+def test_a_preparation_keeps_files_that_it_did_not_make(bucket: Bucket, photographs: Path) -> None:
     bucket.write("killed/_partial/fingerprint", b"of a run that was killed before its first shard")
     assert prepare_small(photographs, with_keys(bucket.uri("killed"))).info.images["train"]
     bucket.write("data/thesis.tex", b"years of work")
@@ -122,7 +122,7 @@ def test_an_unreachable_store_is_one_line_without_secrets() -> None:
     assert "sesame" not in str(refused.value)
 
 
-def test_fsspecs_file_systems() -> None:
+def test_a_file_system_of_fsspec() -> None:
     place = Storage("memory://folder") / "a"
     (place / "b" / "one").write_bytes(b"1")
     with (place / "two").atomic_file() as file:
@@ -185,16 +185,14 @@ def test_local_uris_keep_the_whole_path(uri: str, path: str) -> None:
         ("simplecache:s3://bucket/x", "neither a path nor a URI"),
     ],
 )
-def test_what_looks_like_a_uri_is_never_taken_for_a_folder(
-    make: Callable[[str], object], text: str, message: str
-) -> None:
+def test_a_wrong_uri_is_never_used_as_a_folder(make: Callable[[str], object], text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as refused:
         make(text)
     assert "sesame" not in str(refused.value)
-    assert PATH_OR_URI.convert(text, None, None) == text, "the command hands it on as it is"
+    assert PATH_OR_URI.convert(text, None, None) == text, "the command does not change it"
 
 
-def test_chained_uris_are_fsspecs(photographs: Path) -> None:
+def test_chained_uris_are_opened_by_fsspec(photographs: Path) -> None:
     uri = "simplecache::memory://chained"
     assert PATH_OR_URI.convert(uri, None, None) == uri
     place = Storage("memory://chained") / "a"
@@ -221,7 +219,7 @@ def test_chained_uris_are_fsspecs(photographs: Path) -> None:
         "s3://me:p@ss@b/x?sas=a/b",
     ],
 )
-def test_errors_show_secrets_in_no_spelling(uri: str) -> None:
+def test_errors_hide_secrets_in_every_spelling(uri: str) -> None:
     said = f"some region eu: no {uri}, ('p@ss' or p%40ss or p%40SS, a/b a%2Fb a%2fb)"
     shown = Storage(uri)._without_secrets(OSError(said))
     assert shown.startswith("some region eu: no ")

@@ -1,4 +1,4 @@
-"""Annotation files that nobody has checked: line ends, sizes, links, pipes, devices."""
+"""Unchecked annotation files: line ends, sizes, links, pipes, devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_prep.request import Request
 
 
 @given(text=st.text("a\r\n", max_size=30))
-def test_lines_are_those_of_the_plain_rule(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_lines_end_as_the_reference_says(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A line ends with LF, with any CRs before it, or with a lone CR."""
     file = tmp_path_factory.mktemp("lines") / "file"
     file.write_bytes(text.encode())
@@ -25,7 +25,7 @@ def test_lines_are_those_of_the_plain_rule(text: str, tmp_path_factory: pytest.T
     assert read_lines(file, file.parent) == plain
 
 
-def test_a_megabyte_of_line_ends_and_a_line_of_100_mb_are_read_at_once(tmp_path: Path) -> None:
+def test_a_megabyte_of_line_ends_and_a_line_of_100_mb_are_read_in_linear_time(tmp_path: Path) -> None:
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "Annotations/label.csv").write_bytes(b"\r" * 1_000_000 + b"x" * 100_000_000 + b"\n" + b"\r" * 1_000_000)
     annotation = fashionai.read_raw(tmp_path)
@@ -40,7 +40,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["1_0", "１", "²", "1.0", "", "0x1", "1 2 " * 10_000, "9" * 5_000])
-def test_what_is_no_integer_is_not_read_as_one(text: str) -> None:
+def test_other_text_is_not_read_as_integers(text: str) -> None:
     assert not integers(text)
 
 
@@ -57,8 +57,8 @@ ANNOTATION_FILES = {
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "outside", "loop", "dangling"])
 @pytest.mark.parametrize("name", ANNOTATION_FILES)
-def test_what_is_no_file_of_the_dataset_is_one_clear_line(tmp_path: Path, name: str, kind: str) -> None:
-    """None of them is read: a pipe would wait, a device never end, a link could show a file of this machine."""
+def test_a_path_that_is_no_regular_file_is_an_error_of_one_line(tmp_path: Path, name: str, kind: str) -> None:
+    """Reading a pipe or a device may never end; a link could show a file of this machine."""
     root = tmp_path / "root"
     file = root / name
     file.parent.mkdir(parents=True)
@@ -86,7 +86,7 @@ def test_what_is_no_file_of_the_dataset_is_one_clear_line(tmp_path: Path, name: 
     assert "root:x:0" not in str(error.value)
 
 
-def test_a_file_beyond_all_measure_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "LARGEST_FILE", 10)
     (tmp_path / "filenames_train.txt").write_text("a\n" * 10)
     with pytest.raises(InputError, match=r"filenames_train\.txt: has more than 10 bytes"):

@@ -1,4 +1,4 @@
-"""UT-Zap50K: CSN's triplet lists as they are, labels from meta-data.csv, and shoes drawn in both."""
+"""UT-Zap50K: CSN's triplet lists, labels from meta-data.csv, and drawn shoes in both."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_pictures(root: Path, *paths: str) -> None:
         file.touch()
 
 
-def test_the_far_image_stands_before_the_close_one(tmp_path: Path) -> None:
+def test_the_second_image_of_a_line_is_the_negative(tmp_path: Path) -> None:
     root = write_lists(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], class_train="0 1 2\n", heel_test="")
     annotation = zappos50k.read(Request(root))
     assert [attribute.name for attribute in annotation.attributes] == ["class", "closure", "gender", "heel"]
@@ -74,7 +74,7 @@ def test_bad_triplets_are_rejected_and_counted(tmp_path: Path) -> None:
     assert annotation.rows_in == 11
 
 
-def test_names_are_found_below_the_images_folder_whatever_became_of_a_last_full_stop(tmp_path: Path) -> None:
+def test_pictures_are_found_with_or_without_the_full_stop_of_a_brand(tmp_path: Path) -> None:
     listed = ["Shoes/Oxfords/A. Testoni/1.2.jpg", "Shoes/Oxfords/Co./3.4.jpg", "Boots/Ankle/L.A.M.B./5.jpg"]
     write_pictures(tmp_path, listed[0], "Shoes/Oxfords/Co/3.4.jpg", listed[2])
     root = write_lists(tmp_path, listed, class_train="0 1 2\n")
@@ -85,7 +85,7 @@ def test_names_are_found_below_the_images_folder_whatever_became_of_a_last_full_
     ]
 
 
-def test_the_one_brand_among_many_that_lost_its_full_stop_is_found(tmp_path: Path) -> None:
+def test_one_brand_without_its_full_stop_among_many_is_found(tmp_path: Path) -> None:
     listed = [f"Shoes/A/B/{i}.jpg" for i in range(150)] + ["Shoes/A/Brand./999.jpg"]
     write_pictures(tmp_path, *listed[:-1], "Shoes/A/Brand/999.jpg")
     root = write_lists(tmp_path, listed, class_train="0 1 150\n")
@@ -151,7 +151,7 @@ def test_labels_from_the_table(tmp_path: Path) -> None:
     ]
 
 
-def test_lists_without_their_names_are_not_passed_over_for_the_table(tmp_path: Path) -> None:
+def test_lists_without_file_names_are_an_error_even_if_there_is_a_table(tmp_path: Path) -> None:
     (tmp_path / "tripletlists").mkdir()
     (tmp_path / "meta-data.csv").write_text(HEADER)
     with pytest.raises(InputError, match=r"tripletlists/ is there but filenames\.json is missing"):
@@ -175,7 +175,7 @@ def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
 def test_any_lists_read_back_triplet_by_triplet(
     numbers: list[tuple[int, int, int]], cut: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Against a plain reading of the same lists."""
+    """Compare with a plain reader of the same lists."""
     names = [f"{i}.jpg" for i in range(6)]
     first, second = sorted(min(place, len(numbers)) for place in cut)
     parts = {"train": numbers[:first], "val": numbers[first:second], "test": numbers[second:]}
@@ -210,7 +210,7 @@ def shoes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_drawn_lists_are_dealt_out_whole(shoes: Path, tmp_path: Path) -> None:
+def test_all_triplets_of_drawn_lists_are_used(shoes: Path, tmp_path: Path) -> None:
     prepare("zappos50k", shoes, tmp_path / "out", image_size=SIZE)
     dataset = Dataset(tmp_path / "out")
     assert dataset.info.rejects == {}
@@ -230,7 +230,7 @@ def test_drawn_lists_are_dealt_out_whole(shoes: Path, tmp_path: Path) -> None:
         assert drawn.attribute.tolist() != sorted(drawn.attribute)  # shuffled
 
 
-def test_a_number_of_triplets_goes_round_the_lists(shoes: Path, tmp_path: Path) -> None:
+def test_more_triplets_than_the_lists_have_repeat_them(shoes: Path, tmp_path: Path) -> None:
     prepare("zappos50k", shoes, tmp_path / "all", image_size=SIZE)
     everything = Dataset(tmp_path / "all").triplets("train")
     count = len(everything) * 2 // 3
@@ -262,7 +262,7 @@ def test_without_lists_triplets_come_from_the_labels(shoes: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("setting", ["proxy_weight=1", "mining=semi_hard", "mining=hard", "info_nce_weight=0.5"])
-def test_lists_of_triplets_cannot_train_what_needs_values(prepared_lists: Dataset, setting: str) -> None:
+def test_lists_of_triplets_cannot_train_losses_that_need_values(prepared_lists: Dataset, setting: str) -> None:
     with pytest.raises(InputError) as error:
         check(load_config(None, [setting]), prepared_lists, workers=1)
     assert str(error.value) == f"{setting}: {prepared_lists.path} has triplets but no values to learn"
@@ -275,7 +275,7 @@ def prepared_lists(shoes: Path, tmp_path_factory: pytest.TempPathFactory) -> Dat
     return Dataset(out)
 
 
-def test_a_picture_that_is_gone_takes_its_triplets_along(shoes: Path, tmp_path: Path) -> None:
+def test_triplets_of_a_damaged_picture_are_rejected(shoes: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(shoes, root)
     names = (root / "filenames.json").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What a job answers to Ctrl-C and SIGTERM: real signals, to this process."""
+"""Ctrl-C and SIGTERM during a job, as real signals to this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.common.signals import saying_how_to_go_on
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_says_how_to_go_on(number: signal.Signals) -> None:
+def test_after_a_signal_the_message_says_how_to_continue(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match=r"^again$"), saying_how_to_go_on("again"):
         os.kill(os.getpid(), number)
@@ -21,7 +21,7 @@ def test_a_signal_says_how_to_go_on(number: signal.Signals) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_who_says_more_is_left_alone() -> None:
+def test_a_message_that_says_more_is_kept() -> None:
     with (
         pytest.raises(KeyboardInterrupt, match=r"^saved at step 7$"),
         saying_how_to_go_on("again"),
@@ -31,7 +31,7 @@ def test_who_says_more_is_left_alone() -> None:
         time.sleep(60)
 
 
-def test_a_thread_has_no_signals() -> None:
+def test_other_threads_keep_the_signal_handlers() -> None:
     done = []
 
     def work() -> None:

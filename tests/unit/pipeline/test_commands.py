@@ -1,0 +1,117 @@
+"""The `agman` command line: help, mistakes, and what is imported for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from support.commands import Agman
+
+from pipeline.cli import cli
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_help_shows_every_option_with_its_meaning(agman_here: Agman, command: str) -> None:
+    done = agman_here(command, "--help")
+    assert done.code == 0
+    assert ("--json" in done.out) == (command not in ("serve", "submit", "bench"))
+    for option in cli.commands[command].params:
+        if isinstance(option, click.Option):
+            assert option.opts[0] in done.out
+            assert option.help, f"{command} {option.opts[0]} does not say what it means"
+            has_default = isinstance(option.default, (int, str, Path)) and not option.is_flag
+            assert not has_default or option.show_default, f"{command} {option.opts[0]} does not show its default"
+
+
+def test_the_bare_command_shows_the_help(agman_here: Agman) -> None:
+    done = agman_here()
+    assert done.code == 2
+    assert "Commands:" in done.err
+    assert len(done.err.splitlines()) > 8
+
+
+def test_help_and_typing_mistakes_import_nothing_heavy() -> None:
+    script = """
+import sys
+from pipeline.cli import run
+assert run(["--help"]) == 0
+for mistake in ("trian", "train --dta x", "train --data x margn=0.3", "train", "tune --data x epoch=3",
+                "sample fashonai --out x", "submit -- trian", "bench x"):
+    assert run(mistake.split()) == 2, mistake
+heavy = [name for name in ("torch", "ray", "mlflow", "pandas", "matplotlib", "rich") if name in sys.modules]
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (("sampel",), "No such command 'sampel'. Did you mean 'sample'?"),
+        (("sample", "fashonai", "--out", "x"), "'fashonai' is not"),
+        (("sample", "fashionai", "--out", "x", "--imges", "4"), "No such option '--imges'. Did you mean '--images'?"),
+        (("sample", "fashionai", "--out", "x", "--images", "none"), "'none' is not a valid integer"),
+        (("sample", "fashionai"), "Missing option '--out'"),
+        (("prep", "fashionai", "--root", "nowhere", "--out", "x"), "nowhere: no such folder"),
+        (("prep", "fashionai", "--root", ".", "--out", "x"), "not FashionAI's layout"),
+        (("prep", "deepfashion", "--root", ".", "--out", "x"), "not DeepFashion's layout"),
+        (("prep", "zappos50k", "--root", ".", "--out", "x"), "not UT-Zap50K's layout"),
+        (("prep", "darn", "--root", ".", "--out", "x"), "not DARN's layout"),
+        (
+            ("prep", "darn", "--root", ".", "--out", "x", "--crop-boxes"),
+            "are for deepfashion, not for darn",
+        ),
+        (("prep", "deepfashion", "--root", ".", "--out", "x", "--annotation", "fine"), "no Anno_fine/train_attr.txt"),
+        (("prep", "deepfashion", "--root", ".", "--out", "x", "--annotation", "rough"), "'rough' is not one of"),
+        (("prep", "fashionai", "--root", ".", "--out", "x", "--max-rejects", "2"), "2.0 is not in the range 0<=x<=1"),
+        (("prep", "fashionai", "--root", ".", "--out", "x", "--triplets", "10000000000"), "is not in the range"),
+        (("train", "--data", "nowhere"), "nowhere: not a prepared dataset"),
+        (("train", "--data", "nowhere", "margn=0.3"), "did you mean 'margin'?"),
+        (("train", "--data", "nowhere", "--model", "csn"), "No such option '--model'"),
+        (("train", "--data", "nowhere", "--workers", "0"), "'0': at least 1, and MIN not above MAX"),
+        (("tune", "--data", "nowhere", "--space", "margin"), "did you mean 'margins'?"),
+        (("tune", "--data", "nowhere", "lr=0.1"), "the space 'margins' varies it"),
+        (("train",), "Missing option '--data'"),
+        (("evaluate", "x", "--data", "nowhere", "--split", "train"), "'train' is not one of"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line_and_leaves_nothing(
+    agman_here: Agman, tmp_path: Path, typed: tuple[str, ...], message: str
+) -> None:
+    done = agman_here(*typed)
+    assert done.code == 2, done.err
+    assert "Traceback" not in done.err
+    last = done.err.strip().splitlines()[-1]
+    assert last.startswith("agman: ")
+    assert message in last
+    assert done.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bar_that_nobody_reads_holds_nothing_up() -> None:
+    """As in `agman train 2>&1 | head`; tqdm alone would wait for its own lock for ever."""
+    script = """
+import sys
+from pipeline.common.console import bar_of
+bar = bar_of("steps", 100)
+bar.mininterval = 0
+print(sys.stdin.readline(), flush=True)  # nobody reads stderr from here on
+for _ in range(100):
+    bar.update(1)
+bar.close()
+print("done", flush=True)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr
+        process.stderr.close()
+        try:
+            out, _ = process.communicate("go\n", timeout=60)
+        finally:
+            process.kill()
+    assert out.split() == ["go", "done"]
