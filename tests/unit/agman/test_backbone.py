@@ -95,7 +95,7 @@ def test_all_stages_are_the_whole_network_but_its_head(name):
     torch.testing.assert_close(torch.nn.Sequential(*stages)(images), whole(images))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_layer4_is_absent_without_branch_1(name):
     with torch.device("meta"):
         whole = set(MultiLevelBackbone(name).state_dict())

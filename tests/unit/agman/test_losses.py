@@ -89,9 +89,9 @@ def test_an_images_other_values_are_no_negatives_of_its_lowest() -> None:
     total = 0.0
     for vector, own in zip(embedding, ([0, 2, 4], [1, 3], [3]), strict=True):
         kept = [value for value in range(5) if value == own[0] or value not in own]
-        scores = [16 * float(vector @ directions[value]) for value in kept]
+        scores = [16 * (vector @ directions[value]).item() for value in kept]
         total += math.log(sum(map(math.exp, scores))) - scores[kept.index(own[0])]
-    assert float(loss) == pytest.approx(total / 3, rel=1e-9)
+    assert loss.item() == pytest.approx(total / 3, rel=1e-9)
 
 
 def test_proxies_keep_their_digits_under_autocast() -> None:
