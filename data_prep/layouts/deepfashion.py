@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -75,13 +74,6 @@ LARGEST_EDGE = 100_000
 """Pixels. A larger number in a bounding box is not the edge of a picture."""
 
 
-class Raw(NamedTuple):
-    """A raw annotation, and whether its rows have splits."""
-
-    annotation: Annotation
-    has_splits: bool
-
-
 def read(request: Request) -> Annotation:
     """Read the annotation below the root, so that every row has a split.
 
@@ -106,7 +98,7 @@ def _read_split(splits: Path, request: Request) -> Annotation:
     coarse = _find(request.root, "list_attr_img.txt", COARSE)
     if not coarse:
         return split
-    raw = _read_coarse(coarse, request).annotation
+    raw = _read_coarse(coarse, request)
     return reconcile(split, replace(raw, rows=raw.rows.assign(split="")))
 
 
@@ -125,8 +117,8 @@ def _read_unsplit(request: Request) -> Annotation:
             f"{request.root}: not DeepFashion's layout (no list_attr_img.txt and no Anno_fine/train_attr.txt below it, "
             "no filenames_*.txt in it; give --split-files if they are elsewhere)"
         )
-    made = assign_roles if raw.has_splits else assign_splits
-    return replace(raw.annotation, rows=made(raw.annotation.rows, request.seed))
+    made = assign_roles if (raw.rows["split"] != "").all() else assign_splits
+    return replace(raw, rows=made(raw.rows, request.seed))
 
 
 def _below_root(annotation: Annotation, root: Path) -> Annotation:
@@ -194,7 +186,7 @@ def _list_rows(file: Path, root: Path) -> list[tuple[int, str]]:
     return rows
 
 
-def _read_coarse(file: Path, request: Request) -> Raw:
+def _read_coarse(file: Path, request: Request) -> Annotation:
     root = request.root
     schema, meaning = read_schema(_needed(root, "list_attr_cloth.txt", COARSE), root)
     source = file.relative_to(root).as_posix()
@@ -234,7 +226,7 @@ def _read_coarse(file: Path, request: Request) -> Raw:
         rows_in=rows_in,
         several_values=True,
     )
-    return Raw(settled(annotation), has_splits=partition is not None)
+    return settled(annotation)
 
 
 def _with_partition(rows: pd.DataFrame, file: Path, root: Path) -> tuple[pd.DataFrame, list[Reject]]:
@@ -304,7 +296,7 @@ def _box_frame(rows: list[tuple]) -> pd.DataFrame:
     return boxes.astype({"path": "str"}).drop_duplicates("path")
 
 
-def _read_fine(folder: Path, request: Request) -> Raw:
+def _read_fine(folder: Path, request: Request) -> Annotation:
     schema = tuple(Attribute(name=name, values=values) for name, values in FINE.items())
     of_column = [(a, v) for a, values in enumerate(FINE.values()) for v in range(len(values))]
     rows: list[tuple] = []
@@ -339,7 +331,7 @@ def _read_fine(folder: Path, request: Request) -> Raw:
         several_values=True,
         boxes=_box_frame(boxes) if request.crop_boxes else None,
     )
-    return Raw(settled(annotation), has_splits=True)
+    return settled(annotation)
 
 
 def _aligned(file: Path, rows: int | None) -> list[str]:

@@ -130,7 +130,7 @@ class MlflowTrials:
         return tracking.start_run(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
 
     def _find_runs(self) -> dict[int, Any]:
-        """Trial number -> MLflow's own run."""
+        """Return MLflow's own runs by trial number."""
         runs = {int(run.data.tags[TRIAL]): run for run in tracking.child_runs(self.parent) if TRIAL in run.data.tags}
         self._known, self._unsure = {number: run.info.run_id for number, run in runs.items()}, False
         return runs

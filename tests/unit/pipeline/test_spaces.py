@@ -22,7 +22,7 @@ from pipeline.config.schema import TrainConfig, make_config
 from pipeline.training.build import MODEL_OPTIONS, resolved
 from pipeline.tuning.spaces import draw, find_space, refuse_varied, space_names
 
-SAMPLES = 100
+SAMPLES = 25
 MOST_ATTRIBUTES = 8
 NAMES = space_names()
 

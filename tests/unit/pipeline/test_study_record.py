@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from pipeline.common.errors import JobFailed
+from pipeline.tuning import study
 from pipeline.tuning.spaces import Space, find_space
 from pipeline.tuning.study import DONE, FAILED, PRUNED, RUNNING, Plan, StudyRecord, Trial
 
@@ -66,21 +67,25 @@ def test_a_setting_that_was_only_half_written_is_completed(tmp_path: Path) -> No
     assert trial.setting["margin"] == margin
 
 
-@pytest.mark.parametrize("search", ["tpe", "random"])
-def test_the_same_search_asks_for_the_same_settings_wherever_it_was_cut(tmp_path: Path, search: str) -> None:
-    def settings(name: str, cut: bool) -> list[dict]:
+@pytest.mark.parametrize(("search", "trials", "cuts"), [("random", 3, [1]), ("tpe", 6, [1, 4])])
+def test_a_resumed_study_suggests_the_same_settings_as_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: str, trials: int, cuts: list[int]
+) -> None:
+    monkeypatch.setattr(study, "STARTUP_TRIALS", 3)  # TPE models from the fourth trial on
+
+    def settings(name: str, cuts: list[int]) -> list[dict]:
         folder = tmp_path / name
         folder.mkdir()
         record = opened(folder, plan(search=search, seed=3))
-        for number in range(13):  # TPE models from the eleventh on
+        for number in range(trials):
             run(record, 0.1 * (number % 5), epochs=1)
-            if cut and number in (4, 11):
+            if number in cuts:
                 record = opened(folder, plan(search=search, seed=3))
         return [trial.setting for trial in record.trials]
 
-    whole = settings("whole", cut=False)
-    assert whole == settings("cut", cut=True)
-    assert len({tuple(setting.values()) for setting in whole}) == len(whole)
+    undisturbed = settings("undisturbed", [])
+    assert undisturbed == settings("cut", cuts)
+    assert len({tuple(setting.values()) for setting in undisturbed}) == len(undisturbed)
 
 
 def test_optuna_learns_pruned_trials_as_pruned_and_failed_ones_without_a_value(tmp_path: Path) -> None:
