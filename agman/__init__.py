@@ -4,13 +4,13 @@
 >>> model = agman.build("agman", n_attributes=8, backbone="resnet18", embedding_dim=64).eval()
 >>> images = torch.randn(2, 3, 64, 64)                         # normalised, any size from 32 pixels
 >>> embedding, logits = model(images, torch.tensor([0, 5]))    # each image under one attribute
->>> everything = model.embed_all(images)                       # under all of them, one pass of the backbone
+>>> everything = model.embed_all(images)                       # under all attributes, one pass of the backbone
 >>> embedding.shape, everything.shape
 (torch.Size([2, 64]), torch.Size([2, 8, 64]))
 
-Read `model.py` (the whole), `attention.py` (equations 1-6), `losses/` (7-9), `stepping.py` and `loop.py`
-(a step, an epoch), `metrics.py`, `triplet_metrics.py`, `attention_score.py`, `bootstrap.py`. The systems it is
-compared with: `csn.py`, `asenet.py`, `asenet_v2.py`, `attnfashion.py`, `isln.py`.
+Start reading with `model.py` (the whole model), `attention.py` (equations 1-6), `losses/` (7-9), `stepping.py` and
+`loop.py` (a step, an epoch) and `metrics.py`. The systems that it is compared with are `csn.py`, `asenet.py`,
+`asenet_v2.py`, `attnfashion.py` and `isln.py`. Names that are not exported here are imported from their modules.
 """
 
 from agman.base import RetrievalModel

@@ -105,6 +105,7 @@ def _tiny_stages(weights: str | PathLike[str] | None) -> list[nn.Module]:
     for channels, stride in zip(TINY_CHANNELS, (4, 1, 2, 2, 2), strict=True):
         kernel = 5 if stride == 4 else 3  # either rounds the map's size up, as a ResNet does
         convolution = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")  # keeps the size of the activations
         stages.append(nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)))
         in_channels = channels
     return stages

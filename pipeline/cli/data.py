@@ -95,7 +95,7 @@ def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any
 
 
 def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
-    """Show counts, chance and ceiling (of test, else of valid), rejects and rare values; return the figures."""
+    """Show counts, chance and ceiling (of test, else of valid), rejects and rare values; return the JSON result."""
     from data_prep.tables import SPLITS
 
     contents, info = summary.contents, summary.contents.info

@@ -34,7 +34,7 @@ def demo(out: Path, images: int, seed: int, overwrite: bool, as_json: bool) -> N
 
 
 def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str, Any]:
-    """Sample, prep, train on two DDP workers, tune, evaluate, register and report; return the figures.
+    """Sample, prep, train on two DDP workers, tune, evaluate, register and report; return the result for --json.
 
     `overwrite` replaces the drawn and the prepared dataset of an earlier demo in `out`.
     """
@@ -102,13 +102,13 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
         write_report(registered.uri, dataset, page, study=study, evaluation=scored)
     seconds = time.perf_counter() - started
 
-    figures = scored.metrics
-    ratio = figures["test/map"] / figures["test/chance"]
-    say(f"\ntest MAP {figures['test/map']:.4f}, chance {figures['test/chance']:.4f} ({ratio:.2f} times chance)")
-    say(f"triplet accuracy {figures['test/triplet_accuracy']:.4f} (chance 0.5); {seconds:.0f} s in all")
+    metrics = scored.metrics
+    ratio = metrics["test/map"] / metrics["test/chance"]
+    say(f"\ntest MAP {metrics['test/map']:.4f}, chance {metrics['test/chance']:.4f} ({ratio:.2f} times chance)")
+    say(f"triplet accuracy {metrics['test/triplet_accuracy']:.4f} (chance 0.5); {seconds:.0f} s in all")
     say(f"page    {page.absolute()}")
     say(f"mlflow  .venv/bin/mlflow ui --backend-store-uri {tracking_uri()}   (then http://127.0.0.1:5000)")
-    return figures | {
+    return metrics | {
         "steps": trained.steps,
         "train/loss": trained.metrics["train/loss"],
         "run_id": trained.run.run_id,

@@ -81,9 +81,9 @@ def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
     from data_prep.dataset import Dataset
     from pipeline.reports.model.page import write_report
 
-    figures = write_report(model, Dataset(data), out)
+    metrics = write_report(model, Dataset(data), out)
     say(f"page: {out.absolute()}")
-    emit(figures | {"page": str(out)}, as_json)
+    emit(metrics | {"page": str(out)}, as_json)
 
 
 @click.command()
@@ -95,15 +95,15 @@ def export(model: str, out: Path, overwrite: bool, as_json: bool) -> None:
     """Write MODEL for other programs: safetensors, a torch.export program, and ONNX."""
     from pipeline.registry.export import export as run_export
 
-    figures = run_export(model, out, overwrite=overwrite)
-    show_exported(figures)
-    emit(figures, as_json)
+    exported = run_export(model, out, overwrite=overwrite)
+    show_exported(exported)
+    emit(exported, as_json)
 
 
-def show_exported(figures: dict[str, Any]) -> None:
+def show_exported(exported: dict[str, Any]) -> None:
     """Show the files with their sizes and largest differences from the model."""
     rows = []
-    for name, size in figures["files"].items():
-        difference = figures["difference"].get(name)
+    for name, size in exported["files"].items():
+        difference = exported["difference"].get(name)
         rows.append([name, f"{size / 1e6:.1f} MB", "" if difference is None else f"{difference:.1e}"])
-    show_table(figures["out"], ["file", "size", "largest difference from the model"], rows)
+    show_table(exported["out"], ["file", "size", "largest difference from the model"], rows)

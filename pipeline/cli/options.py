@@ -43,7 +43,7 @@ class WorkerRange(click.ParamType):
 
 PATH_OR_URI = PathOrUri()
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON line on stdout.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON on stdout.")
 seed_option = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all random choices."
 )

@@ -43,7 +43,7 @@ def embed(model: str, images: str | Path, out: Path, as_json: bool, **options: A
 
 
 def show_gallery(gallery: Gallery) -> dict[str, Any]:
-    """Show what the gallery holds and what was rejected; return the figures."""
+    """Show what the gallery holds and what was rejected; return the result for --json."""
     info, refused = gallery.info, sum(gallery.info.rejects.values())
     say(f"{info.images:,} images under {len(info.attributes)} attributes, {info.width} wide, in {gallery.folder}")
     for reason, count in info.rejects.items():
@@ -96,7 +96,7 @@ def search(gallery: Path, query: Path, attributes: tuple[str, ...], as_json: boo
 
 
 def show_hits(hits: list[Hit], attributes: Sequence[str]) -> dict[str, Any]:
-    """Show a row for each hit; return them as figures."""
+    """Show a row for each hit; return them for --json."""
     several = list(attributes) if len(attributes) > 1 else []
     rows = [
         [str(rank), f"{hit.score:.4f}", *(f"{one:.4f}" for one in hit.cosines if several), printable(hit.image)]

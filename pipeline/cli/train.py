@@ -88,7 +88,7 @@ def show_settings(config: TrainConfig, preset: str | None) -> None:
 
 
 def show_trained(trained: Trained) -> dict[str, Any]:
-    """Show the metrics of the best checkpoint, and where the model is; return the figures."""
+    """Show the metrics of the best checkpoint, and where the model is; return the result for --json."""
     from pipeline.common.errors import without_credentials
 
     say(f"\ntrained: {trained.steps:,} steps in {trained.seconds:,.0f} s; metrics at the epoch of the best checkpoint:")
@@ -118,7 +118,7 @@ def show_trained(trained: Trained) -> dict[str, Any]:
 def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: bool) -> None:
     """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder or a published .pth.tar) on a split.
 
-    The figures are logged to the MLflow run that trained the model, if the dataset is the one it was trained on.
+    The metrics are logged to the MLflow run that trained the model, if the dataset is the one it was trained on.
     """
     from data_prep.dataset import Dataset
     from pipeline.evaluation.evaluate import evaluate as run_evaluation

@@ -161,7 +161,7 @@ def compare(
 
 
 def show_comparison(comparison: Comparison, page: Path) -> dict[str, Any]:
-    """Show the table, a row for each system; return the figures."""
+    """Show the table, a row for each system; return the result for --json."""
     from pipeline.compare.compare import SPLIT, SYSTEMS
     from pipeline.reports.compare import comparison_table
 
@@ -171,8 +171,8 @@ def show_comparison(comparison: Comparison, page: Path) -> dict[str, Any]:
     if any(SYSTEMS[key].interpretation for key in comparison.systems):
         say("* an interpretation: its paper has neither public code nor equations")
     say(f"page: {page}")
-    figures: dict[str, Any] = {"page": str(page), "run_id": comparison.run.run_id, "seeds": seeds}
+    result: dict[str, Any] = {"page": str(page), "run_id": comparison.run.run_id, "seeds": seeds}
     for key in comparison.systems:
         if (found := comparison.spread(key, "map")) is not None:
-            figures |= {f"{key}/{SPLIT}/map": found[0], f"{key}/{SPLIT}/map_deviation": found[1]}
-    return figures | {"failed": [f"{one.system}, seed {one.seed}" for one in comparison.scored if one.failed]}
+            result |= {f"{key}/{SPLIT}/map": found[0], f"{key}/{SPLIT}/map_deviation": found[1]}
+    return result | {"failed": [f"{one.system}, seed {one.seed}" for one in comparison.scored if one.failed]}

@@ -1,4 +1,4 @@
-"""What a user sees: progress bars, tables and messages on stderr; figures for programs on stdout."""
+"""What a user sees: progress bars, tables and messages on stderr; results for programs on stdout."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     _console().print(table)
 
 
-def emit(figures: dict[str, Any], as_json: bool) -> None:
-    """Print the figures of a command as one JSON object, the last line on stdout, if --json was given."""
+def emit(result: dict[str, Any], as_json: bool) -> None:
+    """Print the result of a command as one JSON object, the last line on stdout, if --json was given."""
     if as_json:
-        print(json.dumps(figures), flush=True)
+        print(json.dumps(result), flush=True)

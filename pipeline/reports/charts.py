@@ -124,13 +124,13 @@ def validation(history: History, name: str = "MAP") -> Chart:
     return chart(f"Validation {name}", alt, draw)
 
 
-def scatter(title: str, places: np.ndarray, groups: Sequence[str]) -> Chart:
+def scatter(title: str, points: np.ndarray, groups: Sequence[str]) -> Chart:
     """Draw points (K×2) without axes, with a marker and colour for each group (at most len(MARKERS) groups)."""
     ordered = [name for name, _ in Counter(groups).most_common()]
 
     def draw(axes: Axes, theme: Theme) -> None:
         for number, (name, marker) in enumerate(zip(ordered, MARKERS, strict=False)):
-            mine = places[[group == name for group in groups]]
+            mine = points[[group == name for group in groups]]
             colour = theme.series[number % len(theme.series)]
             axes.scatter(
                 mine[:, 0], mine[:, 1], s=26, marker=marker, color=colour, alpha=0.75, linewidths=0, label=name

@@ -73,12 +73,12 @@ def triplet_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str
 
     The paper's Table 3 has the overall values only.
     """
-    figures = _figures(evaluation)
+    metrics = _metrics(evaluation)
     ends = [*(f"/{name}" for name in evaluation.triplets), ""]
-    counts = [*(len(one.correct) for one in evaluation.triplets.values()), int(figures["triplets"])]
+    counts = [*(len(one.correct) for one in evaluation.triplets.values()), int(metrics["triplets"])]
     rows = [
-        ["accuracy, %", *(f"{100 * figures[f'triplet_accuracy{end}']:.2f}" for end in ends)],
-        ["loss", *(f"{figures[f'triplet_loss{end}']:.4f}" for end in ends)],
+        ["accuracy, %", *(f"{100 * metrics[f'triplet_accuracy{end}']:.2f}" for end in ends)],
+        ["loss", *(f"{metrics[f'triplet_loss{end}']:.4f}" for end in ends)],
         ["triplets", *(f"{count:,}" for count in counts)],
     ]
     margin = f"margin {evaluation.margin:g}" + (
@@ -89,7 +89,7 @@ def triplet_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str
 
 
 def _beside(evaluation: Evaluation, of_triplets: bool) -> bool:
-    """Return whether figures of this kind are published on this very split."""
+    """Return whether metrics of this kind are published on this very split."""
     benchmark = evaluation.benchmark
     return benchmark is not None and not evaluation.difference and benchmark.of_triplets == of_triplets
 
@@ -123,8 +123,8 @@ def _precision(evaluation: Evaluation) -> str:
     return "" if evaluation.precision == "fp32" else f", embedded in {evaluation.precision}"
 
 
-def _figures(evaluation: Evaluation) -> dict[str, float]:
-    """Return the figures without the split in front of their names."""
+def _metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Return the metrics without the split in front of their names."""
     return {name.split("/", 1)[1]: value for name, value in evaluation.metrics.items()}
 
 
@@ -152,16 +152,16 @@ def _show_retrieval(evaluation: Evaluation) -> None:
 
     They are two tables, so that each fits into 80 columns.
     """
-    figures = _figures(evaluation)
+    metrics = _metrics(evaluation)
     ks = next(iter(evaluation.results.values())).precision
     at_k = {"map_at_r": "MAP@R"} | {f"p_at_{k}": f"P@{k}" for k in ks} | {f"r_at_{k}": f"R@{k}" for k in ks}
     columns = AVERAGE_PRECISION | at_k
     alone = {name: agman.summarise({name: result}) for name, result in evaluation.results.items()}
     macro = {key: sum(one[key] for one in alone.values()) / len(alone) for key in columns}
-    macro["map_answerable"] = figures["map_macro_answerable"]  # leaves out attributes without an answerable query
+    macro["map_answerable"] = metrics["map_macro_answerable"]  # leaves out attributes without an answerable query
     counts = {name: [f"{len(one.relevant):,}", f"{one.candidates:,}"] for name, one in evaluation.results.items()}
-    counts |= {"all": [f"{figures['queries']:,.0f}", ""], "macro": ["", ""]}
-    lines = alone | {"all": figures, "macro": macro}
+    counts |= {"all": [f"{metrics['queries']:,.0f}", ""], "macro": ["", ""]}
+    lines = alone | {"all": metrics, "macro": macro}
     header = ["attribute", *AVERAGE_PRECISION.values(), "queries", "cands"]
     rows = [[name, *_times_100(line, AVERAGE_PRECISION), *counts[name]] for name, line in lines.items()]
     show_table(
@@ -170,23 +170,23 @@ def _show_retrieval(evaluation: Evaluation) -> None:
     rows = [[name, *_times_100(line, at_k)] for name, line in lines.items()]
     show_table(f"The first ranks on {evaluation.split}, times 100", ["attribute", *at_k.values()], rows)
     say(
-        f"MAP*: without the {figures['unanswerable']:,.0f} queries that have no relevant candidate. Those score 0, so "
+        f"MAP*: without the {metrics['unanswerable']:,.0f} queries that have no relevant candidate. Those score 0, so "
         "the ceiling is the share of the others"
     )
 
 
 def _show_attention(evaluation: Evaluation) -> None:
-    figures, split = evaluation.metrics, evaluation.split
+    metrics, split = evaluation.metrics, evaluation.split
     ends = {name: f"/{name}" for name in evaluation.results} | {"all": ""}
     rows = [
-        [name, *(f"{100 * figures[f'{split}/attention_{key}{end}']:.2f}" for key in ("mass", "hits", "area"))]
+        [name, *(f"{100 * metrics[f'{split}/attention_{key}{end}']:.2f}" for key in ("mass", "hits", "area"))]
         for name, end in ends.items()
-        if f"{split}/attention_mass{end}" in figures
+        if f"{split}/attention_mass{end}" in metrics
     ]
-    pairs = f"{figures[f'{split}/attention_pairs']:,.0f}"
+    pairs = f"{metrics[f'{split}/attention_pairs']:,.0f}"
     title = f"Attention in the true regions on {split}, times 100 ({pairs} pairs, evenly spaced)"
     show_table(title, ["attribute", "mass inside", "maximum inside", "area (chance)"], rows)
 
 
-def _times_100(figures: dict[str, float], keys: Iterable[str]) -> list[str]:
-    return [f"{100 * figures[key]:.2f}" for key in keys]
+def _times_100(metrics: dict[str, float], keys: Iterable[str]) -> list[str]:
+    return [f"{100 * metrics[key]:.2f}" for key in keys]

@@ -2,8 +2,8 @@
 
     gallery = embed_images("models:/agman-fashionai@champion", "photographs/", "gallery")
 
-The pictures are divided into shards, in their order. A worker loads the model once, embeds one shard after another
-(each is a task of Ray Data) and writes a Parquet file for each. A command that continues a killed one embeds the shards
+The pictures are divided into shards, in their order. A worker, which is a Ray actor, loads the model once, embeds one
+shard after another and writes a Parquet file for each. A command that continues a killed one embeds the shards
 that have no file, and the gallery appears under its name when all shards are complete. Every picture passes the
 backbone once, for all attributes.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +22,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import torch
+from ray.util import ActorPool
 
 from agman.memory import keep_freed_memory
 from data_prep.atomic import is_full, replace_folder, restore
@@ -33,6 +34,7 @@ from data_prep.packing import TRIES, check_shared, count_try
 from data_prep.pictures import MAX_BYTES, read_file
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
+from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
@@ -182,8 +184,6 @@ def _embed(
     progress: Progress,
 ) -> None:
     """Embed the shards that have no file, and complete the gallery."""
-    from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
-
     on_gpu, cpus = gpus_for(workers), cpus_for(workers)
     _clear_stale(staging, info)
     check_shared(source.root.local, Storage(staging), FINGERPRINT, info.fingerprint)
@@ -194,11 +194,27 @@ def _embed(
     advance = progress(title, len(source.pictures))
     advance(done)
     if missing:
-        work = [shards[number].append_column("shard", pa.repeat(number, len(shards[number]))) for number in missing]
-        arguments = (model, Storage(staging), source.root, source.column, cpus)
-        resources = {"num_cpus": cpus, "num_gpus": float(on_gpu), "runtime_env": ONE_HEAP}
-        for count in _run(work, arguments, min(workers, len(missing)), resources):
-            advance(count)
+        worker = ray.remote(_Worker).options(
+            num_cpus=cpus,
+            num_gpus=float(on_gpu),
+            runtime_env=ONE_HEAP,
+            scheduling_strategy="SPREAD",
+            max_restarts=-1,  # `count_try` limits the attempts
+            max_task_retries=-1,
+        )
+        arguments = (ray.put(model), Storage(staging), source.root, source.column, cpus)
+        actors = [worker.remote(*arguments) for _ in range(min(workers, len(missing)))]
+        try:
+            results = ActorPool(actors).map_unordered(
+                lambda actor, number: actor.embed.remote(number, shards[number]), missing
+            )
+            for pictures, error in results:
+                if error:
+                    raise JobFailed(error)
+                advance(pictures)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
     _finish(staging, info, len(shards))
 
 
@@ -214,57 +230,41 @@ def _clear_stale(staging: Path, info: GalleryInfo) -> None:
         tries.unlink()
 
 
-def _run(work: list[pa.Table], arguments: tuple[Any, ...], workers: int, resources: dict[str, Any]) -> Iterator[int]:
-    """Embed the shards on `workers` processes; yield the number of pictures of each finished shard."""
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    model, *others = arguments
-    shards = ray.data.from_arrow(work)
-    shards.context.enable_progress_bars = False
-    results = shards.map_batches(
-        _Worker,
-        fn_constructor_args=(ray.put(model), *others),
-        batch_size=None,  # one block, which is one shard
-        batch_format="pyarrow",
-        concurrency=workers,
-        **resources,
-    )
-    for row in results.iter_rows():
-        if row["error"]:
-            raise JobFailed(row["error"])
-        yield row["pictures"]
-
-
 class _Worker:
-    """Process with the model; a call embeds a shard."""
+    """Process with the model."""
 
-    def __init__(self, model: Any, staging: Storage, root: Storage, column: str | None, threads: int):
-        import ray
-
-        network, description, precision = ray.get(model)
+    def __init__(
+        self,
+        model: tuple[Any, dict[str, Any], str],
+        staging: Storage,
+        root: Storage,
+        column: str | None,
+        threads: int,
+    ):
+        network, description, precision = model
         torch.set_num_threads(threads)
         keep_freed_memory()
         self.embedder = Embedder(network, description, precision=precision)
         self.staging, self.root, self.column = staging, root, column
         self.pool = ThreadPoolExecutor(threads)
 
-    def __call__(self, shard: pa.Table) -> pa.Table:
-        number, error = int(shard["shard"][0].as_py()), None
+    def embed(self, number: int, shard: pa.Table) -> tuple[int, str | None]:
+        """Embed a shard; return its number of pictures, and the error for which the command must end."""
+        error = None
         try:
             if not count_try(self.staging / _tries_file(number)):
                 raise StorageError(
                     f"pictures {shard['image'][0]} to {shard['image'][-1]}: {TRIES} workers died of them"
                 )
-            self._embed(shard.drop_columns("shard"), number)
+            self._embed(number, shard)
         except StorageError as failed:
             error = str(failed)
         except OSError as failed:
             why = "no space left on device; free some" if is_full(failed) else str(failed)
             error = f"{self.staging}: {why}, and the same command continues"
-        return pa.table({"pictures": [len(shard)], "error": pa.array([error], pa.string())})
+        return len(shard), error
 
-    def _embed(self, shard: pa.Table, number: int) -> None:
+    def _embed(self, number: int, shard: pa.Table) -> None:
         """Write the rejects of a shard, then its embeddings, which mark the shard as complete."""
         embedded, details = [], []
         for start in range(0, len(shard), BATCH):

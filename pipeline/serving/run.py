@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError
+from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed, reason
 from pipeline.retrieval.gallery import Gallery
@@ -50,8 +51,8 @@ def served(path: Path, model: str | None, options: Options) -> Iterator[str]:
     the service does not start.
     """
     from ray import serve
+    from ray.exceptions import RayError
 
-    from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
     from pipeline.serving.app import Replica
 
     path = path.absolute()
@@ -63,7 +64,6 @@ def served(path: Path, model: str | None, options: Options) -> Iterator[str]:
     with ray_session():
         _check_alone()
         on_gpu, cpus = gpus_for(options.replicas, "--replicas"), cpus_for(options.replicas, "--replicas")
-        serve.start(http_options={"host": options.host, "port": options.port}, logging_config={"log_level": "ERROR"})
         try:
             deployment = Replica.options(  # type: ignore[attr-defined]
                 num_replicas=options.replicas,
@@ -73,9 +73,11 @@ def served(path: Path, model: str | None, options: Options) -> Iterator[str]:
                 max_queued_requests=MAX_QUEUED,
             )
             bound = deployment.bind(str(path), tracking_uri(), model, options.max_batch, options.wait_ms / 1000, cpus)
+            http = {"host": options.host, "port": options.port}
             try:
+                serve.start(http_options=http, logging_config={"log_level": "ERROR"})
                 serve.run(bound, name=NAME, route_prefix="/")
-            except RuntimeError as error:
+            except (RuntimeError, RayError) as error:
                 raise JobFailed(f"the service did not start ({reason(error)})") from error
             yield f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
         finally:

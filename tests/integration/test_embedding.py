@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from PIL import Image
 from support.commands import agman_exit_code
@@ -26,7 +25,7 @@ from pipeline.registry.models import load
 from pipeline.retrieval import embed
 from pipeline.retrieval.embed import embed_images
 from pipeline.retrieval.gallery import Gallery
-from pipeline.retrieval.image_sources import find_source
+from pipeline.retrieval.image_sources import Source, find_source
 from pipeline.retrieval.search import embedder_of, search
 
 NAMES = ["collar", "skirt", "sleeve"]
@@ -58,6 +57,20 @@ def gallery(model: str, photographs: Path, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(Path(model).parent)
         return embed_images(Path(model).name, photographs, tmp_path_factory.mktemp("galleries") / "g", workers=1)
+
+
+def worker(model: str, source: Source, staging: Path) -> embed._Worker:
+    """Return a worker in this process."""
+    return embed._Worker((*load(model), "fp32"), Storage(staging), source.root, source.column, 1)
+
+
+def embed_here(model: str, images: Path, out: Path) -> Gallery:
+    """Make a gallery of one shard in this process."""
+    source = find_source(images)
+    _, error = worker(model, source, out).embed(0, source.pictures)
+    assert error is None
+    embed._finish(out, embed._info(model, Embedder(*load(model)), source), 1)
+    return Gallery.open(out)
 
 
 def test_every_picture_is_a_row_or_a_reject(gallery: Gallery, photographs: Path) -> None:
@@ -103,7 +116,7 @@ def test_parquet_files_are_embedded(model: str, tmp_path: Path) -> None:
     cells = [{"bytes": jpeg(number), "path": f"{number}.jpg"} for number in range(3)] + [{"bytes": None, "path": ""}]
     (tmp_path / "files").mkdir()
     pq.write_table(pa.table({"image": cells, "text": list("abcd")}), tmp_path / "files" / "train.parquet")
-    gallery = embed_images(model, tmp_path / "files", tmp_path / "g")
+    gallery = embed_here(model, tmp_path / "files", tmp_path / "g")
     assert list(gallery.images) == [f"train.parquet#{row}" for row in range(3)]
     assert gallery.info.rejects == {"the file is empty": 1}
     assert gallery.picture(2) == jpeg(2)
@@ -177,27 +190,20 @@ def test_a_diverged_model_makes_no_gallery(photographs: Path, tmp_path: Path) ->
     assert not (tmp_path / "g").exists()
 
 
-def worker(model: str, images: Path, staging: Path) -> tuple[embed._Worker, pa.Table]:
-    """Return a worker in this process, and its shard of all pictures at `images`."""
-    source = find_source(images)
-    made = embed._Worker(ray.put((*load(model), "fp32")), Storage(staging), source.root, source.column, 1)
-    return made, source.pictures.append_column("shard", pa.repeat(0, len(source.pictures)))
-
-
 def test_a_parquet_file_that_changes_is_reported(model: str, tmp_path: Path) -> None:
     folder = tmp_path / "tables"
     folder.mkdir()
     pq.write_table(pa.table({"id": ["x", "y"], "jpeg": [jpeg(1), jpeg(2)]}), folder / "a.parquet")
-    embeds, shard = worker(model, folder, tmp_path / "staging")
+    source = find_source(folder)
     pq.write_table(pa.table({"id": ["x"], "jpeg": [jpeg(1)]}), folder / "a.parquet")
-    (error,) = embeds(shard)["error"].to_pylist()
-    assert "tables/a.parquet: cannot be read (" in error and "has no row 1" in error
+    _, error = worker(model, source, tmp_path / "staging").embed(0, source.pictures)
+    assert error and "tables/a.parquet: cannot be read (" in error and "has no row 1" in error
 
 
 def test_a_shard_on_which_workers_die_is_given_up(model: str, photographs: Path, tmp_path: Path) -> None:
-    embeds, shard = worker(model, photographs / "b", tmp_path)
+    source = find_source(photographs / "b")
     Storage(tmp_path / "_partial" / "shard-00000.tries").write_bytes(str(embed.TRIES).encode())
-    (error,) = embeds(shard)["error"].to_pylist()
+    _, error = worker(model, source, tmp_path).embed(0, source.pictures)
     assert error == f"pictures c/00.jpg to c/28.jpg: {embed.TRIES} workers died of them"
 
 
@@ -249,7 +255,7 @@ def test_refused_arguments_leave_nothing_behind(
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.jpg").write_text("no picture")
     with pytest.raises(InputError, match=r"none of the 1 pictures can be read; x\.jpg"):
-        embed_images(model, tmp_path / "bad", tmp_path / "g")
+        embed_here(model, tmp_path / "bad", tmp_path / "staging")
     with pytest.raises(InputError, match="contains a gallery of other pictures"):
         embed_images(model, photographs / "a", gallery.folder)
     with pytest.raises(InputError, match="is not empty and contains no gallery"):

@@ -184,7 +184,8 @@ def test_the_page_offers_every_attribute_and_loads_nothing_from_elsewhere(addres
     boxes = page.named("input", name="attributes")
     assert [box["value"] for box in boxes] == NAMES and ["checked" in box for box in boxes] == [True, False, False]
     assert [script.get("src") for script in page.named("script")] == ["serve.js"]
-    assert not page.named("link") and f"{PICTURES} pictures" in answer.text
+    assert all(link["href"].startswith("data:") for link in page.named("link"))
+    assert f"{PICTURES} pictures" in answer.text
     assert httpx.get(f"{address}/serve.js").headers["content-type"].startswith("text/javascript")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +54,19 @@ def make_images(root: Path, count: int) -> pd.DataFrame:
 
 
 def draw_garments(folder: Path) -> Path:
-    """Draw 540 garments in FashionAI's layout: two values of each attribute, so that queries find positives."""
+    """Draw 540 garments in FashionAI's layout: two values of each attribute, so that queries find positives.
+
+    Processes of pytest-xdist share one drawing, beside their own temporary folders.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent.parent / folder.name
+        folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return folder / "fashionai" if (folder / "fashionai").exists() else _draw_garments(folder)
+
+
+def _draw_garments(folder: Path) -> Path:
     path = "fashionAI_attributes_train1/Images/{}_labels/{:03d}.jpg"
     names = list(ATTRIBUTES)
     rows = [

@@ -76,16 +76,16 @@ def _of_values(labels: pd.DataFrame, attribute: Attribute, pictures: Collection[
     # The first of every value, then the second of every value, and so on.
     read = read.assign(nth=read.groupby("value").cumcount()).sort_values(["nth", "value"], kind="stable")
     n = max(int((read["nth"] == 0).sum()), min(SHOWN, len(read)))
-    places = np.unique(np.linspace(0, n - 1, min(SHOWN, n)).round().astype(int))
-    shown = read.iloc[places].sort_values("value", kind="stable")
+    indices = np.unique(np.linspace(0, n - 1, min(SHOWN, n)).round().astype(int))
+    shown = read.iloc[indices].sort_values("value", kind="stable")
     return [(i, attribute.values[v]) for i, v in zip(shown["image_id"], shown["value"], strict=True)]
 
 
 def _of_triplets(triplets: pd.DataFrame, pictures: Collection[int]) -> list[tuple[int, str]]:
     """Return the first triplets of which all three images were read."""
     roles = ["anchor", "positive", "negative"]
-    whole = triplets[triplets[roles].isin(list(pictures)).all(axis=1)].head(TRIPLETS)
-    return [(i, role) for row in whole[roles].to_numpy().tolist() for i, role in zip(row, roles, strict=True)]
+    complete = triplets[triplets[roles].isin(list(pictures)).all(axis=1)].head(TRIPLETS)
+    return [(i, role) for row in complete[roles].to_numpy().tolist() for i, role in zip(row, roles, strict=True)]
 
 
 def _marked(data: bytes) -> np.ndarray:

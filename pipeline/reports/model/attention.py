@@ -104,8 +104,8 @@ def attention(
     pictures = Pictures(dataset, split, shown["image_id"].to_numpy())
     sections = []
     for number, attribute in enumerate(dataset.info.attributes):
-        places = np.flatnonzero(shown["attribute"] == number)
-        views = [_view(shown.iloc[place], maps[place], attribute.values, pictures, boxes[place]) for place in places]
+        indices = np.flatnonzero(shown["attribute"] == number)
+        views = [_view(shown.iloc[index], maps[index], attribute.values, pictures, boxes[index]) for index in indices]
         inside = None if measured is None else _mean(measured[measured["attribute"] == number])
         if views:
             sections.append(AttributeAttention(attribute.name, views, inside))

@@ -70,9 +70,9 @@ def confusions(evaluation: Evaluation, dataset: Dataset) -> list[Confusion]:
     for attribute, queries, candidates in of_attributes(evaluation, dataset):
         if len(candidates):
             embeddings, values = evaluation.embeddings, evaluation.pairs["value"].to_numpy(np.int64)
-            _, places = neighbours(embeddings[queries], embeddings[candidates], NEIGHBOURS)
+            _, indices = neighbours(embeddings[queries], embeddings[candidates], NEIGHBOURS)
             of_candidates = values[candidates]
-            found.append(_confusion(attribute, values[queries], of_candidates, of_candidates[places.numpy()]))
+            found.append(_confusion(attribute, values[queries], of_candidates, of_candidates[indices.numpy()]))
     return found
 
 
@@ -118,8 +118,8 @@ def _mistakes(
     """Yield the confusions that occur, ordered by the number of first candidates they account for, largest first."""
     filled_vw = np.nan_to_num(shares_vw) * queries_v[:, None]
     np.fill_diagonal(filled_vw, 0)
-    for place in np.argsort(-filled_vw, axis=None, kind="stable"):
-        v, w = divmod(int(place), len(values))
+    for index in np.argsort(-filled_vw, axis=None, kind="stable"):
+        v, w = divmod(int(index), len(values))
         if not filled_vw[v, w]:
             return
         yield Mistake(values[v], values[w], float(shares_vw[v, w]), float(expected_w[w]), int(queries_v[v]))

@@ -70,7 +70,7 @@ def galleries(evaluation: Evaluation, dataset: Dataset) -> list[Gallery]:
         attribute: _rankings(evaluation, attribute.name, queries, candidates)
         for attribute, queries, candidates in of_attributes(evaluation, dataset)
     }
-    shown = [place for found in rankings.values() for one in found for place in (one.query, *one.candidates)]
+    shown = [index for found in rankings.values() for one in found for index in (one.query, *one.candidates)]
     pictures = Pictures(dataset, evaluation.split, evaluation.pairs["image_id"].to_numpy()[shown])
     return [
         Gallery(
@@ -87,7 +87,7 @@ def _rankings(evaluation: Evaluation, attribute: str, queries: np.ndarray, candi
     result = evaluation.results[attribute]
     titles = chosen(result.average_precision, result.relevant)
     asked = queries[list(titles.values())]
-    scores, places = neighbours(evaluation.embeddings[asked], evaluation.embeddings[candidates], SHOWN)
+    scores, indices = neighbours(evaluation.embeddings[asked], evaluation.embeddings[candidates], SHOWN)
     return [
         _Ranking(
             title,
@@ -97,7 +97,7 @@ def _rankings(evaluation: Evaluation, attribute: str, queries: np.ndarray, candi
             candidates=candidates[found].tolist(),
             scores=scored.tolist(),
         )
-        for (title, number), found, scored in zip(titles.items(), places.numpy(), scores, strict=True)
+        for (title, number), found, scored in zip(titles.items(), indices.numpy(), scores, strict=True)
     ]
 
 
@@ -113,13 +113,13 @@ def _query(ranking: _Ranking, evaluation: Evaluation, attribute: Attribute, pict
         relevant=ranking.relevant,
         candidates=[
             Candidate(
-                picture=pictures.uri(image_ids[place], SIDE),
-                image_id=image_ids[place],
-                value=attribute.values[values[place]],
-                right=values[place] == asked,
+                picture=pictures.uri(image_ids[index], SIDE),
+                image_id=image_ids[index],
+                value=attribute.values[values[index]],
+                right=values[index] == asked,
                 score=score,
             )
-            for place, score in zip(ranking.candidates, ranking.scores, strict=True)
+            for index, score in zip(ranking.candidates, ranking.scores, strict=True)
         ],
     )
 
@@ -133,4 +133,4 @@ def chosen(average_precision: torch.Tensor, relevant: torch.Tensor) -> dict[str,
     falling = average_precision[answerable].sort(descending=True, stable=True).indices
     ordered = answerable[falling].tolist()
     titles = {len(ordered) // 2: "typical", len(ordered) - 1: "worst", 0: "best"}
-    return {titles[place]: ordered[place] for place in sorted(titles)}
+    return {titles[index]: ordered[index] for index in sorted(titles)}

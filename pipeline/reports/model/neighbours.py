@@ -24,13 +24,13 @@ def neighbours(
     wanted = min(k, len(candidates))
     chunk = chunk or max(1, WORKING_BYTES // (BYTES_OF_A_PAIR * max(len(candidates), 1)))
     scores = torch.empty(len(queries), wanted)
-    places = torch.empty(len(queries), wanted, dtype=torch.int64)
+    indices = torch.empty(len(queries), wanted, dtype=torch.int64)
     for start in range(0, len(queries), chunk):
         few = slice(start, start + chunk)
         similarity_qc = (queries_qd[few] @ candidates_dc).float()
-        places[few] = _first(similarity_qc, wanted)
-        scores[few] = similarity_qc.gather(1, places[few])
-    return scores, places
+        indices[few] = _first(similarity_qc, wanted)
+        scores[few] = similarity_qc.gather(1, indices[few])
+    return scores, indices
 
 
 def _first(similarity_qc: torch.Tensor, k: int) -> torch.Tensor:

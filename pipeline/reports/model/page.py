@@ -49,7 +49,7 @@ class Page:
     run_id: str | None
     split: str
     made: datetime
-    figures: dict[str, float]
+    metrics: dict[str, float]
     paper: tuple[str, list[str], list[list[str]]]
     """Table as the papers print it; see map_table and triplet_table."""
     scores: Scores | None
@@ -91,7 +91,7 @@ def write_report(
         run_id=description["run_id"],
         split=evaluation.split,
         made=datetime.now(UTC),
-        figures={name.split("/", 1)[1]: value for name, value in evaluation.metrics.items()},
+        metrics={name.split("/", 1)[1]: value for name, value in evaluation.metrics.items()},
         paper=map_table(evaluation) if evaluation.results else triplet_table(evaluation),
         scores=score_table(evaluation, dataset.info.attribute_names) if evaluation.results else None,
         curves=_curves(description["run_id"]),

@@ -42,16 +42,16 @@ class Scores:
 def score_table(evaluation: Evaluation, names: Sequence[str]) -> Scores:
     """Return the scores of an evaluation; `names` are the attributes of the dataset."""
     rows = [_score(name, result) for name, result in evaluation.results.items()]
-    figures = {key.split("/", 1)[1]: value for key, value in evaluation.metrics.items()}
+    metrics = {key.split("/", 1)[1]: value for key, value in evaluation.metrics.items()}
     queries, candidates = sum(row.queries for row in rows), sum(row.candidates for row in rows)
     labels = list(rows[0].at_k)
-    of_all = {label: figures[label.lower().replace("@", "_at_")] for label in labels}
+    of_all = {label: metrics[label.lower().replace("@", "_at_")] for label in labels}
     of_mean = {label: fmean(row.at_k[label] for row in rows) for label in labels}
     macro_chance = fmean(row.chance for row in rows)
     return Scores(
         attributes=rows,
-        over_all=Score("all, query-weighted", figures["map"], figures["chance"], queries, candidates, of_all),
-        macro=Score("all, macro", figures["map_macro"], macro_chance, queries, candidates, of_mean),
+        over_all=Score("all, query-weighted", metrics["map"], metrics["chance"], queries, candidates, of_all),
+        macro=Score("all, macro", metrics["map_macro"], macro_chance, queries, candidates, of_mean),
         unasked=[name for name in names if name not in evaluation.results],
     )
 

@@ -58,7 +58,7 @@ def shown_triplets(evaluation: Evaluation, dataset: Dataset) -> list[AttributeTr
     for name, scores in evaluation.triplets.items():
         of_attribute = np.flatnonzero(every.attribute == numbers[name])
         chosen[name] = _chosen((scores.similar - scores.different).numpy()), of_attribute
-    rows = np.concatenate([of_attribute[list(places.values())] for places, of_attribute in chosen.values()])
+    rows = np.concatenate([of_attribute[list(indices.values())] for indices, of_attribute in chosen.values()])
     ids = np.concatenate([every.anchor[rows], every.positive[rows], every.negative[rows]])
     pictures = Pictures(dataset, evaluation.split, ids)
     return [
@@ -66,11 +66,11 @@ def shown_triplets(evaluation: Evaluation, dataset: Dataset) -> list[AttributeTr
             attribute=name,
             accuracy=float(evaluation.triplets[name].correct.double().mean()),
             triplets=[
-                _shown(title, evaluation, name, place, every, of_attribute[place], pictures)
-                for title, place in places.items()
+                _shown(title, evaluation, name, index, every, of_attribute[index], pictures)
+                for title, index in indices.items()
             ],
         )
-        for name, (places, of_attribute) in chosen.items()
+        for name, (indices, of_attribute) in chosen.items()
     ]
 
 
@@ -78,11 +78,11 @@ def _chosen(leads: np.ndarray) -> dict[str, int]:
     """Return title -> index of the largest, the median and the smallest lead; equal ones keep their order."""
     ordered = np.argsort(-leads, kind="stable")
     titles = {len(ordered) // 2: "typical", len(ordered) - 1: "worst", 0: "clearest"}
-    return {titles[place]: int(ordered[place]) for place in sorted(titles)}
+    return {titles[index]: int(ordered[index]) for index in sorted(titles)}
 
 
 def _shown(
-    title: str, evaluation: Evaluation, name: str, place: int, every: Triplets, row: int, pictures: Pictures
+    title: str, evaluation: Evaluation, name: str, index: int, every: Triplets, row: int, pictures: Pictures
 ) -> ShownTriplet:
     scores = evaluation.triplets[name]
     anchor, positive, negative = int(every.anchor[row]), int(every.positive[row]), int(every.negative[row])
@@ -90,6 +90,6 @@ def _shown(
         title=title,
         anchor=pictures.uri(anchor, SIDE),
         image_id=anchor,
-        positive=Side(pictures.uri(positive, SIDE), positive, float(scores.similar[place])),
-        negative=Side(pictures.uri(negative, SIDE), negative, float(scores.different[place])),
+        positive=Side(pictures.uri(positive, SIDE), positive, float(scores.similar[index])),
+        negative=Side(pictures.uri(negative, SIDE), negative, float(scores.different[index])),
     )

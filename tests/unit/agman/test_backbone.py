@@ -1,4 +1,4 @@
-"""Torchvision's networks as backbones: where they are cut, and what is said of those that cannot be."""
+"""Backbones: where networks are cut, and how those without the needed maps are refused."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_fused_is_the_pooled_low_level_added_to_the_middle_one(name):
 
 
 def torchvisions_layer3(network, name, images):
-    """layer3's map as torchvision's own network computes it on its way."""
+    """Return layer3's map as torchvision's own network computes it."""
     module = {
         "resnet18": lambda: network.layer3,
         "convnext_tiny": lambda: network.features[5],
@@ -95,7 +95,7 @@ def test_all_stages_are_the_whole_network_but_its_head(name):
     torch.testing.assert_close(torch.nn.Sequential(*stages)(images), whole(images))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_layer4_is_absent_without_branch_1(name):
     with torch.device("meta"):
         whole = set(MultiLevelBackbone(name).state_dict())
@@ -109,8 +109,8 @@ def test_layer4_is_absent_without_branch_1(name):
 
 
 @pytest.mark.parametrize("name", ["tiny", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
-def test_making_a_backbone_leaves_it_as_new(name):
-    """Finding out where it shrinks runs images through it: no statistics may stay of them."""
+def test_a_new_backbone_is_in_training_mode_without_statistics(name):
+    """Images run through the network to find its strides; batch norm must keep no statistics of them."""
     backbone = MultiLevelBackbone(name)
     assert all(module.training for module in backbone.modules())
     for key, tensor in backbone.state_dict().items():
@@ -122,7 +122,7 @@ def test_making_a_backbone_leaves_it_as_new(name):
     "name", [name for name in NETWORKS if name not in ("vgg11_bn", "resnext50_32x4d", "convnext_tiny")]
 )
 def test_models_train_on_every_network(name):
-    """A gradient for every parameter, whichever network it is, at sizes that round."""
+    """Every parameter has a gradient, at image sizes that are rounded."""
     torch.manual_seed(1)
     objective = agman.TripletObjective(agman.build(n_attributes=3, embedding_dim=11, backbone=name))
     objective(torch.randn(6, 3, 47, 65), torch.tensor([2, 0])).loss.backward()

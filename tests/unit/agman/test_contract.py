@@ -1,4 +1,4 @@
-"""What every model of the registry promises to its users; sizes are primes so that swapped axes show."""
+"""The contract of every model of the registry; sizes are primes, so that swapped axes show."""
 
 import inspect
 
@@ -23,7 +23,7 @@ VARIANTS = [
     ("attnfashion", {}),
     ("isln", {}),
     ("isln", {"rounds": 1}),
-    *((name, {"backbone": "tiny"}) for name in agman.MODELS),
+    ("agman", {"backbone": "resnet18"}),
 ]
 PUBLISHED_WIDTHS = {"agman": 512, "csn": 1024, "asenet": 1024, "asenet_v2": 1024, "attnfashion": 1024, "isln": 1024}
 
@@ -35,13 +35,13 @@ every_variant = pytest.mark.parametrize(
 
 def new_model(name, seed=1, **options):
     torch.manual_seed(seed)
-    options = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH, "backbone": "resnet18"} | options
+    options = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH, "backbone": "tiny"} | options
     return agman.build(name, **options)
 
 
 @pytest.fixture(scope="module")
 def model_of():
-    """In float64 and evaluation mode, one for each name, not to be changed."""
+    """Return the model of a name, in float64 and evaluation mode. Models are shared and must not be changed."""
     models = {name: new_model(name).double().eval() for name in agman.MODELS}
     return models.__getitem__
 
@@ -133,7 +133,7 @@ def test_any_image_size(model_of, name, size):
 
 @every_variant
 def test_every_trainable_parameter_gets_a_gradient(name, options):
-    """In one step of the objective: DDP waits for ever for one that does not."""
+    """DDP would wait for ever for a parameter without one."""
     objective = agman.TripletObjective(new_model(name, **options), loss_weights=agman.LossWeights("learned"))
     objective(small(6), attributes_of(2, 0)).loss.backward()
     trainable = {name: p for name, p in objective.named_parameters() if p.requires_grad}
@@ -272,12 +272,12 @@ def test_wrong_pairs_say_what_is_wrong(model_of, images, name):
             model.embed_pairs(images, index, attributes)
 
 
-def test_sums_that_overflow_are_no_broken_pixels():
+def test_pixels_whose_sum_overflows_are_accepted():
     agman.base.check_images(torch.full((1, 3, 32, 32), 3e38))
 
 
 @every_model
-def test_a_wrong_option_is_answered_with_all_there_are(name):
+def test_a_wrong_option_is_refused_with_the_list_of_options(name):
     options = ", ".join(agman.registry.options_of(name)) or "none"
     with pytest.raises(ValueError, match=f"it has: {options}$"):
         new_model(name, beta=1)
@@ -298,7 +298,7 @@ IMPOSSIBLE = [
             ({"embedding_dim": 0}, "embedding_dim must be at least 1, not 0"),
             ({"beta": 1}, f"model '{name}' has no option 'beta'; it has: "),
             ({"backbone": "resnet20"}, "unknown backbone 'resnet20'; the nearest of torchvision's: "),
-            ({"backbone": "alexnet"}, "backbone 'alexnet' is not a chain of blocks"),
+            ({"backbone": "squeezenet1_1"}, "backbone 'squeezenet1_1' is not a chain of blocks"),
             ({"backbone": "resnet18", "weights": "V9"}, "weights 'V9': neither a file nor a name that resnet18 has"),
         ]
     ),
@@ -319,9 +319,9 @@ def test_impossible_models_are_refused_with_and_without_weights(name, option, me
 
 @every_variant
 def test_possible_models_pass_the_check(name, options):
-    """With the largest backbone too: nothing is allocated for it."""
+    """A real backbone: nothing is allocated for it."""
     arguments = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH} | options
-    agman.registry.check_build(name, **{"backbone": "resnet152"} | arguments)
+    agman.registry.check_build(name, **arguments | {"backbone": "resnet34"})
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("AGMAN", "agman"), ("asenetv2", "asenet_v2"), ("attn", "attnfashion")])
@@ -333,7 +333,7 @@ def test_unknown_models_name_the_nearest(wrong, near):
 
 
 @every_model
-def test_no_width_is_the_published_one_and_meta_models_cost_nothing(name):
+def test_the_default_width_is_the_published_one_and_meta_models_allocate_nothing(name):
     with torch.device("meta"):
         model = agman.build(name, n_attributes=8)
     assert model.embedding_dim == model.config["embedding_dim"] == PUBLISHED_WIDTHS[name]
@@ -341,7 +341,7 @@ def test_no_width_is_the_published_one_and_meta_models_cost_nothing(name):
 
 
 @every_model
-def test_options_are_the_constructors_with_its_defaults(name):
+def test_options_of_returns_the_constructors_parameters_and_defaults(name):
     options, parameters = options_of(name), inspect.signature(agman.MODELS[name]).parameters
     assert {"n_attributes", "backbone", "weights"}.isdisjoint(options)
     assert all(parameters[option].default == default for option, default in options.items())
@@ -350,12 +350,12 @@ def test_options_are_the_constructors_with_its_defaults(name):
     assert config["name"] == name
 
 
-def test_a_mistyped_option_is_answered_with_the_nearest():
+def test_a_mistyped_option_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="model 'csn' has no option 'backbon'; did you mean 'backbone'"):
         agman.build("csn", n_attributes=2, backbon="resnet18")
 
 
-def test_lists_are_answered_with_a_word():
+def test_lists_and_arrays_are_refused():
     model = new_model("csn")
     with pytest.raises(ValueError, match="attributes must be a tensor, not list"):
         model(torch.randn(2, 3, 32, 32, dtype=torch.float64), [0, 1])

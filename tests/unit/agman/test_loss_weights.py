@@ -28,7 +28,7 @@ def test_published_weights_are_half_e_and_one_on_top_of_either_loss():
 
 
 @pytest.mark.parametrize("mode", ["learned", "published"])
-def test_a_single_loss_is_left_alone(mode):
+def test_a_single_loss_is_returned_unchanged(mode):
     assert agman.LossWeights(mode)(torch.tensor(0.3), None).item() == pytest.approx(0.3)
 
 
@@ -98,7 +98,7 @@ def test_the_total_has_a_lower_bound():
 
 
 def settle(weights, losses, steps, optimizer):
-    """Steps with the same two losses; the lowest total seen."""
+    """Take steps with the same two losses, and return the lowest total."""
     losses = [torch.tensor(loss, dtype=weights.t_class.dtype) for loss in losses]
     lowest = math.inf
     for _ in range(steps):

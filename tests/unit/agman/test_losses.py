@@ -76,7 +76,7 @@ def test_value_proxies_are_a_softmax_over_the_attributes_own_values() -> None:
     # First: east, but its value is north of attribute 0: scores 16 and 0, -log(e^0 / (e^16 + e^0)) = 16.0000001.
     # Second: north is its value; scores 0, 16, 0: -log(e^16 / (e^16 + 2)) = 2e^-16.
     expected = (math.log(math.exp(16) + 1) + math.log(1 + 2 * math.exp(-16))) / 2
-    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_an_images_other_values_are_no_negatives_of_its_lowest() -> None:
@@ -89,9 +89,9 @@ def test_an_images_other_values_are_no_negatives_of_its_lowest() -> None:
     total = 0.0
     for vector, own in zip(embedding, ([0, 2, 4], [1, 3], [3]), strict=True):
         kept = [value for value in range(5) if value == own[0] or value not in own]
-        scores = [16 * float(vector @ directions[value]) for value in kept]
+        scores = [16 * (vector @ directions[value]).item() for value in kept]
         total += math.log(sum(map(math.exp, scores))) - scores[kept.index(own[0])]
-    assert float(loss) == pytest.approx(total / 3, rel=1e-9)
+    assert loss.item() == pytest.approx(total / 3, rel=1e-9)
 
 
 def test_proxies_keep_their_digits_under_autocast() -> None:
@@ -106,7 +106,7 @@ def test_proxies_keep_their_digits_under_autocast() -> None:
 
 def test_proxies_join_the_objective_and_learn() -> None:
     torch.manual_seed(0)
-    model = agman.build("agman", n_attributes=2, embedding_dim=5, backbone="resnet18", classify=False)
+    model = agman.build("agman", n_attributes=2, embedding_dim=5, backbone="tiny", classify=False)
     proxies = ValueProxies([3, 2], 5)
     objective = agman.TripletObjective(model, proxies=proxies, proxy_weight=0.7)
     images, attributes = torch.randn(6, 3, 32, 32), torch.tensor([0, 1])

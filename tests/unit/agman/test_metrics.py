@@ -19,7 +19,7 @@ from agman.triplet_metrics import triplet_accuracy
 
 
 def rank(scores, relevant, ks=(1, 2, 3), chunk=None):
-    """Retrieval for one query whose candidates have these scores and relevances."""
+    """Return the retrieval of one query whose candidates have these scores and relevances."""
     query = torch.tensor([[1.0]])
     candidates = torch.tensor(scores)[:, None]
     return agman.retrieval(query, candidates, torch.tensor([1]), torch.tensor(relevant), ks, chunk)
@@ -73,7 +73,7 @@ def random_case(queries=13, candidates=37, width=5):
 
 
 def plain_average_precision(scores, hits):
-    """The definition, a loop over ranks."""
+    """Return the definition, a loop over ranks."""
     order = sorted(range(len(scores)), key=lambda c: -scores[c])
     found, total = 0, 0.0
     for rank_of, candidate in enumerate(order, start=1):

@@ -16,13 +16,13 @@ N_ATTRIBUTES, WIDTH = 3, 11
 
 def new_model(**arguments):
     torch.manual_seed(1)
-    arguments = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH, "backbone": "resnet18"} | arguments
+    arguments = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH, "backbone": "tiny"} | arguments
     return agman.build(**arguments).double()
 
 
 @pytest.fixture(scope="module")
 def model():
-    """In evaluation mode, and not to be changed."""
+    """Return a shared model in evaluation mode. It must not be changed."""
     return new_model().eval()
 
 
@@ -36,7 +36,7 @@ def attributes_of(*numbers):
 
 
 def plain_embedding(model, mid, fused, attributes):
-    """Steps 4 to 10 of the published model, line by line, everything B×D×H×W."""
+    """Return steps 4 to 10 of the published model, line by line, all tensors B×D×H×W."""
     attention = model.multi_level
     x = F.conv2d(model.w * torch.cat((mid, fused), 1), model.reduce.weight, model.reduce.bias)  # 4
     embedded = attention.embedding(attributes)
@@ -92,7 +92,7 @@ def test_fast_path_equals_the_equations_forward_and_backward(images, w1, sa_kern
 
 
 def plain_ablation(model, without, levels, attributes):
-    """The model's equations with one part left out; what it leaves out, it does not look at."""
+    """Return the model's equations without one part, whose parameters are not used."""
     attention = model.multi_level
     x = levels.mid_bchw if without == "multi_level" else torch.cat(levels, 1)
     x = F.conv2d(model.w * x, model.reduce.weight, model.reduce.bias)
@@ -152,7 +152,7 @@ def test_an_ablation_is_the_equations_without_that_part_forward_and_backward(ima
 
 
 @pytest.mark.parametrize("without", PARTS)
-def test_an_ablation_has_the_whole_models_parameters_but_for_its_part(without):
+def test_an_ablation_lacks_the_parameters_of_its_part_alone(without):
     whole, left = new_model().state_dict(), new_model(without=without).state_dict()
     assert set(left) == {key for key in whole if not key.startswith(LEFT_OUT[without])}
     other_shapes = [key for key in left if left[key].shape != whole[key].shape]
@@ -161,8 +161,8 @@ def test_an_ablation_has_the_whole_models_parameters_but_for_its_part(without):
 
 @pytest.mark.parametrize("part", ["sa", "aca", "mask"])
 @torch.no_grad()
-def test_a_part_that_does_nothing_is_as_good_as_left_out(images, part):
-    """With the whole model's weights and that part made an identity, the ablation embeds the same."""
+def test_an_ablation_equals_the_model_with_that_part_made_an_identity(images, part):
+    """Both have the same weights otherwise."""
     whole, left, attributes = new_model().eval(), new_model(without=part).eval(), attributes_of(2, 0, 0, 1, 2)
     left.load_state_dict({key: tensor for key, tensor in whole.state_dict().items() if key in left.state_dict()})
     assert (left(images, attributes).embedding - whole(images, attributes).embedding).abs().max() > 1e-3
@@ -172,20 +172,6 @@ def test_a_part_that_does_nothing_is_as_good_as_left_out(images, part):
         "mask": lambda: whole.mask.beta.fill_(1),
     }[part]()
     torch.testing.assert_close(left(images, attributes), whole(images, attributes), rtol=0, atol=1e-12)
-
-
-def test_all_attributes_at_once_equal_one_by_one(model, images):
-    everything = model.embed_all(images)
-    assert everything.shape == (5, N_ATTRIBUTES, WIDTH)
-    for attribute in range(N_ATTRIBUTES):
-        one, _ = model(images, torch.full((5,), attribute))
-        torch.testing.assert_close(everything[:, attribute], one, rtol=0, atol=1e-12)
-
-
-def test_pairs_equal_one_by_one(model, images):
-    image_index, attributes = attributes_of(4, 0, 0, 3, 4, 4, 1), attributes_of(0, 2, 0, 1, 2, 0, 1)
-    expected, _ = model(images[image_index], attributes)
-    torch.testing.assert_close(model.embed_pairs(images, image_index, attributes), expected, rtol=0, atol=1e-12)
 
 
 def test_embeddings_have_unit_length_and_maps_sum_to_one(model, images):
@@ -198,44 +184,27 @@ def test_embeddings_have_unit_length_and_maps_sum_to_one(model, images):
     torch.testing.assert_close(maps.sum((1, 2)), torch.ones(5, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 40), (97, 64), (224, 130)])
-def test_any_image_size(model, size):
-    embedding, logits = model(torch.randn(2, 3, *size, dtype=torch.float64), attributes_of(0, 2))
-    assert embedding.shape == (2, WIDTH) and logits.shape == (2, N_ATTRIBUTES)
-    assert torch.isfinite(embedding).all()
-
-
 def test_low_and_mid_agree_on_every_size():
-    backbone = agman.build(n_attributes=2, embedding_dim=5, backbone="resnet18", classify=False).backbone
-    low, first = backbone.low[0], backbone.layer3[0].conv1  # what changes the size on either way
-    for size in range(4, 40):  # layer2's sizes for images of 32 to 320 pixels
-        layer2 = torch.zeros(1, 128, size, size + 1)
-        assert low(layer2).shape[2:] == first(layer2).shape[2:]
+    with torch.device("meta"):
+        backbone = agman.build(n_attributes=2, embedding_dim=5, backbone="resnet18", classify=False).backbone
+        low, first = backbone.low[0], backbone.layer3[0].conv1  # the layers of either path that change the size
+        for size in range(4, 40):  # layer2's sizes for images of 32 to 320 pixels
+            layer2 = torch.zeros(1, 128, size, size + 1)
+            assert low(layer2).shape[2:] == first(layer2).shape[2:]
 
 
-@pytest.mark.parametrize("width", [3, 11, 64])
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50"])
-def test_any_width_and_backbone(width, backbone):
+@pytest.mark.parametrize(("backbone", "width"), [("tiny", 3), ("tiny", 64), ("resnet34", 11), ("resnet50", 11)])
+def test_any_width_and_backbone(backbone, width):
     model = agman.build(n_attributes=3, embedding_dim=width, backbone=backbone).eval()
     with torch.inference_mode():
         assert model.embed_all(torch.randn(1, 3, 32, 32)).shape == (1, 3, width)
 
 
 @pytest.mark.parametrize("classify", [True, False])
-def test_every_learned_parameter_gets_a_gradient(classify):
-    model = agman.build(n_attributes=3, embedding_dim=11, backbone="resnet18", classify=classify)
-    objective = agman.TripletObjective(model, loss_weights=agman.LossWeights("learned"))
-    objective(torch.randn(6, 3, 32, 32), attributes_of(2, 0)).loss.backward()
-
-    without = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
-    assert without == []
+def test_w2_is_frozen_and_layer4_exists_for_branch_1_alone(classify):
+    model = new_model(classify=classify)
     assert model.multi_level.aca.w2.requires_grad is False
     assert any("layer4" in name for name in model.state_dict()) is classify
-
-
-def test_without_branch_1_there_are_no_logits():
-    model = agman.build(n_attributes=3, embedding_dim=11, backbone="resnet18", classify=False)
-    assert model(torch.randn(2, 3, 32, 32), attributes_of(0, 1)).logits is None
 
 
 def test_mask_starts_with_a_block_of_its_own_for_every_attribute():
@@ -243,7 +212,7 @@ def test_mask_starts_with_a_block_of_its_own_for_every_attribute():
     one, tenth = [1.0] * 3, [0.1] * 3
     expected = torch.tensor([one + tenth + tenth, tenth + one + tenth, tenth + tenth + one])
     torch.testing.assert_close(beta[:, :9].detach(), expected)
-    torch.testing.assert_close(beta[:, 9:].detach(), torch.full((3, 2), 0.1))  # 11 - 3·3 are nobody's
+    torch.testing.assert_close(beta[:, 9:].detach(), torch.full((3, 2), 0.1))  # the last 11 - 3·3 are in no block
 
 
 def test_zero_features_give_zero_and_no_nan():
@@ -263,61 +232,6 @@ def test_w2_cancels_under_normalisation(images):
     model.multi_level.aca.w2.fill_(2.5)
     after, _ = model(images, attributes)
     torch.testing.assert_close(before, after, rtol=0, atol=1e-12)
-
-
-def test_bf16_embeddings_are_float32_and_close():
-    torch.manual_seed(0)
-    model = agman.build(n_attributes=3, embedding_dim=11, backbone="resnet18").eval()
-    images, attributes = torch.randn(2, 3, 32, 32), attributes_of(0, 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        embedding, logits = model(images, attributes)
-    assert embedding.dtype == logits.dtype == torch.float32
-    assert (embedding * model(images, attributes).embedding).sum(1).min() > 0.99
-
-
-@pytest.mark.parametrize(
-    ("images", "attributes", "message"),
-    [
-        (torch.zeros(2, 1, 32, 32), attributes_of(0, 1), "images must be B×3×H×W"),
-        (torch.zeros(2, 3, 31, 32), attributes_of(0, 1), "H, W >= 32"),
-        (torch.zeros(3, 32, 32), attributes_of(0), "images must be B×3×H×W"),
-        (
-            torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
-            attributes_of(0, 1),
-            "normalised floats, not torch.uint8",
-        ),
-        (torch.zeros(2, 3, 32, 32), attributes_of(0), r"attributes must have shape \(2,\), not \(1,\)"),
-        (torch.zeros(2, 3, 32, 32), torch.zeros(2), "attributes must be int64 or int32"),
-        (torch.zeros(2, 3, 32, 32), attributes_of(0, 3), r"attributes must lie in 0\.\.2, found 3"),
-        (torch.zeros(2, 3, 32, 32), attributes_of(-1, 0), r"attributes must lie in 0\.\.2, found -1"),
-    ],
-)
-def test_wrong_inputs_say_what_is_wrong(model, images, attributes, message):
-    with pytest.raises(ValueError, match=message):
-        model(images, attributes)
-
-
-def test_wrong_pairs_say_what_is_wrong(model, images):
-    with pytest.raises(ValueError, match=r"image_index must lie in 0\.\.4, found 5"):
-        model.embed_pairs(images, attributes_of(5), attributes_of(0))
-    with pytest.raises(ValueError, match="attributes must have shape"):
-        model.embed_pairs(images, attributes_of(1), attributes_of(0, 1))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"name": "agmn"}, "unknown model 'agmn'; did you mean 'agman'"),
-        ({"backbone": "resnet20"}, "unknown backbone 'resnet20'; the nearest of torchvision"),
-        ({"embedding_dim": 2}, "embedding_dim 2 is less than n_attributes 3"),
-        ({"n_attributes": 0}, "n_attributes must be at least 1"),
-        ({"sa_kernel": 4}, "sa_kernel must be odd"),
-        ({"weights": "IMAGENET1K_V7"}, "neither a file nor a name that resnet18 has .IMAGENET1K_V1"),
-    ],
-)
-def test_impossible_models_say_why(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        agman.build(**{"n_attributes": 3, "backbone": "resnet18"} | arguments)
 
 
 def test_even_kernels_are_refused():

@@ -138,7 +138,7 @@ class PlainASENetV2(nn.Module):
 
 
 class PlainCSN(nn.Module):
-    """The ASEN authors' variant; `original`: the original's layout, its last layer inside the ResNet."""
+    """The ASEN authors' variant; with `original`, the original's layout, its last layer inside the ResNet."""
 
     def __init__(self, name="resnet18", n_attributes=N, width=23, original=False, fixed=False):
         super().__init__()
@@ -164,7 +164,7 @@ class PlainCSN(nn.Module):
 
 @torch.no_grad()
 def stir(model):
-    """Statistics that fit some images but for noise, and no number left at its trivial start."""
+    """Set statistics that fit some images but for noise, and leave no number at its trivial start."""
     torch.manual_seed(7)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -218,7 +218,7 @@ def assert_same_numbers(plain, ours, size):
 
 @pytest.fixture(scope="module")
 def plain():
-    """A small AG-MAN, not to be changed."""
+    """Return a small shared AG-MAN. It must not be changed."""
     torch.manual_seed(1)
     return stir(PlainAGMAN())
 
@@ -326,8 +326,8 @@ def test_resnet50_is_told_by_its_layer3(tmp_path, kind, name):
 
 
 @torch.no_grad()
-def test_files_of_before_2018(plain, tmp_path):
-    """No step counters, the format of before zip files, and a mean average precision of numpy's type."""
+def test_files_from_before_2018(plain, tmp_path):
+    """They have no step counters, the format before zip files, and a mean average precision of numpy's type."""
     state = {key: tensor for key, tensor in state_of(plain).items() if "num_batches" not in key}
     content = {"epoch": 3, "state_dict": state, "prec": np.mean([0.25, 0.5]), "best": np.float32(0.5)}
     torch.save(content, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
@@ -335,7 +335,7 @@ def test_files_of_before_2018(plain, tmp_path):
 
 
 @torch.no_grad()
-def test_a_bare_state_dict_will_do(plain, tmp_path):
+def test_a_bare_state_dict_is_read(plain, tmp_path):
     torch.save(state_of(plain), tmp_path / "bare.pth")
     assert_same_numbers(plain, agman.load_published(str(tmp_path / "bare.pth")), (33, 64))
 
@@ -372,7 +372,7 @@ def but(key, *shape):
         (but("backbonenet.layer3.2.conv1.weight", 2, 3), r"layer3 has 3 blocks"),
     ],
 )
-def test_what_does_not_fit_is_named(plain, tmp_path, change, message):
+def test_the_first_key_that_does_not_fit_is_named(plain, tmp_path, change, message):
     path = save(tmp_path / "agman.pth.tar", change(state_of(plain)))
     with pytest.raises(agman.CheckpointError, match=message) as caught:
         agman.load_published(path)
@@ -396,14 +396,14 @@ def test_tensors_with_too_few_dimensions_are_named(tmp_path, kind, key, shape):
 @pytest.mark.parametrize(
     "state", [resnet.resnet18().state_dict(), {}, {"embeddingnet.masks.weight": torch.zeros(2, 3)}]
 )
-def test_checkpoints_of_something_else(tmp_path, state):
+def test_other_checkpoints_are_refused(tmp_path, state):
     path = save(tmp_path / "other.pth.tar", state)
     with pytest.raises(agman.CheckpointError, match="no published AG-MAN, ASENet or CSN checkpoint"):
         agman.load_published(path)
 
 
 class Bomb:
-    """What a pickle could do to its reader, harmlessly: create a file."""
+    """A pickle that creates a file when read, as a harmful one could."""
 
     def __init__(self, path):
         self.path = path

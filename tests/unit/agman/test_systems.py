@@ -1,7 +1,7 @@
-"""Every other system of the tables against its equations: image by image, attribute by attribute, in plain form.
+"""The other systems against their equations: image by image, attribute by attribute, in plain form.
 
-What can be compared so is the model from the backbone's map on; everything is in float64, and the references
-take the layers' weights apart instead of calling the layers where that says more.
+The models are compared from the backbone's map on, in float64. The references use the layers' weights instead of
+calling the layers where that is plainer.
 """
 
 import math
@@ -19,7 +19,7 @@ ATTRIBUTES = torch.tensor([2, 0, 0, 1, 2])
 
 def new_model(name, **options):
     torch.manual_seed(1)
-    options = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH, "backbone": "resnet18"} | options
+    options = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH, "backbone": "tiny"} | options
     return agman.build(name, **options).double()
 
 
@@ -29,7 +29,7 @@ def images():
 
 
 def conv1x1(layer, x_bchw):
-    """Position by position, a matrix times the vector of channels."""
+    """Multiply the vector of channels of each position by the matrix of weights."""
     y_bdhw = torch.einsum("dc,bchw->bdhw", layer.weight.flatten(1), x_bchw)
     return y_bdhw if layer.bias is None else y_bdhw + layer.bias[:, None, None]
 
@@ -150,14 +150,14 @@ PLAIN = {
 
 
 def plain_model(model, x_bchw):
-    """Embeddings and maps, each image under its own attribute of ATTRIBUTES."""
+    """Return embeddings and maps, each image under its own attribute of ATTRIBUTES."""
     one = PLAIN[model.config["name"]](model, x_bchw)
     embeddings, maps = zip(*(one(b, attribute) for b, attribute in enumerate(ATTRIBUTES.tolist())), strict=True)
     return torch.stack(embeddings), torch.stack(maps)
 
 
 def assert_equal_with_gradients(model, ours, theirs):
-    """Two tensors, and their gradients for every parameter along one random direction."""
+    """Return two tensors, and their gradients for every parameter along one random direction."""
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     direction = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(3))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -207,10 +207,10 @@ def test_isln_repeats_in_rounds():
         new_model("isln", rounds=-1)
 
 
-def test_asenet_v2_projects_where_it_must():
+def test_asenet_v2_projects_to_other_widths_than_the_maps():
     assert new_model("asenet_v2").config["project"] is True
-    assert new_model("asenet_v2", embedding_dim=256).config["project"] is False
-    assert new_model("asenet_v2", embedding_dim=None, project=True).project.weight.shape == (256, 256)
+    assert new_model("asenet_v2", embedding_dim=32).config["project"] is False
+    assert new_model("asenet_v2", embedding_dim=None, project=True).project.weight.shape == (32, 32)
 
 
 def test_csn_masks_start_as_published():
@@ -225,7 +225,7 @@ def test_csn_masks_start_as_published():
 
 
 def plain_csn_loss(model, images, attributes):
-    """The original's, triplet by triplet: one list for each role, the norms those of whole batches."""
+    """Return the original's loss, triplet by triplet; the norms are those of whole batches."""
     triplets = len(attributes)
     maps = model.backbone(images)  # one batch, as ours: the original's three would differ in batch norm
     general = [linear(model.project, x_chw.mean((1, 2))) for x_chw in maps]
@@ -268,6 +268,6 @@ def test_csn_loss_weights_its_parts():
     torch.testing.assert_close(part, 3.0 * expected / 2**0.5)
 
 
-def test_csn_loss_wants_three_images_for_each_attribute():
+def test_csn_loss_needs_three_images_for_each_attribute():
     with pytest.raises(ValueError, match="2 triplets need 6 images, not 5"):
         csn_loss(new_model("csn"), torch.zeros(5, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1]))

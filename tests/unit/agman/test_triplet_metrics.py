@@ -26,7 +26,7 @@ def case(triplets: int = 101, pairs: int = 37, width: int = 7) -> tuple[Tensor, 
 
 
 def plain(embeddings: Tensor, index: Tensor, margin: float) -> list[tuple[bool, float]]:
-    """The definitions, a loop over triplets: whether it is right, and its loss."""
+    """Return by the definitions, in a loop, whether each triplet is right, and its loss."""
     rows = embeddings.double().tolist()
     found = []
     for anchor, positive, negative in index.T.tolist():

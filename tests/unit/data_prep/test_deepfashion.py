@@ -337,7 +337,7 @@ def test_coarse_annotation_is_preferred(coarse: Path) -> None:
 @pytest.fixture(scope="module")
 def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("garments") / "deepfashion"
-    sample("deepfashion", root, images=120, size=SIZE * 2, seed=2)
+    sample("deepfashion", root, images=80, size=SIZE * 2, seed=2)
     return root
 
 
@@ -393,7 +393,7 @@ def test_existing_split_files_are_drawn_as_they_are(garments: Path, tmp_path: Pa
     for split in ("valid", "test"):
         (annotation / f"label_{split}.txt").unlink()
     drawn = sample("deepfashion", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
-    assert drawn.images == 120
+    assert drawn.images == 80
     prepare("deepfashion", tmp_path / "drawn", tmp_path / "out", triplets=30, epochs=1, image_size=SIZE)
     info = Dataset(tmp_path / "out").info
     assert info.rejects == {}
@@ -412,7 +412,7 @@ def test_options_without_their_files_are_an_error(garments: Path, coarse: Path) 
 def test_boxes_of_drawn_garments_lie_in_the_picture(garments: Path) -> None:
     lines = (garments / "Anno_coarse/list_bbox.txt").read_text().splitlines()[2:]
     boxes = np.array([line.split()[1:] for line in lines], int)
-    assert len(boxes) == 120
+    assert len(boxes) == 80
     assert (boxes >= 0).all()
     assert (boxes <= SIZE * 2).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()

@@ -206,7 +206,7 @@ def test_any_lists_read_back_triplet_by_triplet(
 @pytest.fixture(scope="module")
 def shoes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shoes") / "zappos50k"
-    sample("zappos50k", root, images=150, size=SIZE, seed=2)
+    sample("zappos50k", root, images=100, size=SIZE, seed=2)
     return root
 
 
@@ -248,9 +248,9 @@ def test_without_lists_triplets_come_from_the_labels(shoes: Path, tmp_path: Path
     prepare("zappos50k", root, tmp_path / "out", image_size=SIZE, triplets=500, epochs=1)
     dataset = Dataset(tmp_path / "out")
     assert dataset.info.rejects == {}
-    assert dataset.info.rows_in == len(dataset.labels) == 600
-    assert dataset.info.images == {"train": 120, "valid": 15, "test": 15}
-    assert dataset.info.queries["test"] == 3
+    assert dataset.info.rows_in == len(dataset.labels) == 400
+    assert dataset.info.images == {"train": 80, "valid": 10, "test": 10}
+    assert dataset.info.queries["test"] == 2
     drawn = dataset.triplets("train")
     values = dataset.values_of()(np.stack((drawn.anchor, drawn.positive, drawn.negative)), drawn.attribute)
     assert values.shape == (3, 500, 1)
@@ -300,6 +300,6 @@ def test_existing_lists_are_drawn(shoes: Path, tmp_path: Path) -> None:
     shutil.copytree(shoes / "tripletlists", lists / "tripletlists")
     shutil.copyfile(shoes / "filenames.json", lists / "filenames.json")
     drawn = sample("zappos50k", tmp_path / "drawn", size=SIZE, split_files=lists)
-    assert drawn.images == 150
+    assert drawn.images == 100
     prepare("zappos50k", tmp_path / "drawn", tmp_path / "out", image_size=SIZE)
     assert Dataset(tmp_path / "out").info.rejects == {}
