@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from playwright.sync_api import Browser
@@ -32,7 +33,7 @@ def test_the_page_works_offline_in_a_browser(tmp_path: Path, browser: Browser) -
         assert has == sorted(has, reverse=True)
 
     page.locator("[data-copy]").click()
-    page.wait_for_function("document.querySelector('[data-copy]').textContent !== 'Copy'")
+    page.get_by_role("button", name=re.compile("Copied|Selected")).wait_for()
     assert opened.console == [] and opened.asked_for == [file.as_uri()]
     # Even if a text became markup, the page's policy would let no other script run.
     page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'gone = 1'}))")
