@@ -101,7 +101,7 @@ def test_proxies_keep_their_digits_under_autocast() -> None:
     given = (embedding, torch.tensor([0, 1, 1, 0, 1]), torch.tensor([[2], [3], [0], [1], [2]]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = proxies(*given)
-    assert float(low) == pytest.approx(float(proxies(*given)), rel=1e-6)
+    assert low.item() == pytest.approx(proxies(*given).item(), rel=1e-6)
 
 
 def test_proxies_join_the_objective_and_learn() -> None:
