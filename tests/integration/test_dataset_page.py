@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from support.made_dataset import labelled, write
 from support.pages import open_page
 
@@ -20,7 +20,7 @@ def test_the_page_needs_nothing_but_itself_and_fits_a_phone(tmp_path: Path, brow
     assert page.eval_on_selector_all("img", "all => all.every(one => one.complete && one.naturalWidth > 0)")
     assert page.title() != "gone" and page.locator("h1").is_visible()
     page.click("nav a[href='#rejects']")
-    page.wait_for_function("Math.abs(document.querySelector('#rejects').getBoundingClientRect().top) < innerHeight")
+    expect(page.locator("#rejects")).to_be_in_viewport()
     assert opened.console == [] and opened.asked_for[0] == file.as_uri()
     assert not [url for url in opened.asked_for if not url.startswith(file.as_uri())]
     page.close()
