@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -218,6 +219,7 @@ class ImageStore:
         self._pool = ThreadPoolExecutor(threads)
         keep = None if wanted is None else pa.array(np.unique(np.fromiter(wanted, np.int64)))
         self._file = tempfile.TemporaryFile(prefix="agman-images-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         try:
             self._fill(dataset.packed(split), keep)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -13,5 +14,13 @@ from data_prep.cluster import ray_session
 @pytest.fixture(scope="session", autouse=True)
 def ray_started() -> Iterator[None]:
     """One Ray session for all tests of this process: starting one takes seconds."""
-    with ray_session():
-        yield
+    # Ray finds "the cluster of this machine" by a file in its folder. Commands of other tests start clusters of their
+    # own; in a shared folder Ray would ask those, and wait 10 s for an answer at the end of every training.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        with ray_session():
+            yield
