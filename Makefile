@@ -25,10 +25,10 @@ browser:  ## the tests of the pages open them in Chromium
 test: test-unit test-integration
 
 test-unit: $(READY)  ## neither Ray nor MLflow nor a browser
-	$(PYTEST) tests/unit --numprocesses 2
+	OMP_NUM_THREADS=1 $(PYTEST) tests/unit --numprocesses 2
 
 test-integration: $(READY) browser  ## Ray, MLflow on sqlite, Chromium
-	$(PYTEST) tests/integration
+	$(PYTEST) tests/integration --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)  ## minutes each: trainings, searches and preparations that are killed, clusters of several nodes
 	$(PYTEST) -m slow tests

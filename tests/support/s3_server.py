@@ -125,7 +125,7 @@ def served(name: str = "bucket") -> Iterator[Bucket]:
     bucket = Bucket(name)
     server = make_server("127.0.0.1", 0, _Watched(bucket), threaded=True, request_handler=_Handler)
     bucket.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield bucket

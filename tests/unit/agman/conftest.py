@@ -1,4 +1,4 @@
-"""Tests of `agman`: they need PyTorch, torchvision, numpy, safetensors and pytest alone, and ONNX for its export."""
+"""Tests of `agman`: they need PyTorch, torchvision, numpy, safetensors and pytest alone."""
 
 import torch
 

@@ -112,7 +112,7 @@ def test_proxies_join_the_objective_and_learn() -> None:
     images, attributes = torch.randn(6, 3, 32, 32), torch.tensor([0, 1])
     values = torch.tensor([2, 0, 2, 0, 1, 1])[:, None]
     losses = objective(images, attributes, values)
-    assert float(losses.loss) == pytest.approx(float(losses.loss_triplet + 0.7 * losses.loss_proxy), rel=1e-6)
+    assert losses.loss.item() == pytest.approx((losses.loss_triplet + 0.7 * losses.loss_proxy).item(), rel=1e-6)
     losses.loss.backward()
     assert proxies.proxies.grad is not None
     assert (proxies.proxies.grad.abs().sum(1) > 0).all()
