@@ -48,6 +48,7 @@ SHARD = 512
 STATE = "_partial"
 """Folder below an unfinished gallery with its fingerprint, rejects and counts of attempts."""
 FINGERPRINT, LOCK = f"{STATE}/plan", "lock"
+NO_DIRECTION = "the model gives a vector of length 0"
 REJECTS = pa.schema([("image", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("detail", pa.string())])
 
 
@@ -65,7 +66,7 @@ def embed_images(
 
     A call with equal arguments continues an interrupted one, and opens a complete gallery of the same pictures and
     model. Unreadable pictures are listed in `rejects.parquet`: pictures = rows + rejects. Raises InputError for invalid
-    arguments, and, leaving nothing behind, if no picture can be read.
+    arguments, and, leaving nothing behind, if no picture can be embedded.
 
     Args:
         model: as `agman evaluate` takes it.
@@ -269,17 +270,22 @@ class _Worker:
         embedded, details = [], []
         for start in range(0, len(shard), BATCH):
             squares = self._squares(shard.slice(start, BATCH))
-            details += [str(one) if isinstance(one, PictureError) else None for one in squares]
-            embedded.append(self.embedder.embed([one for one in squares if isinstance(one, np.ndarray)]))
-            if not np.isfinite(embedded[-1]).all():
+            vectors = self.embedder.embed([one for one in squares if isinstance(one, np.ndarray)])
+            if not np.isfinite(vectors).all():
                 raise StorageError(
                     f"the model gives NaN or infinity for some of the pictures from {shard['image'][start]} on: its "
                     "training diverged, or its weights are damaged"
                 )
+            has_direction = vectors.any(axis=2).all(axis=1)
+            embedded.append(vectors[has_direction])
+            directed = iter(has_direction)
+            for one in squares:
+                refused = str(one) if isinstance(one, PictureError) else None if next(directed) else NO_DIRECTION
+                details.append(refused)
         detail = pa.array(details, pa.string())
-        refused = shard.append_column("detail", detail).filter(detail.is_valid())
+        rejects = shard.append_column("detail", detail).filter(detail.is_valid())
         with (self.staging / _rejects_file(number)).atomic_file() as file:
-            pq.write_table(refused.cast(REJECTS), file)
+            pq.write_table(rejects.cast(REJECTS), file)
         table = _table(shard.filter(detail.is_null()), np.concatenate(embedded), self.embedder.attributes)
         with (self.staging / part_file(number)).atomic_file() as file:
             pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=["image"])
@@ -331,7 +337,7 @@ def _finish(staging: Path, info: GalleryInfo, shards: int) -> None:
     if not len(pictures):
         first = refused.slice(0, 1).to_pylist()[0]
         shutil.rmtree(staging, ignore_errors=True)
-        raise InputError(f"none of the {len(refused):,} pictures can be read; {first['image']}: {first['detail']}")
+        raise InputError(f"none of the {len(refused):,} pictures can be embedded; {first['image']}: {first['detail']}")
     pq.write_table(refused, staging / "rejects.parquet")
     reasons = Counter(detail.partition(" (")[0] for detail in refused["detail"].to_pylist())
     info = info.model_copy(update={"images": len(pictures), "rejects": dict(sorted(reasons.items()))})

@@ -12,7 +12,7 @@ from data_prep.errors import InputError
 from data_prep.pictures import read_file
 from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder, PictureError
 from pipeline.registry.models import load
-from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.gallery import Attributes, Gallery
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def search(
     gallery: Gallery,
     embedder: Embedder,
     picture: bytes,
-    attributes: Sequence[str],
+    attributes: Attributes,
     top: int = 10,
     approximate: bool = False,
 ) -> list[Hit]:
@@ -55,14 +55,13 @@ def search(
 
     Raises PictureError for a file that is no picture, and InputError for unknown attributes.
     """
-    numbers = gallery.numbers(attributes)  # first, because it is cheap
-    square = embedder.read(picture, MAX_QUERY_PIXELS)
-    query = embedder.embed([square])[0][numbers]
+    gallery.numbers(attributes)  # first, because it is cheap
+    (query,) = embedder.embed([embedder.read(picture, MAX_QUERY_PIXELS)])
     return ranked(gallery, query, attributes, top, approximate)
 
 
-def ranked(gallery: Gallery, query: np.ndarray, attributes: Sequence[str], top: int, approximate: bool) -> list[Hit]:
-    """Return the `top` best rows for a picture's embeddings under the attributes, A×D."""
+def ranked(gallery: Gallery, query: np.ndarray, attributes: Attributes, top: int, approximate: bool) -> list[Hit]:
+    """Return the `top` best rows for a picture's embeddings under all attributes, N×D."""
     (scores,), (rows,) = gallery.search(query[None], attributes, top, approximate)
     cosines = gallery.cosines(query, attributes, rows).T
     return [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -190,6 +192,29 @@ def test_a_diverged_model_makes_no_gallery(photographs: Path, tmp_path: Path) ->
     assert not (tmp_path / "g").exists()
 
 
+def test_vectors_of_length_0_are_rejects(photographs: Path, tmp_path: Path) -> None:
+    network, description = random_model(NAMES)
+    blind = str(agman.save_model(tmp_path / "blind", network, description))
+    source = find_source(photographs)
+    one = worker(blind, source, tmp_path / "g")
+    embedded = one.embedder.embed
+
+    def without_the_third(squares):  # type: ignore[no-untyped-def]
+        vectors = embedded(squares)
+        vectors[2, 1] = 0
+        return vectors
+
+    one.embedder.embed = without_the_third
+    assert one.embed(0, source.pictures) == (PICTURES + 2, None)
+    embed._finish(tmp_path / "g", embed._info(blind, Embedder(*load(blind)), source), 1)
+    gallery = Gallery.open(tmp_path / "g")
+    rejects = pq.read_table(gallery.folder / "rejects.parquet").to_pylist()
+    assert [(one["image"], one["detail"]) for one in rejects if "length" in one["detail"]] == [
+        ("a/05.jpg", "the model gives a vector of length 0")
+    ]
+    assert len(gallery) + len(rejects) == PICTURES + 2 and gallery.images[2] == "a/07.jpg"
+
+
 def test_a_parquet_file_that_changes_is_reported(model: str, tmp_path: Path) -> None:
     folder = tmp_path / "tables"
     folder.mkdir()
@@ -243,6 +268,27 @@ def test_invalid_queries_are_refused_in_one_line(
     assert "not a gallery" in capsys.readouterr().err
 
 
+def test_the_snippet_of_the_docs_searches_by_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    names = ["skirt_length", "coat_length", "lapel_design"]
+    agman.save_model(tmp_path / "model", *random_model(names))
+    Path("photographs").mkdir()
+    for number in range(9):
+        Path("photographs", f"{number}.jpg").write_bytes(jpeg(number))
+    Path("coat.jpg").write_bytes(jpeg(100))
+    found: dict[str, Any] = {}
+    exec(snippet.replace("models:/agman-fashionai@champion", "model"), found)
+    coat, lapel = (np.load(f"gallery/vectors/attribute-{n:02d}.npy") @ found["queries"][0, n] for n in (1, 2))
+    assert found["rows"][0].tolist() == np.argsort(-(2 * lapel + coat)).tolist()
+    assert found["scores"][0] == pytest.approx(np.sort(2 * lapel + coat)[::-1], abs=1e-6)
+    printed = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [f"{row}.jpg" for row in np.argsort(-lapel)[:5]]
+
+
 def test_another_model_than_the_gallery_s_is_refused(gallery: Gallery, tmp_path: Path) -> None:
     other = str(agman.save_model(tmp_path / "other", *random_model(NAMES, seed=2)))
     with pytest.raises(InputError, match="with other weights than"):
@@ -254,7 +300,7 @@ def test_refused_arguments_leave_nothing_behind(
 ) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.jpg").write_text("no picture")
-    with pytest.raises(InputError, match=r"none of the 1 pictures can be read; x\.jpg"):
+    with pytest.raises(InputError, match=r"none of the 1 pictures can be embedded; x\.jpg"):
         embed_here(model, tmp_path / "bad", tmp_path / "staging")
     with pytest.raises(InputError, match="contains a gallery of other pictures"):
         embed_images(model, photographs / "a", gallery.folder)
