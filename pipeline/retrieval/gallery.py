@@ -171,9 +171,7 @@ class Gallery:
         numbers, rows = self.numbers(attributes), np.asarray(rows, np.int64)
         (query,) = self._picked(query[None], numbers)
         one = np.ones(1)
-        return np.stack(
-            [exact_scores([self._vectors[n]], query[i : i + 1], rows, one) for i, n in enumerate(numbers)]
-        )
+        return np.stack([exact_scores([self._vectors[n]], query[i : i + 1], rows, one) for i, n in enumerate(numbers)])
 
     def embeddings(self, row: int) -> np.ndarray:
         """Return the embeddings of a row under every attribute, float32 N×D."""

@@ -112,7 +112,7 @@ def test_cosines_are_added_by_their_weights(tmp_path: Path, approximate: bool) -
     assert (rows == expected).mean() >= (0.9 if approximate else 1)
     assert np.allclose(scores, expected_scores, atol=0.1 if approximate else 1e-6)
     for weight in (0, -1, np.nan, np.inf):
-        with pytest.raises(InputError, match="attribute sleeve=.*: a weight must be a positive number"):
+        with pytest.raises(InputError, match=r"attribute sleeve=.*: a weight must be a positive number"):
             gallery.search(queries, {"sleeve": weight})
 
 
