@@ -276,12 +276,12 @@ class _Worker:
                     f"the model gives NaN or infinity for some of the pictures from {shard['image'][start]} on: its "
                     "training diverged, or its weights are damaged"
                 )
-            has_direction = vectors.any(axis=2).all(axis=1)
-            embedded.append(vectors[has_direction])
-            directed = iter(has_direction)
+            directed = [bool(one.any(axis=1).all()) for one in vectors]
+            embedded.append(vectors[directed])
+            of_vectors = iter(directed)
             for one in squares:
-                refused = str(one) if isinstance(one, PictureError) else None if next(directed) else NO_DIRECTION
-                details.append(refused)
+                unread = str(one) if isinstance(one, PictureError) else None
+                details.append(unread or (None if next(of_vectors) else NO_DIRECTION))
         detail = pa.array(details, pa.string())
         rejects = shard.append_column("detail", detail).filter(detail.is_valid())
         with (self.staging / _rejects_file(number)).atomic_file() as file:
