@@ -36,8 +36,8 @@ class Embedder:
     """A model on its device that embeds image files.
 
     Args:
-        network: model, as `pipeline.registry.models.load` returns it.
-        description: its description, as `pipeline.registry.models.load` returns it.
+        network: model, as `pipeline.registry.loading.load` returns it.
+        description: its description, as `pipeline.registry.loading.load` returns it.
         device: device to compute on; by default a GPU if there is one.
         precision: fp32 or bf16.
     """

@@ -39,7 +39,7 @@ from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
 from pipeline.inference.embedder import BATCH, Embedder, PictureError
-from pipeline.registry.models import load, shown
+from pipeline.registry.loading import load, shown
 from pipeline.retrieval.gallery import DESCRIPTION, EMBEDDINGS, Gallery, GalleryInfo, write_gallery
 from pipeline.retrieval.image_sources import IMAGES, Source, find_source, inside, read_cells
 
@@ -78,6 +78,7 @@ def embed_images(
         progress: callback for the number of embedded pictures.
     """
     out = Path(out).resolve()
+    model = _pinned(model)
     network, description = load(model)
     embedder = Embedder(network, description, device="cpu", precision=precision)
     if clash := {"image", "file", "row"} & set(embedder.attributes):
@@ -106,12 +107,32 @@ def embed_images(
     return Gallery.open(out)
 
 
+def _pinned(model: str) -> str:
+    """Return the address of a version, which means the same model for ever, for the address of an alias."""
+    if not model.startswith("models:/"):
+        return model
+    from pipeline.registry.versions import pinned  # MLflow takes seconds to import
+
+    return pinned(model)
+
+
+def _checkpoint(model: str) -> str | None:
+    """Return the local folder in which the registry keeps a version, or None."""
+    if not model.startswith("models:/"):
+        return None
+    from pipeline.registry.versions import local_folder
+
+    folder = local_folder(model)
+    return str(folder) if folder else None
+
+
 def _info(model: str, embedder: Embedder, source: Source) -> GalleryInfo:
     """Describe the gallery, without the counts, which are known at the end."""
     decisive = [source.fingerprint, source.kind, str(source.root), embedder.digest, embedder.side, embedder.precision]
     return GalleryInfo(
         model=str(Path(model).absolute()) if Path(model).exists() else shown(model),
         model_digest=embedder.digest,
+        checkpoint=_checkpoint(model),
         attributes=tuple(embedder.attributes),
         width=embedder.width,
         image_size=embedder.side,

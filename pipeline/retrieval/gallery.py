@@ -54,6 +54,8 @@ class GalleryInfo(BaseModel):
     """Address of the model, without credentials."""
     model_digest: str
     """sha256 over the weights of the model; it tells models of the same name apart."""
+    checkpoint: str | None = None
+    """Folder in which the registry kept the model. A search looks there first: the registry takes seconds to answer."""
     attributes: tuple[str, ...]
     width: int
     """Embedding width D."""

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 from PIL import Image
 from support.commands import agman_exit_code
 from support.galleries import jpeg, random_model
+from support.registered import register_random
 
 import agman
 from data_prep.dataset import Dataset
@@ -23,7 +25,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.common.errors import JobFailed
 from pipeline.inference.embedder import Embedder
-from pipeline.registry.models import load
+from pipeline.registry.loading import load
 from pipeline.retrieval import embed
 from pipeline.retrieval.embed import embed_images
 from pipeline.retrieval.gallery import Gallery
@@ -287,6 +289,40 @@ def test_the_snippet_of_the_docs_searches_by_names(
     assert found["scores"][0] == pytest.approx(np.sort(2 * lapel + coat)[::-1], abs=1e-6)
     printed = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
     assert printed == [f"{row}.jpg" for row in np.argsort(-lapel)[:5]]
+
+
+def test_a_gallery_outlives_a_promotion(
+    photographs: Path, dataset: Dataset, tracking_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Version 1 is the champion when it embeds; version 2 is the champion later."""
+    first, second = (register_random(dataset, tmp_path, seed) for seed in (1, 2))
+    champion = "models:/agman-tiny@champion"
+    gallery = embed_images(champion, photographs / "b", tmp_path / "g")
+    assert gallery.info.model == first.uri
+    digest = embedder_of(gallery).digest
+    client = MlflowClient(tracking_store)
+    client.set_registered_model_alias("agman-tiny", "champion", second.version)
+    assert embedder_of(gallery).digest == digest
+    with pytest.raises(InputError, match="contains a gallery of models:/agman-tiny/1"):
+        embed_images(champion, photographs / "b", tmp_path / "g")
+
+    # Earlier versions recorded the alias, and not where the model's files are.
+    file = tmp_path / "g" / "gallery.json"
+    recorded = json.loads(file.read_text())
+    assert Path(recorded.pop("checkpoint"), "model.safetensors").is_file()
+    file.write_text(json.dumps(recorded | {"model": champion}))
+    capsys.readouterr()
+    assert embedder_of(Gallery.open(tmp_path / "g")).digest == digest
+    said = f"note: {champion} is another version now; the gallery's is {first.uri}, which is used\n"
+    assert capsys.readouterr().err == said
+    client.delete_registered_model_alias("agman-tiny", "champion")
+    assert embedder_of(Gallery.open(tmp_path / "g")).digest == digest
+    client.delete_model_version("agman-tiny", str(first.version))
+    with pytest.raises(InputError, match="with other weights than it has now"):
+        embedder_of(Gallery.open(tmp_path / "g"))
+    file.write_text(json.dumps(recorded | {"model": "models:/agman-other@champion"}))
+    with pytest.raises(InputError, match=r"agman-other@champion: .* did you mean 'agman-tiny'\?"):
+        embedder_of(Gallery.open(tmp_path / "g"))
 
 
 def test_another_model_than_the_gallery_s_is_refused(gallery: Gallery, tmp_path: Path) -> None:
