@@ -14,7 +14,6 @@ from PIL import Image
 
 from data_prep.errors import InputError
 from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder
-from pipeline.reports.charts import heat_over
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import ranked
 
@@ -80,6 +79,8 @@ class Engine:
 
         Raises InputError for an unknown attribute.
         """
+        from pipeline.reports.charts import heat_over  # matplotlib: a replica starts in less time without it
+
         cells = torch.from_numpy(self.embedder.attention(square, attributes))
         fitted = F.interpolate(cells[:, None], size=square.shape[:2], mode="bilinear")[:, 0]
         return [_jpeg(heat_over(square, one)) for one in fitted.numpy()]
