@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from data_prep.pictures import MAX_PIXELS, TooLarge, open_picture, read_file, upright_rgb, upright_size
+from data_prep.pictures import MAX_PIXELS, TooLarge, in_words, open_picture, read_file, upright_rgb, upright_size
 
 JPEG_QUALITY = 92
 LONGEST_SIDE = 65_535  # JPEG's limit
@@ -72,7 +71,8 @@ def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return _refused("missing_image", relative)
     except Exception as error:  # a damaged file can raise nearly anything inside a decoder
-        return _refused("unreadable_image", relative, _in_words(error, root))
+        # Rejects are part of the digest, which is the same wherever `root` is.
+        return _refused("unreadable_image", relative, in_words(error).replace(f"{root}/", ""))
     return Packed(jpeg, *size, width, height)
 
 
@@ -80,16 +80,6 @@ def _refused(reason: str, relative: str, why: str = "") -> Refused:
     """Return a refusal with a detail of at most LONGEST_DETAIL characters."""
     path = relative if len(relative) <= LONGEST_PATH else f"{relative[:LONGEST_PATH]}…"
     return Refused(reason, (f"{path}: {why}" if why else path)[:LONGEST_DETAIL])
-
-
-def _in_words(error: Exception, root: Path) -> str:
-    """Describe an error without memory addresses and the path of `root`, since rejects are part of the digest."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture, or not of a format that is read"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    text = str(error).replace(f"{root}/", "") or type(error).__name__
-    return re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "it", " ".join(text.split()))
 
 
 Area = tuple[float, float, float, float]

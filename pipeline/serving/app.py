@@ -58,7 +58,7 @@ def _replicas(request: Request) -> Replicas:
 
 
 Picture = Annotated[UploadFile, File(description="Picture file: JPEG, PNG, WebP and others, at most 40 megapixels.")]
-Attributes = Annotated[list[str], Form(description="Names of attributes; similarities under several are added.")]
+Attributes = Annotated[list[str], Form(description="NAME or NAME=WEIGHT; similarities under several are added.")]
 Asked = Annotated[Replicas, Depends(_replicas)]
 QueryAttributes = Annotated[list[str], Query(alias="attributes")]
 
@@ -144,7 +144,7 @@ async def search(
 async def similar(
     row: int, attributes: QueryAttributes, replicas: Asked, top: int = 10, approximate: bool = False
 ) -> dict[str, Any]:
-    """Return the pictures that are most similar to one of the gallery under the attributes."""
+    """Return the pictures that are most similar to one of the gallery, without itself."""
     return {"hits": await replicas.ask("similar", row, attributes, top, approximate)}
 
 

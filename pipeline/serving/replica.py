@@ -14,7 +14,7 @@ from ray import serve
 
 from agman.memory import keep_freed_memory
 from pipeline.retrieval.gallery import Gallery
-from pipeline.retrieval.search import embedder_of
+from pipeline.retrieval.search import embedder_of, parse_attributes
 from pipeline.serving.engine import Engine
 
 
@@ -60,14 +60,14 @@ class Replica:
         self, image: bytes, attributes: Sequence[str], top: int, approximate: bool
     ) -> list[dict[str, Any]]:
         """Return the pictures of the gallery that are most similar to a picture file under the attributes."""
-        self.gallery.numbers(attributes)
+        self.gallery.numbers(parse_attributes(attributes))
         embeddings = await self._embedded(image)
         return await self._in_thread(self.engine.hits, embeddings, attributes, top, approximate)
 
     async def similar(self, row: int, attributes: Sequence[str], top: int, approximate: bool) -> list[dict[str, Any]]:
-        """Return the pictures that are most similar to one of the gallery under the attributes."""
+        """Return the pictures that are most similar to one of the gallery, without itself."""
         embeddings = self.engine.embeddings_of(row)
-        return await self._in_thread(self.engine.hits, embeddings, attributes, top, approximate)
+        return await self._in_thread(self.engine.hits, embeddings, attributes, top, approximate, row)
 
     async def attention(self, image: bytes, attributes: Sequence[str]) -> list[bytes]:
         """Return for each attribute a JPEG of a picture file with the attention drawn over it."""
