@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +33,10 @@ from data_prep.storage import Storage
 from pipeline.common.hints import nearest
 from pipeline.retrieval.dataset_rows import DatasetRows, Described
 from pipeline.retrieval.exact import NORM_ERROR, exact_scores, nearest_rows
-from pipeline.retrieval.faiss_index import ApproximateIndex, build_index, open_index
 from pipeline.retrieval.image_sources import IMAGES, Kind, inside, read_cells
+
+if TYPE_CHECKING:  # FAISS is imported only for an approximate search
+    from pipeline.retrieval.faiss_index import ApproximateIndex
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "gallery.json"
@@ -162,6 +164,8 @@ class Gallery:
     @cached_property
     def index(self) -> ApproximateIndex:
         """The approximate index. Raises InputError if there is none or if it is damaged."""
+        from pipeline.retrieval.faiss_index import open_index
+
         index = open_index(self.folder, self._vectors)
         if index is None:
             raise InputError(f"{self.folder}: has no approximate index; `agman index {self.folder}` builds one")
@@ -169,6 +173,8 @@ class Gallery:
 
     def build_index(self, progress: Progress = silent) -> ApproximateIndex:
         """Build the approximate index, replacing an older one."""
+        from pipeline.retrieval.faiss_index import build_index
+
         self.__dict__.pop("index", None)
         return build_index(self.folder, self._vectors, progress)
 
