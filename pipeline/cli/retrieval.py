@@ -139,7 +139,7 @@ def show_hits(gallery: Gallery, hits: list[Hit], weights: dict[str, float], *, a
 @click.argument("gallery", type=PATH)
 @click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all addresses.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0: a free one.")
 @click.option(
     "--replicas",
     default=1,

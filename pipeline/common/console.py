@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # imported where they are used, so that `--help` does not wai
     from rich.console import Console
     from tqdm import tqdm
 
-LEFT = ("allowed", "meaning")
+LEFT = ("allowed", "image", "label", "meaning")
 """Columns of text, which are aligned left."""
 LOG_WIDTH = 140
 """Characters in a line where stderr is no terminal; with the usual 80, every table would be folded."""
@@ -109,7 +109,7 @@ def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
     table = Table(title=title or None, title_justify="left")
     for number, name in enumerate(header):
-        table.add_column(name, justify="left" if not number or name in LEFT else "right")
+        table.add_column(name, justify="left" if not number or name in LEFT else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     _console().print(table)

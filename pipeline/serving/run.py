@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -9,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,13 +72,18 @@ def served(path: Path, model: str | None, options: Options) -> Iterator[str]:
     path, gallery = path.absolute(), Gallery.open(path)
     facts = Engine(gallery, embedder_of(gallery, model, device="cpu")).facts
     with (
+        ExitStack() as quiet,
         _listening(options) as listener,
         ray_session(),
         _replicas(path, model, options) as handle,
         _answering(serving(handle, facts), listener),
     ):
         host, port = listener.getsockname()[:2]
-        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        try:
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        finally:
+            # While Ray Serve ends, Ray reports every call that waits for its controller as failed, on stdout.
+            quiet.enter_context(redirect_stdout(io.StringIO()))
 
 
 @contextmanager

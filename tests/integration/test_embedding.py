@@ -113,8 +113,11 @@ def test_a_query_finds_itself_first_and_scores_add_up(gallery: Gallery, photogra
     assert all(hit.score == pytest.approx(sum(hit.cosines), abs=1e-5) for hit in hits)
 
 
-def test_a_prepared_dataset_is_embedded_by_two_workers(model: str, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_prepared_dataset_is_embedded_by_two_workers(
+    model: str, dataset: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     gallery = embed_images(model, dataset.path, tmp_path / "g", workers=2)
+    assert capfd.readouterr() == ("", "")  # Ray warns of actors with large arguments
     assert sorted(map(int, gallery.images)) == sorted(dataset.images["image_id"])
     assert gallery.info.source == "dataset"
     assert gallery.picture(3) is not None

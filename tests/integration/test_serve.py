@@ -7,7 +7,10 @@ import io
 import json
 import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -303,6 +306,21 @@ def test_a_running_ray_serve_is_refused_and_left_alone(address: str, gallery: Ga
     ):
         pass
     assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
+
+
+def test_ctrl_c_ends_the_service_quietly(gallery: Gallery, tmp_path: Path) -> None:
+    program = [str(Path(sys.executable).with_name("agman")), "serve", str(gallery.folder), "--port", "0"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_"))}
+    with subprocess.Popen(
+        program, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout
+        first = process.stdout.readline()
+        assert first.startswith(f"serving {gallery.folder} at http://127.0.0.1:"), first + process.stdout.read()
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait() == 0
+    assert rest == f"stopping\nstopped (process {process.pid})\n"
 
 
 def test_invalid_arguments_are_refused_in_one_line(
