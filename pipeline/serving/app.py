@@ -53,7 +53,7 @@ def serving(handle: DeploymentHandle, facts: dict[str, Any]) -> FastAPI:
     return app
 
 
-def _replicas(request: Request) -> Replicas:
+async def _replicas(request: Request) -> Replicas:
     return request.app.state.replicas
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 OTHERS_ANSWER = 1.0
@@ -53,16 +54,14 @@ class Replicas:
             self.facts = await facts
             self._none_left.clear()
             self._answering.set()
-            try:
+            with suppress(RayActorError, RayServeException):
                 await self._handle.end.remote()
-            except RayActorError:
-                continue
 
     async def _facts_of_one(self) -> dict[str, Any]:
         while True:
             try:
                 return dict(await self._handle.facts.remote())
-            except RayActorError:  # asked of a replica that has just ended
+            except (RayActorError, RayServeException):  # asked of a replica that has just ended
                 await asyncio.sleep(0.1)
 
     async def ask(self, method: str, *arguments: Any) -> Any:
@@ -81,9 +80,9 @@ class Replicas:
     async def _ask(self, method: str, *arguments: Any) -> Any:
         try:
             return await getattr(self._handle, method).remote(*arguments)
-        except RayActorError as error:
-            raise Unavailable(STARTING) from error
         except BackPressureError as error:
             raise Unavailable(BUSY) from error
+        except (RayActorError, RayServeException) as error:
+            raise Unavailable(STARTING) from error
         except RayTaskError as error:
             raise error.cause from None
