@@ -1,4 +1,4 @@
-"""What a user sees: progress bars, tables and messages on stderr; results for programs on stdout."""
+"""Output: progress bars, tables and messages for users on stderr, results for programs on stdout."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _create_version(
 
 
 def _try(step: Callable[..., object], *arguments: Any) -> None:
-    """Undo a step if possible; the user has to see the error that made it necessary."""
+    """Call an undo step and ignore its errors: the user has to see the error that made it necessary."""
     with suppress(Exception):
         step(*arguments)
 
