@@ -12,7 +12,7 @@ from pipeline.common.console import emit, printable, progress_bar, say, show_tab
 
 if TYPE_CHECKING:
     from data_prep.storage import Storage
-    from pipeline.reports.dataset.expectations import Expectations
+    from pipeline.evaluation.expectations import Expectations
     from pipeline.reports.dataset.page import PrepSummary
 
 LAYOUT = click.Choice(["fashionai", "deepfashion", "zappos50k", "darn"])

@@ -90,14 +90,20 @@ def show_settings(config: TrainConfig, preset: str | None) -> None:
 def show_trained(trained: Trained) -> dict[str, Any]:
     """Show the metrics of the best checkpoint, and where the model is; return the result for --json."""
     from pipeline.common.errors import without_credentials
+    from pipeline.evaluation.chance import chance_beside
 
     say(f"\ntrained: {trained.steps:,} steps in {trained.seconds:,.0f} s; metrics at the epoch of the best checkpoint:")
     for name, value in trained.metrics.items():
-        if value or not name.startswith("train/loss_"):  # a part of the loss that is switched off is 0
-            say(f"  {name:28} {value:.4f}")
+        off = not value and name.startswith("train/loss_")  # a part of the loss that is switched off is 0
+        if off or "chance" in name:  # chance stands beside its score
+            continue
+        chance = chance_beside(name, trained.metrics)
+        say(f"  {name:28} {value:.4f}" + ("" if chance is None else f"   chance {chance:.4f}"))
     say(f"checkpoint  {trained.checkpoint}")
     if trained.registered:
         say(f"registered  {trained.registered.uri} ({trained.registered.alias})")
+        if trained.registered.note:
+            say(f"note: {trained.registered.note}")
     say(f"mlflow      run {trained.run.run_id} in {without_credentials(trained.run.uri)}")
     return trained.metrics | {
         "steps": trained.steps,

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 
 import agman
-from agman.triplet_metrics import triplet_accuracy
+from agman.triplet_metrics import score_triplets
 from data_prep.dataset import Dataset, ImageStore
+from pipeline.evaluation.chance import above_chance, evidence, retrieval_scores, triplet_scores
 
 SPLIT = "valid"
 METRIC = f"{SPLIT}/map"
@@ -46,8 +47,8 @@ class Validation:
     def metrics(self, model: agman.RetrievalModel, precision: str) -> dict[str, float]:
         """Return the validation metrics, the same on every worker.
 
-        They are `valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, or
-        `valid/triplet_accuracy`.
+        They are `valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, and the same of
+        `valid/chance`; or `valid/triplet_accuracy`. `valid/above_chance_low` and `…_high` bound the score minus chance.
         """
         embeddings = self._embedded(model, precision)
         found = [self._scored(embeddings) if self.rank == 0 else None]
@@ -58,13 +59,16 @@ class Validation:
 
     def _scored(self, embeddings: torch.Tensor) -> dict[str, float]:
         if self.pairs is None:
-            return {f"{SPLIT}/triplet_accuracy": triplet_accuracy(*embeddings.chunk(3))}
+            anchors, positives, negatives = embeddings.chunk(3)
+            found = evidence(triplet_scores({"all": score_triplets(anchors, positives, negatives)}))
+            return _of_split({"triplet_accuracy": found.score} | above_chance(found))
         is_query = (self.pairs["role"] == "query").to_numpy()
         ranked = agman.rank_candidates(
             embeddings, self.attributes, self.pairs["value"].to_numpy(), is_query, self.names
         )
         summary = agman.summarise(ranked)
-        return {f"{SPLIT}/{name}": value for name, value in summary.items() if name.startswith("map")}
+        kept = {name: value for name, value in summary.items() if name.startswith(("map", "chance"))}
+        return _of_split(kept | above_chance(evidence(retrieval_scores(ranked))))
 
     def _embedded(self, model: agman.RetrievalModel, precision: str) -> torch.Tensor:
         mine = agman.embed_dataset(
@@ -83,3 +87,7 @@ class Validation:
         for rows, part in parts:
             embeddings[torch.from_numpy(rows)] = part
         return embeddings
+
+
+def _of_split(metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{SPLIT}/{name}": value for name, value in metrics.items()}

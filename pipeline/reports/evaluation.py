@@ -34,6 +34,8 @@ def show_evaluation(evaluation: Evaluation) -> None:
         if evaluation.difference:
             _show_published(evaluation.benchmark, evaluation.difference)
         say(f"published: {evaluation.benchmark.sources}")
+    if evaluation.evidence and evaluation.evidence.doubt:
+        say(f"note: {evaluation.evidence.doubt}")
 
 
 def _show_map(evaluation: Evaluation) -> None:
@@ -51,6 +53,8 @@ def map_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
         [label, *(f"{100 * getattr(intervals[name], bound):.2f}" for name in (*names, ""))]
         for label, bound in ((THIS, "mean"), ("95 %: from", "low"), ("95 %: to", "high"))
     ]
+    chance = evaluation.scores.mean_chance
+    rows.append(["chance", *(f"{100 * chance[name]:.2f}" for name in (*names, ""))])
     title = f"MAP on {evaluation.split}, times 100{_precision(evaluation)}"
     if _beside(evaluation, of_triplets=False):
         assert evaluation.benchmark
