@@ -248,6 +248,21 @@ def _mean(values: Tensor) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
+def mean_cosine(embeddings: Tensor, attributes: Tensor) -> float:
+    """Return the mean cosine of two different rows under one attribute: near 1 if the embeddings have collapsed.
+
+    embeddings K×D of unit length, attributes K. An attribute counts by its rows; one with a single row does not.
+    """
+    sums, weights = 0.0, 0
+    for attribute in attributes.unique():
+        rows_kd = embeddings[attributes == attribute].double()
+        k = len(rows_kd)
+        if k > 1:  # Σ over pairs of e·e' = |Σ e|² − Σ |e|²
+            sums += k * float(rows_kd.sum(0).square().sum() - rows_kd.square().sum()) / (k * (k - 1))
+            weights += k
+    return sums / max(weights, 1)
+
+
 def chance_average_precision(relevant: Tensor | int, candidates: int) -> Tensor:
     """Return the exact expectation of AP when N candidates with R relevant ones are ranked at random; 0 for R = 0.
 

@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 
 import agman
+from agman.metrics import mean_cosine
 from agman.triplet_metrics import score_triplets
 from data_prep.dataset import Dataset, ImageStore
 from pipeline.evaluation.chance import above_chance, evidence, retrieval_scores, triplet_scores
 
 SPLIT = "valid"
-METRIC = f"{SPLIT}/map"
+METRIC, MEAN_COSINE = f"{SPLIT}/map", f"{SPLIT}/mean_cosine"
 
 
 def score_name(dataset: Dataset) -> str | None:
@@ -49,13 +50,17 @@ class Validation:
 
         They are `valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, and the same of
         `valid/chance`; or `valid/triplet_accuracy`. `valid/above_chance_low` and `…_high` bound the score minus chance.
+        `valid/mean_cosine` is that of two embeddings under one attribute.
         """
         embeddings = self._embedded(model, precision)
-        found = [self._scored(embeddings) if self.rank == 0 else None]
+        found = [self._scored(embeddings) | self._spread(embeddings) if self.rank == 0 else None]
         if self.workers > 1:
             dist.broadcast_object_list(found)  # from one worker, so that rounding cannot stop them at different epochs
         assert found[0] is not None
         return found[0]
+
+    def _spread(self, embeddings: torch.Tensor) -> dict[str, float]:
+        return {MEAN_COSINE: mean_cosine(embeddings, torch.from_numpy(self.attributes.astype(np.int64)))}
 
     def _scored(self, embeddings: torch.Tensor) -> dict[str, float]:
         if self.pairs is None:

@@ -39,6 +39,7 @@ from pipeline.training.ray_driver import (
     OUTCOME,
     STOPPED,
     UNLOGGED,
+    WARNING,
     TrainJob,
     Workers,
     run_workers,
@@ -134,6 +135,8 @@ def train(
         with tracking.answering(f"{path} is trained, and the same command goes on from there"):
             tracking.wait_for_store(run)
             run.log_points(outcome.pop(UNLOGGED, []))
+            if outcome.get(WARNING):
+                run.tag({WARNING: outcome[WARNING]})
             if not parent:
                 with kept.opened(best) as folder:
                     doubt = _doubt(dataset, best.metrics)

@@ -106,7 +106,7 @@ def _study(run: tracking.Run) -> StudyResult:
         Trial(2, {"margin": 0.3, "lr": 5e-4}, DONE, [(1, 0.3), (2, 0.5), (3, 0.45)]),
         Trial(3, {"margin": 0.1, "lr": 2e-4}, FAILED, []),
     ]
-    return StudyResult(run, "margins", trials, trials[2], 61.0, Path("report.html"), None)
+    return StudyResult(run, "margins", trials, trials[2], 0.22, 61.0, Path("report.html"), None)
 
 
 @pytest.fixture(scope="module")
