@@ -244,7 +244,7 @@ def _train(job: TrainJob, board: ActorHandle, worker: WorkerContext) -> dict[str
         "state": state,
         "step": training.step,
         "epoch": training.epoch,
-        WARNING: training.warning,
+        WARNING: training.signs,
         UNLOGGED: unlogged,
     }
 
