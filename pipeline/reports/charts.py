@@ -58,11 +58,19 @@ def _svg(draw: Callable[[Axes, Theme], None], theme: Theme, size: tuple[float, f
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes, theme)
+        mark_single_points(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     # Text stays text, in the font of the reader's system.
     svg = file.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
     return _data_uri("image/svg+xml", svg.encode())
+
+
+def mark_single_points(figure: Figure) -> None:
+    """Give curves of a single point a marker: a line through one point is nothing."""
+    for line in (line for axes in figure.axes for line in axes.get_lines()):
+        if len(line.get_xdata()) == 1 and line.get_marker() in ("None", None, ""):  # type: ignore[arg-type]
+            line.set_marker("o")
 
 
 def style(theme: Theme) -> dict[Any, Any]:

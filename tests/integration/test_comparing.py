@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Browser
 from support.commands import agman_exit_code
-from support.pages import open_page
+from support.pages import cut_off, open_page
 
 from agman.bootstrap import Difference
 from data_prep.dataset import Dataset
@@ -109,6 +109,7 @@ def test_the_page(compared: Comparison, browser: Browser) -> None:
         page = opened.page
         assert page.locator("tbody tr").count() == 3 and "not photographs" in page.text_content("header")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert cut_off(page) == []
         assert page.eval_on_selector_all("img", "all => all.every(one => one.alt && one.naturalWidth)")
         assert opened.console == [] and opened.asked_for == [file.as_uri()]
         page.close()
