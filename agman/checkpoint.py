@@ -43,7 +43,7 @@ def save_model(folder: str | PathLike[str], model: RetrievalModel, config: dict[
     try:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
         write_model(staging, tensors, model.config, config)
-        staging.chmod(0o755)  # mkdtemp's is for its owner alone
+        staging.chmod(0o755)  # mkdtemp gives access to the owner only
         _move_into_place(staging, folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -63,7 +63,7 @@ def write_model(folder: Path, tensors: dict[str, Tensor], build: dict[str, Any],
         if not number:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder / WEIGHTS)) from error
-    (folder / WEIGHTS).chmod(0o644)  # safetensors' files are for their owner alone
+    (folder / WEIGHTS).chmod(0o644)  # safetensors gives access to the owner only
     description = {"schema": SCHEMA, "build": build, "config": config}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 

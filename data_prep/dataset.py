@@ -11,14 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 from pydantic import ValidationError
 
@@ -30,6 +28,10 @@ from data_prep.staging import staging_folder
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
 from data_prep.triplets import Triplets
+
+if TYPE_CHECKING:  # imported where they are used, so that a wrong folder is refused at once
+    import pandas as pd
+    import torch
 
 OPENED_AT_ONCE = 16
 """Files whose ends are read at the same time; each takes one or two round trips to a remote store."""
@@ -257,6 +259,8 @@ class ImageStore:
 
         An image that occurs several times is decoded once. Raises KeyError if an image was not wanted.
         """
+        import torch
+
         distinct, index = np.unique(image_ids, return_inverse=True)
         if (missing := ~np.isin(distinct, self._sorted)).any():
             raise KeyError(f"image {distinct[missing][0]} was not loaded")

@@ -33,9 +33,11 @@ def promote(model: str, data: str | Path, as_json: bool, **options: Any) -> None
     MODEL is NAME (its challenger), models:/NAME@ALIAS or models:/NAME/VERSION. The exit code is 0 after a refusal, too.
     """
     from data_prep.dataset import Dataset
+
+    dataset = Dataset(data)
     from pipeline.registry.promotion import promote as run_promotion
 
-    decision = run_promotion(model, Dataset(data), progress=progress_bar, **options)
+    decision = run_promotion(model, dataset, progress=progress_bar, **options)
     show_decision(decision)
     emit(decision.figures, as_json)
 
@@ -81,9 +83,11 @@ def rollback(name: str, reason: str, as_json: bool) -> None:
 def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
     """Write one self-contained page on MODEL: MAP table, curves, attention, galleries."""
     from data_prep.dataset import Dataset
+
+    dataset = Dataset(data)
     from pipeline.reports.model.page import write_report
 
-    metrics = write_report(model, Dataset(data), out)
+    metrics = write_report(model, dataset, out)
     say(f"page: {out.absolute()}")
     emit(metrics | {"page": str(out)}, as_json)
 

@@ -127,12 +127,13 @@ def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: 
     The metrics are logged to the MLflow run that trained the model, if the dataset is the one it was trained on.
     """
     from data_prep.dataset import Dataset
-    from pipeline.evaluation.evaluate import evaluate as run_evaluation
-    from pipeline.evaluation.log import log_evaluation
-    from pipeline.registry.models import load
-    from pipeline.reports.evaluation import show_evaluation
 
     dataset = Dataset(data)
+    from pipeline.evaluation.evaluate import evaluate as run_evaluation
+    from pipeline.evaluation.log import log_evaluation
+    from pipeline.registry.loading import load
+    from pipeline.reports.evaluation import show_evaluation
+
     network, description = load(model, dataset.info.attribute_names)
     evaluation = run_evaluation(network, description, dataset, split, precision=precision, progress=progress_bar)
     show_evaluation(evaluation)

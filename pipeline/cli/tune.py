@@ -10,6 +10,7 @@ import click
 
 from pipeline.cli.options import PATH, data_option, json_option, recipe_options, seed_option
 from pipeline.common.console import counted, emit, mean_and_deviation, say, show_table
+from pipeline.compare.systems import SYSTEMS, refuse_own
 
 if TYPE_CHECKING:
     from pipeline.compare.compare import Comparison
@@ -89,10 +90,12 @@ def tune(
     config, found = load_config(config_file, settings, preset), find_space(space)
     refuse_varied(found, settings)
     from data_prep.dataset import Dataset
+
+    dataset = Dataset(data)
     from pipeline.reports.study.page import write_study_report
     from pipeline.tuning.tune import tune as run_study
 
-    study = run_study(Dataset(data), config, space=found, write_report=write_study_report, **options)
+    study = run_study(dataset, config, space=found, write_report=write_study_report, **options)
     show_study(study)
     emit(study.metrics, as_json)
 
@@ -132,9 +135,9 @@ def show_study(study: StudyResult) -> None:
     "--system",
     "systems",
     multiple=True,
+    type=click.Choice(list(SYSTEMS)),
     metavar="NAME",
-    help="May be given several times: csn, asenet_v2, attnfashion, isln, agman, no_multi_level, no_classification, "
-    "no_asa, no_sa, no_aca, no_mask.  [default: all]",
+    help=f"May be given several times: {', '.join(SYSTEMS)}.  [default: all]",
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Trainings of each system.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="DDP workers of each training.")
@@ -155,21 +158,23 @@ def compare(
 
     KEY=VALUE sets budget and recipe of all. The same command continues a comparison that was stopped or killed.
     """
-    from data_prep.dataset import Dataset
-    from pipeline.compare.compare import compare as run_comparison
-    from pipeline.compare.compare import refuse_own
     from pipeline.config.schema import load_config
-    from pipeline.reports.compare import write_comparison_report
 
     refuse_own(settings)
     config = load_config(config_file, settings, preset)
-    comparison = run_comparison(Dataset(data), config, **options)
+    from data_prep.dataset import Dataset
+
+    dataset = Dataset(data)
+    from pipeline.compare.compare import compare as run_comparison
+    from pipeline.reports.compare import write_comparison_report
+
+    comparison = run_comparison(dataset, config, **options)
     emit(show_comparison(comparison, write_comparison_report(comparison)), as_json)
 
 
 def show_comparison(comparison: Comparison, page: Path) -> dict[str, Any]:
     """Show the table, a row for each system; return the result for --json."""
-    from pipeline.compare.compare import SPLIT, SYSTEMS
+    from pipeline.compare.compare import SPLIT
     from pipeline.reports.compare import comparison_table
 
     header, rows = comparison_table(comparison)

@@ -29,47 +29,20 @@ from pipeline.common.files import read_json, write_json
 from pipeline.common.hints import nearest
 from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
+from pipeline.compare.systems import BASE, SYSTEMS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.expectations import expectations
 from pipeline.evaluation.validation import METRIC
-from pipeline.registry.models import load
+from pipeline.registry.loading import load
 from pipeline.tracking.runs import OpenRun, Run, answering, metric_history, open_run
 from pipeline.training.build import NOT_DECISIVE, check
 from pipeline.training.train import train
 
 SPLIT = "test"
-BASE = "agman"
-"""System that the others are compared with."""
 AGAIN = "the same command goes on"
 MODELS_OWN = ("embedding_dim", "sa_kernel", "mask", "rounds")
 """Settings that only some models have; the others are built without them."""
-
-
-@dataclass(frozen=True)
-class System:
-    """A model with its settings, as a row of the table."""
-
-    title: str
-    settings: dict[str, Any]
-    interpretation: bool = False
-    """Whether the paper has neither public code nor equations."""
-
-
-SYSTEMS = {
-    "csn": System("CSN", {"model": "csn"}),
-    "asenet_v2": System("ASENet_V2", {"model": "asenet_v2"}),
-    "attnfashion": System("AttnFashion", {"model": "attnfashion"}, interpretation=True),
-    "isln": System("ISLN", {"model": "isln"}, interpretation=True),
-    BASE: System("AG-MAN", {"model": "agman"}),
-    "no_multi_level": System("without multi-level features", {"model": "agman", "without": "multi_level"}),
-    "no_classification": System("without branch 1", {"model": "agman", "classify": False}),
-    "no_asa": System("without ASA", {"model": "agman", "without": "asa"}),
-    "no_sa": System("without SA", {"model": "agman", "without": "sa"}),
-    "no_aca": System("without ACA", {"model": "agman", "without": "aca"}),
-    "no_mask": System("without the mask", {"model": "agman", "without": "mask"}),
-}
-"""Systems in the order of the papers' tables."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +103,6 @@ class Comparison:
 
     def _mean(self, system: str, attribute: str) -> torch.Tensor:
         return torch.tensor([one.average_precision.get(attribute, []) for one in self.of(system)]).double().mean(0)
-
-
-def refuse_own(settings: Sequence[str]) -> None:
-    """Raise InputError if a KEY=VALUE sets what a comparison varies."""
-    for setting in settings:
-        key = setting.partition("=")[0].strip()
-        if key in ("model", "without", "classify", "seed"):
-            raise InputError(
-                f"{setting}: is what a comparison varies; leave it out, and choose by --system and --seeds"
-            )
 
 
 def compare(

@@ -10,7 +10,7 @@ from agman.export import ExportError, NonFiniteWeights, export_onnx, require_onn
 from data_prep import atomic
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
-from pipeline.registry.models import load, shown
+from pipeline.registry.loading import load, shown
 
 PROGRAM, ONNX = "embed_all.pt2", "embed_all.onnx"
 FILES = (WEIGHTS, DESCRIPTION, PROGRAM, ONNX)

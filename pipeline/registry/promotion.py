@@ -28,17 +28,10 @@ from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.registry.judgement import Verdict, judge
+from pipeline.registry.loading import PUBLISHED, load, shown
 from pipeline.registry.model_card import Tested
-from pipeline.registry.models import (
-    CHALLENGER,
-    CHAMPION,
-    PUBLISHED,
-    alternatives,
-    champion_of,
-    load,
-    shown,
-    update_card,
-)
+from pipeline.registry.models import CHALLENGER, CHAMPION, champion_of, update_card
+from pipeline.registry.versions import alternatives
 from pipeline.tracking.runs import answering, connect
 
 TOLERANCE = 0.01

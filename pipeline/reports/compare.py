@@ -13,7 +13,8 @@ from mlflow.tracking import MlflowClient
 
 from data_prep.storage import Storage
 from pipeline.common.console import mean_and_deviation, say
-from pipeline.compare.compare import BASE, SYSTEMS, Comparison
+from pipeline.compare.compare import Comparison
+from pipeline.compare.systems import BASE, SYSTEMS
 from pipeline.evaluation.chance import GUESSING
 from pipeline.reports import charts
 from pipeline.reports.html import render

@@ -17,7 +17,8 @@ from agman.bootstrap import Difference
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.cli.tune import show_comparison
-from pipeline.compare.compare import SYSTEMS, Comparison, compare, config_of
+from pipeline.compare.compare import Comparison, compare, config_of
+from pipeline.compare.systems import SYSTEMS
 from pipeline.config.schema import make_config
 from pipeline.reports.compare import comparison_table, write_comparison_report
 from pipeline.tracking.runs import child_runs, tracking_uri

@@ -18,7 +18,7 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
 from pipeline.registry import promotion
-from pipeline.registry.models import find_model
+from pipeline.registry.loading import find_model
 from pipeline.registry.promotion import promote, rollback
 from pipeline.tracking.runs import tracking_uri
 
