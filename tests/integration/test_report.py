@@ -192,6 +192,7 @@ def test_the_study_marks_its_best_trial(page: Element) -> None:
     assert rows[0] == ["2", "★", "best", "50.00", "0.3", "0.0005", "3", "done"]
     assert [row[0] for row in rows] == ["2", "0", "1", "3"]
     assert rows[-1][1] == "–"
+    assert "chance is 22.00" in text(page.find(".//*[@id='trials-caption']"))
 
 
 def test_photographs_and_a_model_without_a_run(report: Report, store: Path) -> None:
@@ -278,6 +279,7 @@ def test_the_confusion_on_the_page_is_precision_at_ten(report: Report, page: Ele
 def test_the_papers_table_has_the_interval(report: Report, page: Element) -> None:
     rows = [texts(row, "td") for row in page.findall(".//table[@id='paper-table']/tbody/tr")]
     overall = report.evaluation.intervals[""]
+    assert rows[3][-1] == f"{100 * report.figures['test/chance']:.2f}"
     assert [row[-1] for row in rows[:3]] == [
         f"{100 * value:.2f}" for value in (overall.mean, overall.low, overall.high)
     ]

@@ -18,6 +18,7 @@ from PIL import Image
 import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
+from pipeline.cli.train import show_trained
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.log import log_evaluation
@@ -87,6 +88,24 @@ def test_the_run_is_in_mlflow_with_its_configuration_and_metrics(two_workers: Tr
     assert run.data.tags["dataset_digest"] == dataset.info.digest
     assert {"train/loss", "train/loss_triplet", "train/loss_class", "valid/map"} <= run.data.metrics.keys()
     assert [step for step, _ in tracking.metric_history(two_workers.run, "train/loss")] == [4, 8]
+
+
+def test_chance_and_the_doubt_are_shown_and_stored(
+    two_workers: Trained, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_trained(two_workers)
+    lines = capsys.readouterr().err.splitlines()
+    metrics, name = two_workers.metrics, dataset.info.attribute_names[0]
+    for end in ("", f"/{name}"):
+        (line,) = [line.split() for line in lines if f" valid/map{end} " in line]
+        assert line[1:] == [f"{metrics[f'valid/map{end}']:.4f}", "chance", f"{metrics[f'valid/chance{end}']:.4f}"]
+    assert any(line.startswith("note: not made champion, on validation too few queries") for line in lines)
+    run = MlflowClient(two_workers.run.uri).get_run(two_workers.run.run_id)
+    wanted = {"valid/chance", f"valid/chance/{name}", "valid/above_chance_low", "valid/mean_cosine"}
+    assert wanted <= run.data.metrics.keys()
+    version = MlflowClient(two_workers.run.uri).get_model_version("agman-tiny", "1")
+    assert "| attribute | values | validation | chance |" in version.description
+    assert f"{100 * metrics[f'valid/chance/{name}']:.2f}" in version.description
 
 
 def test_a_registered_model_can_be_used_by_name(two_workers: Trained, dataset: Dataset) -> None:
