@@ -172,7 +172,7 @@ def test_chance_stands_beside_the_best(tmp_path: Path) -> None:
     write_study_report(study, tmp_path / "report", FACTS)
     html = Html(tmp_path / "report" / "report.html")
     assert any("(chance 22.72)" in text for text in html.texts("h3"))
-    assert ("chance MAP × 100", "chance MAP × 100 22.72") in html.having("data-tile")
+    assert ("chance MAP × 100", "chance MAP × 10022.72") in html.having("data-tile")
 
 
 def test_tiles_and_failures_count_trials_and_reasons(study: optuna.Study, html: Html) -> None:
