@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.options import (
+    MODEL,
     PATH_OR_URI,
     WorkerRange,
     data_option,
@@ -110,7 +111,7 @@ def show_trained(trained: Trained) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @data_option
 @split_option("score")
 @precision_option("Number format of the embeddings; bf16 is faster on hardware that supports it.")

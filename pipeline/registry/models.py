@@ -33,10 +33,9 @@ from pipeline.common.errors import reason
 from pipeline.common.hints import nearest
 from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import model_card
+from pipeline.registry.names import FORMS, PUBLISHED, check_model
 from pipeline.tracking.runs import Run, connect, find_run, metric_history
 
-PUBLISHED = ".pth.tar"
-"""Suffix of the published code's checkpoints."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(AnyType(), "attribute", required=False)]),
@@ -184,14 +183,12 @@ def find_model(model: str) -> Path:
 
     Raises InputError that names what is missing.
     """
+    check_model(model)
     if model.startswith(("models:/", "runs:/")):
         return _download_version(model)
     folder = _download_checkpoint(Storage(model)) if "://" in model else Path(model)
     if not (folder / DESCRIPTION).is_file():
-        raise InputError(
-            f"{shown(model)}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint "
-            f"folder or a published {PUBLISHED} file"
-        )
+        raise InputError(f"{shown(model)}: no model there (no {DESCRIPTION}); {FORMS}")
     return folder
 
 
@@ -272,8 +269,7 @@ def load(model: str, attributes: list[str] | None = None) -> tuple[agman.Retriev
 
 def _load_published(path: Path, attributes: list[str] | None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
     """Load a published checkpoint. It names no attributes, so it is taken to have the given ones in their order."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_model(str(path))
     try:
         network = agman.load_published(path)
     except agman.CheckpointError as error:
