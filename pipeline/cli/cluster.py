@@ -8,7 +8,7 @@ import click
 
 from data_prep.errors import InputError
 from pipeline.cli.options import FOLDER, PATH_OR_URI, json_option
-from pipeline.common.console import emit, progress_bar, say
+from pipeline.common.console import emit, progress_bar, show
 from pipeline.common.errors import JobFailed
 from pipeline.common.hints import nearest
 
@@ -49,9 +49,9 @@ def doctor(data: str | Path | None, storage: str | Path, as_json: bool) -> None:
     findings = []
     for finding in examine(data, storage, progress_bar):
         findings.append(finding)
-        say(f"{'ok  ' if finding.ok else 'WRONG'} {finding.check}: {finding.found}")
+        show(f"{'ok  ' if finding.ok else 'WRONG'} {finding.check}: {finding.found}")
         if finding.remedy:
-            say(f"      what to do: {finding.remedy}")
+            show(f"      what to do: {finding.remedy}")
     wrong = [finding.check for finding in findings if not finding.ok]
     emit({"checks": len(findings), "wrong": wrong}, as_json)
     if wrong:

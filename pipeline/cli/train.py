@@ -17,7 +17,7 @@ from pipeline.cli.options import (
     recipe_options,
     split_option,
 )
-from pipeline.common.console import emit, progress_bar, say, show_table
+from pipeline.common.console import emit, progress_bar, say, show, show_table
 
 if TYPE_CHECKING:
     from pipeline.config.schema import TrainConfig
@@ -84,7 +84,7 @@ def show_settings(config: TrainConfig, preset: str | None) -> None:
     from pipeline.config.settings import described
 
     if preset:
-        say(f"preset {preset}: {PRESETS[preset].about}")
+        show(f"preset {preset}: {PRESETS[preset].about}")
     show_table("settings, given as KEY=VALUE", ["key", "value", "allowed", "meaning"], described(config))
 
 
@@ -92,10 +92,11 @@ def show_trained(trained: Trained) -> dict[str, Any]:
     """Show the metrics of the best checkpoint, and where the model is; return the result for --json."""
     from pipeline.common.errors import without_credentials
 
-    say(f"\ntrained: {trained.steps:,} steps in {trained.seconds:,.0f} s; metrics at the epoch of the best checkpoint:")
-    for name, value in trained.metrics.items():
-        if value or not name.startswith("train/loss_"):  # a part of the loss that is switched off is 0
-            say(f"  {name:28} {value:.4f}")
+    shown = {  # a part of the loss that is switched off is 0
+        name: value for name, value in trained.metrics.items() if value or not name.startswith("train/loss_")
+    }
+    title = f"trained: {trained.steps:,} steps in {trained.seconds:,.0f} s; at the epoch of the best checkpoint"
+    show_table(title, ["metric", "value"], [[name, f"{value:.4f}"] for name, value in shown.items()])
     say(f"checkpoint  {trained.checkpoint}")
     if trained.registered:
         say(f"registered  {trained.registered.uri} ({trained.registered.alias})")

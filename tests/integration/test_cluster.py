@@ -119,4 +119,8 @@ def test_every_command_says_it_in_one_line(
     done = agman_here(*command.split(), "--data", dataset.path, *settings)
     assert done.code == (1 if command == "doctor" else 2), done.err
     assert "Traceback" not in done.err
-    assert [line for line in done.err.splitlines() if "RAY_ADDRESS=nonsense: no Ray cluster answers there" in line]
+    assert [
+        line
+        for line in (done.out + done.err).splitlines()
+        if "RAY_ADDRESS=nonsense: no Ray cluster answers there" in line
+    ]

@@ -113,7 +113,7 @@ def test_a_split_with_nothing_to_score_is_refused(
 def shown(scored: Evaluation, capsys: pytest.CaptureFixture[str]) -> list[str]:
     capsys.readouterr()
     show_evaluation(scored)
-    return capsys.readouterr().err.splitlines()
+    return capsys.readouterr().out.splitlines()
 
 
 def cells(lines: list[str], name: str) -> list[list[str]]:
@@ -139,7 +139,7 @@ def test_a_narrow_terminal_cuts_the_table_in_two(
     scored: Evaluation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wide = cells(shown(scored, capsys), "this model")
-    monkeypatch.setattr(console._console(), "_width", 80)
+    monkeypatch.setattr(console._console(console._STDOUT), "_width", 80)
     lines = shown(scored, capsys)
     tables = [line for line in lines if line.startswith(("│", "┏", "└"))]
     assert max(map(len, tables)) <= 80 and not any("…" in line for line in tables)
