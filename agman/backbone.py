@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from agman.state import first_difference, read_tensors
 
-if TYPE_CHECKING:  # imported where a network of it is built: it takes longer to import than PyTorch
+if TYPE_CHECKING:  # imported only where a network is built: it takes longer to import than PyTorch
     from torchvision.models import ResNet
 
 TINY = "tiny"  # the one backbone that is not torchvision's

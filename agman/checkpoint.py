@@ -40,7 +40,7 @@ def save_model(folder: str | PathLike[str], model: RetrievalModel, config: dict[
     try:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
         write_model(staging, tensors, model.config, config)
-        staging.chmod(0o755)  # mkdtemp's is for its owner alone
+        staging.chmod(0o755)  # mkdtemp gives access to the owner only
         _move_into_place(staging, folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -54,7 +54,7 @@ def write_model(folder: Path, tensors: dict[str, Tensor], build: dict[str, Any],
     The description is written last, so that a folder with one is complete.
     """
     save_file(tensors, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)  # safetensors' files are for their owner alone
+    (folder / WEIGHTS).chmod(0o644)  # safetensors gives access to the owner only
     description = {"schema": SCHEMA, "build": build, "config": config}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 

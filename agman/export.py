@@ -142,7 +142,7 @@ def _program(model: RetrievalModel, image_size: int) -> torch.export.ExportedPro
     except RuntimeError as error:
         raise _refusal(model, "torch.export", error) from error
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # with folders of this machine in it
+        node.meta.pop("stack_trace", None)  # holds paths of this machine
     return program
 
 
@@ -223,7 +223,7 @@ def _atomic_file(path: str | PathLike[str], ending: str) -> Iterator[Path]:
     staging = Path(name)
     try:
         yield staging
-        staging.chmod(0o644)  # mkstemp's is for its owner alone
+        staging.chmod(0o644)  # mkstemp gives access to the owner only
         staging.replace(path)
     except BaseException:
         staging.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Retrieval metrics as pure functions of embeddings and values. Shares in [0, 1]; tables show them times 100.
+"""Retrieval metrics as pure functions of embeddings and values: fractions in [0, 1], which tables show times 100.
 
 Shape suffixes: Q queries, C candidates (of one attribute), D embedding width, q a chunk of the queries, H hits.
 `hits_qc` marks the ranks that hold a relevant candidate of each query; column 0 is rank 1.
@@ -136,7 +136,7 @@ def precision_at(hits_qc: Tensor, k: int) -> Tensor:
 def recall_at(hits_qc: Tensor, k: int) -> Tensor:
     """Return R@k of every query, Q float64: hits among the first k ranks, over all its hits; 0 without any hit.
 
-    This is the share of relevant candidates found. Metric learning papers call "Recall@k" whether there is any hit.
+    This is the fraction of relevant candidates found. Metric learning papers call "Recall@k" whether there is any hit.
     """
     return _found(hits_qc, k) / _divisor(hits_qc)
 
@@ -202,7 +202,7 @@ def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
     map/<attribute>   mean AP over one attribute's queries
     p_at_<k>, r_at_<k>    mean P@k and R@k over all queries (MLflow allows no @ in a name)
     chance            expected MAP of a random ranking
-    ceiling           highest possible MAP: the share of the queries that have a relevant candidate
+    ceiling           highest possible MAP: the fraction of the queries that have a relevant candidate
     queries, unanswerable    number of queries, and of those without a relevant candidate
 
     An attribute without queries is left out. Raises ValueError if none has queries.
@@ -237,7 +237,7 @@ def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
 
 
 def _mean(values: Tensor) -> float:
-    """0 of nothing."""
+    """Return the mean, or 0 if there are no values."""
     return float(values.mean()) if len(values) else 0.0
 
 

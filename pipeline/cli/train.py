@@ -127,7 +127,7 @@ def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: 
     dataset = Dataset(data)
     from pipeline.evaluation.evaluate import evaluate as run_evaluation
     from pipeline.evaluation.log import log_evaluation
-    from pipeline.registry.models import load
+    from pipeline.registry.loading import load
     from pipeline.reports.evaluation import show_evaluation
 
     network, description = load(model, dataset.info.attribute_names)

@@ -34,7 +34,7 @@ from pipeline.compare.systems import BASE, SYSTEMS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.validation import METRIC
-from pipeline.registry.models import load
+from pipeline.registry.loading import load
 from pipeline.tracking.runs import OpenRun, Run, answering, metric_history, open_run
 from pipeline.training.build import NOT_DECISIVE, check
 from pipeline.training.train import train

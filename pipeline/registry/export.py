@@ -10,7 +10,7 @@ from agman.export import ExportError, export_onnx, require_onnx, save_program
 from data_prep import atomic
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
-from pipeline.registry.models import load
+from pipeline.registry.loading import load
 
 PROGRAM, ONNX = "embed_all.pt2", "embed_all.onnx"
 FILES = (WEIGHTS, DESCRIPTION, PROGRAM, ONNX)

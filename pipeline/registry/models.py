@@ -1,12 +1,10 @@
-"""The model registry: registering a trained model, and loading the model that a user names."""
+"""The model registry: registering a trained model as a version."""
 
 from __future__ import annotations
 
-import atexit
 import base64
 import io
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -25,15 +23,10 @@ from mlflow.types import Schema
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType
 from PIL import Image
 
-import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
-from data_prep.errors import InputError
-from data_prep.storage import Storage
-from pipeline.common.errors import reason
-from pipeline.common.hints import nearest
 from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import model_card
-from pipeline.registry.names import FORMS, PUBLISHED, check_model
+from pipeline.registry.loading import find_model
 from pipeline.tracking.runs import Run, connect, find_run, metric_history
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -176,113 +169,3 @@ def update_card(client: MlflowClient, name: str, version: str, tested: model_car
     valid = validation_of(run, made["config"].get("step", 0)) if run else {}
     card = model_card.write_card(name, made["build"], made["config"], valid, of_version.tags, tested)
     client.update_model_version(name, version, model_card.as_description(card))
-
-
-def find_model(model: str) -> Path:
-    """Return the folder with `model.safetensors` behind a registry URI, a run's URI, or a checkpoint's folder or URI.
-
-    Raises InputError that names what is missing.
-    """
-    check_model(model)
-    if model.startswith(("models:/", "runs:/")):
-        return _download_version(model)
-    folder = _download_checkpoint(Storage(model)) if "://" in model else Path(model)
-    if not (folder / DESCRIPTION).is_file():
-        raise InputError(f"{shown(model)}: no model there (no {DESCRIPTION}); {FORMS}")
-    return folder
-
-
-def shown(model: str) -> str:
-    """Return a model's name for pages and messages: the URI of a checkpoint without its credentials."""
-    return str(Storage(model)) if "://" in model else model
-
-
-def _temporary_folder() -> Path:
-    """Return a new folder that is deleted when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="agman-model-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _download_checkpoint(checkpoint: Storage) -> Path:
-    folder = _temporary_folder()
-    for name in (WEIGHTS, DESCRIPTION):
-        with suppress(FileNotFoundError):
-            (checkpoint / name).download(folder / name)
-    return folder
-
-
-def _download_version(uri: str) -> Path:
-    client = connect()
-    try:
-        if uri.startswith("runs:/"):
-            run_id = uri.removeprefix("runs:/").split("/")[0]
-            outputs = client.get_run(run_id).outputs
-            if not outputs or not outputs.model_outputs:
-                raise InputError(f"{uri}: the run has no model")
-            uri = f"models:/{outputs.model_outputs[-1].model_id}"
-        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(_temporary_folder())))
-    except (MlflowException, OSError) as error:
-        raise InputError(f"{uri}: {reason(error)}{alternatives(client, uri)}") from error
-    found = sorted(local.rglob(DESCRIPTION))
-    if not found:
-        raise InputError(f"{uri}: not an agman model (no {DESCRIPTION} in it)")
-    return found[0].parent
-
-
-def alternatives(client: MlflowClient, uri: str) -> str:
-    """Return the end of a message about a registry URI that names nothing: what there is, or the nearest name."""
-    named = re.fullmatch(r"models:/([^/@]+)[/@](.+)", uri)
-    if not named:
-        return ""
-    name, version = named.groups()
-    try:
-        names = [one.name for one in client.search_registered_models()]
-        if name not in names:
-            return f"; {nearest(name, names)}" if names else "; no model is registered in this store"
-        aliases = sorted(client.get_registered_model(name).aliases)
-        found = client.search_model_versions(f"name='{name}'")
-        versions = sorted((str(one.version) for one in found), key=int)
-    except MlflowException:
-        return ""
-    if version in (*aliases, *versions):
-        return ""
-    return f"; there are {', '.join([*(f'@{alias}' for alias in aliases), *versions])}"
-
-
-def load(model: str, attributes: list[str] | None = None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
-    """Load a model in evaluation mode, and its description.
-
-    Raises InputError if there is no such model, or if it was trained for other attributes than `attributes`.
-    """
-    if model.endswith(PUBLISHED):
-        return _load_published(Path(model), attributes)
-    folder = find_model(model)
-    try:
-        network, description = agman.load_model(folder, attributes=attributes)
-    except agman.CheckpointError as error:  # it names the folder, which may be a copy that the user does not know
-        raise InputError(str(error).replace(str(folder), shown(model))) from error
-    if "image_size" not in description:
-        raise InputError(f"{shown(model)}: its {DESCRIPTION} has no image_size; a model of `agman train` has one")
-    return network, description
-
-
-def _load_published(path: Path, attributes: list[str] | None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
-    """Load a published checkpoint. It names no attributes, so it is taken to have the given ones in their order."""
-    check_model(str(path))
-    try:
-        network = agman.load_published(path)
-    except agman.CheckpointError as error:
-        raise InputError(str(error)) from error
-    attributes = attributes or [f"attribute_{number}" for number in range(network.n_attributes)]
-    if network.n_attributes != len(attributes):
-        wanted = f"{len(attributes)}: {', '.join(attributes)}"
-        raise InputError(f"{path}: for {network.n_attributes} attributes, but the dataset has {wanted}")
-    original_csn = (network.config["name"], network.config["backbone"]) == ("csn", "resnet18")
-    return network, {
-        "attributes": attributes,
-        "image_size": 112 if original_csn else 224,
-        "dataset_digest": None,
-        "run_id": None,
-        "training": {},
-    }

@@ -26,17 +26,11 @@ from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.registry.judgement import Scores, Verdict, judge
+from pipeline.registry.loading import load, shown
 from pipeline.registry.model_card import Tested
-from pipeline.registry.models import (
-    CHALLENGER,
-    CHAMPION,
-    PUBLISHED,
-    alternatives,
-    champion_of,
-    load,
-    shown,
-    update_card,
-)
+from pipeline.registry.models import CHALLENGER, CHAMPION, champion_of, update_card
+from pipeline.registry.names import PUBLISHED
+from pipeline.registry.versions import alternatives
 from pipeline.tracking.runs import answering, connect
 
 TOLERANCE = 0.01

@@ -44,6 +44,7 @@ from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.registry import models as registry
+from pipeline.registry.loading import load
 from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, resolved
 from pipeline.training.train import train
@@ -400,7 +401,7 @@ def _final(
     of_seeds = [done[str(seed)] for seed in seeds]
     winner = max(of_seeds, key=lambda one: float(one[METRIC]))
     if done.get("test", {}).get("run_id") != winner["run_id"]:
-        network, description = registry.load(winner["checkpoint"], dataset.info.attribute_names)
+        network, description = load(winner["checkpoint"], dataset.info.attribute_names)
         scored = evaluation.evaluate(network, description, dataset)
         done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.metrics}
         write_json(notes, done)

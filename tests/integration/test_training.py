@@ -22,6 +22,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.log import log_evaluation
 from pipeline.registry import models as registry
+from pipeline.registry.loading import find_model, load
 from pipeline.tracking import runs as tracking
 from pipeline.training.train import Trained, train
 from pipeline.training.trainer import EpochEnd, Training, WorkerContext
@@ -96,7 +97,7 @@ def test_the_first_model_becomes_champion_and_can_be_used_by_name(two_workers: T
     names = dataset.info.attribute_names
     trained, _ = agman.load_model(folder_of(two_workers))
     for uri in ("models:/agman-tiny@champion", f"runs:/{two_workers.run.run_id}", str(two_workers.checkpoint)):
-        model, description = registry.load(uri, names)
+        model, description = load(uri, names)
         assert largest_difference(model.state_dict(), trained.state_dict()) == 0
         assert description["attributes"] == names
 
@@ -120,7 +121,7 @@ def _check_pyfunc(uri: str, dataset: Dataset, scored: Evaluation) -> None:
 
 
 def test_evaluation_agrees_with_ranking_by_hand(two_workers: Trained, dataset: Dataset) -> None:
-    model, description = registry.load(str(two_workers.checkpoint), dataset.info.attribute_names)
+    model, description = load(str(two_workers.checkpoint), dataset.info.attribute_names)
     scored = evaluate(model, description, dataset)
     precisions = []
     pairs, embeddings = scored.pairs, scored.embeddings.numpy().astype(np.float64)
@@ -150,12 +151,12 @@ def test_an_impossible_training_is_refused_before_anything_starts(
 
 def test_a_model_of_other_attributes_is_refused_by_name(two_workers: Trained) -> None:
     with pytest.raises(InputError, match="trained for other attributes"):
-        registry.load(str(two_workers.checkpoint), ["colour", "shape"])
+        load(str(two_workers.checkpoint), ["colour", "shape"])
 
 
 @pytest.mark.parametrize("model", ["models:/agman-nobody@champion", "models:/agman-nobody/1", "runs:/0123", "nowhere"])
 def test_a_model_that_is_not_there_is_one_clear_line(store: Path, model: str) -> None:
     with pytest.raises(InputError) as error:
-        registry.find_model(model)
+        find_model(model)
     assert "\n" not in str(error.value)
     assert model.split("/")[-1].split("@")[0] in str(error.value)
