@@ -305,15 +305,15 @@ def _read_fine(folder: Path, request: Request) -> Annotation:
     filled: Counter[str] = Counter()
     if request.categories:
         raise InputError("--categories goes with --annotation coarse")
-    for name, split in SPLIT_OF.items():
-        paths = _aligned(folder / f"{name}.txt", None)
+    for official, split in SPLIT_OF.items():
+        paths = _aligned(folder / f"{official}.txt", None)
         if request.crop_boxes:
-            file = folder / f"{name}_bbox.txt"
+            file = folder / f"{official}_bbox.txt"
             lines = zip(paths, _aligned(file, len(paths)), strict=True)
             boxes += [(path, *_corners(line, file, n)) for n, (path, line) in enumerate(lines, start=1)]
-        source = f"{folder.name}/{name}_attr.txt"
+        source = f"{folder.name}/{official}_attr.txt"
         filled[source] = len(paths)
-        for number, line in enumerate(_aligned(folder / f"{name}_attr.txt", len(paths)), start=1):
+        for number, line in enumerate(_aligned(folder / f"{official}_attr.txt", len(paths)), start=1):
             path, marks = paths[number - 1], integers(line)
             if marks is None or len(marks) != len(of_column) or set(marks) - {0, 1}:
                 rejects.append(bad_line(source, number, line))

@@ -89,9 +89,9 @@ def read_lists(folder: Path, root: Path) -> Annotation:
     attributes = tuple(Attribute(name=name, values=()) for name in CONDITIONS)
     filled: Counter[str] = Counter()
     found = False
-    for name, split in SPLIT_OF.items():
+    for official, split in SPLIT_OF.items():
         for attribute, condition in enumerate(CONDITIONS):
-            file = folder / "tripletlists" / f"{condition}_tripletlist_{name}.txt"
+            file = folder / "tripletlists" / f"{condition}_tripletlist_{official}.txt"
             if not file.is_file():
                 continue
             found = True

@@ -116,14 +116,14 @@ def write_zappos50k(root: Path, rows: pd.DataFrame, schema: Sequence[Attribute],
     lists = root / "tripletlists"
     lists.mkdir()
     numbered = rows.assign(image_id=images)
-    for number, (name, split) in enumerate(SPLIT_OF.items()):
+    for number, (official, split) in enumerate(SPLIT_OF.items()):
         for attribute, condition in enumerate(CONDITIONS):
             labels = numbered[(numbered["split"] == split) & (numbered["attribute"] == attribute)]
             wanted = LIST_LENGTH[split] * labels["image_id"].nunique()
             drawn = TripletSampler(labels).sample(wanted, [seed, number, attribute])
             lines = zip(drawn.anchor, drawn.negative, drawn.positive, strict=True)
             text = "".join(f"{anchor} {far} {close}\n" for anchor, far, close in lines)
-            (lists / f"{condition}_tripletlist_{name}.txt").write_text(text)
+            (lists / f"{condition}_tripletlist_{official}.txt").write_text(text)
 
 
 def _write_table(file: Path, rows: pd.DataFrame, schema: Sequence[Attribute]) -> None:
