@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.options import PATH, data_option, json_option, overwrite_option, split_option
+from pipeline.cli.options import MODEL, NEW_FILE, PATH, data_option, json_option, overwrite_option, split_option
 from pipeline.common.console import emit, progress_bar, say, show_table
 
 if TYPE_CHECKING:
@@ -76,9 +76,11 @@ def rollback(name: str, reason: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @data_option
-@click.option("--out", default=Path("report.html"), show_default=True, type=PATH, metavar="FILE", help="Page to write.")
+@click.option(
+    "--out", default=Path("report.html"), show_default=True, type=NEW_FILE, metavar="FILE", help="Page to write."
+)
 @json_option
 def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
     """Write one self-contained page on MODEL: MAP table, curves, attention, galleries."""
@@ -93,7 +95,7 @@ def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder to write.")
 @overwrite_option
 @json_option

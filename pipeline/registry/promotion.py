@@ -28,9 +28,10 @@ from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.registry.judgement import Verdict, judge
-from pipeline.registry.loading import PUBLISHED, load, shown
+from pipeline.registry.loading import load, shown
 from pipeline.registry.model_card import Tested
 from pipeline.registry.models import CHALLENGER, CHAMPION, champion_of, update_card
+from pipeline.registry.names import PUBLISHED
 from pipeline.registry.versions import alternatives
 from pipeline.tracking.runs import answering, connect
 

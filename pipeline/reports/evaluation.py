@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 import agman
-from pipeline.common.console import line_width, say, show_table
+from pipeline.common.console import line_width, say, show, show_table
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.published_results import Benchmark
 
@@ -33,7 +33,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
     if evaluation.benchmark:
         if evaluation.difference:
             _show_published(evaluation.benchmark, evaluation.difference)
-        say(f"published: {evaluation.benchmark.sources}")
+        show(f"published: {evaluation.benchmark.sources}")
     if evaluation.evidence and evaluation.evidence.doubt:
         say(f"note: {evaluation.evidence.doubt}")
 
@@ -173,7 +173,7 @@ def _show_retrieval(evaluation: Evaluation) -> None:
     )
     rows = [[name, *_times_100(line, at_k)] for name, line in lines.items()]
     show_table(f"The first ranks on {evaluation.split}, times 100", ["attribute", *at_k.values()], rows)
-    say(
+    show(
         f"MAP*: without the {metrics['unanswerable']:,.0f} queries that have no relevant candidate. Those score 0, so "
         "the ceiling is the share of the others"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,12 @@ def test_chance_and_the_doubt_are_shown_and_stored(
     two_workers: Trained, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show_trained(two_workers)
-    lines = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr()
+    lines = (said.out + said.err).splitlines()
     metrics, name = two_workers.metrics, dataset.info.attribute_names[0]
     for end in ("", f"/{name}"):
-        (line,) = [line.split() for line in lines if f" valid/map{end} " in line]
-        assert line[1:] == [f"{metrics[f'valid/map{end}']:.4f}", "chance", f"{metrics[f'valid/chance{end}']:.4f}"]
+        (cells,) = [re.findall(r"[^│\s]+", line) for line in lines if f" valid/map{end} " in line]
+        assert cells[1:] == [f"{metrics[f'valid/{one}{end}']:.4f}" for one in ("map", "chance")]
     assert any(line.startswith("note: not made champion, on validation too few queries") for line in lines)
     run = MlflowClient(two_workers.run.uri).get_run(two_workers.run.run_id)
     wanted = {"valid/chance", f"valid/chance/{name}", "valid/above_chance_low", "valid/mean_cosine"}

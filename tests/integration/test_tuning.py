@@ -134,7 +134,7 @@ def test_the_studys_run_has_the_plan_the_outcome_and_the_page(result: StudyResul
 
 def test_chance_is_shown_and_no_deviation_of_one_seed(result: StudyResult, capsys: pytest.CaptureFixture[str]) -> None:
     show_study(result)
-    said = capsys.readouterr().err
+    said = "".join(capsys.readouterr())
     assert f"over 1 seed, chance {result.chance:.4f}" in said and "±" not in said
     assert re.search(rf"│ chance +│.*{result.chance:.4f} │", said)
     for trial in trial_runs(result).values():
