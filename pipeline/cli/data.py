@@ -12,7 +12,7 @@ from pipeline.common.console import emit, printable, progress_bar, say, show_tab
 
 if TYPE_CHECKING:
     from data_prep.storage import Storage
-    from pipeline.reports.dataset.expectations import Expectations
+    from pipeline.evaluation.expectations import Expectations
     from pipeline.reports.dataset.page import PrepSummary
 
 LAYOUT = click.Choice(["fashionai", "deepfashion", "zappos50k", "darn"])
@@ -87,9 +87,10 @@ def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any
     """Convert LAYOUT's official files to Parquet tables, triplets and packed images, and describe them on a page."""
     from data_prep.dataset import Dataset
     from data_prep.prepare import prepare
-    from pipeline.reports.dataset.page import write_prep_report
 
     prepare(layout, root, out, progress=progress_bar, **options)
+    from pipeline.reports.dataset.page import write_prep_report
+
     dataset = Dataset(out)
     emit(show_prepared(write_prep_report(dataset), dataset.path), as_json)
 

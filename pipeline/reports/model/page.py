@@ -16,6 +16,7 @@ import agman
 from data_prep import atomic
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from pipeline.evaluation.chance import GUESSING
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.registry.loading import load, shown
 from pipeline.reports import charts
@@ -130,7 +131,9 @@ def _curves(run_id: str | None) -> list[charts.Chart]:
         scores = (
             scores if scores["MAP"] else {"triplet accuracy": tracking.metric_history(run, "valid/triplet_accuracy")}
         )
-    valid = [charts.validation(history, name) for name, history in scores.items() if history]
+        chances = dict(tracking.metric_history(run, "valid/chance")).values()
+    chance = next(iter(chances), None) if "MAP" in scores else GUESSING
+    valid = [charts.validation(history, name, chance) for name, history in scores.items() if history]
     return ([charts.losses(losses)] if losses else []) + valid
 
 
