@@ -61,6 +61,9 @@ assert not heavy, heavy
         (("prep", "deepfashion", "--root", ".", "--out", "x"), "not DeepFashion's layout"),
         (("prep", "zappos50k", "--root", ".", "--out", "x"), "not UT-Zap50K's layout"),
         (("prep", "darn", "--root", ".", "--out", "x"), "not DARN's layout"),
+        (("prep", "darn", "--root", ".", "--out", "x", "--attribute", "a"), "are for table, not for darn"),
+        (("prep", "table", "--root", ".", "--out", "x"), "give --table FILE, or --levels"),
+        (("prep", "table", "--root", ".", "--out", "x", "--table", "no.csv"), "no.csv: no such file"),
         (
             ("prep", "darn", "--root", ".", "--out", "x", "--crop-boxes"),
             "are for deepfashion, not for darn",
