@@ -8,7 +8,7 @@
 >>> embedding.shape, everything.shape
 (torch.Size([2, 64]), torch.Size([2, 8, 64]))
 
-Start reading with `model.py` (the whole model), `attention.py` (equations 1-6), `losses/` (7-9), `stepping.py` and
+Start reading with `model.py` (the model), `attention.py` (equations 1-6), `losses/` (7-9), `stepping.py` and
 `loop.py` (a step, an epoch) and `metrics.py`. The systems that it is compared with are `csn.py`, `asenet.py`,
 `asenet_v2.py`, `attnfashion.py` and `isln.py`. Names that are not exported here are imported from their modules.
 """

@@ -3,7 +3,7 @@
 Shape suffixes: B maps, h, w their cells. A box is x0, y0, x1, y1 in [0, 1] of the picture, y downwards; the cell
 in row i, column j of a map covers [j/w, (j+1)/w] × [i/h, (i+1)/h].
 
-    mass = Σ over cells of map · (the part of the cell that lies in the box) / Σ over cells of map
+    mass = Σ over cells of map · (fraction of the cell that lies in the box) / Σ over cells of map
     hit  = whether the centre of the cell with the map's maximum lies in the box
 
 The mass of an even map is the box's area. That is the chance level, also of hits for a random point of the picture.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def attention_mass(maps_bhw: Tensor, boxes_b4: Tensor) -> Tensor:
-    """Return the share of each map's mass inside its box, B float64, in [0, 1].
+    """Return the fraction of each map's mass inside its box, B float64, in [0, 1].
 
     A map is constant over each of its cells, and the cells are cut exactly at the box's edges: a cell that lies half
     inside counts half. Raises ValueError if shapes are wrong, a map is negative, not finite or all zero, or a box is
@@ -45,7 +45,7 @@ def pointing_hits(maps_bhw: Tensor, boxes_b4: Tensor) -> Tensor:
 
 
 def _covered(low_b: Tensor, high_b: Tensor, cells: int) -> Tensor:
-    """Return the part of each of `cells` equal cells of [0, 1] that lies in [low, high], B×cells."""
+    """Return the fraction of each of `cells` equal cells of [0, 1] that lies in [low, high], B×cells."""
     start = torch.arange(cells, device=low_b.device)
     from_bc = (low_b[:, None] * cells).maximum(start)
     to_bc = (high_b[:, None] * cells).minimum(start + 1)

@@ -3,17 +3,21 @@
 Shape suffixes: B images, C channels, H, W the map's height and width (image size / 16, rounded up).
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from agman.state import first_difference, read_tensors
+
+if TYPE_CHECKING:  # imported only where a network is built: it takes longer to import than PyTorch
+    from torchvision.models import ResNet
 
 TINY = "tiny"  # the one backbone that is not torchvision's
 TINY_CHANNELS = (8, 8, 16, 32, 64)  # after the stem and each of the four stages
@@ -112,13 +116,15 @@ def _tiny_stages(weights: str | PathLike[str] | None) -> list[nn.Module]:
 
 
 def _torchvision_stages(name: str, weights: str | PathLike[str] | None) -> list[nn.Module]:
+    from torchvision.models import ResNet
+
     network = _torchvision_network(name, weights)
-    if isinstance(network, torchvision.models.ResNet):
+    if isinstance(network, ResNet):
         return _resnet_stages(network)
     return _stages_by_stride(name, network)
 
 
-def _resnet_stages(network: torchvision.models.ResNet) -> list[nn.Module]:
+def _resnet_stages(network: ResNet) -> list[nn.Module]:
     stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
     return [stem, network.layer1, network.layer2, network.layer3, network.layer4]
 
@@ -163,18 +169,20 @@ def _channels(stages: list[nn.Module]) -> list[int]:
 
 def _torchvision_network(name: str, weights: str | PathLike[str] | None) -> nn.Module:
     """Return torchvision's network. On the meta device, weights are fetched or compared, but not loaded."""
-    known = torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models
+
+    known = models.list_models(module=models)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
         raise ValueError(f"unknown backbone {name!r}; the nearest of torchvision's: {', '.join(near)}")
     if weights is None:
         return _random_network(name)
 
-    named = torchvision.models.get_model_weights(name).__members__
+    named = models.get_model_weights(name).__members__
     if str(weights) in named:
         try:
             if not _on_meta():
-                return torchvision.models.get_model(name, weights=str(weights))
+                return models.get_model(name, weights=str(weights))
             named[str(weights)].get_state_dict(check_hash=True, map_location="meta")
         except OSError as error:
             raise OSError(f"cannot fetch {name}'s weights {weights} ({error}); a local file will do as well") from error
@@ -194,10 +202,12 @@ def _on_meta() -> bool:
 
 def _random_network(name: str) -> nn.Module:
     """Return torchvision's network with random weights, on the default device."""
+    from torchvision import models
+
     if not name.startswith("regnet"):
-        return torchvision.models.get_model(name, weights=None)
+        return models.get_model(name, weights=None)
     with torch.device("cpu"):  # torchvision computes a RegNet's widths with tensors, and reads their values
-        network = torchvision.models.get_model(name, weights=None)
+        network = models.get_model(name, weights=None)
     return network.to(torch.get_default_device())
 
 

@@ -11,7 +11,7 @@ def convert_batchnorm(module: nn.Module, mode: str) -> nn.Module:
     """Make every batch norm layer in `module` follow `mode`, and return the module.
 
     "per_micro_batch" changes nothing: every micro-batch is normalised by its own statistics.
-    "sync" makes torch.nn.SyncBatchNorm of the layers, which takes the statistics from the whole global batch, so that
+    "sync" replaces the layers by torch.nn.SyncBatchNorm, which normalises by the statistics of the global batch: then
     n processes compute what one would. Layers inside `module` are replaced in place. Names and shapes in the state
     dict do not change.
 
@@ -29,8 +29,8 @@ def convert_batchnorm(module: nn.Module, mode: str) -> nn.Module:
 class RunningStatistics:
     """Running statistics of batch norm over micro-batches: one update a step, whichever process computes which.
 
-    After a step they are the mean, over all micro-batches of the global batch, of what each one alone would have made
-    of the statistics before the step. Layers with synchronised statistics are left alone.
+    Each micro-batch updates the statistics from before the step; after the step they are the mean of these results over
+    all micro-batches of the global batch. Layers with synchronised statistics are left alone.
     """
 
     def __init__(self, module: nn.Module):
@@ -54,7 +54,7 @@ class RunningStatistics:
         self._total = torch.zeros_like(self._before, dtype=torch.float64)
 
     def after_micro_batch(self) -> None:
-        """Take over the statistics that a micro-batch's forward pass has left, and undo them for the next one."""
+        """Add the statistics after a micro-batch's forward pass to the mean, and restore those from before the step."""
         if self._idle:
             return
         self._total += torch.cat(self._running).double() / self._micro_batches

@@ -33,11 +33,11 @@ class Difference(Interval):
     """The mean of the second minus the first, and its interval."""
 
     p_not_better: float
-    """Share of the resamples in which the second is not better: one-sided p value."""
+    """Fraction of the resamples in which the second is not better: one-sided p value."""
 
     @property
     def beyond_noise(self) -> bool:
-        """True if the interval lies above 0."""
+        """Whether the interval lies above 0."""
         return self.low > 0
 
 

@@ -24,7 +24,7 @@ class CSN(RetrievalModel):
         embedding = unit(m_a * Linear(mean over positions of layer3(image)))
 
     `backbone="resnet18", embedding_dim=64` is the original, meant for 112 px (its pooling was fixed to that);
-    ResNet-50 and a wider embedding are the variant that the ASEN authors compare with, and the tables' row.
+    ResNet-50 and a wider embedding are the variant that the ASEN authors compare with; the papers' tables have it.
     The original compares the masked vectors, not scaled to unit length, by Euclidean distance: `masked` and
     `csn_loss` are for that. There is no attention: every position counts the same, and the maps are even.
 
@@ -90,6 +90,6 @@ def csn_loss(
     closer_b = F.pairwise_distance(anchor_bd, positive_bd)
     farther_b = F.pairwise_distance(anchor_bd, negative_bd)
     triplets = len(attributes)
-    norm = torch.stack([part.norm() for part in general.chunk(3)]).mean() / triplets**0.5
+    norm = torch.stack([role.norm() for role in general.chunk(3)]).mean() / triplets**0.5
     mask_norm = F.relu(model.mask.beta)[attributes].sum() / triplets
     return F.relu(margin + closer_b - farther_b).mean() + embedding_weight * norm + mask_weight * mask_norm

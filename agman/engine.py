@@ -1,4 +1,4 @@
-"""Inputs and outputs of a model: a batch of triplets on its way in, embeddings of pairs on their way out.
+"""Inputs and outputs of a model: batches of triplets, and embeddings of (image, attribute) pairs.
 
 Shape suffixes: U distinct images of a batch, B triplets, I = 3B images of the triplets, V values of an image,
 K pairs, S pixels.
@@ -43,7 +43,7 @@ class Batch:
     global_micro_batches: int = 1
     """Micro-batches of the global batch, over all processes."""
     seeds: tuple[int, ...] = ()
-    """Seed of torch's generator for each micro-batch's forward pass; by default the generator goes on as it is."""
+    """Seed of torch's generator for each micro-batch's forward pass; if empty, the generator is not reseeded."""
 
     def __post_init__(self) -> None:
         triplets = len(self.attributes)
@@ -71,7 +71,7 @@ class Batch:
 
     @property
     def micro_batches(self) -> list["Batch"]:
-        """Each micro-batch as a batch of its own, of the same images."""
+        """Micro-batches as separate batches, each with all images of this batch."""
         if len(self.bounds) <= 2:
             return [self]
         return [self._micro_batch(number, slice(*cut)) for number, cut in enumerate(itertools.pairwise(self.bounds))]
@@ -95,7 +95,7 @@ class Batch:
 
 
 def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return uint8 images, N×3×S×S, with ImageNet's mean and deviation taken out, on their device.
+    """Return uint8 images, N×3×S×S, normalised by ImageNet's mean and standard deviation.
 
     The result is in the memory order channels_last, in which convolutions are faster on CPUs and GPUs.
     Raises ValueError if the images are not uint8.

@@ -8,9 +8,10 @@ There is no public code, and the article's equations were not available. Sources
 - AG-MAN's section 2.2: "employed an iterative learning manner to the channel attention module for a more accurate
   attribute positioning".
 
-Hence: channel attention guided by the attribute, repeated; the attended feature of one round guides the next, and each
-guide finds the positions anew. The article fuses feature and guide by more than a concatenation. How they are fused
-(both added and multiplied) and the number of rounds are ours. Results of this model say little about the published one.
+Hence: channel attention guided by the attribute, in several rounds. The attended feature of one round guides the next,
+and the attention over positions is computed anew for each guide. The article fuses feature and guide by more than a
+concatenation. How they are fused (both added and multiplied) and the number of rounds are ours. Results of this model
+say little about the published one.
 
 Shape suffixes: B images, A attributes of each, N attributes known, D embedding width, C channels,
 J width of the joint space, S positions.

@@ -1,4 +1,4 @@
-"""The loop around the steps: batches loaded ahead, one epoch of training, one evaluation. Plain PyTorch and numpy.
+"""The loop around the steps: prefetched batches, one epoch of training, one evaluation. Plain PyTorch and numpy.
 
 Shape suffixes: K pairs (image, attribute), D embedding width.
 """
@@ -23,9 +23,10 @@ Item = TypeVar("Item")
 
 
 class Prefetcher(Iterator[Item]):
-    """The items in their order, made up to `depth` ahead in a background thread; with depth 0, made when asked for.
+    """Iterator over `items` that makes up to `depth` of them in advance, in a background thread.
 
-    The thread starts at once. Whoever does not take all items closes the prefetcher.
+    The order is kept. The thread starts at once; with depth 0, items are made when they are asked for. A caller that
+    does not take all items must call `close`.
     """
 
     def __init__(self, items: Iterable[Item], depth: int):
@@ -85,14 +86,14 @@ def on_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[
 
 
 def _used_here(tensor: Tensor) -> Tensor:
-    """Keep the allocator from giving the memory away while the computing stream still reads it."""
+    """Return the tensor; its memory is not reused while the computing stream still reads it."""
     tensor.record_stream(torch.cuda.current_stream(tensor.device))
     return tensor
 
 
 @dataclass
 class RunningMeans:
-    """Means over a stretch of steps; `as_dict` and `RunningMeans(**…)` carry it through a checkpoint."""
+    """Means over an interval of steps; `as_dict` and `RunningMeans(**…)` store them in a checkpoint."""
 
     sums: dict[str, float] = field(default_factory=dict)
     """Sums over all triplets: of each loss, and of the correct ones."""
@@ -107,7 +108,7 @@ class RunningMeans:
     """Seconds spent waiting for a batch."""
 
     def add(self, result: StepResult, seconds: float = 0.0, waited: float = 0.0) -> None:
-        """Add a step that took `seconds`, of which it waited for its batch."""
+        """Add a step that took `seconds`, of which `waited` were spent waiting for its batch."""
         for name in LOSSES:
             self.sums[name] = self.sums.get(name, 0.0) + getattr(result, name) * result.triplets
         self.sums["correct"] = self.sums.get("correct", 0.0) + result.correct
@@ -119,7 +120,7 @@ class RunningMeans:
         self.gradient_norm = max(self.gradient_norm, result.gradient_norm)
 
     def clear(self) -> None:
-        """Begin a new stretch."""
+        """Reset all sums, to begin the next interval."""
         vars(self).update(vars(RunningMeans()))
 
     def as_dict(self) -> dict[str, Any]:
@@ -149,8 +150,8 @@ def train_epoch(
 ) -> Iterator[StepResult]:
     """Make a step of every batch, add it to each of `means`, and yield its result.
 
-    `stop` is asked before every step. Once any process's says yes, all processes end after that step: the last result
-    then has votes. Time that the caller spends on a result counts for the next step.
+    `stop` is called before every step. Once it returns True in any process, all processes end after that step: the
+    last result then has votes. Time that the caller spends on a result counts for the next step.
     """
     iterator = iter(on_device(batches, stepper.device))
     mark = time.perf_counter()

@@ -18,7 +18,7 @@ from agman.mask import MaskedEmbedding
 from agman.numerics import at_least_float32, unit
 
 PARTS = ("multi_level", "asa", "sa", "aca", "mask")
-"""Parts that a model can be built without, beside branch 1."""
+"""Components that a model can be built without, besides branch 1."""
 
 
 class AGMAN(RetrievalModel):
@@ -38,7 +38,7 @@ class AGMAN(RetrievalModel):
         weights: weights of the backbone: a torchvision name such as "IMAGENET1K_V1", a file, or None (random).
         classify: whether there is branch 1. Without it, there is no layer4 (the paper's Zappos50k setting).
         sa_kernel: SA's kernel; 7 is the published code's, 1 the paper's.
-        without: one of PARTS, for an ablation. That part and its parameters are removed:
+        without: one of PARTS, for an ablation. That component and its parameters are removed:
             multi_level    only layer3 is used: x = conv1x1(w·mid), branch 1 sees layer4(mid)
             asa            the map is 1/S at every position, for every attribute; w1 is removed too
             sa             no gate: ASA alone weighs the positions

@@ -20,12 +20,12 @@ def unit(x: Tensor) -> Tensor:
 
 
 def on_grid(name: str, embeddings: Tensor) -> Tensor:
-    """Round every row to whole multiples of about 2^-26 of its length, in float64: dot products are then exact.
+    """Round every row to integer multiples of about 2^-26 of its length, in float64: dot products are then exact.
 
-    With 2^e the power of two above 1.5·‖x‖, the grid is 2^(e-27). A product of two rows' entries is then a whole
-    multiple of 2^(e+e'-54), and by Cauchy-Schwarz no partial sum exceeds 2^(e+e')/2.25 < 2^53 such steps: float64
-    holds every one exactly, in whatever order a matrix product adds them. The rounding itself changes a cosine by
-    a few 1e-9. The factor 1.5 keeps unit lengths, which scatter about 1, away from a power of two.
+    With 2^e the power of two above 1.5·‖x‖, the grid is 2^(e-27). A product of two rows' entries is then an
+    integer multiple of 2^(e+e'-54), and by Cauchy-Schwarz no partial sum exceeds 2^(e+e')/2.25 < 2^53 such steps:
+    float64 holds every one exactly, in whatever order a matrix product adds them. The rounding itself changes a cosine
+    by a few 1e-9. The factor 1.5 keeps unit lengths, which scatter about 1, away from a power of two.
 
     Raises ValueError, with `name` in it, if a row holds NaN or infinity, or is as long as LONGEST.
     """

@@ -23,7 +23,7 @@ from agman.state import first_difference, read_tensors
 
 @dataclass(frozen=True)
 class Published:
-    """How one system's published state dict is laid out."""
+    """Layout of one system's published state dict."""
 
     name: str
     """Name in agman.MODELS."""
@@ -35,8 +35,8 @@ class Published:
     """A key, and the dimension of its tensor that counts the attributes."""
     width: str
     """A key whose first dimension is the width of the embedding."""
-    parts: dict[str, str]
-    """Prefix of a key here -> prefix there, but for the ResNet's."""
+    prefixes: dict[str, str]
+    """Prefix of a key in this library -> prefix in the published file, except for the ResNet's."""
 
 
 AGMAN = Published(
@@ -45,7 +45,7 @@ AGMAN = Published(
     trunk="backbonenet",
     attributes=("masks.weight", 0),
     width="conv1.weight",
-    parts={
+    prefixes={
         "backbone.low.1.": "backbonenet.conv1_1.",
         "classifier.": "backbonenet.fc_embed.",
         "w": "w",
@@ -68,7 +68,7 @@ ASENET_V2 = Published(
     trunk="backbonenet",
     attributes=("attr_embedding.weight", 0),
     width="feature_fc.weight",
-    parts={
+    prefixes={
         "embedding.": "attr_embedding.",
         "image.": "conv1.",
         "norm.": "img_bn1.",
@@ -85,7 +85,7 @@ ASENET = Published(
     trunk="backbonenet",
     attributes=("mask_fc1.weight", 1),
     width="feature_fc.weight",
-    parts={
+    prefixes={
         "image.": "conv1.",
         "attribute.": "mask_fc1.",
         "score.": "conv2.",
@@ -101,7 +101,7 @@ CSN_VARIANT = Published(
     trunk="embeddingnet",
     attributes=("masks.weight", 0),
     width="embed_fc.weight",
-    parts={"project.": "embed_fc.", "mask.beta": "masks.weight"},
+    prefixes={"project.": "embed_fc.", "mask.beta": "masks.weight"},
 )
 CSN_ORIGINAL = Published(
     "csn",
@@ -109,13 +109,13 @@ CSN_ORIGINAL = Published(
     trunk="embeddingnet",
     attributes=("masks.weight", 0),
     width="embeddingnet.fc_embed.weight",
-    parts={"project.": "embeddingnet.fc_embed.", "mask.beta": "masks.weight"},
+    prefixes={"project.": "embeddingnet.fc_embed.", "mask.beta": "masks.weight"},
 )
 SYSTEMS = (AGMAN, ASENET_V2, ASENET, CSN_VARIANT, CSN_ORIGINAL)  # AG-MAN also has ASENet_V2's marker: it goes first
 
 STEM = {"backbone.stem.0.": "conv1.", "backbone.stem.1.": "bn1.", "backbone.": ""}
 UNUSED = ("fc.", "layer4.")
-"""Parts of a ResNet that published models hold and do not use; AG-MAN with branch 1 does use layer4."""
+"""Layers of a ResNet that published models hold and do not use; AG-MAN with branch 1 does use layer4."""
 
 
 def load_published(path: str | PathLike[str], *, classify: bool = True) -> RetrievalModel:
@@ -213,7 +213,7 @@ def _copy(system: Published, tensors: Mapping[str, Tensor], model: RetrievalMode
 
 def _published_key(system: Published, key: str) -> str:
     stem = {here: f"{system.trunk}.{there}" for here, there in STEM.items()}
-    for here, there in (system.parts | stem).items():
+    for here, there in (system.prefixes | stem).items():
         if key.startswith(here):
             return there + key.removeprefix(here)
     raise AssertionError(f"{system.name}: no published name for {key}")

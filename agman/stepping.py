@@ -49,8 +49,8 @@ class Stepper:
     A global batch is cut into micro-batches, and each process computes its own one after the other. Gradients are
     means over the global batch, however unequal the micro-batches. The result of a micro-batch depends on nothing
     outside it but the weights, batch norm's statistics included (unless convert_batchnorm(…, "sync") made them
-    global). In fp32 and fp64 the gradients of micro-batches are added up in float64, in which their order leaves no
-    trace: so the same micro-batches give the same weights on any number of processes, if each computes with the same
+    global). In fp32 and fp64 the gradients of micro-batches are added up in float64, so that their order makes no
+    difference: the same micro-batches give the same weights on any number of processes, if each computes with the same
     number of threads. With "bf16" they are added up in float32, half the traffic.
 
     precision: "bf16" runs the model under autocast (embeddings, logits and losses stay float32); "fp32" leaves the
@@ -77,7 +77,7 @@ class Stepper:
         self._wrapped: Any = objective
         if self.several:
             # Buffers are the same on all processes already: SyncBatchNorm's, and those of RunningStatistics.
-            with warnings.catch_warnings():  # torch 2.15's new name for it still sends them once; 2.11 has this one
+            with warnings.catch_warnings():  # deprecated in 2.15; its successor, unknown to 2.11, broadcasts once
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
                 self._wrapped = DistributedDataParallel(
                     objective, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -85,7 +85,7 @@ class Stepper:
             self._wrapped.register_comm_hook(self._gradients, _GradientSums.over_processes)
 
     def step(self, batch: Batch, *, stop: bool = False) -> StepResult:
-        """Make one step on this process's part of a global batch; every process makes it at the same time.
+        """Make one step on this process's micro-batches of a global batch; all processes make it at the same time.
 
         `stop` is this process's vote to stop; the result tells all processes how many voted so. Raises NonFiniteLoss,
         on all processes alike, before a weight is changed; ValueError for several micro-batches in one process under
@@ -122,7 +122,7 @@ class Stepper:
             values = micro_batch.values.flatten(0, 1).to(self.device, non_blocking=True)
             image_index = micro_batch.index.flatten().to(self.device, non_blocking=True)
         for seed in micro_batch.seeds:
-            torch.manual_seed(seed)  # some backbones drop paths at random: by the micro-batch, not by the process
+            torch.manual_seed(seed)  # stochastic depth then depends on the micro-batch, not on the process
         with autocast(self.device, self.precision):
             return self._wrapped(images, attributes, values, image_index)
 
@@ -153,7 +153,7 @@ class _GradientSums:
         self.kept: dict[Tensor, Tensor] = {}
 
     def keep(self, learned: list[nn.Parameter]) -> None:
-        """Take the gradients over, after any micro-batch but the last. In float32 they stay: torch adds to them."""
+        """Move the gradients of any micro-batch but the last into the sums; in float32, torch itself adds them up."""
         if self.dtype == torch.float32:
             return
         for parameter in learned:
@@ -166,7 +166,7 @@ class _GradientSums:
             parameter.grad = None
 
     def over_micro_batches(self, learned: list[nn.Parameter]) -> None:
-        """Add the sums to the last micro-batch's gradients, in a process that is alone."""
+        """Add the sums to the last micro-batch's gradients, if there is only one process."""
         for parameter in learned:
             if parameter in self.kept and parameter.grad is not None:
                 parameter.grad.copy_(self.kept.pop(parameter).add_(parameter.grad))
@@ -186,7 +186,7 @@ class _GradientSums:
 def build_optimizer(objective: nn.Module, lr: float = 1e-4) -> Adam:
     """Return the paper's Adam over every parameter that is learned, the loss weights' included.
 
-    It is the fused one, which goes over all parameters in one pass over memory.
+    The fused implementation updates all parameters in one pass over memory.
     """
     return Adam([parameter for parameter in objective.parameters() if parameter.requires_grad], lr=lr, fused=True)
 

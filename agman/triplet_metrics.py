@@ -3,7 +3,7 @@
 Shape suffixes: B triplets (of one attribute, which CSN calls a condition), K triplets of all attributes, P pairs of
 image and attribute, D embedding width.
 
-    accuracy = share of the triplets with cos(I, I⁺) > cos(I, I⁻); a tie is wrong, guessing gives 0.5
+    accuracy = fraction of the triplets with cos(I, I⁺) > cos(I, I⁻); a tie is wrong, guessing gives 0.5
     loss     = mean of max(0, m - cos(I, I⁺) + cos(I, I⁻)), the paper's equation 8 with margin m
 
 Over all: the mean over all triplets, not over the conditions. Cosines are summed without rounding and compared as
@@ -103,5 +103,5 @@ def summarise_triplets(scores: Mapping[str, TripletScores]) -> dict[str, float]:
 
 
 def triplet_accuracy(anchor: Tensor, positive: Tensor, negative: Tensor) -> float:
-    """Return the share of B triplets (each B×D, unit length) whose positive is the more similar one."""
+    """Return the fraction of B triplets (each B×D, unit length) whose positive is the more similar one."""
     return float(score_triplets(anchor, positive, negative).correct.double().mean())

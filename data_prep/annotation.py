@@ -106,7 +106,7 @@ class Annotation:
     triplets: pd.DataFrame | None = None
     """Triplets that the dataset brings, with TRIPLET_COLUMNS; None if they have to be drawn."""
     boxes: pd.DataFrame | None = None
-    """Bounding boxes to crop pictures to: path, x0, y0, x1, y1 in pixels. None: no cropping."""
+    """Bounding boxes to crop pictures to: path, x0, y0, x1, y1 in pixels; None if pictures are not cropped."""
     notes: tuple[str, ...] = ()
     """What the user should know about how the annotation was read."""
     unused: pd.DataFrame | None = None

@@ -11,14 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 from pydantic import ValidationError
 
@@ -30,6 +28,10 @@ from data_prep.staging import staging_folder
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
 from data_prep.triplets import Triplets
+
+if TYPE_CHECKING:  # imported where they are used, so that a wrong folder is refused at once
+    import pandas as pd
+    import torch
 
 OPENED_AT_ONCE = 16
 """Files whose ends are read at the same time; each takes one or two round trips to a remote store."""
@@ -135,6 +137,14 @@ class Dataset:
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{self.path / name}: missing or damaged; run `agman prep` again") from error
 
+    def require_image_size(self, size: int, model: str = "the model") -> None:
+        """Raise InputError if the packed images are smaller than `model` takes them."""
+        if size > self.info.image_size:
+            raise InputError(
+                f"{self.path}: holds images of {self.info.image_size} px, and {model} takes {size} px; prepare the "
+                f"dataset again with --image-size {size}"
+            )
+
     def values_of(self) -> ValuesOf:
         """Return the lookup of the values of (image, attribute) pairs."""
         return ValuesOf(self.labels, len(self.info.attributes))
@@ -209,12 +219,7 @@ class ImageStore:
         wanted: Iterable[int] | None = None,
         threads: int = 1,
     ):
-        packed = dataset.info.image_size
-        if image_size > packed:
-            raise InputError(
-                f"image_size={image_size}, but {dataset.path} holds images of {packed} px; "
-                f"use image_size={packed} or prepare it again with --image-size {image_size}"
-            )
+        dataset.require_image_size(image_size)
         self.image_size = image_size
         self._pool = ThreadPoolExecutor(threads)
         keep = None if wanted is None else pa.array(np.unique(np.fromiter(wanted, np.int64)))
@@ -254,6 +259,8 @@ class ImageStore:
 
         An image that occurs several times is decoded once. Raises KeyError if an image was not wanted.
         """
+        import torch
+
         distinct, index = np.unique(image_ids, return_inverse=True)
         if (missing := ~np.isin(distinct, self._sorted)).any():
             raise KeyError(f"image {distinct[missing][0]} was not loaded")

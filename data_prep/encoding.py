@@ -1,4 +1,4 @@
-"""From a picture file to the JPEG bytes of a shard, or to the reason of its refusal."""
+"""Encoding of picture files as the JPEG bytes of a shard, or the reasons why files are refused."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ Area = tuple[float, float, float, float]
 
 
 def _clipped(box: tuple[float, ...] | None, width: int, height: int) -> Area | None:
-    """Return the part of `box` inside the picture; None if it is less than a pixel wide or high."""
+    """Return `box` cut to the picture; None if it is less than a pixel wide or high."""
     if box is None:
         return 0.0, 0.0, float(width), float(height)
     x0, y0, x1, y1 = (float(edge) for edge in np.clip(box, 0, [width, height, width, height]))

@@ -15,10 +15,9 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +30,9 @@ from data_prep.pictures import MAX_BYTES, MAX_PIXELS
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, PACKED, REPORT, TABLES
+
+if TYPE_CHECKING:  # imported where it is used: whoever opens a dataset imports this module
+    import pandas as pd
 
 VERSION = 2
 """Version of the packed bytes; raise it with every change to them."""
@@ -114,7 +116,7 @@ def pack(
     """Pack `images` below `root` into `storage/packed/split=S/part-*.parquet`, their short side `image_size` pixels.
 
     `images` has image_id, path and split, and optionally a box x0, y0, x1, y1 to cut out (float pixels of the upright
-    source picture; NaN: the whole picture). The order is shuffled within splits by `seed`. More than IN_PROCESS
+    source picture; NaN for the complete picture). The order is shuffled within splits by `seed`. More than IN_PROCESS
     images are packed in the current Ray session, or in a new one. Finished shards of an earlier call with equal
     arguments are kept; everything else that an unfinished dataset left in `storage` is deleted. Raises InputError if
     a worker cannot see `root`, StorageError if one cannot write.
@@ -344,6 +346,8 @@ def _table(packed: list[tuple[int, Packed]]) -> pa.Table:
 
 
 def _collect(records: list[ShardRecord], names: list[str]) -> Packing:
+    import pandas as pd
+
     sizes = np.concatenate([record.sizes for record in records])
     refused = [row for record in records for row in record.refused]
     return Packing(

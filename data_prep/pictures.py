@@ -1,4 +1,4 @@
-"""From a picture file to a model's square input; the same code for training, evaluation and serving."""
+"""Decoding of picture files to a model's square input; the same code for training, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 64_000_000
-"""Larger pictures are refused: decoding one would take a gigabyte."""
+"""Pixels of the largest accepted picture: decoding a larger one would take a gigabyte."""
 MAX_BYTES = 64_000_000
-"""Larger files are refused unread."""
+"""Bytes of the largest accepted file; larger ones are refused unread."""
 
 try:
     from pillow_heif import register_heif_opener

@@ -1,4 +1,4 @@
-"""The part of a preparation's options that adapters read."""
+"""Options of a preparation that adapters read."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Request:
     seed: int = 0
     """Seed of the split, if none is given."""
     annotation: str | None = None
-    """coarse or fine; None: the one that exists, coarse before fine."""
+    """coarse or fine; if None, the one that exists, coarse before fine."""
     categories: bool = False
     """Whether the clothing category is one more attribute."""
     crop_boxes: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from support.s3_server import Bucket
 
     from data_prep.dataset import Dataset
+
+# A shell that starts the tests in its background has SIGINT ignored, and they and their processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SWITCHES += ["--disable-component-update", "--disable-sync"]

@@ -1,4 +1,4 @@
-"""InfoNCE with the negatives of the whole batch; not in the paper, off by default.
+"""InfoNCE with all negatives of the batch; not in the paper, off by default.
 
 Shape suffixes: B triplets, I = 3B images (anchors, positives, negatives), D embedding width.
 """

@@ -1,6 +1,6 @@
 """Mining: other positives and negatives for a batch's triplets, from the batch itself; not in the paper.
 
-Under DDP the batch is one worker's part of the global batch, so the result depends on the number of workers.
+The batch is one micro-batch of the global batch, so the result depends on the number of micro-batches.
 
 Shape suffixes: B triplets, I = 3B images (anchors, positives, negatives), D embedding width.
 """

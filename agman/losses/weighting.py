@@ -13,7 +13,7 @@ class LossWeights(nn.Module):
 
     mode "fixed":     the two weights given.
     mode "learned":   exp(-s)·L + s for either loss, s = S·tanh(t/S), S = 5, t learned from 0.
-    mode "published": 0.5·exp(s)·L + s for either loss, s = 1, frozen: weights of 0.5e ≈ 1.359, and 2 on top.
+    mode "published": 0.5·exp(s)·L + s for either loss, s = 1, frozen: weights of 0.5e ≈ 1.359, plus a constant of 2.
 
     The learned form is Kendall, Gal & Cipolla's (CVPR 2018), without their factor 1/2; their s is our t. Its minimum is
     at s = log L, and a triplet loss reaches exactly 0: an unbounded s would fall without end, and the weight exp(-s)

@@ -90,9 +90,9 @@ def read_lists(folder: Path, root: Path) -> Annotation:
     attributes = tuple(Attribute(name=name, values=()) for name in CONDITIONS)
     filled: Counter[str] = Counter()
     found = False
-    for part, split in SPLIT_OF.items():
+    for official, split in SPLIT_OF.items():
         for attribute, condition in enumerate(CONDITIONS):
-            file = folder / "tripletlists" / f"{condition}_tripletlist_{part}.txt"
+            file = folder / "tripletlists" / f"{condition}_tripletlist_{official}.txt"
             if not file.is_file():
                 continue
             found = True

@@ -15,7 +15,7 @@ from pipeline.common.console import emit, printable, progress_bar, say, show_tab
 if TYPE_CHECKING:
     from data_prep.request import TableOptions
     from data_prep.storage import Storage
-    from pipeline.reports.dataset.expectations import Expectations
+    from pipeline.evaluation.expectations import Expectations
     from pipeline.reports.dataset.page import PrepSummary
 
 LAYOUTS = ("fashionai", "deepfashion", "zappos50k", "darn")
@@ -146,13 +146,14 @@ def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any
     """
     from data_prep.dataset import Dataset
     from data_prep.prepare import prepare
-    from pipeline.reports.dataset.page import write_prep_report
 
     table = _table_options(layout, options)
     if table and table.table and not (table.attributes or table.attributes_file):
         propose(root, table, as_json)
         raise InputError("no attribute is given; the columns are listed above, with what to type")
     prepare(layout, root, out, progress=progress_bar, table=table, **options)
+    from pipeline.reports.dataset.page import write_prep_report
+
     dataset = Dataset(out)
     emit(show_prepared(write_prep_report(dataset), dataset.path), as_json)
 

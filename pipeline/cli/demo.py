@@ -45,7 +45,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
     from pipeline.config.schema import make_config
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.log import log_evaluation
-    from pipeline.registry.models import load
+    from pipeline.registry.loading import load
     from pipeline.reports.dataset.page import write_prep_report
     from pipeline.reports.evaluation import show_evaluation
     from pipeline.reports.model.page import write_report

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,46 +29,20 @@ from pipeline.common.files import read_json, write_json
 from pipeline.common.hints import nearest
 from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
+from pipeline.compare.systems import BASE, SYSTEMS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.expectations import expectations
 from pipeline.evaluation.validation import METRIC
-from pipeline.registry.models import load
+from pipeline.registry.loading import load
 from pipeline.tracking.runs import OpenRun, Run, answering, metric_history, open_run
 from pipeline.training.build import NOT_DECISIVE, check
 from pipeline.training.train import train
 
 SPLIT = "test"
-BASE = "agman"
-"""System that the others are compared with."""
 AGAIN = "the same command goes on"
 MODELS_OWN = ("embedding_dim", "sa_kernel", "mask", "rounds")
 """Settings that only some models have; the others are built without them."""
-
-
-@dataclass(frozen=True)
-class System:
-    """A model with its settings, as a row of the table."""
-
-    title: str
-    settings: dict[str, Any]
-    interpretation: bool = False
-    """Whether the paper has neither public code nor equations."""
-
-
-SYSTEMS = {
-    "csn": System("CSN", {"model": "csn"}),
-    "asenet_v2": System("ASENet_V2", {"model": "asenet_v2"}),
-    "attnfashion": System("AttnFashion", {"model": "attnfashion"}, interpretation=True),
-    "isln": System("ISLN", {"model": "isln"}, interpretation=True),
-    BASE: System("AG-MAN", {"model": "agman"}),
-    "no_multi_level": System("without multi-level features", {"model": "agman", "without": "multi_level"}),
-    "no_classification": System("without branch 1", {"model": "agman", "classify": False}),
-    "no_asa": System("without ASA", {"model": "agman", "without": "asa"}),
-    "no_sa": System("without SA", {"model": "agman", "without": "sa"}),
-    "no_aca": System("without ACA", {"model": "agman", "without": "aca"}),
-    "no_mask": System("without the mask", {"model": "agman", "without": "mask"}),
-}
-"""Systems in the order of the papers' tables."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +70,8 @@ class Comparison:
     drawn: bool
     attributes: list[str]
     """Attributes that have queries."""
+    chance: dict[str, float]
+    """Attribute -> test MAP of a random ranking; over all queries under ""."""
     settings: dict[str, Any]
     scored: list[Scored]
     folder: Path
@@ -111,13 +86,10 @@ class Comparison:
         """Return the system's trainings that did not fail."""
         return [one for one in self.scored if one.system == system and one.failed is None]
 
-    def spread(self, system: str, name: str) -> tuple[float, float] | None:
-        """Return a metric's mean and standard deviation over the seeds (0 for one); None if every training failed."""
+    def of_seeds(self, system: str, name: str) -> list[float]:
+        """Return a metric of each training of the system that did not fail."""
         key = f"{SPLIT}/{name}"
-        values = [one.metrics[key] for one in self.of(system) if key in one.metrics]
-        if not values:
-            return None
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        return [one.metrics[key] for one in self.of(system) if key in one.metrics]
 
     def difference(self, system: str) -> Difference | None:
         """Return the system's MAP minus AG-MAN's, with the paired bootstrap's interval over queries.
@@ -131,16 +103,6 @@ class Comparison:
 
     def _mean(self, system: str, attribute: str) -> torch.Tensor:
         return torch.tensor([one.average_precision.get(attribute, []) for one in self.of(system)]).double().mean(0)
-
-
-def refuse_own(settings: Sequence[str]) -> None:
-    """Raise InputError if a KEY=VALUE sets what a comparison varies."""
-    for setting in settings:
-        key = setting.partition("=")[0].strip()
-        if key in ("model", "without", "classify", "seed"):
-            raise InputError(
-                f"{setting}: is what a comparison varies; leave it out, and choose by --system and --seeds"
-            )
 
 
 def compare(
@@ -183,12 +145,14 @@ def compare(
             scored = _score_all(dataset, config, systems, range(seeds), workers, folder, parent)
             if all(one.failed for one in scored):
                 raise JobFailed(f"every training failed; the first: {scored[0].failed}")
-    asked = {name for one in scored for name in one.average_precision}
+    expected = expectations(dataset, SPLIT)
+    assert expected, "a comparison's dataset has test queries"
     return Comparison(
         dataset=dataset.info.name,
         digest=dataset.info.digest,
         drawn=dataset.drawn,
-        attributes=[name for name in dataset.info.attribute_names if name in asked],
+        attributes=[one.name for one in expected.attributes],
+        chance={one.name: one.chance for one in expected.attributes} | {"": expected.over_all.chance},
         settings=settings,
         scored=scored,
         folder=folder,

@@ -24,8 +24,8 @@ class TrainConfig(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
     )
 
-    model: str = "agman"
-    """Which model of agman.build: agman, csn, asenet, asenet_v2, attnfashion or isln."""
+    model: Literal["agman", "csn", "asenet", "asenet_v2", "attnfashion", "isln"] = "agman"
+    """Which model of agman.build."""
     backbone: str = "resnet50"
     """Convolutional network under the model: a ResNet as in the papers, or another of torchvision's."""
     weights: str | None = None

@@ -36,8 +36,8 @@ class Embedder:
     """A model on its device that embeds image files.
 
     Args:
-        network: model, as `pipeline.registry.models.load` returns it.
-        description: its description, as `pipeline.registry.models.load` returns it.
+        network: model, as `pipeline.registry.loading.load` returns it.
+        description: its description, as `pipeline.registry.loading.load` returns it.
         device: device to compute on; by default a GPU if there is one.
         precision: fp32 or bf16.
     """
@@ -99,14 +99,14 @@ class Embedder:
             squares: U images, uint8 S×S×3, as `read` returns them.
 
         Returns:
-            Embeddings of unit length, float32 U×N×D.
+            Embeddings of unit length, float32 U×N×D; of length 0 where the network gives zeros.
         """
         embedded = [np.empty((0, len(self.attributes), self.width), np.float32)]
         with torch.inference_mode(), autocast(self.device, self.precision):
             for start in range(0, len(squares), BATCH):
                 images = self._normalised(squares[start : start + BATCH])
                 embedded.append(self.network.embed_all(images).float().cpu().numpy())
-        return np.concatenate(embedded)
+        return _unit(np.concatenate(embedded))
 
     def attention(self, square: np.ndarray, attributes: Sequence[str]) -> np.ndarray:
         """Return the attention map of one image for each attribute, float32 A×h×w; every map sums to 1.
@@ -122,3 +122,10 @@ class Embedder:
     def _normalised(self, squares: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         images = torch.from_numpy(np.stack(list(squares))).to(self.device).permute(0, 3, 1, 2)
         return agman.normalise(images)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors of length 1, never longer than 1, so that no cosine exceeds 1; zeros remain zeros."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
+    shorter = 1 - 2.0**-23  # float32 rounds each number by at most 2**-24 of it
+    return (vectors * (shorter / np.where(lengths == 0, 1, lengths))).astype(np.float32)

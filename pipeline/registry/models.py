@@ -1,12 +1,11 @@
-"""The model registry: registering a trained model, and loading the model that a user names."""
+"""The model registry: registering a trained model as a version."""
 
 from __future__ import annotations
 
-import atexit
 import base64
+import hashlib
 import io
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -25,19 +24,18 @@ from mlflow.types import Schema
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType
 from PIL import Image
 
-import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
-from data_prep.errors import InputError
-from data_prep.storage import Storage
-from pipeline.common.errors import reason
-from pipeline.common.hints import nearest
 from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import model_card
+from pipeline.registry.loading import find_model
+from pipeline.registry.versions import MODEL_URI
 from pipeline.tracking.runs import Run, connect, find_run, metric_history
 
-PUBLISHED = ".pth.tar"
-"""Suffix of the published code's checkpoints."""
 CHAMPION, CHALLENGER = "champion", "challenger"
+DIGEST, DOUBT = "weights_digest", "doubt"
+"""Tags of a version: the digest of its weights, and why nothing shows that it beats chance."""
+CARD_METRICS = ("map", "chance", "triplet_accuracy")
+"""Beginnings of the names of the validation metrics that a model card shows."""
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(AnyType(), "attribute", required=False)]),
     outputs=Schema(
@@ -59,33 +57,50 @@ class Registered:
     uri: str
     version: int
     alias: str
+    note: str = ""
+    """What a user would not expect: the version was there before, or it did not become champion."""
 
 
 def register(
-    checkpoint: Path, dataset_name: str, run: Run, alias: str | None = None, *, once: bool = False, **tags: str
+    checkpoint: Path, dataset_name: str, run: Run, alias: str | None = None, *, doubt: str = "", **tags: str
 ) -> Registered:
     """Register the model of a checkpoint folder as a version of `agman-<dataset>`, with a model card.
 
-    The version holds safetensors weights and its code as a models-from-code pyfunc, so loading it unpickles nothing.
+    Equal weights are one version: if they are registered already, that version is returned, and the run names it. The
+    version holds safetensors weights and its code as a models-from-code pyfunc, so loading it unpickles nothing.
     If a step fails, the earlier ones are undone. Raises InputError or MlflowException.
 
     Args:
         checkpoint: folder with weights and description.
         dataset_name: name of the dataset that the model was trained on.
         run: run that trained the model.
-        alias: alias of the version; by default the first version becomes champion, a later one challenger.
-        once: if True and the run has a version already, because a job was killed before it noted it, take that one.
-        tags: tags of the version.
+        alias: alias of the version, unless it is the champion; by default champion if there is none and there is no
+            doubt, otherwise challenger.
+        doubt: why nothing shows that the model beats chance; it becomes a tag of the version.
+        tags: other tags of the version.
     """
     client = connect()
     name = f"agman-{dataset_name}"
+    digest = _digest(checkpoint)
+    tags |= {DIGEST: digest} | ({DOUBT: doubt} if doubt else {})
+    notes = []
     with ExitStack() as undo:
-        created = _version_of_run(client, name, run) if once else None
-        created = created or _create_version(client, name, checkpoint, run, tags, undo)
-        alias = alias or (CHAMPION if champion_of(client, name) in (None, created) else CHALLENGER)
-        client.set_registered_model_alias(name, alias, created)  # last, so that no alias points to half a version
+        known = _version_of_weights(client, name, digest)
+        created = known or _create_version(client, name, checkpoint, run, tags, undo)
+        champion = champion_of(client, name)
+        if champion is None and doubt:
+            notes.append(f"not made champion, {doubt}; `agman promote {name} --data OUT` judges it on test")
+        if created == champion:
+            alias = CHAMPION
+        else:
+            alias = alias or (CHALLENGER if champion or doubt else CHAMPION)
+            client.set_registered_model_alias(name, alias, created)  # last, so that no alias points to half a version
         undo.pop_all()
-    return Registered(f"models:/{name}/{created}", int(created), alias)
+    uri = f"models:/{name}/{created}"
+    if known:
+        run.tag({MODEL_URI: uri})
+        notes.insert(0, f"equal weights are registered already, as version {known}")
+    return Registered(uri, int(created), alias, "; ".join(notes))
 
 
 def champion_of(client: MlflowClient, name: str) -> str | None:
@@ -94,10 +109,20 @@ def champion_of(client: MlflowClient, name: str) -> str | None:
     return None if number is None else str(number)
 
 
-def _version_of_run(client: MlflowClient, name: str, run: Run) -> str | None:
-    """Return the newest version that this run produced."""
-    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
-    return max((str(one.version) for one in versions), key=int, default=None)
+def _digest(checkpoint: Path) -> str:
+    """Return a digest of the weights, and of what else decides the embeddings of a picture."""
+    made = json.loads((checkpoint / DESCRIPTION).read_text())
+    decisive = [made["build"], made["config"].get("attributes"), made["config"].get("image_size")]
+    with (checkpoint / WEIGHTS).open("rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256")
+    digest.update(json.dumps(decisive, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _version_of_weights(client: MlflowClient, name: str, digest: str) -> str | None:
+    """Return the first version of these weights, or None."""
+    versions = client.search_model_versions(f"name = '{name}' and tag.`{DIGEST}` = '{digest}'")
+    return min((str(one.version) for one in versions), key=int, default=None)
 
 
 def _create_version(
@@ -159,12 +184,12 @@ def _example(config: dict[str, Any]) -> pd.DataFrame:
 
 
 def validation_of(run: Run, step: int) -> dict[str, float]:
-    """Return the validation metrics of a run at a checkpoint's step: MAP or triplet accuracy, also by attribute.
+    """Return the validation metrics of a run at a checkpoint's step: MAP and chance, or triplet accuracy.
 
     Raises MlflowException.
     """
     logged = MlflowClient(run.uri).get_run(run.run_id).data.metrics
-    wanted = [name for name in logged if name.startswith((f"{SPLIT}/map", f"{SPLIT}/triplet_accuracy"))]
+    wanted = [name for name in logged if name.startswith(tuple(f"{SPLIT}/{one}" for one in CARD_METRICS))]
     found = {name: dict(metric_history(run, name)).get(step) for name in wanted}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -177,116 +202,3 @@ def update_card(client: MlflowClient, name: str, version: str, tested: model_car
     valid = validation_of(run, made["config"].get("step", 0)) if run else {}
     card = model_card.write_card(name, made["build"], made["config"], valid, of_version.tags, tested)
     client.update_model_version(name, version, model_card.as_description(card))
-
-
-def find_model(model: str) -> Path:
-    """Return the folder with `model.safetensors` behind a registry URI, a run's URI, or a checkpoint's folder or URI.
-
-    Raises InputError that names what is missing.
-    """
-    if model.startswith(("models:/", "runs:/")):
-        return _download_version(model)
-    folder = _download_checkpoint(Storage(model)) if "://" in model else Path(model)
-    if not (folder / DESCRIPTION).is_file():
-        raise InputError(
-            f"{shown(model)}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint "
-            f"folder or a published {PUBLISHED} file"
-        )
-    return folder
-
-
-def shown(model: str) -> str:
-    """Return a model's name for pages and messages: the URI of a checkpoint without its credentials."""
-    return str(Storage(model)) if "://" in model else model
-
-
-def _temporary_folder() -> Path:
-    """Return a new folder that is deleted when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="agman-model-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _download_checkpoint(checkpoint: Storage) -> Path:
-    folder = _temporary_folder()
-    for name in (WEIGHTS, DESCRIPTION):
-        with suppress(FileNotFoundError):
-            (checkpoint / name).download(folder / name)
-    return folder
-
-
-def _download_version(uri: str) -> Path:
-    client = connect()
-    try:
-        if uri.startswith("runs:/"):
-            run_id = uri.removeprefix("runs:/").split("/")[0]
-            outputs = client.get_run(run_id).outputs
-            if not outputs or not outputs.model_outputs:
-                raise InputError(f"{uri}: the run has no model")
-            uri = f"models:/{outputs.model_outputs[-1].model_id}"
-        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(_temporary_folder())))
-    except (MlflowException, OSError) as error:
-        raise InputError(f"{uri}: {reason(error)}{alternatives(client, uri)}") from error
-    found = sorted(local.rglob(DESCRIPTION))
-    if not found:
-        raise InputError(f"{uri}: not an agman model (no {DESCRIPTION} in it)")
-    return found[0].parent
-
-
-def alternatives(client: MlflowClient, uri: str) -> str:
-    """Return the end of a message about a registry URI that names nothing: what there is, or the nearest name."""
-    named = re.fullmatch(r"models:/([^/@]+)[/@](.+)", uri)
-    if not named:
-        return ""
-    name, version = named.groups()
-    try:
-        names = [one.name for one in client.search_registered_models()]
-        if name not in names:
-            return f"; {nearest(name, names)}" if names else "; no model is registered in this store"
-        aliases = sorted(client.get_registered_model(name).aliases)
-        found = client.search_model_versions(f"name='{name}'")
-        versions = sorted((str(one.version) for one in found), key=int)
-    except MlflowException:
-        return ""
-    if version in (*aliases, *versions):
-        return ""
-    return f"; there are {', '.join([*(f'@{alias}' for alias in aliases), *versions])}"
-
-
-def load(model: str, attributes: list[str] | None = None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
-    """Load a model in evaluation mode, and its description.
-
-    Raises InputError if there is no such model, or if it was trained for other attributes than `attributes`.
-    """
-    if model.endswith(PUBLISHED):
-        return _load_published(Path(model), attributes)
-    folder = find_model(model)
-    try:
-        network, description = agman.load_model(folder, attributes=attributes)
-    except agman.CheckpointError as error:  # it names the folder, which may be a copy that the user does not know
-        raise InputError(str(error).replace(str(folder), shown(model))) from error
-    if "image_size" not in description:
-        raise InputError(f"{shown(model)}: its {DESCRIPTION} has no image_size; a model of `agman train` has one")
-    return network, description
-
-
-def _load_published(path: Path, attributes: list[str] | None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
-    """Load a published checkpoint. It names no attributes, so it is taken to have the given ones in their order."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        network = agman.load_published(path)
-    except agman.CheckpointError as error:
-        raise InputError(str(error)) from error
-    attributes = attributes or [f"attribute_{number}" for number in range(network.n_attributes)]
-    if network.n_attributes != len(attributes):
-        wanted = f"{len(attributes)}: {', '.join(attributes)}"
-        raise InputError(f"{path}: for {network.n_attributes} attributes, but the dataset has {wanted}")
-    original_csn = (network.config["name"], network.config["backbone"]) == ("csn", "resnet18")
-    return network, {
-        "attributes": attributes,
-        "image_size": 112 if original_csn else 224,
-        "dataset_digest": None,
-        "run_id": None,
-        "training": {},
-    }

@@ -39,7 +39,7 @@ from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
 from pipeline.inference.embedder import BATCH, Embedder, PictureError
-from pipeline.registry.models import load, shown
+from pipeline.registry.loading import load, shown
 from pipeline.retrieval.gallery import DESCRIPTION, EMBEDDINGS, Gallery, GalleryInfo, write_gallery
 from pipeline.retrieval.image_sources import IMAGES, Source, find_source, inside, read_cells
 
@@ -48,6 +48,7 @@ SHARD = 512
 STATE = "_partial"
 """Folder below an unfinished gallery with its fingerprint, rejects and counts of attempts."""
 FINGERPRINT, LOCK = f"{STATE}/plan", "lock"
+NO_DIRECTION = "the model gives a vector of length 0"
 REJECTS = pa.schema([("image", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("detail", pa.string())])
 
 
@@ -65,7 +66,7 @@ def embed_images(
 
     A call with equal arguments continues an interrupted one, and opens a complete gallery of the same pictures and
     model. Unreadable pictures are listed in `rejects.parquet`: pictures = rows + rejects. Raises InputError for invalid
-    arguments, and, leaving nothing behind, if no picture can be read.
+    arguments, and, leaving nothing behind, if no picture can be embedded.
 
     Args:
         model: as `agman evaluate` takes it.
@@ -77,6 +78,7 @@ def embed_images(
         progress: callback for the number of embedded pictures.
     """
     out = Path(out).resolve()
+    model = _pinned(model)
     network, description = load(model)
     embedder = Embedder(network, description, device="cpu", precision=precision)
     if clash := {"image", "file", "row"} & set(embedder.attributes):
@@ -105,12 +107,32 @@ def embed_images(
     return Gallery.open(out)
 
 
+def _pinned(model: str) -> str:
+    """Return the address of a version, which means the same model for ever, for the address of an alias."""
+    if not model.startswith("models:/"):
+        return model
+    from pipeline.registry.versions import pinned  # MLflow takes seconds to import
+
+    return pinned(model)
+
+
+def _checkpoint(model: str) -> str | None:
+    """Return the local folder in which the registry keeps a version, or None."""
+    if not model.startswith("models:/"):
+        return None
+    from pipeline.registry.versions import local_folder
+
+    folder = local_folder(model)
+    return str(folder) if folder else None
+
+
 def _info(model: str, embedder: Embedder, source: Source) -> GalleryInfo:
     """Describe the gallery, without the counts, which are known at the end."""
     decisive = [source.fingerprint, source.kind, str(source.root), embedder.digest, embedder.side, embedder.precision]
     return GalleryInfo(
         model=str(Path(model).absolute()) if Path(model).exists() else shown(model),
         model_digest=embedder.digest,
+        checkpoint=_checkpoint(model),
         attributes=tuple(embedder.attributes),
         width=embedder.width,
         image_size=embedder.side,
@@ -269,17 +291,22 @@ class _Worker:
         embedded, details = [], []
         for start in range(0, len(shard), BATCH):
             squares = self._squares(shard.slice(start, BATCH))
-            details += [str(one) if isinstance(one, PictureError) else None for one in squares]
-            embedded.append(self.embedder.embed([one for one in squares if isinstance(one, np.ndarray)]))
-            if not np.isfinite(embedded[-1]).all():
+            vectors = self.embedder.embed([one for one in squares if isinstance(one, np.ndarray)])
+            if not np.isfinite(vectors).all():
                 raise StorageError(
                     f"the model gives NaN or infinity for some of the pictures from {shard['image'][start]} on: its "
                     "training diverged, or its weights are damaged"
                 )
+            directed = [bool(one.any(axis=1).all()) for one in vectors]
+            embedded.append(vectors[directed])
+            of_vectors = iter(directed)
+            for one in squares:
+                unread = str(one) if isinstance(one, PictureError) else None
+                details.append(unread or (None if next(of_vectors) else NO_DIRECTION))
         detail = pa.array(details, pa.string())
-        refused = shard.append_column("detail", detail).filter(detail.is_valid())
+        rejects = shard.append_column("detail", detail).filter(detail.is_valid())
         with (self.staging / _rejects_file(number)).atomic_file() as file:
-            pq.write_table(refused.cast(REJECTS), file)
+            pq.write_table(rejects.cast(REJECTS), file)
         table = _table(shard.filter(detail.is_null()), np.concatenate(embedded), self.embedder.attributes)
         with (self.staging / part_file(number)).atomic_file() as file:
             pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=["image"])
@@ -331,7 +358,7 @@ def _finish(staging: Path, info: GalleryInfo, shards: int) -> None:
     if not len(pictures):
         first = refused.slice(0, 1).to_pylist()[0]
         shutil.rmtree(staging, ignore_errors=True)
-        raise InputError(f"none of the {len(refused):,} pictures can be read; {first['image']}: {first['detail']}")
+        raise InputError(f"none of the {len(refused):,} pictures can be embedded; {first['image']}: {first['detail']}")
     pq.write_table(refused, staging / "rejects.parquet")
     reasons = Counter(detail.partition(" (")[0] for detail in refused["detail"].to_pylist())
     info = info.model_copy(update={"images": len(pictures), "rejects": dict(sorted(reasons.items()))})

@@ -1,8 +1,9 @@
 """Exact search for the rows with the highest scores, over matrices that may be larger than memory.
 
-The score of a row is the sum, over the requested attributes, of the cosines of query and row (AG-MAN's similarity under
-several attributes). It is computed as a sum of float64 products and rounded to float32 once; equal scores are ordered
-by row. A result therefore depends neither on the matrix library's order of summation nor on the number of threads.
+The score of a row is the sum, over the requested attributes, of weight × cosine of query and row (AG-MAN's similarity
+under several attributes; its weights are 1). It is computed in float64 and rounded to float32 once; equal scores are
+ordered by row. A result therefore depends neither on the matrix library's order of summation nor on the number of
+threads. Vectors of unit length in float32 can give a product a little above 1, so cosines are clipped to [-1, 1].
 
 The scan computes approximate scores in float32, one chunk of rows at a time. A row is scored exactly if its approximate
 score is within the largest possible rounding error of the lowest score in the result so far. For two vectors of
@@ -28,35 +29,41 @@ EXACT_BLOCK = 4_096
 """Rows scored in float64 at a time."""
 
 
-def nearest_rows(matrices_rd: Sequence[np.ndarray], queries_qad: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_rows(
+    matrices_rd: Sequence[np.ndarray], queries_qad: np.ndarray, top: int, weights_a: Sequence[float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return scores (float32, Q×K) and rows (int64, Q×K) of the best matches of each query; K = min(top, R).
 
     Args:
         matrices_rd: embeddings of the rows under each of the A attributes, float32, of unit length.
         queries_qad: embeddings of the queries, float32, of unit length.
         top: number of rows in the result.
+        weights_a: positive weight of each attribute; all 1 by default.
     """
+    weights = np.ones(len(matrices_rd)) if weights_a is None else np.asarray(weights_a, np.float64)
     wanted = min(top, len(matrices_rd[0]))
     scores = np.empty((len(queries_qad), wanted), np.float32)
     rows = np.empty((len(queries_qad), wanted), np.int64)
     for start in range(0, len(queries_qad), QUERIES):
         block = slice(start, start + QUERIES)
-        for query, best in enumerate(_scan(matrices_rd, queries_qad[block], wanted), start):
+        for query, best in enumerate(_scan(matrices_rd, queries_qad[block], wanted, weights), start):
             scores[query], rows[query] = best.scores, best.rows
     return scores, rows
 
 
-def exact_scores(matrices_rd: Sequence[np.ndarray], query_ad: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return for each of `rows` the sum over the attributes of its cosines with the query, float32."""
+def exact_scores(
+    matrices_rd: Sequence[np.ndarray], query_ad: np.ndarray, rows: np.ndarray, weights_a: np.ndarray
+) -> np.ndarray:
+    """Return for each of `rows` the weighted sum over the attributes of its cosines with the query, float32."""
     scores = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), EXACT_BLOCK):
         some = rows[start : start + EXACT_BLOCK]
         # Products of float32 are exact in float64; every row is summed separately, in a fixed order.
-        cosines = [
-            (matrix[some].astype(np.float64) * query).sum(axis=1)
-            for matrix, query in zip(matrices_rd, query_ad.astype(np.float64), strict=True)
+        weighted = [
+            weight * (matrix[some].astype(np.float64) * query).sum(axis=1).clip(-1, 1)
+            for matrix, query, weight in zip(matrices_rd, query_ad.astype(np.float64), weights_a, strict=True)
         ]
-        scores[start : start + EXACT_BLOCK] = np.sum(cosines, axis=0)
+        scores[start : start + EXACT_BLOCK] = np.sum(weighted, axis=0)
     return scores
 
 
@@ -85,15 +92,19 @@ class _Best:
         )
 
 
-def _scan(matrices_rd: Sequence[np.ndarray], queries_qad: np.ndarray, wanted: int) -> list[_Best]:
-    error = rounding_error(queries_qad)
+def _scan(
+    matrices_rd: Sequence[np.ndarray], queries_qad: np.ndarray, wanted: int, weights_a: np.ndarray
+) -> list[_Best]:
+    error = rounding_error(queries_qad.shape[2], weights_a)
     best = [_Best(wanted) for _ in queries_qad]
+    weighted_qad = (queries_qad * weights_a[:, None]).astype(np.float32)
     for start in range(0, len(matrices_rd[0]), CHUNK):
         chunks = [matrix[start : start + CHUNK] for matrix in matrices_rd]
-        for query, (rough, found) in enumerate(zip(_rough(chunks, queries_qad), best, strict=True)):
+        for query, (rough, found) in enumerate(zip(_rough(chunks, weighted_qad), best, strict=True)):
             candidates = _candidates(rough, found.worst, wanted, error)
             if len(candidates):
-                found.add(exact_scores(chunks, queries_qad[query], candidates), start + candidates)
+                scores = exact_scores(chunks, queries_qad[query], candidates, weights_a)
+                found.add(scores, start + candidates)
     return best
 
 
@@ -115,10 +126,9 @@ def _candidates(rough: np.ndarray, worst: float, wanted: int, error: float) -> n
     return candidates
 
 
-def rounding_error(queries_qad: np.ndarray) -> float:
+def rounding_error(width: int, weights_a: np.ndarray) -> float:
     """Return the largest error of an approximate score plus the rounding of an exact score to float32."""
-    _, asked, width = queries_qad.shape
     unit = 2.0**-24
-    terms = width + asked  # in the sum of products and in the sum over the attributes
+    terms = width + len(weights_a) + 1  # in the sum of products, in the sum over the attributes, and the weighting
     dot = terms * unit / (1 - terms * unit)
-    return asked * (1 + NORM_ERROR) ** 2 * (dot + 2 * unit)
+    return float(weights_a.sum()) * (1 + NORM_ERROR) ** 2 * (dot + 2 * unit)

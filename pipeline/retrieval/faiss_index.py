@@ -57,12 +57,15 @@ class ApproximateIndex:
     def __init__(self, indexes: list[Any], vectors: Sequence[np.ndarray], measured: Measured):
         self._indexes, self._vectors, self.measured = indexes, vectors, measured
 
-    def search(self, queries_qad: np.ndarray, numbers: Sequence[int], top: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries_qad: np.ndarray, numbers: Sequence[int], top: int, weights_a: Sequence[float] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the same as `exact.nearest_rows`, under the attributes with these numbers.
 
         If the index finds fewer rows than wanted, rows from 0 on are added.
         """
         matrices = [self._vectors[number] for number in numbers]
+        weights = np.ones(len(numbers)) if weights_a is None else np.asarray(weights_a, np.float64)
         rows = len(matrices[0])
         wanted = min(top, rows)
         candidates = np.concatenate(
@@ -77,7 +80,7 @@ class ApproximateIndex:
             union = np.unique(found[found >= 0])  # FAISS fills up with -1 if the visited lists have fewer rows
             if len(union) < wanted:
                 union = np.union1d(union, np.arange(wanted))
-            best.append(best_of(exact_scores(matrices, query, union), union, wanted))
+            best.append(best_of(exact_scores(matrices, query, union, weights), union, wanted))
         return (
             np.array([scores for scores, _ in best], np.float32).reshape(-1, wanted),
             np.array([found for _, found in best], np.int64).reshape(-1, wanted),

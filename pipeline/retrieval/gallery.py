@@ -14,7 +14,8 @@ Shape suffixes: Q queries, A requested attributes, N all attributes, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -39,6 +40,9 @@ IMAGES_FILE = "images.parquet"
 VECTORS = "vectors"
 EMBEDDINGS = "embeddings"
 
+Attributes = Sequence[str] | Mapping[str, float]
+"""Names of requested attributes, or name -> weight."""
+
 
 class GalleryInfo(BaseModel):
     """Content of `gallery.json`."""
@@ -50,6 +54,8 @@ class GalleryInfo(BaseModel):
     """Address of the model, without credentials."""
     model_digest: str
     """sha256 over the weights of the model; it tells models of the same name apart."""
+    checkpoint: str | None = None
+    """Folder in which the registry kept the model. A search looks there first: the registry takes seconds to answer."""
     attributes: tuple[str, ...]
     width: int
     """Embedding width D."""
@@ -126,28 +132,28 @@ class Gallery:
         return self.info.images
 
     def search(
-        self, queries: np.ndarray, attributes: Sequence[str], top: int = 10, approximate: bool = False
+        self, queries: np.ndarray, attributes: Attributes, top: int = 10, approximate: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores (float32, Q×K) and rows (int64, Q×K) of the best matches of each query; K = min(top, R).
 
-        A score is the sum of the A cosines; equal scores are ordered by row. The result is exact and the same on every
-        machine, unless `approximate` restricts the search to the candidates of the approximate index. Raises
-        InputError for an unknown attribute, an attribute given twice or a missing index, ValueError for queries of
-        another shape or length.
+        A score is the sum of the A cosines, each multiplied by its weight; equal scores are ordered by row. The result
+        is exact and the same on every machine, unless `approximate` restricts the search to the candidates of the
+        approximate index. Raises InputError for an unknown attribute, an attribute given twice, a weight that is not
+        positive, a query without a direction or a missing index, ValueError for queries of another shape or length.
 
         Args:
-            queries: embeddings under the requested attributes, in their order; Q×A×D, of unit length.
-            attributes: names of the A requested attributes.
+            queries: embeddings under all N attributes of the gallery, as `Embedder.embed` returns them: Q×N×D.
+            attributes: names of the A requested attributes, or name -> weight.
             top: number of rows in the result.
             approximate: use the approximate index.
         """
-        numbers = self.numbers(attributes)
-        queries = self._checked(queries, len(attributes))
+        numbers, weights = self.numbers(attributes), weights_of(attributes)
+        queries = self._picked(queries, numbers)
         if top < 1:
             raise ValueError(f"top must be at least 1, not {top}")
         if approximate:
-            return self.index.search(queries, numbers, top)
-        return nearest_rows([self._vectors[number] for number in numbers], queries, top)
+            return self.index.search(queries, numbers, top, weights)
+        return nearest_rows([self._vectors[number] for number in numbers], queries, top, weights)
 
     @cached_property
     def index(self) -> ApproximateIndex:
@@ -162,11 +168,12 @@ class Gallery:
         self.__dict__.pop("index", None)
         return build_index(self.folder, self._vectors, progress)
 
-    def cosines(self, query: np.ndarray, attributes: Sequence[str], rows: np.ndarray) -> np.ndarray:
-        """Return the cosines of one query (A×D) with each of K rows under each attribute, float32 A×K."""
-        vectors, rows = [self._vectors[number] for number in self.numbers(attributes)], np.asarray(rows, np.int64)
-        (query,) = self._checked(query[None], len(attributes))
-        return np.stack([exact_scores([one], query[number : number + 1], rows) for number, one in enumerate(vectors)])
+    def cosines(self, query: np.ndarray, attributes: Attributes, rows: np.ndarray) -> np.ndarray:
+        """Return the cosines of one query (N×D) with each of K rows under each attribute, float32 A×K."""
+        numbers, rows = self.numbers(attributes), np.asarray(rows, np.int64)
+        (query,) = self._picked(query[None], numbers)
+        one = np.ones(1)
+        return np.stack([exact_scores([self._vectors[n]], query[i : i + 1], rows, one) for i, n in enumerate(numbers)])
 
     def embeddings(self, row: int) -> np.ndarray:
         """Return the embeddings of a row under every attribute, float32 N×D."""
@@ -191,29 +198,46 @@ class Gallery:
         except Exception:  # decoders and remote storages raise nearly any exception
             return None
 
-    def numbers(self, attributes: Sequence[str]) -> list[int]:
+    def numbers(self, attributes: Iterable[str]) -> list[int]:
         """Return the indices of the attributes.
 
         Raises InputError for no attribute, an unknown one, or one given twice.
         """
-        known = self.info.attributes
-        if not attributes:
+        known, names = self.info.attributes, list(attributes)
+        if not names:
             raise InputError(f"no attribute given; known: {', '.join(known)}")
-        for i, name in enumerate(attributes):
+        for i, name in enumerate(names):
             if name not in known:
                 raise InputError(f"unknown attribute {name!r}; {nearest(name, known)}")
-            if name in attributes[:i]:
+            if name in names[:i]:
                 raise InputError(f"attribute {name!r} is given twice")
-        return [known.index(name) for name in attributes]
+        return [known.index(name) for name in names]
 
-    def _checked(self, queries: np.ndarray, asked: int) -> np.ndarray:
-        queries = np.ascontiguousarray(queries, np.float32)
-        if queries.ndim != 3 or queries.shape[1:] != (asked, self.info.width):
-            raise ValueError(f"queries must be Q×{asked}×{self.info.width}, not {queries.shape}")
+    def _picked(self, queries: np.ndarray, numbers: list[int]) -> np.ndarray:
+        """Return the queries' embeddings under the attributes with these numbers, float32 Q×A×D."""
+        shape = (len(self.info.attributes), self.info.width)
+        if queries.ndim != 3 or queries.shape[1:] != shape:
+            raise ValueError(
+                f"queries must be Q×{shape[0]}×{shape[1]}, embeddings under all attributes of the gallery as "
+                f"Embedder.embed returns them, not {'×'.join(map(str, queries.shape))}"
+            )
+        queries = np.ascontiguousarray(queries[:, numbers], np.float32)
         lengths = np.linalg.norm(queries.astype(np.float64), axis=-1)
+        if (lengths == 0).any():
+            name = self.info.attributes[numbers[int(np.argwhere(lengths == 0)[0, 1])]]
+            raise InputError(f"the model gives a vector of length 0 under {name}, which is similar to nothing")
         if not (np.abs(lengths - 1) <= NORM_ERROR).all():  # false for NaN
             raise ValueError("queries must be of unit length")
         return queries
+
+
+def weights_of(attributes: Attributes) -> list[float]:
+    """Return the weight of each attribute, 1 where none is given. Raises InputError unless all are positive."""
+    weights = list(attributes.values()) if isinstance(attributes, Mapping) else [1.0] * len(attributes)
+    for name, weight in zip(attributes, weights, strict=True):
+        if not 0 < weight < math.inf:
+            raise InputError(f"attribute {name}={weight:g}: a weight must be a positive number")
+    return weights
 
 
 def vectors_file(number: int) -> str:

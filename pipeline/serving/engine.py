@@ -51,7 +51,6 @@ class Engine:
         """
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
-        query = embeddings_nd[self.gallery.numbers(attributes)]
         version = self.gallery.info.fingerprint[:8]  # browsers cache pictures by their address
         return [
             asdict(hit)
@@ -59,7 +58,7 @@ class Engine:
                 "cosines": dict(zip(attributes, hit.cosines, strict=True)),
                 "picture": f"pictures/{hit.row}?of={version}",
             }
-            for hit in ranked(self.gallery, query, attributes, top, approximate)
+            for hit in ranked(self.gallery, embeddings_nd, attributes, top, approximate)
         ]
 
     def embeddings_of(self, row: int) -> np.ndarray:

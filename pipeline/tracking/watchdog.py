@@ -100,8 +100,8 @@ class Watchdog:
             return False
         _pipes.discard(pipe)
         try:
-            pipe.write(word + b"\n")
-            pipe.close()
+            with pipe:
+                pipe.write(word + b"\n")
         except OSError:  # the watchdog was killed
             return False
         return True

@@ -70,6 +70,10 @@ class ProgressBoard:
         self.latest = (step, note)
         return self.stop
 
+    def tell(self, line: str) -> None:
+        """Note a line for the user."""
+        self.news.append(line)
+
     def failed(self, error: str) -> None:
         """Note an error. The first one counts: it makes the other workers lose their connections."""
         self.error = self.error or error

@@ -25,13 +25,18 @@ from data_prep.batches import batches_per_epoch, cut, plan_epoch, rows_of_worker
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.triplets import Triplets
 from pipeline.config.schema import TrainConfig
-from pipeline.evaluation.validation import Validation, score_name
+from pipeline.evaluation.validation import MEAN_COSINE, SPLIT, Validation, score_name
 from pipeline.training.build import build_objective, resolved
 from pipeline.training.checkpoints import Saver
 
 STATE_FILE = "state.pt"
-COUNTERS = ("epoch", "step", "step_in_epoch", "best", "score", "epochs_since_best")
+COUNTERS = ("epoch", "step", "step_in_epoch", "best", "score", "epochs_since_best", "signs")
 """Attributes of a training that its snapshots hold as they are."""
+
+ALIKE = 0.95
+"""Mean cosine of validation embeddings from which they count as alike."""
+AT_MARGIN, GUESSED = 0.01, 0.55
+"""Largest distance of the triplet loss from the margin, as a fraction of it, and largest accuracy of a collapse."""
 
 Ending = Literal["finished", "stopped"]
 Point = tuple[int, dict[str, float]]
@@ -69,6 +74,8 @@ class EpochEnd:
     epoch: int
     step: int
     metrics: dict[str, float]
+    warning: str = ""
+    """Signs that the embeddings have collapsed, in words, if they last: two epochs, or until the end."""
 
 
 class NonFiniteBatch(NonFiniteLoss):
@@ -132,6 +139,8 @@ class Training:
         self.points: list[Point] = []
         """Metrics that are not known to be logged yet; checkpoints carry them. The saver's thread removes them from
         the front."""
+        self.signs = ""
+        """Signs of a collapse in the last epoch."""
         self._rates: dict[str, float] = {}
         self._copies: dict[str, torch.Tensor] = {}
         torch.manual_seed(config.seed)
@@ -253,7 +262,9 @@ class Training:
             self.epochs_since_best = 0 if better else self.epochs_since_best + 1
             self.score = score
         self.points.append((self.step, metrics))
-        return EpochEnd(self.epoch, self.step, metrics)
+        before, self.signs = self.signs, collapse(metrics, config.margin)
+        lasting = before or self.ended  # random weights begin alike: one epoch says little
+        return EpochEnd(self.epoch, self.step, metrics, self.signs if lasting else "")
 
     def snapshot(self, end: EpochEnd | None = None) -> Snapshot:
         """Return the present state; `end` if this is an epoch's end. The next snapshot reuses this one's memory."""
@@ -367,3 +378,20 @@ class Training:
             "paths": named,
         }
         return NonFiniteBatch(f"step {self.step + 1} (epoch {self.epoch + 1}): {error}", record)
+
+
+def collapse(metrics: dict[str, float], margin: float) -> str:
+    """Return the signs in an epoch's metrics that all embeddings are alike, in words; empty if there are none.
+
+    Equal embeddings give every triplet the margin as its loss. A loss that passes the margin on its way down has more
+    right triplets than guessing has. A model that beats chance has not collapsed.
+    """
+    if metrics.get(f"{SPLIT}/above_chance_low", 0.0) > 0:
+        return ""
+    loss, right, cosine = (metrics.get(name) for name in ("train/loss_triplet", "train/triplet_accuracy", MEAN_COSINE))
+    signs = []
+    if loss is not None and right is not None and abs(loss - margin) <= AT_MARGIN * margin and right <= GUESSED:
+        signs.append(f"the triplet loss {loss:.4f} is at the margin {margin:g}")
+    if cosine is not None and cosine >= ALIKE:
+        signs.append(f"the mean cosine of validation embeddings is {cosine:.3f}")
+    return f"the embeddings hardly differ: {' and '.join(signs)}" if signs else ""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 from PIL import Image
 from support.commands import agman_exit_code
 from support.galleries import jpeg, random_model
+from support.registered import register_random
 
 import agman
 from data_prep.dataset import Dataset
@@ -21,7 +25,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.common.errors import JobFailed
 from pipeline.inference.embedder import Embedder
-from pipeline.registry.models import load
+from pipeline.registry.loading import load
 from pipeline.retrieval import embed
 from pipeline.retrieval.embed import embed_images
 from pipeline.retrieval.gallery import Gallery
@@ -190,6 +194,29 @@ def test_a_diverged_model_makes_no_gallery(photographs: Path, tmp_path: Path) ->
     assert not (tmp_path / "g").exists()
 
 
+def test_vectors_of_length_0_are_rejects(photographs: Path, tmp_path: Path) -> None:
+    network, description = random_model(NAMES)
+    blind = str(agman.save_model(tmp_path / "blind", network, description))
+    source = find_source(photographs)
+    one = worker(blind, source, tmp_path / "g")
+    embedded = one.embedder.embed
+
+    def without_the_third(squares):  # type: ignore[no-untyped-def]
+        vectors = embedded(squares)
+        vectors[2, 1] = 0
+        return vectors
+
+    one.embedder.embed = without_the_third
+    assert one.embed(0, source.pictures) == (PICTURES + 2, None)
+    embed._finish(tmp_path / "g", embed._info(blind, Embedder(*load(blind)), source), 1)
+    gallery = Gallery.open(tmp_path / "g")
+    rejects = pq.read_table(gallery.folder / "rejects.parquet").to_pylist()
+    assert [(one["image"], one["detail"]) for one in rejects if "length" in one["detail"]] == [
+        ("a/05.jpg", "the model gives a vector of length 0")
+    ]
+    assert len(gallery) + len(rejects) == PICTURES + 2 and gallery.images[2] == "a/07.jpg"
+
+
 def test_a_parquet_file_that_changes_is_reported(model: str, tmp_path: Path) -> None:
     folder = tmp_path / "tables"
     folder.mkdir()
@@ -243,6 +270,61 @@ def test_invalid_queries_are_refused_in_one_line(
     assert "not a gallery" in capsys.readouterr().err
 
 
+def test_the_snippet_of_the_docs_searches_by_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    names = ["skirt_length", "coat_length", "lapel_design"]
+    agman.save_model(tmp_path / "model", *random_model(names))
+    Path("photographs").mkdir()
+    for number in range(9):
+        Path("photographs", f"{number}.jpg").write_bytes(jpeg(number))
+    Path("coat.jpg").write_bytes(jpeg(100))
+    found: dict[str, Any] = {}
+    exec(snippet.replace("models:/agman-fashionai@champion", "model"), found)
+    coat, lapel = (np.load(f"gallery/vectors/attribute-{n:02d}.npy") @ found["queries"][0, n] for n in (1, 2))
+    assert found["rows"][0].tolist() == np.argsort(-(2 * lapel + coat)).tolist()
+    assert found["scores"][0] == pytest.approx(np.sort(2 * lapel + coat)[::-1], abs=1e-6)
+    printed = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [f"{row}.jpg" for row in np.argsort(-lapel)[:5]]
+
+
+def test_a_gallery_outlives_a_promotion(
+    photographs: Path, dataset: Dataset, tracking_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Version 1 is the champion when it embeds; version 2 is the champion later."""
+    first, second = (register_random(dataset, tmp_path, seed) for seed in (1, 2))
+    champion = "models:/agman-tiny@champion"
+    gallery = embed_images(champion, photographs / "b", tmp_path / "g")
+    assert gallery.info.model == first.uri
+    digest = embedder_of(gallery).digest
+    client = MlflowClient(tracking_store)
+    client.set_registered_model_alias("agman-tiny", "champion", second.version)
+    assert embedder_of(gallery).digest == digest
+    with pytest.raises(InputError, match="contains a gallery of models:/agman-tiny/1"):
+        embed_images(champion, photographs / "b", tmp_path / "g")
+
+    # Earlier versions recorded the alias, and not where the model's files are.
+    file = tmp_path / "g" / "gallery.json"
+    recorded = json.loads(file.read_text())
+    assert Path(recorded.pop("checkpoint"), "model.safetensors").is_file()
+    file.write_text(json.dumps(recorded | {"model": champion}))
+    capsys.readouterr()
+    assert embedder_of(Gallery.open(tmp_path / "g")).digest == digest
+    said = f"note: {champion} is another version now; the gallery's is {first.uri}, which is used\n"
+    assert capsys.readouterr().err == said
+    client.delete_registered_model_alias("agman-tiny", "champion")
+    assert embedder_of(Gallery.open(tmp_path / "g")).digest == digest
+    client.delete_model_version("agman-tiny", str(first.version))
+    with pytest.raises(InputError, match="with other weights than it has now"):
+        embedder_of(Gallery.open(tmp_path / "g"))
+    file.write_text(json.dumps(recorded | {"model": "models:/agman-other@champion"}))
+    with pytest.raises(InputError, match=r"agman-other@champion: .* did you mean 'agman-tiny'\?"):
+        embedder_of(Gallery.open(tmp_path / "g"))
+
+
 def test_another_model_than_the_gallery_s_is_refused(gallery: Gallery, tmp_path: Path) -> None:
     other = str(agman.save_model(tmp_path / "other", *random_model(NAMES, seed=2)))
     with pytest.raises(InputError, match="with other weights than"):
@@ -254,7 +336,7 @@ def test_refused_arguments_leave_nothing_behind(
 ) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.jpg").write_text("no picture")
-    with pytest.raises(InputError, match=r"none of the 1 pictures can be read; x\.jpg"):
+    with pytest.raises(InputError, match=r"none of the 1 pictures can be embedded; x\.jpg"):
         embed_here(model, tmp_path / "bad", tmp_path / "staging")
     with pytest.raises(InputError, match="contains a gallery of other pictures"):
         embed_images(model, photographs / "a", gallery.folder)

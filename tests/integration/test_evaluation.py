@@ -17,7 +17,8 @@ from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.log import log_evaluation
-from pipeline.registry.models import Registered, find_model, load
+from pipeline.registry.loading import find_model, load
+from pipeline.registry.models import Registered
 from pipeline.tracking.runs import Run, find_run, metric_history, start_run
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 import agman
 from pipeline.inference.embedder import Embedder
-from pipeline.registry.models import load
+from pipeline.registry.loading import load
 
 STORED = Path(__file__).parents[1] / "data" / "registered_before_rooms"
 

@@ -14,7 +14,7 @@ from support.datasets import prepare_small
 import agman
 from data_prep.dataset import Dataset, ImageStore
 from pipeline.evaluation import evaluate as evaluation
-from pipeline.registry import models as registry
+from pipeline.registry.loading import load
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_missing_file_is_one_line(dataset: Dataset, capsys: pytest.CaptureFixt
 
 def test_the_embeddings_are_the_published_ones(dataset: Dataset, tmp_path: Path) -> None:
     file = original_csn(tmp_path / "csn.pth.tar", n_attributes=8)
-    network, description = registry.load(str(file), dataset.info.attribute_names)
+    network, description = load(str(file), dataset.info.attribute_names)
     scored = evaluation.evaluate(network, description, dataset)
     pairs = scored.pairs.head(5)
     pixels = agman.normalise(ImageStore(dataset, "test", 112).read(pairs["image_id"].to_numpy()))

@@ -15,7 +15,7 @@ from support.registered import ROOT, jpeg, load_in_a_fresh_process, register_ran
 
 from data_prep.dataset import Dataset
 from pipeline.inference.embedder import Embedder
-from pipeline.registry.models import find_model, load
+from pipeline.registry.loading import find_model, load
 
 
 @pytest.fixture(scope="module")

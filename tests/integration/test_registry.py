@@ -15,7 +15,7 @@ import agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from pipeline.registry.models import find_model, load
+from pipeline.registry.loading import find_model, load
 
 NAMES = ["skirt", "sleeve", "collar"]
 

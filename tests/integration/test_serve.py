@@ -197,6 +197,7 @@ def test_the_page_in_a_browser(browser: Browser, address: str, gallery: Gallery,
     page.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
+    opens_with_an_empty_field(page)
     refuses_an_incomplete_query(page)
     page.on("console", lambda message: messages.append(message.text))  # the refused file above is an error there
     finds_pictures_and_shows_attention(page, gallery, embedder)
@@ -207,6 +208,14 @@ def test_the_page_in_a_browser(browser: Browser, address: str, gallery: Gallery,
 
 def pick(page: Page, name: str, data: bytes) -> None:
     page.set_input_files("#file", {"name": name, "mimeType": "image/jpeg", "buffer": data})
+
+
+def opens_with_an_empty_field(page: Page) -> None:
+    expect(page.get_by_text("Drop a picture here")).to_be_visible()
+    hidden = page.locator("[hidden]").all()
+    assert len(hidden) == 2
+    for element in hidden:
+        expect(element).to_be_hidden()
 
 
 def refuses_an_incomplete_query(page: Page) -> None:

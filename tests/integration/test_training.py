@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from PIL import Image
 import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
+from pipeline.cli.train import show_trained
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.log import log_evaluation
 from pipeline.registry import models as registry
+from pipeline.registry.loading import find_model, load
 from pipeline.tracking import runs as tracking
 from pipeline.training.train import Trained, train
 from pipeline.training.trainer import EpochEnd, Training, WorkerContext
@@ -88,15 +91,36 @@ def test_the_run_is_in_mlflow_with_its_configuration_and_metrics(two_workers: Tr
     assert [step for step, _ in tracking.metric_history(two_workers.run, "train/loss")] == [4, 8]
 
 
-def test_the_first_model_becomes_champion_and_can_be_used_by_name(two_workers: Trained, dataset: Dataset) -> None:
+def test_chance_and_the_doubt_are_shown_and_stored(
+    two_workers: Trained, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_trained(two_workers)
+    said = capsys.readouterr()
+    lines = (said.out + said.err).splitlines()
+    metrics, name = two_workers.metrics, dataset.info.attribute_names[0]
+    for end in ("", f"/{name}"):
+        (cells,) = [re.findall(r"[^│\s]+", line) for line in lines if f" valid/map{end} " in line]
+        assert cells[1:] == [f"{metrics[f'valid/{one}{end}']:.4f}" for one in ("map", "chance")]
+    assert any(line.startswith("note: not made champion, on validation too few queries") for line in lines)
+    run = MlflowClient(two_workers.run.uri).get_run(two_workers.run.run_id)
+    wanted = {"valid/chance", f"valid/chance/{name}", "valid/above_chance_low", "valid/mean_cosine"}
+    assert wanted <= run.data.metrics.keys()
+    version = MlflowClient(two_workers.run.uri).get_model_version("agman-tiny", "1")
+    assert "| attribute | values | validation | chance |" in version.description
+    assert f"{100 * metrics[f'valid/chance/{name}']:.2f}" in version.description
+
+
+def test_a_registered_model_can_be_used_by_name(two_workers: Trained, dataset: Dataset) -> None:
     first = two_workers.registered
     second = registry.register(folder_of(two_workers), dataset.info.name, two_workers.run)
-    assert (first.uri, first.alias) == ("models:/agman-tiny/1", "champion")
-    assert (second.uri, second.alias) == ("models:/agman-tiny/2", "challenger")
+    assert (first.uri, first.alias) == ("models:/agman-tiny/1", "challenger")
+    assert first.note.startswith("not made champion, on validation too few queries to tell a difference from noise")
+    assert (second.uri, second.alias) == (first.uri, "champion")  # it is not said to be at chance
+    assert second.note == "equal weights are registered already, as version 1"
     names = dataset.info.attribute_names
     trained, _ = agman.load_model(folder_of(two_workers))
     for uri in ("models:/agman-tiny@champion", f"runs:/{two_workers.run.run_id}", str(two_workers.checkpoint)):
-        model, description = registry.load(uri, names)
+        model, description = load(uri, names)
         assert largest_difference(model.state_dict(), trained.state_dict()) == 0
         assert description["attributes"] == names
 
@@ -120,7 +144,7 @@ def _check_pyfunc(uri: str, dataset: Dataset, scored: Evaluation) -> None:
 
 
 def test_evaluation_agrees_with_ranking_by_hand(two_workers: Trained, dataset: Dataset) -> None:
-    model, description = registry.load(str(two_workers.checkpoint), dataset.info.attribute_names)
+    model, description = load(str(two_workers.checkpoint), dataset.info.attribute_names)
     scored = evaluate(model, description, dataset)
     precisions = []
     pairs, embeddings = scored.pairs, scored.embeddings.numpy().astype(np.float64)
@@ -150,12 +174,12 @@ def test_an_impossible_training_is_refused_before_anything_starts(
 
 def test_a_model_of_other_attributes_is_refused_by_name(two_workers: Trained) -> None:
     with pytest.raises(InputError, match="trained for other attributes"):
-        registry.load(str(two_workers.checkpoint), ["colour", "shape"])
+        load(str(two_workers.checkpoint), ["colour", "shape"])
 
 
 @pytest.mark.parametrize("model", ["models:/agman-nobody@champion", "models:/agman-nobody/1", "runs:/0123", "nowhere"])
 def test_a_model_that_is_not_there_is_one_clear_line(store: Path, model: str) -> None:
     with pytest.raises(InputError) as error:
-        registry.find_model(model)
+        find_model(model)
     assert "\n" not in str(error.value)
     assert model.split("/")[-1].split("@")[0] in str(error.value)

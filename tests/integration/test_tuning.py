@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from support.commands import agman_exit_code
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from pipeline.cli.tune import show_study
 from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.reports.study.page import write_study_report
@@ -122,11 +124,21 @@ def test_the_studys_run_has_the_plan_the_outcome_and_the_page(result: StudyResul
     assert run.data.params.items() >= wanted.items()
     assert run.data.tags["dataset_digest"] == dataset.info.digest
     assert run.data.metrics["valid/map"] == result.best.best
+    assert run.data.metrics["valid/chance"] == result.chance == result.metrics["valid/chance"]
     assert json.loads(run.data.tags["best_setting"]) == result.best.setting
     assert run.data.tags["best_run_id"] == result.best.run_id
     files = {Path(file.path).name for file in client.list_artifacts(result.run.run_id, "search")}
     assert files >= {"report.html", "trials.parquet", "trials.csv", "history.png", "parallel.png", "slices.png"}
     assert result.page.is_file()
+
+
+def test_chance_is_shown_and_no_deviation_of_one_seed(result: StudyResult, capsys: pytest.CaptureFixture[str]) -> None:
+    show_study(result)
+    said = "".join(capsys.readouterr())
+    assert f"over 1 seed, chance {result.chance:.4f}" in said and "±" not in said
+    assert re.search(rf"│ chance +│.*{result.chance:.4f} │", said)
+    for trial in trial_runs(result).values():
+        assert trial.data.metrics["valid/chance"] == pytest.approx(result.chance)
 
 
 def test_nothing_is_left_of_the_trials(result: StudyResult, store: Path) -> None:

@@ -21,7 +21,7 @@ from support.registered import ROOT, jpeg, load_in_a_fresh_process, register_ran
 
 from data_prep.dataset import Dataset
 from pipeline.inference.embedder import Embedder
-from pipeline.registry.models import load
+from pipeline.registry.loading import load
 from pipeline.tracking.runs import tracking_uri
 
 pytestmark = pytest.mark.slow

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from data_prep.dataset import Dataset
 from data_prep.storage import Storage
 from data_prep.tables import REPORT, SPLITS
+from pipeline.evaluation.expectations import Expectations, expectations
 from pipeline.reports.charts import DARK, LIGHT
 from pipeline.reports.dataset.charts import Distribution, distributions
 from pipeline.reports.dataset.contact_sheet import Strip, contact_sheet
 from pipeline.reports.dataset.contents import EXAMPLES, Contents, contents
-from pipeline.reports.dataset.expectations import Expectations, expectations
 from pipeline.reports.html import render
 
 

@@ -49,6 +49,7 @@ class Gallery:
 
     attribute: str
     map: float
+    chance: float
     queries: list[Query]
 
 
@@ -76,6 +77,7 @@ def galleries(evaluation: Evaluation, dataset: Dataset) -> list[Gallery]:
         Gallery(
             attribute.name,
             evaluation.metrics[f"{evaluation.split}/map/{attribute.name}"],
+            float(evaluation.results[attribute.name].chance.mean()),
             [_query(ranking, evaluation, attribute, pictures) for ranking in found],
         )
         for attribute, found in rankings.items()

@@ -16,8 +16,9 @@ import agman
 from data_prep import atomic
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from pipeline.evaluation.chance import GUESSING
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.registry import models as registry
+from pipeline.registry.loading import load, shown
 from pipeline.reports import charts
 from pipeline.reports.evaluation import map_table, triplet_table
 from pipeline.reports.html import render
@@ -81,13 +82,13 @@ def write_report(
     """
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; give a file")
-    network, description = registry.load(model, dataset.info.attribute_names)
+    network, description = load(model, dataset.info.attribute_names)
     evaluation = evaluation or evaluate(network, description, dataset, "test")
     page = Page(
         dataset=dataset.info.name,
         drawn=dataset.drawn,
         other_dataset=description["dataset_digest"] != dataset.info.digest,
-        model=registry.shown(model),
+        model=shown(model),
         run_id=description["run_id"],
         split=evaluation.split,
         made=datetime.now(UTC),
@@ -103,7 +104,7 @@ def write_report(
         study=study_section(study) if study else None,
         settings=description["training"],
         facts=_facts(dataset, network, description),
-        commands=_commands(registry.shown(model), dataset, out, evaluation.split, description["training"]),
+        commands=_commands(shown(model), dataset, out, evaluation.split, description["training"]),
     )
     _write(out, render("report.html.j2", page))
     return evaluation.metrics
@@ -130,7 +131,9 @@ def _curves(run_id: str | None) -> list[charts.Chart]:
         scores = (
             scores if scores["MAP"] else {"triplet accuracy": tracking.metric_history(run, "valid/triplet_accuracy")}
         )
-    valid = [charts.validation(history, name) for name, history in scores.items() if history]
+        chances = dict(tracking.metric_history(run, "valid/chance")).values()
+    chance = next(iter(chances), None) if "MAP" in scores else GUESSING
+    valid = [charts.validation(history, name, chance) for name, history in scores.items() if history]
     return ([charts.losses(losses)] if losses else []) + valid
 
 

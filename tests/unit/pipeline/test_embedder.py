@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from support.galleries import jpeg, random_model
 
@@ -14,3 +15,10 @@ def test_an_embedder_refuses_files_that_are_no_pictures() -> None:
         with pytest.raises(PictureError, match="not a picture"):
             embedder.read(data)
     assert embedder.attention(embedder.read(jpeg(1)), ["skirt", "collar"]).sum((1, 2)) == pytest.approx(1)
+
+
+def test_no_product_of_embeddings_exceeds_1() -> None:
+    embedder = Embedder(*random_model(["collar", "skirt", "sleeve"]))
+    vectors = embedder.embed([embedder.read(jpeg(seed)) for seed in range(20)]).astype(float)
+    lengths = np.linalg.norm(vectors, axis=2)
+    assert (lengths <= 1).all() and lengths == pytest.approx(1, abs=1e-6)

@@ -82,16 +82,16 @@ def test_the_error_of_approximate_scores_is_within_the_bound() -> None:
     rough = exact._rough(matrices, queries)
     true = sum(queries[:, a].astype(float) @ matrices[a].astype(float).T for a in range(2))
     worst = np.abs(rough - true).max()
-    assert 0 < worst < exact.rounding_error(queries)
+    assert 0 < worst < exact.rounding_error(512, np.ones(2))
 
 
 def test_a_gallery_is_searched_by_names_of_attributes(tmp_path: Path) -> None:
     embeddings = unit(23, 3, 5)
     gallery = Gallery.open(make_gallery(tmp_path / "g", embeddings))
     assert (len(gallery), gallery.images[3], gallery.images[20:]) == (23, "003.png", ["020.png", "021.png", "022.png"])
-    queries = unit(2, 2, 5, seed=2)
+    queries = unit(2, 3, 5, seed=2)
     scores, rows = gallery.search(queries, ["sleeve", "collar"], top=4)
-    expected = plain([embeddings[:, 2], embeddings[:, 0]], queries, 4)
+    expected = plain([embeddings[:, 2], embeddings[:, 0]], queries[:, [2, 0]], 4)
     assert np.array_equal(scores, expected[0])
     assert np.array_equal(rows, expected[1])
     each = gallery.cosines(queries[0], ["sleeve", "collar"], rows[0])
@@ -99,20 +99,48 @@ def test_a_gallery_is_searched_by_names_of_attributes(tmp_path: Path) -> None:
     assert gallery.search(queries, ["sleeve", "collar"], top=100)[1].shape == (2, 23)
 
 
+@pytest.mark.parametrize("approximate", [False, True])
+def test_cosines_are_added_by_their_weights(tmp_path: Path, approximate: bool) -> None:
+    embeddings = unit(389, 3, 5)
+    gallery = Gallery.open(make_gallery(tmp_path / "g", embeddings))
+    if approximate:
+        gallery.build_index()
+    queries = unit(7, 3, 5, seed=2)
+    weighted = queries.astype(float) * np.array([1, 0, 2.5])[:, None]
+    expected_scores, expected = plain([embeddings[:, 2], embeddings[:, 0]], weighted[:, [2, 0]], 6)
+    scores, rows = gallery.search(queries, {"sleeve": 2.5, "collar": 1}, 6, approximate)
+    assert (rows == expected).mean() >= (0.9 if approximate else 1)
+    assert np.allclose(scores, expected_scores, atol=0.1 if approximate else 1e-6)
+    for weight in (0, -1, np.nan, np.inf):
+        with pytest.raises(InputError, match=r"attribute sleeve=.*: a weight must be a positive number"):
+            gallery.search(queries, {"sleeve": weight})
+
+
+def test_no_score_exceeds_the_sum_of_the_weights(tmp_path: Path) -> None:
+    embeddings = unit(50, 2, 512)
+    assert (np.linalg.norm(embeddings.astype(float), axis=2) > 1).any()
+    gallery = Gallery.open(make_gallery(tmp_path / "g", embeddings))
+    assert gallery.search(embeddings, NAMES[:2], 1)[0].max() == 2
+    for row in range(50):
+        assert gallery.cosines(embeddings[row], NAMES[:2], np.arange(50)).max() <= 1
+
+
 def test_invalid_queries_are_refused(tmp_path: Path) -> None:
     gallery = Gallery.open(make_gallery(tmp_path / "g", unit(9, 3, 5)))
     with pytest.raises(InputError, match="unknown attribute 'colar'; did you mean 'collar'"):
-        gallery.search(unit(1, 1, 5), ["colar"])
+        gallery.search(unit(1, 3, 5), ["colar"])
     with pytest.raises(InputError, match="'skirt' is given twice"):
-        gallery.search(unit(1, 2, 5), ["skirt", "skirt"])
+        gallery.search(unit(1, 3, 5), ["skirt", "skirt"])
     with pytest.raises(InputError, match="no attribute given; known: collar, skirt, sleeve"):
-        gallery.search(unit(1, 0, 5), [])
-    for queries in (unit(1, 2, 5), unit(1, 1, 4), unit(1, 5)):
-        with pytest.raises(ValueError, match="queries must be Q×1×5"):
+        gallery.search(unit(1, 3, 5), [])
+    for queries in (unit(1, 1, 5), unit(1, 2, 5), unit(1, 3, 4), unit(3, 5)):  # 1: already picked, perhaps wrongly
+        with pytest.raises(ValueError, match="queries must be Q×3×5, embeddings under all attributes of the gallery"):
             gallery.search(queries, ["skirt"])
     for factor in (2, np.nan):
         with pytest.raises(ValueError, match="unit length"):
-            gallery.search(unit(1, 1, 5) * np.float32(factor), ["skirt"])
+            gallery.search(unit(1, 3, 5) * np.float32(factor), ["skirt"])
+    with pytest.raises(InputError, match="gives a vector of length 0 under skirt"):
+        gallery.search(unit(1, 3, 5) * np.float32([[1], [0], [1]]), ["collar", "skirt"])
 
 
 def test_damaged_galleries_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -171,10 +199,10 @@ def test_an_approximate_index_reports_its_recall_and_scores_exactly(tmp_path: Pa
     folder = make_gallery(tmp_path / "g", unit(30, 3, 8))
     gallery = Gallery.open(folder)
     with pytest.raises(InputError, match="has no approximate index; `agman index"):
-        gallery.search(unit(1, 1, 8), NAMES[:1], approximate=True)
+        gallery.search(unit(1, 3, 8), NAMES[:1], approximate=True)
     measured = gallery.build_index().measured
     assert measured.rows == 30 and measured.recall >= 0.95
-    queries = np.stack([np.load(folder / "vectors" / f"attribute-{n:02d}.npy")[:4] for n in (2, 0)], axis=1)
+    queries = np.stack([np.load(folder / "vectors" / f"attribute-{n:02d}.npy")[:4] for n in range(3)], axis=1)
     scores, rows = Gallery.open(folder).search(queries, ["sleeve", "collar"], 3, approximate=True)
     exact_scores, exact_rows = gallery.search(queries, ["sleeve", "collar"], 3)
     assert (rows == exact_rows).mean() >= 0.9
