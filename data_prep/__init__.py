@@ -1,1 +1,1 @@
-"""What goes into a model: dataset adapters, Parquet tables, triplets, packed images, drawn samples."""
+"""Preparation of datasets: adapters of their layouts, Parquet tables, triplets, packed images, drawn samples."""

@@ -21,7 +21,7 @@ BEING_WRITTEN = ".writing"
 """End of the names of local files and folders that are not complete yet."""
 FULL = "no space left on device; free some or give another folder"
 LONGEST_NAME = 200
-"""Bytes. File systems allow 255, and the staging names are longer than the final ones."""
+"""Bytes of the longest output name. File systems allow 255, and the staging names are longer than the final ones."""
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def is_full(error: OSError) -> bool:
 
 
 def replace_folder(staging: Path, path: Path, old: Path | None = None) -> None:
-    """Rename `staging` to `path`. An older folder there is kept as `old` until then, and deleted afterwards."""
+    """Rename `staging` to `path`. An older folder at `path` is renamed to `old` before, and deleted afterwards."""
     old = old or path.with_name(f".{path.name}.replaced-{secrets.token_hex(4)}")
     replaces = path.is_dir()
     if replaces:

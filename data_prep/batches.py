@@ -1,4 +1,4 @@
-"""The plan of an epoch: its batches, each worker's part of them, and every image's flip, decided from numbers alone.
+"""The plan of an epoch: batches, each worker's micro-batches and every image's flip, computed without reading images.
 
 Only the last cut depends on the number of workers: the global batches of an epoch and their micro-batches are the same
 on 1 or 100 workers, and each worker computes some of the micro-batches of every batch.
@@ -58,10 +58,10 @@ def plan_epoch(
     micro_batches: int | None = None,
     start: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Yield worker `rank`'s part of every global batch of `epoch`, from number `start`.
+    """Yield worker `rank`'s micro-batches of every global batch of `epoch`, from batch number `start`.
 
     Every triplet is used once. A batch is cut into `micro_batches` (by default one for each worker), equal up to one
-    triplet. Each item has the fields of a batch but its images (B triplets over U distinct images):
+    triplet. Each item has the fields of a batch except its images (B triplets over U distinct images):
 
         image_ids             U int64, numpy: each image to be decoded once
         index                 3×B int64: anchors, positives and negatives as rows of `image_ids`
@@ -70,7 +70,7 @@ def plan_epoch(
         global_size           triplets in the global batch
         bounds                bounds of this worker's micro-batches among its triplets
         global_micro_batches  micro-batches of the global batch
-        seeds                 seed of each of this worker's micro-batches, for what a model draws while it is trained
+        seeds                 seed of each of this worker's micro-batches, for random numbers inside the model
     """
     micro_batches = micro_batches or workers
     ids = np.stack([triplets.anchor, triplets.positive, triplets.negative])
@@ -79,7 +79,7 @@ def plan_epoch(
     for number, (begin, end) in enumerate(itertools.pairwise(bounds.tolist())):
         if number < start:
             continue
-        # Drawn for the whole global batch and then cut, so that it is the same on any number of workers.
+        # Drawn for the complete global batch and then cut, so that it is the same on any number of workers.
         flip = np.random.default_rng([seed, epoch, number]).random((3, end - begin)) < 0.5
         own = cut(end - begin, micro_batches)[first : last + 1]
         mine = slice(*own[[0, -1]].tolist())

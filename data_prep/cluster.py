@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,12 +14,23 @@ import ray
 
 from data_prep.errors import InputError
 
+CONNECT_SECONDS = 60.0
+"""Seconds that the cluster at RAY_ADDRESS has to let a process join."""
+JOIN = """
+import sys
+import ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+except Exception as error:
+    sys.exit(" ".join(str(error).split())[:300] or type(error).__name__)
+"""
+
 
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Connect to RAY_ADDRESS or start a local Ray, and leave it at the end. Nested calls share the session.
 
-    Raises InputError if no cluster answers at RAY_ADDRESS.
+    Raises InputError if no cluster answers at RAY_ADDRESS in CONNECT_SECONDS.
     """
     if ray.is_initialized():
         yield
@@ -29,8 +42,9 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     # Turns off Tune's own table of trials, which is longer than ours.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    address = os.environ.get("RAY_ADDRESS", "local")
-    _check_reachable(address)
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local":
+        check_cluster(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
@@ -41,12 +55,41 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
-    """Raise InputError if nothing listens at `address`. Ray itself would try for many minutes."""
+def check_cluster(address: str) -> None:
+    """Raise InputError if no cluster can be joined at `address` in CONNECT_SECONDS.
+
+    A process of its own tries it: where anything but a cluster answers, Ray's C++ code waits for ever, deaf to
+    signals, or ends its process.
+    """
+    wrong = f"RAY_ADDRESS={address!r}" if not address.isprintable() else f"RAY_ADDRESS={address}"
+    _check_port(address, wrong)
+    # Without this, inside a submitted job, Ray would count the process as that job's driver.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+    try:
+        joined = subprocess.run(
+            [sys.executable, "-c", JOIN, address],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=CONNECT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"{wrong}: no Ray cluster answers there in {CONNECT_SECONDS:g} s; give HOST:PORT of its head, or unset it"
+        ) from None
+    if joined.returncode:
+        said = joined.stderr.decode(errors="replace").strip().splitlines()
+        why = f" ({said[-1]})" if said and joined.returncode == 1 else ""  # others: Ray has ended the process
+        raise InputError(f"{wrong}: no Ray cluster answers there{why}; give HOST:PORT of its head, or unset it")
+
+
+def _check_port(address: str, wrong: str) -> None:
+    """Raise InputError at once if nothing listens at `address`."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return  # "local", "auto" or the name of a session
+    if not colon or not port.isdecimal() or "/" in host:
+        return  # "auto", or an address that Ray itself refuses
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error.strerror or error})") from error
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{wrong}: no Ray cluster answers there ({why})") from error

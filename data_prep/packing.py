@@ -116,7 +116,7 @@ def pack(
     """Pack `images` below `root` into `storage/packed/split=S/part-*.parquet`, their short side `image_size` pixels.
 
     `images` has image_id, path and split, and optionally a box x0, y0, x1, y1 to cut out (float pixels of the upright
-    source picture; NaN: the whole picture). The order is shuffled within splits by `seed`. More than IN_PROCESS
+    source picture; NaN for the complete picture). The order is shuffled within splits by `seed`. More than IN_PROCESS
     images are packed in the current Ray session, or in a new one. Finished shards of an earlier call with equal
     arguments are kept; everything else that an unfinished dataset left in `storage` is deleted. Raises InputError if
     a worker cannot see `root`, StorageError if one cannot write.

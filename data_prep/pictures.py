@@ -1,4 +1,4 @@
-"""From a picture file to a model's square input; the same code for training, evaluation and serving."""
+"""Decoding of picture files to a model's square input; the same code for training, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -13,17 +13,29 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
-"""Larger pictures are refused: decoding one would take a gigabyte."""
+"""Pixels of the largest accepted picture: decoding a larger one would take a gigabyte."""
 MAX_BYTES = 64_000_000
-"""Larger files are refused unread."""
+"""Bytes of the largest accepted file; larger ones are refused unread."""
+
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    pass
+else:
+    register_heif_opener()
 
 # The formats of photographs. One of Pillow's other decoders runs a program (EPS), and most are hardly tested.
 Image.init()
 FORMATS = tuple(
     name
-    for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+    for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "HEIF")
     if name in Image.OPEN
 )
+SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS))
+"""Ends of the names of files in these formats, in lower case, with the full stop."""
+HEIC = (".heic", ".heif", ".hif")
+"""Ends of the names of files that are read if pillow-heif is installed."""
+HEIC_MISSING = "HEIC needs pip install 'agman-pipeline[heic]'"
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""

@@ -223,16 +223,16 @@ class Storage:
 
     def _without_secrets(self, error: Exception) -> str:
         text = " ".join((str(error) or type(error).__name__).split())
-        # The longest first, because replacing a part of a secret would leave the rest.
+        # The longest first: a shorter secret may be contained in a longer one, whose rest would stay.
         for secret in sorted(_secrets(str(self._base)), key=len, reverse=True):
-            # Short ones only as complete words: a user named "me" must not hide a part of "some".
+            # Short ones only as complete words: a user named "me" must not turn "some" into "so***".
             spelled = re.escape(secret) if len(secret) > 3 else rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])"
             text = re.sub(spelled, "***", text, flags=re.IGNORECASE)
         return text[:300]
 
 
 def _links(uri: str) -> list[re.Match[str]]:
-    """Return the parts of a URI; a chained URI has several."""
+    """Return a match for each link of a URI; a chained URI has several links."""
     return [match for link in CHAIN.split(uri) if (match := LINK.fullmatch(link))]
 
 

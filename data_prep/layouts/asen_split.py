@@ -89,10 +89,10 @@ def read_split_files(
     `global_values` is the meaning of the values in label_{valid,test}.txt; if None, it is inferred from those files.
     Raises InputError if a file is missing, or if the meaning cannot be inferred.
     """
-    parts = [_read_split(folder, split) for split in SPLITS if (folder / f"filenames_{split}.txt").is_file()]
-    rejects = [reject for part in parts for reject in part.rejects]
-    rows_in = sum(part.rows_in for part in parts)
-    everything = [part.labels for part in parts if len(part.labels)]
+    splits = [_read_split(folder, split) for split in SPLITS if (folder / f"filenames_{split}.txt").is_file()]
+    rejects = [reject for split in splits for reject in split.rejects]
+    rows_in = sum(split.rows_in for split in splits)
+    everything = [split.labels for split in splits if len(split.labels)]
     labels = pd.concat(everything, ignore_index=True) if everything else frame_of([]).assign(listed=False)
     if labels["listed"].any():
         labels = _local(labels, global_values or _inferred(labels[labels["listed"]], attributes, folder))
@@ -109,7 +109,7 @@ def read_split_files(
     )
 
 
-class _Part(NamedTuple):
+class _SplitRows(NamedTuple):
     """Content of one split's files, with attributes and values not yet checked."""
 
     labels: pd.DataFrame
@@ -118,7 +118,7 @@ class _Part(NamedTuple):
     rows_in: int
 
 
-def _read_split(folder: Path, split: str) -> _Part:
+def _read_split(folder: Path, split: str) -> _SplitRows:
     names_file = folder / f"filenames_{split}.txt"
     names = read_lines(names_file, folder)
     while names and not names[-1].strip():
@@ -145,7 +145,7 @@ def _read_split(folder: Path, split: str) -> _Part:
     ]
     # Not yet in the types of the columns, because the numbers are unchecked.
     labels = pd.DataFrame(rows, columns=list(Row._fields)).assign(listed=np.array(listed, bool))
-    return _Part(labels, rejects + unlabelled, counted(labels, rejects, filled) + len(unlabelled))
+    return _SplitRows(labels, rejects + unlabelled, counted(labels, rejects, filled) + len(unlabelled))
 
 
 def _label_files(folder: Path, split: str) -> Iterator[tuple[Path, str]]:
@@ -259,13 +259,13 @@ def assign_splits(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def assign_roles(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Make queries and candidates, 1 : 4, of the images of validation and test in rows that have a split."""
-    parts = [rows[rows["split"] == "train"]]
+    assigned = [rows[rows["split"] == "train"]]
     for number, split in enumerate(SPLITS[1:]):
         of_split = rows[rows["split"] == split]
         image, position, chosen = _ordered(of_split, [seed, number])
         role = np.where(position % QUERY_EVERY == 0, *ROLES)
-        parts.append(_with(of_split, split, np.where(chosen, role[image], "")))
-    return pd.concat(parts).sort_index()
+        assigned.append(_with(of_split, split, np.where(chosen, role[image], "")))
+    return pd.concat(assigned).sort_index()
 
 
 def _with(rows: pd.DataFrame, split: np.ndarray | str, role: np.ndarray) -> pd.DataFrame:

@@ -71,7 +71,7 @@ FINE = {
 }
 """The 26 columns of Anno_fine, in their order."""
 LARGEST_EDGE = 100_000
-"""Pixels. A larger number in a bounding box is not the edge of a picture."""
+"""Pixels of the largest plausible edge; a larger number in a bounding box is an error."""
 
 
 def read(request: Request) -> Annotation:
@@ -305,15 +305,15 @@ def _read_fine(folder: Path, request: Request) -> Annotation:
     filled: Counter[str] = Counter()
     if request.categories:
         raise InputError("--categories goes with --annotation coarse")
-    for part, split in SPLIT_OF.items():
-        paths = _aligned(folder / f"{part}.txt", None)
+    for official, split in SPLIT_OF.items():
+        paths = _aligned(folder / f"{official}.txt", None)
         if request.crop_boxes:
-            file = folder / f"{part}_bbox.txt"
+            file = folder / f"{official}_bbox.txt"
             lines = zip(paths, _aligned(file, len(paths)), strict=True)
             boxes += [(path, *_corners(line, file, n)) for n, (path, line) in enumerate(lines, start=1)]
-        source = f"{folder.name}/{part}_attr.txt"
+        source = f"{folder.name}/{official}_attr.txt"
         filled[source] = len(paths)
-        for number, line in enumerate(_aligned(folder / f"{part}_attr.txt", len(paths)), start=1):
+        for number, line in enumerate(_aligned(folder / f"{official}_attr.txt", len(paths)), start=1):
             path, marks = paths[number - 1], integers(line)
             if marks is None or len(marks) != len(of_column) or set(marks) - {0, 1}:
                 rejects.append(bad_line(source, number, line))

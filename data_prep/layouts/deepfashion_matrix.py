@@ -47,15 +47,15 @@ def read_marks(file: Path, root: Path, n_columns: int, advance: Callable[[int], 
     images, columns, numbers = [], [], []
     line = HEADER + 1
     for block in _blocks(file, advance):
-        part = _parse(block, line, source, n_columns)
-        images.append(part.image + len(marks.paths))
-        columns.append(part.column)
-        numbers.append(part.lines)
-        marks.paths += part.paths
-        marks.rejects += part.rejects
+        parsed = _parse(block, line, source, n_columns)
+        images.append(parsed.image + len(marks.paths))
+        columns.append(parsed.column)
+        numbers.append(parsed.lines)
+        marks.paths += parsed.paths
+        marks.rejects += parsed.rejects
         line += block.count(b"\n")
     if images:
-        marks.image, marks.column, marks.lines = (np.concatenate(parts) for parts in (images, columns, numbers))
+        marks.image, marks.column, marks.lines = (np.concatenate(arrays) for arrays in (images, columns, numbers))
     with file.open("rb") as stream:
         check_header(file, stream.readline(100).decode(errors="replace"), len(marks.paths) + len(marks.rejects))
     return marks

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.errors import InputError
 
 LONGEST_LINE = 10_000
-"""Characters. Real lines have a few hundred; the longer ones of list_attr_img.txt are read elsewhere."""
+"""Characters of the longest line. Real ones have a few hundred; those of list_attr_img.txt are read elsewhere."""
 LONGEST_PATH = 1_000
 """Characters of a path that is looked up."""
 LARGEST_FILE = 1_000_000_000

@@ -38,8 +38,8 @@ def write_split_files(folder: Path, rows: pd.DataFrame, global_values: list[Glob
         if global_values:
             row_of = {pair: row for row, pair in enumerate(global_values)}
             pairs = zip(of_split["attribute"], of_split["value"], strict=True)
-            whole = of_split.assign(value=[row_of[GlobalValue(*pair)] for pair in pairs])
-            lines = _label_lines(whole.assign(attribute=whole["attribute"] + 1), "\t")
+            in_schema = of_split.assign(value=[row_of[GlobalValue(*pair)] for pair in pairs])
+            lines = _label_lines(in_schema.assign(attribute=in_schema["attribute"] + 1), "\t")
             _write_lines(folder / f"label_{split}.txt", [f"{line}\t\t\r" for line in lines])
 
 
@@ -116,14 +116,14 @@ def write_zappos50k(root: Path, rows: pd.DataFrame, schema: Sequence[Attribute],
     lists = root / "tripletlists"
     lists.mkdir()
     numbered = rows.assign(image_id=images)
-    for number, (part, split) in enumerate(SPLIT_OF.items()):
+    for number, (official, split) in enumerate(SPLIT_OF.items()):
         for attribute, condition in enumerate(CONDITIONS):
             labels = numbered[(numbered["split"] == split) & (numbered["attribute"] == attribute)]
             wanted = LIST_LENGTH[split] * labels["image_id"].nunique()
             drawn = TripletSampler(labels).sample(wanted, [seed, number, attribute])
             lines = zip(drawn.anchor, drawn.negative, drawn.positive, strict=True)
             text = "".join(f"{anchor} {far} {close}\n" for anchor, far, close in lines)
-            (lists / f"{condition}_tripletlist_{part}.txt").write_text(text)
+            (lists / f"{condition}_tripletlist_{official}.txt").write_text(text)
 
 
 def _write_table(file: Path, rows: pd.DataFrame, schema: Sequence[Attribute]) -> None:

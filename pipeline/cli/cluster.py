@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from data_prep.errors import InputError
-from pipeline.cli.options import PATH, PATH_OR_URI, json_option
-from pipeline.common.console import emit, progress_bar, say
+from pipeline.cli.options import FOLDER, PATH_OR_URI, json_option
+from pipeline.common.console import emit, progress_bar, show
 from pipeline.common.errors import JobFailed
 from pipeline.common.hints import nearest
 
@@ -25,6 +25,7 @@ BENCHMARKS = [
     "scale",
     "search",
     "serve",
+    "table",
     "train",
     "triplets",
     "tune",
@@ -49,9 +50,9 @@ def doctor(data: str | Path | None, storage: str | Path, as_json: bool) -> None:
     findings = []
     for finding in examine(data, storage, progress_bar):
         findings.append(finding)
-        say(f"{'ok  ' if finding.ok else 'WRONG'} {finding.check}: {finding.found}")
+        show(f"{'ok  ' if finding.ok else 'WRONG'} {finding.check}: {finding.found}")
         if finding.remedy:
-            say(f"      what to do: {finding.remedy}")
+            show(f"      what to do: {finding.remedy}")
     wrong = [finding.check for finding in findings if not finding.ok]
     emit({"checks": len(findings), "wrong": wrong}, as_json)
     if wrong:
@@ -75,7 +76,7 @@ def doctor(data: str | Path | None, storage: str | Path, as_json: bool) -> None:
     metavar="NAME",
     help="Pass the value of this environment variable to the job; may be given several times.",
 )
-@click.option("--working-dir", type=PATH, metavar="DIR", help="Files to upload to the job's working folder.")
+@click.option("--working-dir", type=FOLDER, metavar="DIR", help="Files to upload to the job's working folder.")
 @click.pass_context
 def submit(
     context: click.Context, command: tuple[str, ...], address: str, names: tuple[str, ...], working_dir: Path | None

@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 import click
 
 from pipeline.config.presets import PRESETS
+from pipeline.registry.names import check_model
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path, file_okay=True)
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+NEW_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 class PathOrUri(click.ParamType):
@@ -41,7 +44,19 @@ class WorkerRange(click.ParamType):
         return pair
 
 
+class Model(click.ParamType):
+    """A model in one of the forms that `pipeline.registry.names` knows."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name as it is. Raises InputError with the right form if it is none."""
+        check_model(value)
+        return str(value)
+
+
 PATH_OR_URI = PathOrUri()
+MODEL = Model()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON on stdout.")
 seed_option = click.option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.options import PATH, PATH_OR_URI, json_option, overwrite_option, precision_option
+from pipeline.cli.options import MODEL, PATH, PATH_OR_URI, json_option, overwrite_option, precision_option
 from pipeline.common.console import emit, printable, progress_bar, say, show_table
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option(
     "--images",
     required=True,

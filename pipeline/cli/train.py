@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.options import (
+    MODEL,
     PATH_OR_URI,
     WorkerRange,
     data_option,
@@ -16,7 +17,7 @@ from pipeline.cli.options import (
     recipe_options,
     split_option,
 )
-from pipeline.common.console import emit, progress_bar, say, show_table
+from pipeline.common.console import emit, progress_bar, say, show, show_table
 
 if TYPE_CHECKING:
     from pipeline.config.schema import TrainConfig
@@ -83,21 +84,31 @@ def show_settings(config: TrainConfig, preset: str | None) -> None:
     from pipeline.config.settings import described
 
     if preset:
-        say(f"preset {preset}: {PRESETS[preset].about}")
+        show(f"preset {preset}: {PRESETS[preset].about}")
     show_table("settings, given as KEY=VALUE", ["key", "value", "allowed", "meaning"], described(config))
 
 
 def show_trained(trained: Trained) -> dict[str, Any]:
     """Show the metrics of the best checkpoint, and where the model is; return the result for --json."""
     from pipeline.common.errors import without_credentials
+    from pipeline.evaluation.chance import chance_beside
 
-    say(f"\ntrained: {trained.steps:,} steps in {trained.seconds:,.0f} s; metrics at the epoch of the best checkpoint:")
-    for name, value in trained.metrics.items():
-        if value or not name.startswith("train/loss_"):  # a part of the loss that is switched off is 0
-            say(f"  {name:28} {value:.4f}")
+    shown = {  # a part of the loss that is switched off is 0; chance stands beside its score
+        name: value
+        for name, value in trained.metrics.items()
+        if (value or not name.startswith("train/loss_")) and "chance" not in name
+    }
+    rows = []
+    for name, value in shown.items():
+        chance = chance_beside(name, trained.metrics)
+        rows.append([name, f"{value:.4f}", "" if chance is None else f"{chance:.4f}"])
+    title = f"trained: {trained.steps:,} steps in {trained.seconds:,.0f} s; at the epoch of the best checkpoint"
+    show_table(title, ["metric", "value", "chance"], rows)
     say(f"checkpoint  {trained.checkpoint}")
     if trained.registered:
         say(f"registered  {trained.registered.uri} ({trained.registered.alias})")
+        if trained.registered.note:
+            say(f"note: {trained.registered.note}")
     say(f"mlflow      run {trained.run.run_id} in {without_credentials(trained.run.uri)}")
     return trained.metrics | {
         "steps": trained.steps,
@@ -110,7 +121,7 @@ def show_trained(trained: Trained) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @data_option
 @split_option("score")
 @precision_option("Number format of the embeddings; bf16 is faster on hardware that supports it.")

@@ -1,9 +1,12 @@
-"""What a user sees: progress bars, tables and messages on stderr; results for programs on stdout."""
+"""Output for users: tables, or the JSON of --json, on stdout; progress bars and messages on stderr."""
 
 from __future__ import annotations
 
 import json
+import os
+import statistics
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -17,22 +20,65 @@ if TYPE_CHECKING:  # imported where they are used, so that `--help` does not wai
 
 LEFT = ("allowed", "image", "label", "meaning")
 """Columns of text, which are aligned left."""
-LOG_WIDTH = 140
-"""Characters in a line where stderr is no terminal; with the usual 80, every table would be folded."""
+UNFOLDED = 100_000
+"""Characters in a line where no terminal folds tables, so that a line of a file is a row."""
 
 _bars: WeakSet[tqdm[Any]] = WeakSet()
 
 
+class _Pipe:
+    """stdout or stderr that ignores a closed pipe (`| head`), so that the work goes on.
+
+    tqdm does not release its lock if a write fails, and hangs.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def write(self, text: str) -> None:
+        self._surely(lambda file: file.write(text))
+
+    def flush(self) -> None:
+        self._surely(lambda file: file.flush())
+
+    def _surely(self, work: Callable[[Any], object]) -> None:
+        file = getattr(sys, self._name)
+        try:
+            work(file)
+        except BrokenPipeError:  # what is buffered would fail again when Python ends
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(sys, self._name), name)
+
+
+_STDOUT, _STDERR = _Pipe("stdout"), _Pipe("stderr")
+
+
 @cache
-def _console() -> Console:
+def _console(file: _Pipe) -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else LOG_WIDTH)
+    return Console(file=file, highlight=False, soft_wrap=True, width=None if file.isatty() else UNFOLDED)  # type: ignore[arg-type]
+
+
+def _results() -> _Pipe:
+    """Return where results for people go: stdout, but stderr where the command was given --json."""
+    import click
+
+    context = click.get_current_context(silent=True)
+    return _STDERR if context and context.params.get("as_json") else _STDOUT
 
 
 def say(message: str) -> None:
     """Write a message to stderr."""
-    _console().print(message, markup=False)
+    _console(_STDERR).print(message, markup=False)
+
+
+def show(line: str) -> None:
+    """Write a line of a command's result to stdout; to stderr with --json."""
+    _console(_results()).print(line, markup=False)
 
 
 def say_above(message: str) -> None:
@@ -49,6 +95,17 @@ def printable(text: str, longest: int = 300) -> str:
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1])
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 seed", "1,200 seeds"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def mean_and_deviation(values: Sequence[float], scale: float = 100, digits: int = 2) -> str:
+    """Return "mean ± standard deviation" of values times `scale`; of a single value, which has no deviation, itself."""
+    mean = f"{scale * statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
 def progress_bar(title: str, total: int) -> Advance:
@@ -73,24 +130,6 @@ def bar_of(title: str, total: int, unit: str = "") -> tqdm:
     return bar
 
 
-class _Stderr:
-    """stderr that ignores a closed pipe (`2>&1 | head`): tqdm does not release its lock if a write fails, and hangs."""
-
-    def write(self, text: str) -> None:
-        with suppress(BrokenPipeError):
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        with suppress(BrokenPipeError):
-            sys.stderr.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
-
-
-_STDERR = _Stderr()
-
-
 def close_bars() -> None:
     """Close the bars that a failed job has left open, so that the next message is the last line."""
     for bar in list(_bars):
@@ -98,24 +137,26 @@ def close_bars() -> None:
 
 
 def line_width() -> int:
-    """Return the number of characters that fit in a line on stderr."""
-    return _console().width
+    """Return the number of characters that fit in a line of a table."""
+    return _console(_results()).width
 
 
 def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Write a table to stderr; the first column is aligned left, the others right."""
+    """Write a table to stdout (with --json to stderr); the first column is aligned left, the others right."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left")
+    if title:
+        show(title)
+    table = Table()
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if not number or name in LEFT else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    _console().print(table)
+    _console(_results()).print(table, soft_wrap=False)
 
 
 def emit(result: dict[str, Any], as_json: bool) -> None:
     """Print the result of a command as one JSON object, the last line on stdout, if --json was given."""
     if as_json:
-        print(json.dumps(result), flush=True)
+        print(json.dumps(result), file=_STDOUT, flush=True)

@@ -13,9 +13,7 @@ import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-
-PUBLISHED = ".pth.tar"
-"""Suffix of the published code's checkpoints."""
+from pipeline.registry.names import FORMS, PUBLISHED, check_model
 
 
 def load(model: str, attributes: list[str] | None = None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
@@ -37,8 +35,7 @@ def load(model: str, attributes: list[str] | None = None) -> tuple[agman.Retriev
 
 def _load_published(path: Path, attributes: list[str] | None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
     """Load a published checkpoint. It names no attributes, so it is taken to have the given ones in their order."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_model(str(path))
     try:
         network = agman.load_published(path)
     except agman.CheckpointError as error:
@@ -62,16 +59,14 @@ def find_model(model: str) -> Path:
 
     Raises InputError that names what is missing.
     """
+    check_model(model)
     if model.startswith(("models:/", "runs:/")):
         from pipeline.registry.versions import folder_of  # MLflow takes seconds to import
 
         return folder_of(model, _temporary_folder())
     folder = _download_checkpoint(Storage(model)) if "://" in model else Path(model)
     if not (folder / DESCRIPTION).is_file():
-        raise InputError(
-            f"{shown(model)}: no model there (no {DESCRIPTION}); give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint "
-            f"folder or a published {PUBLISHED} file"
-        )
+        raise InputError(f"{shown(model)}: no model there (no {DESCRIPTION}); {FORMS}")
     return folder
 
 

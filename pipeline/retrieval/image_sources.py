@@ -11,10 +11,9 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from data_prep.errors import InputError
-from data_prep.pictures import FORMATS
+from data_prep.pictures import HEIC, HEIC_MISSING, SUFFIXES
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION as DATASET
 
@@ -25,7 +24,6 @@ COLUMNS = ("image", "jpeg", "picture", "bytes")
 IDS = ("image_id", "id", "path", "file_name", "filename", "name")
 """Names of the column with the pictures' names, likewise; without one, pictures are numbered by file and row."""
 PARQUET = ".parquet"
-HEIC = (".heic", ".heif", ".hif")
 
 Kind = Literal["folder", "parquet", "dataset"]
 
@@ -111,14 +109,14 @@ def read_cells(root: Storage, file: str, rows: list[int], column: str) -> list[b
 
 def _picture_files(root: Path) -> tuple[list[Path], dict[str, str]]:
     """Return the files with a picture's ending, and the reason why each other one is skipped."""
-    found, skipped, endings = [], {}, _endings()
+    found, skipped = [], {}
     for folder, below, files in os.walk(root):
         below.sort()
         for name in below:
             if Path(folder, name).is_symlink():
                 skipped[Path(folder, name).relative_to(root).as_posix()] = "a link to a folder, which is not followed"
         for path in (Path(folder, name) for name in sorted(files)):
-            if path.suffix.lower() in endings:
+            if path.suffix.lower() in SUFFIXES:
                 found.append(path)
             else:
                 skipped[path.relative_to(root).as_posix()] = _why_skipped(path.suffix.lower())
@@ -129,12 +127,8 @@ def _why_skipped(ending: str) -> str:
     if not ending:
         return "no file ending"
     if ending in HEIC:
-        return "HEIC, which is not read; convert it to JPEG"
+        return HEIC_MISSING
     return f"{ending} is no picture's file ending"
-
-
-def _endings() -> set[str]:
-    return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
 
 def _folder_source(root: Path) -> Source:
@@ -148,7 +142,7 @@ def _folder_source(root: Path) -> Source:
     if unprintable:
         raise InputError(f"--images {root}: {unprintable[0]!r} has unprintable characters in its name; rename it")
     if not names:
-        raise InputError(f"--images {root}: contains no picture (searched for {', '.join(sorted(_endings()))})")
+        raise InputError(f"--images {root}: contains no picture (searched for {', '.join(SUFFIXES)})")
     table = pa.table({"image": names, "file": names, "row": pa.nulls(len(names), pa.int64())}, schema=IMAGES)
     return Source("folder", Storage(root), None, table, total.hexdigest(), skipped)
 

@@ -1,4 +1,4 @@
-"""From a configuration to a model and its objective: defaults filled in, and what is impossible refused."""
+"""Building of a model and its objective from a configuration: fills in defaults, refuses impossible settings."""
 
 from __future__ import annotations
 

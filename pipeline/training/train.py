@@ -26,7 +26,8 @@ from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig
 from pipeline.config.settings import typed
-from pipeline.evaluation.validation import score_name
+from pipeline.evaluation.chance import evidence_in
+from pipeline.evaluation.validation import SPLIT, score_name
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, resolved, steps_per_epoch
@@ -38,6 +39,7 @@ from pipeline.training.ray_driver import (
     OUTCOME,
     STOPPED,
     UNLOGGED,
+    WARNING,
     TrainJob,
     Workers,
     run_workers,
@@ -133,12 +135,26 @@ def train(
         with tracking.answering(f"{path} is trained, and the same command goes on from there"):
             tracking.wait_for_store(run)
             run.log_points(outcome.pop(UNLOGGED, []))
+            if outcome.get(WARNING):
+                run.tag({WARNING: outcome[WARNING]})
             if not parent:
                 with kept.opened(best) as folder:
-                    registered = registry.register(folder, dataset.info.name, run, once=True)
+                    doubt = _doubt(dataset, best.metrics)
+                    registered = registry.register(folder, dataset.info.name, run, doubt=doubt)
                 outcome["registered"] = registered.uri
         write_json(path / OUTCOME, outcome)
         return Trained(run, best.path, best.metrics, outcome["step"], time.perf_counter() - started, registered)
+
+
+def _doubt(dataset: Dataset, metrics: dict[str, float]) -> str:
+    """Return why validation does not show that a model beats chance; empty if it does."""
+    if not score_name(dataset):
+        return "the dataset has no validation split"
+    count = dataset.info.queries[SPLIT] or len(dataset.triplets(SPLIT))
+    found = evidence_in(metrics, SPLIT, count)
+    if not found:  # its metrics are an earlier version's
+        return "validation was not compared with chance"
+    return f"on validation {found.doubt}" if found.doubt else ""
 
 
 def preview(config: TrainConfig, dataset: Dataset | None, workers: int) -> TrainConfig:

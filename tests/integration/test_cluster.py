@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
+from support.commands import Agman
 
-from pipeline.cluster import orphans
+from data_prep import cluster
+from data_prep.dataset import Dataset
+from data_prep.errors import InputError
+from pipeline.cluster import doctor, orphans
 from pipeline.cluster.orphans import orphans_removed
 from pipeline.cluster.resources import cpus_for_elastic
 
@@ -46,3 +55,72 @@ def test_only_placement_groups_of_dead_actors_are_removed(ray_started: None, mon
         ray.kill(living)  # the end of the block waits for the removal of its group
     assert states() == ["REMOVED", "REMOVED", "CREATED"]
     remove_placement_group(ours)
+
+
+class _Page(BaseHTTPRequestHandler):
+    def handle_one_request(self) -> None:
+        self.rfile.readline()
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+
+@pytest.fixture
+def not_ray(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An address where a listener says nothing, or where one answers every line with HTTP."""
+    if request.param == "silent":
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        return
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("not_ray", ["silent", "HTTP"], indirect=True)
+def test_what_is_no_cluster_is_given_up_in_time(not_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 3.0)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=f"^RAY_ADDRESS={not_ray}: no Ray cluster answers there in 3 s; give HOST:P"):
+        cluster.check_cluster(not_ray)
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("127.0.0.1:99999", ""),
+        ("nowhere.invalid:6379", ""),
+        ("nonsense", "Invalid address format"),
+        ("http://127.0.0.1:8265", "GCS address"),
+        (f"{'a' * 80}.:6379", ""),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused_with_the_reason(address: str, why: str) -> None:
+    with pytest.raises(InputError, match=f"^RAY_ADDRESS={re.escape(address)}: no Ray cluster.*{why}") as refused:
+        cluster.check_cluster(address)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_cluster_is_joined(ray_started: None) -> None:
+    cluster.check_cluster(ray.get_runtime_context().gcs_address)
+
+
+@pytest.mark.parametrize("command", ["train", "tune --trials 1", "compare", "doctor"])
+def test_every_command_says_it_in_one_line(
+    agman_here: Agman, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # it is, for the other tests
+    monkeypatch.setattr(doctor, "PACKAGES", ())
+    for name in ("_collectives", "_devices", "check_storage", "_tracking", "_dataset"):
+        monkeypatch.setattr(doctor, name, lambda *_: "left out")
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    settings = ["backbone=tiny"] if command != "doctor" else []
+    done = agman_here(*command.split(), "--data", dataset.path, *settings)
+    assert done.code == (1 if command == "doctor" else 2), done.err
+    assert "Traceback" not in done.err
+    assert [
+        line
+        for line in (done.out + done.err).splitlines()
+        if "RAY_ADDRESS=nonsense: no Ray cluster answers there" in line
+    ]

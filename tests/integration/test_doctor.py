@@ -80,5 +80,5 @@ def test_a_silent_server_is_given_up(agman_here: Agman, monkeypatch: pytest.Monk
     with socket.create_server(("127.0.0.1", 0)) as silent_server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent_server.getsockname()[1]}")
         done = agman_here("doctor", "--storage", tmp_path)
-    assert done.code == 1 and "mlflow store: no answer in 0.2 s" in done.err
-    assert "what to do: start the server" in done.err
+    assert done.code == 1 and "mlflow store: no answer in 0.2 s" in done.out
+    assert "what to do: start the server" in done.out

@@ -1,8 +1,8 @@
 """Images in the layouts of DeepFashion and DARN: a page with one figure per value.
 
-If an attribute has several values, as many figures stand side by side (from four on, in two rows). Figure k wears the
-k-th value of every attribute; an attribute with fewer values starts again from its first. So every value is worn, and
-no figure wears two values of one attribute.
+If an attribute has several values, there is a figure for each, side by side (from four on, in two rows). Figure k
+wears the k-th value of every attribute; an attribute with fewer values starts again from its first. So every value is
+worn, and no figure wears two values of one attribute.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -101,7 +101,7 @@ def contrasting(rng: np.random.Generator, others: tuple[Colour, ...], at_least: 
 
 
 def sample_cloth(rng: np.random.Generator, others: tuple[Colour, ...] = ()) -> Cloth:
-    """Any cloth whose main colour can be told from `others` (skin, the garment next to it)."""
+    """Sample a cloth whose main colour differs clearly from `others` (skin, the garment next to it)."""
     colour = contrasting(rng, others)
     pattern = str(rng.choice(list(PATTERNS))) if rng.random() < 0.65 else "plain"
     return Cloth(

@@ -51,7 +51,7 @@ NECK = {
 
 @dataclass(frozen=True)
 class Dyes:
-    """Random part of one figure's colours: values fix light and dark, hues are free."""
+    """Random hues of one figure's cloths; how light or dark they are follows from the labelled values."""
 
     top: tuple[float, float]  # hue of ground and of print, 0 to 1
     lower: float

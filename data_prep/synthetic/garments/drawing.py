@@ -14,7 +14,7 @@ from data_prep.synthetic.garments.geometry import Points
 from data_prep.synthetic.garments.lengths import Cut, draw_coat, draw_pants, draw_skirt, draw_sleeve, sample_cut
 from data_prep.synthetic.garments.occlusion import AREAS, draw_cover, framing, sample_occlusion
 from data_prep.synthetic.garments.outfit import Outfit, sample_outfit
-from data_prep.synthetic.garments.scene import draw_background, draw_bystanders, light
+from data_prep.synthetic.garments.scene import draw_background, draw_foreground, light
 from data_prep.synthetic.garments.tops import (
     CLOSED_EDGE,
     COWL_EDGE,
@@ -63,7 +63,7 @@ def draw(attribute: str, value: int, *, seed: int, size: int) -> Drawing:
 
     canvas = Canvas(draw_background(rng["background"], size), camera)
     areas = _draw_person(canvas, figure, cut, outfit)
-    draw_bystanders(canvas, rng["bystanders"], AREAS[attribute])
+    draw_foreground(canvas, rng["bystanders"], AREAS[attribute])
     if occlusion and occlusion != "crop":
         cover = tailored(sample_cloth(rng["shape"], (figure.skin.colour, outfit.top.colour)), canvas.side)
         draw_cover(canvas, occlusion, attribute, figure, cover, rng["shape"])
@@ -206,9 +206,9 @@ def _regions(camera: Camera, areas: dict[str, Points], attribute: str, *, covere
     labelled = camera.region(areas[attribute])
     regions = {attribute: labelled}
     for other, area in areas.items():
-        inside, whole = camera.region(area), np.prod(np.ptp(camera.project(area), axis=0))
-        hidden = covered and _overlap(inside, labelled) > 0.2 * _overlap(inside, inside)
-        if other != attribute and not hidden and _overlap(inside, inside) > 0.7 * whole:
+        inside, full_area = camera.region(area), np.prod(np.ptp(camera.project(area), axis=0))
+        occluded = covered and _overlap(inside, labelled) > 0.2 * _overlap(inside, inside)
+        if other != attribute and not occluded and _overlap(inside, inside) > 0.7 * full_area:
             regions[other] = inside
     return regions
 

@@ -8,7 +8,7 @@ from data_prep.synthetic.garments.canvas import Camera, Canvas
 from data_prep.synthetic.garments.cloth import Fabric, shade
 from data_prep.synthetic.garments.figure import CHIN, FLOOR, SHOULDER, WAIST, Figure, draw_head
 from data_prep.synthetic.garments.geometry import Points, points, smooth, symmetric
-from data_prep.synthetic.garments.scene import draw_thing
+from data_prep.synthetic.garments.scene import draw_object
 
 # Area of the body in which each attribute's values differ: [(x0, y0), (x1, y1)].
 # Nothing covers it unless the value is Invisible.
@@ -62,7 +62,7 @@ def draw_cover(canvas: Canvas, kind: str, attribute: str, figure: Figure, fabric
     bottom = AREAS[attribute][1, 1]
     if kind == "thing":
         margin = rng.uniform(0.0, 0.04, (2, 2)) * [(-1, -1), (1, 1)]
-        draw_thing(canvas, rng, fabric, AREAS[attribute] + margin)
+        draw_object(canvas, rng, fabric, AREAS[attribute] + margin)
         return
     if kind == "hair":
         _draw_hair(canvas, figure, bottom)

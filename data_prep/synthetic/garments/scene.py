@@ -1,4 +1,4 @@
-"""Everything around the figure: background, things in front of it, and the light."""
+"""The scene around the figure: background, objects in front of it, and the light."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -58,7 +58,7 @@ def _clutter(rng: np.random.Generator, pen: ImageDraw.ImageDraw, side: int) -> N
             pen.line((x, row, x + width, row), fill=shade(colour, 0.6), width=max(1, side // 112))
 
 
-# --- things in front of the figure ---------------------------------------------------
+# --- objects in front of the figure --------------------------------------------------
 
 
 def _bag(box: Points, fabric: Fabric, canvas: Canvas) -> None:
@@ -90,25 +90,25 @@ def _plant(box: Points, fabric: Fabric, canvas: Canvas) -> None:
             canvas.fill(leaf, fabric, edge=0.005)
 
 
-THINGS: tuple[Callable[[Points, Fabric, Canvas], None], ...] = (_bag, _case, _plant)
+OBJECTS: tuple[Callable[[Points, Fabric, Canvas], None], ...] = (_bag, _case, _plant)
 
 
-def draw_thing(canvas: Canvas, rng: np.random.Generator, fabric: Fabric, box: Points) -> None:
+def draw_object(canvas: Canvas, rng: np.random.Generator, fabric: Fabric, box: Points) -> None:
     """Draw a bag, a case or a plant that fills the box [(x0, y0), (x1, y1)] in body units."""
-    THINGS[rng.integers(len(THINGS))](box, fabric, canvas)
+    OBJECTS[rng.integers(len(OBJECTS))](box, fabric, canvas)
 
 
-def draw_bystanders(canvas: Canvas, rng: np.random.Generator, keep_free: Points) -> None:
-    """Draw up to three things in front of the figure, none of them over the box `keep_free`."""
+def draw_foreground(canvas: Canvas, rng: np.random.Generator, keep_free: Points) -> None:
+    """Draw up to three objects in front of the figure, none of them over the box `keep_free`."""
     for _ in range(int(rng.integers(0, 4))):
         centre = rng.uniform((-0.4, canvas.camera.top), (0.4, canvas.camera.bottom))
         half = rng.uniform(0.03, 0.12, 2) * 1.2 * (canvas.camera.bottom - canvas.camera.top)
         box = np.stack([centre - half, centre + half])
         fabric = solid(sample_colour(rng))
-        # Drawn even if the thing is not, so that the next thing is the same in both cases.
+        # The generator is drawn even if the object is not, so that the next object is the same in both cases.
         kind_rng = np.random.default_rng(rng.integers(2**32))
         if np.any(box[1] < keep_free[0]) or np.any(box[0] - (0.0, 0.07) > keep_free[1]):
-            draw_thing(canvas, kind_rng, fabric, box)
+            draw_object(canvas, kind_rng, fabric, box)
 
 
 # --- light ---------------------------------------------------------------------------

@@ -74,8 +74,8 @@ def _piece(figure: Figure, arm: Points, cut: SleeveShape, end: float, first: flo
 
 def _draw_trim(canvas: Canvas, figure: Figure, arm: Points, fabric: Fabric, cut: SleeveShape, end: float) -> None:
     count = len(UNIT)
-    whole = _piece(figure, arm, cut, end, 0.0, 1.0)
-    one_side, other_side = whole[:count], whole[count:][::-1]
+    sleeve = _piece(figure, arm, cut, end, 0.0, 1.0)
+    one_side, other_side = sleeve[:count], sleeve[count:][::-1]
     middle = (one_side + other_side) / 2
     if cut.trim == "cuff":
         canvas.fill(_piece(figure, arm, cut, end, 0.74, 1.0, 0.01), CREAM, edge=0.005)

@@ -24,8 +24,8 @@ LIGHT = 0.45  # strength of the light's variation, relative to that of garments
 
 
 @dataclass(frozen=True)
-class Making:
-    """Parts of a shoe that no attribute decides: the cloth and the heel's width."""
+class ShoeDetails:
+    """Properties of a shoe that no attribute decides: its cloth and the heel's width."""
 
     cloth: Cloth
     heel_width: float
@@ -42,9 +42,9 @@ def draw_shoe(values: Mapping[str, str], *, seed: int, size: int) -> Drawing:
     rng = {name: np.random.default_rng([seed, number]) for number, name in enumerate(STREAMS)}
     random = {key: str(rng["values"].choice(names)) for key, names in SHOE_VALUES.items()}
     shown = random | dict(values)
-    making, camera = _sample_making(rng["cloth"], rng["cut"]), _sample_camera(rng["camera"])
+    details, camera = _sample_details(rng["cloth"], rng["cut"]), _sample_camera(rng["camera"])
     canvas = Canvas(_studio(rng["studio"], camera, size), camera)
-    areas = _draw(canvas, shown, making)
+    areas = _draw(canvas, shown, details)
     clean = canvas.image.reduce(SUPERSAMPLING)
     return Drawing(
         image=Image.blend(clean, light(clean, rng["light"]), LIGHT),
@@ -62,11 +62,11 @@ def _check(values: Mapping[str, str], seed: int, size: int) -> None:
     check_seed_and_size(seed, size)
 
 
-def _sample_making(cloth_rng: np.random.Generator, rng: np.random.Generator) -> Making:
-    """Sample a material: more plain ones than garments have, and none that vanishes on a white background."""
+def _sample_details(cloth_rng: np.random.Generator, rng: np.random.Generator) -> ShoeDetails:
+    """Sample cloth and heel: more plain cloths than garments have, and none that vanishes on a white background."""
     cloth = sample_cloth(cloth_rng, ((250, 250, 250),))
     cloth = replace(cloth, fold=0.4 * cloth.fold, pattern=cloth.pattern if rng.random() < 0.4 else "plain")
-    return Making(cloth, heel_width=float(rng.uniform(0.06, 0.2)))
+    return ShoeDetails(cloth, heel_width=float(rng.uniform(0.06, 0.2)))
 
 
 def _sample_camera(rng: np.random.Generator) -> Camera:
@@ -92,14 +92,14 @@ def _studio(rng: np.random.Generator, camera: Camera, size: int) -> Image.Image:
     return image.filter(ImageFilter.BoxBlur(size * float(rng.uniform(0.01, 0.03))))
 
 
-def _draw(canvas: Canvas, shown: Mapping[str, str], making: Making) -> dict[str, Points]:
+def _draw(canvas: Canvas, shown: Mapping[str, str], details: ShoeDetails) -> dict[str, Points]:
     """Paint the shoe from the ground up; return each attribute's area."""
     category, gender = shown["Category"], shown["Gender"]
     last = Last(HEEL_HEIGHTS[shown["HeelHeight"]], SOLES[gender], LENGTHS[gender], TOES.get(gender, 0.0))
-    upper = tailored(making.cloth, canvas.side)
+    upper = tailored(details.cloth, canvas.side)
     sole = sole_fabric(gender, upper)
     if last.heel:
-        canvas.fill(last.heel_block(making.heel_width), heel_fabric(sole), edge=0.007)
+        canvas.fill(last.heel_block(details.heel_width), heel_fabric(sole), edge=0.007)
     UPPERS[category](canvas, last, upper)
     canvas.fill(last.outsole(), sole, edge=0.007)
     draw_gender(canvas, last, gender)
@@ -111,10 +111,10 @@ def _areas(last: Last, category: str) -> dict[str, Points]:
     """Return each attribute's area; that of the heel covers heels of all heights."""
     lift = -float(last.insole(-0.5))
     top = SHAFT - 0.1 if category == "Boots" else lift - 0.42
-    whole = last.placed([(-0.54, top), (0.55, 0.02)])
+    shoe = last.placed([(-0.54, top), (0.55, 0.02)])
     return {
-        "Category": whole,
+        "Category": shoe,
         "Closure": last.placed([(-0.54, top), (0.27, min(-last.sole, lift / 2))]),
-        "Gender": whole,
+        "Gender": shoe,
         "HeelHeight": last.placed([(-0.54, -HIGHEST - last.sole - 0.08), (0.2, 0.02)]),
     }

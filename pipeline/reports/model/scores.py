@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from agman.metrics import Retrieval, chance_average_precision
+from agman.metrics import Retrieval
 from pipeline.evaluation.evaluate import Evaluation
 
 
@@ -57,12 +57,11 @@ def score_table(evaluation: Evaluation, names: Sequence[str]) -> Scores:
 
 
 def _score(name: str, result: Retrieval) -> Score:
-    chance = chance_average_precision(result.relevant, result.candidates)
     last = max(result.recall)
     return Score(
         name=name,
         map=float(result.average_precision.mean()),
-        chance=float(chance.mean()),
+        chance=float(result.chance.mean()),
         queries=len(result.relevant),
         candidates=result.candidates,
         at_k={f"P@{k}": float(value.mean()) for k, value in result.precision.items()}

@@ -1,5 +1,8 @@
 """Backbones: where networks are cut, and how those without the needed maps are refused."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -199,3 +202,13 @@ def test_the_tiny_network_is_tiny():
     """Its five stages at their strides: 3·8·25 + 9·(8·8 + 8·16 + 16·32 + 32·64) weights, and batch norm's."""
     parameters = sum(p.numel() for p in Backbone("tiny", top=True).parameters())
     assert parameters == 600 + 9 * 2752 + 2 * (8 + 8 + 16 + 32 + 64)
+
+
+def test_tiny_does_without_torchvision():
+    script = """
+import sys
+import agman
+agman.build(n_attributes=2, embedding_dim=16, backbone="tiny")
+assert "torchvision" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import click
 import pytest
 from support.commands import Agman
 
+from data_prep.errors import InputError
 from pipeline.cli import cli
+from pipeline.registry.names import check_model
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))
@@ -33,19 +36,57 @@ def test_the_bare_command_shows_the_help(agman_here: Agman) -> None:
     assert len(done.err.splitlines()) > 8
 
 
-def test_help_and_typing_mistakes_import_nothing_heavy() -> None:
+def test_help_and_refusals_import_nothing_heavy() -> None:
     script = """
 import sys
 from pipeline.cli import run
 assert run(["--help"]) == 0
 for mistake in ("trian", "train --dta x", "train --data x margn=0.3", "train", "tune --data x epoch=3",
-                "sample fashonai --out x", "submit -- trian", "bench x"):
+                "sample fashonai --out x", "submit -- trian", "bench x", "train --data nowhere",
+                "train --data nowhere model=csm", "tune --data nowhere", "compare --data nowhere",
+                "compare --data nowhere --system csm", "compare --data nowhere seed=3", "evaluate nowhere --data x",
+                "evaluate models:/agman-x@champion --data nowhere", "report runs:/1 --data nowhere",
+                "promote agman-x --data nowhere", "export nowhere --out x", "embed nowhere --images x --out y",
+                "submit --working-dir nowhere -- train"):
     assert run(mistake.split()) == 2, mistake
 heavy = [name for name in ("torch", "ray", "mlflow", "pandas", "matplotlib", "rich") if name in sys.modules]
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("agman-shirts", "a registered model is models:/agman-shirts@champion"),
+        ("agman-shirts@challenger", "a registered model is models:/agman-shirts@challenger"),
+        ("models/agman-shirts@champion", "a registered model is models:/agman-shirts@champion"),
+        ("models:/agman-shirts", "give models:/NAME@ALIAS or models:/NAME/3"),
+        (f"runs/{'0a' * 16}", f"a run's model is runs:/{'0a' * 16}"),
+        (f"runs/{'0a' * 16}/model", f"a run's model is runs:/{'0a' * 16}"),
+        ("training", "a checkpoint is in training/checkpoints/step-00000008-b"),
+        ("training/checkpoints", "a checkpoint is in training/checkpoints/step-00000008-b"),
+        ("nowhere", "give models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder or a published .pth.tar file"),
+        ("nowhere.pth.tar", "nowhere.pth.tar: no such file"),
+    ],
+)
+def test_a_wrong_name_of_a_model_is_refused_with_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in ("step-00000004-a", "step-00000008-b"):
+        (tmp_path / "training" / "checkpoints" / step).mkdir(parents=True)
+        (tmp_path / "training" / "checkpoints" / step / "model.json").touch()
+    with pytest.raises(InputError, match=re.escape(hint) + "$") as refused:
+        check_model(typed)
+    assert str(refused.value).startswith(f"{typed}: ")
+    check_model("training/checkpoints/step-00000004-a")
+
+
+@pytest.mark.parametrize("model", ["models:/a@champion", "models:/a/3", "models:/m-0123", "runs:/1", "s3://bucket/a"])
+def test_forms_that_only_a_store_can_judge_pass(model: str) -> None:
+    check_model(model)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +102,9 @@ assert not heavy, heavy
         (("prep", "deepfashion", "--root", ".", "--out", "x"), "not DeepFashion's layout"),
         (("prep", "zappos50k", "--root", ".", "--out", "x"), "not UT-Zap50K's layout"),
         (("prep", "darn", "--root", ".", "--out", "x"), "not DARN's layout"),
+        (("prep", "darn", "--root", ".", "--out", "x", "--attribute", "a"), "are for table, not for darn"),
+        (("prep", "table", "--root", ".", "--out", "x"), "give --table FILE, or --levels"),
+        (("prep", "table", "--root", ".", "--out", "x", "--table", "no.csv"), "no.csv: no such file"),
         (
             ("prep", "darn", "--root", ".", "--out", "x", "--crop-boxes"),
             "are for deepfashion, not for darn",
@@ -76,7 +120,7 @@ assert not heavy, heavy
         (("tune", "--data", "nowhere", "--space", "margin"), "did you mean 'margins'?"),
         (("tune", "--data", "nowhere", "lr=0.1"), "the space 'margins' varies it"),
         (("train",), "Missing option '--data'"),
-        (("evaluate", "x", "--data", "nowhere", "--split", "train"), "'train' is not one of"),
+        (("evaluate", "models:/x@y", "--data", "nowhere", "--split", "train"), "'train' is not one of"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line_and_leaves_nothing(

@@ -82,7 +82,7 @@ def test_a_preset_is_a_complete_recipe_and_describes_itself(
         model = build_model(resolved(offline), dataset)
     assert model.embedding_dim == preset.settings["embedding_dim"]
     show_settings(config, name)
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert f"preset {name}: {preset.about}" in said.replace("\n", " ").replace("  ", " ")
     assert "loss_weighting" in said
 
