@@ -35,7 +35,6 @@ RETRY = {"Retry-After": str(RETRY_SECONDS)}
 @asynccontextmanager
 async def _watching(app: FastAPI) -> AsyncIterator[None]:
     """Watch the replicas while the application runs."""
-    app.state.replicas = Replicas(app.state.handle, app.state.facts)
     watch = asyncio.create_task(app.state.replicas.watch())
     yield
     watch.cancel()
@@ -49,7 +48,7 @@ app.add_middleware(BodyLimit, most=MOST_BYTES)
 
 def serving(handle: DeploymentHandle, facts: dict[str, Any]) -> FastAPI:
     """Return the application for replicas behind a handle; `facts` describe the service."""
-    app.state.handle, app.state.facts = handle, facts
+    app.state.replicas = Replicas(handle, facts)
     return app
 
 

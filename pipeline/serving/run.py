@@ -151,7 +151,7 @@ def _answering(app: FastAPI, listener: socket.socket) -> Iterator[None]:
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    while not server.started:
+    while not (server.started and app.state.replicas.answering):
         if not thread.is_alive():
             raise JobFailed("the service did not start (its HTTP server ended)")
         time.sleep(0.02)
