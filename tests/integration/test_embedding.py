@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +277,17 @@ def test_search_and_index_commands(gallery: Gallery, photographs: Path, capsys: 
     assert agman_exit_code("index", gallery.folder, "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["recall"] >= 0.95
     shutil.rmtree(gallery.folder / "index")
+
+
+def test_a_search_imports_only_what_it_needs(gallery: Gallery, photographs: Path) -> None:
+    """These packages take seconds to import, and a search of a small gallery should take three in all."""
+    asked = ["search", str(gallery.folder), "--query", str(photographs / "a" / "05.jpg"), "--attribute", "skirt"]
+    slow = {"faiss", "matplotlib", "mlflow", "pandas", "ray", "sklearn", "torchvision"}
+    code = (
+        f"import sys; from pipeline.cli import run; assert run({asked}) == 0; print(sorted({slow} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_invalid_queries_are_refused_in_one_line(
