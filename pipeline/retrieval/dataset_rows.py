@@ -29,10 +29,11 @@ class DatasetRows:
 
     def __init__(self, root: Storage):
         self._info = DatasetInfo.model_validate_json((root / DESCRIPTION).read_bytes())
+        # pq.read_table would import pandas.
         with (root / "images.parquet").open() as file:
-            self._images = pq.read_table(file, columns=["image_id", "path"])
+            self._images = pq.ParquetFile(file).read(columns=["image_id", "path"])
         with (root / "labels.parquet").open() as file:
-            self._labels = pq.read_table(file, columns=["image_id", "attribute", "value"])
+            self._labels = pq.ParquetFile(file).read(columns=["image_id", "attribute", "value"])
 
     def describe(self, image_ids: Sequence[int]) -> dict[int, Described]:
         """Return what is known of these images."""

@@ -123,7 +123,8 @@ class Gallery:
         if not info.images:
             raise InputError(f"{folder}: the gallery is empty")
         try:
-            images = pq.read_table(folder / IMAGES_FILE, schema=IMAGES)
+            with pq.ParquetFile(folder / IMAGES_FILE) as file:  # pq.read_table would import pandas
+                images = file.read(columns=IMAGES.names).cast(IMAGES)
             files = [folder / vectors_file(number) for number in range(len(info.attributes))]
             vectors = [np.load(file, mmap_mode="r").view(np.ndarray) for file in files]  # memmaps are slow to slice
         except (OSError, ValueError, EOFError, pa.ArrowException) as error:
