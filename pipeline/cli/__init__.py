@@ -72,7 +72,9 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _complain(f"{error.filename or 'disk'}: no space left on device", WRONG_REQUEST)
-        return _complain(f"{error.filename or type(error).__name__}: {error.strerror or error}", FAILED)
+        # A path that the system refuses is the user's; without one, a connection or a device has failed.
+        code = WRONG_REQUEST if error.filename else FAILED
+        return _complain(f"{error.filename or type(error).__name__}: {error.strerror or error}", code)
     return returned if isinstance(returned, int) else DONE
 
 
