@@ -269,7 +269,7 @@ def _lead(training: Training, kept: Checkpoints, job: TrainJob, board: ActorHand
 
     def epoch_end(end: EpochEnd) -> None:
         if end.warning and not told:
-            told.append(f"warning: epoch {end.epoch}: {end.warning}; a smaller lr or pretrained weights may help")
+            told.append(f"warning: epoch {end.epoch}: {end.warning}; longer training, a smaller lr or pretrained weights may help")
             board.tell.remote(told[0])
 
     if job.at_epoch_end:
