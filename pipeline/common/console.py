@@ -1,4 +1,4 @@
-"""What a user sees: tables, or the JSON of --json, on stdout; progress bars and messages on stderr."""
+"""Output for users: tables, or the JSON of --json, on stdout; progress bars and messages on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trial of a study runs, in a process that Ray Tune keeps for the next trial.
+"""The training of one trial of a study, in a process that Ray Tune keeps for the next trial.
 
 The process imports this before its first epoch, so a trial of one worker imports neither MLflow nor Optuna.
 """
