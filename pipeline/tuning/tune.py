@@ -36,7 +36,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.cluster.orphans import orphans_removed
 from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for
-from pipeline.common.console import bar_of, say, say_above
+from pipeline.common.console import bar_of, counted, say, say_above
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
 from pipeline.common.lock import locked
@@ -398,7 +398,7 @@ def _final(
         if str(seed) in done:
             continue
         full = make_config(config.model_dump() | best.setting | {"seed": seed})
-        say(f"trial {best.number}'s setting, all {config.epochs} epochs, seed {seed}")
+        say(f"trial {best.number}'s setting, {counted(config.epochs, 'epoch')}, seed {seed}")
         name = f"trial-{best.number}-{config.epochs}-epochs-seed-{seed}"
         try:
             trained = train(dataset, full, workers=workers, storage=str(folder / FINAL), name=name, parent=parent)
