@@ -1,6 +1,8 @@
 """A trained model as a folder of two files: `model.safetensors` and `model.json`. Nothing is pickled."""
 
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -8,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -51,9 +54,15 @@ def save_model(folder: str | PathLike[str], model: RetrievalModel, config: dict[
 def write_model(folder: Path, tensors: dict[str, Tensor], build: dict[str, Any], config: dict[str, Any]) -> None:
     """Write the two files into an existing folder: contiguous CPU tensors, `agman.build`'s arguments, `config`.
 
-    The description is written last, so that a folder with one is complete.
+    The description is written last, so that a folder with one is complete. Raises OSError.
     """
-    save_file(tensors, folder / WEIGHTS)
+    try:
+        save_file(tensors, folder / WEIGHTS)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder / WEIGHTS)) from error
     (folder / WEIGHTS).chmod(0o644)  # safetensors gives access to the owner only
     description = {"schema": SCHEMA, "build": build, "config": config}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -40,6 +40,10 @@ class ExportError(ValueError):
     """A model that cannot be exported, or whose exported form gives other embeddings."""
 
 
+class NonFiniteWeights(ExportError):
+    """A model whose weights hold NaN or infinity: its embeddings are NaN in any form."""
+
+
 class Exported(NamedTuple):
     """An exported file that passed its check."""
 
@@ -130,6 +134,9 @@ def _copy_for_export(model: RetrievalModel, image_size: int) -> RetrievalModel:
     """Return a copy on the CPU, in float32 and in evaluation mode."""
     if image_size < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {image_size}")
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise NonFiniteWeights(f"its weights hold NaN or infinity, first in {name}; there is nothing to export")
     return copy.deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
 
 

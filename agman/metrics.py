@@ -56,6 +56,11 @@ class Retrieval:
         """Whether each query has a relevant candidate, Q bool. The others score 0 whatever the ranking."""
         return self.relevant > 0
 
+    @property
+    def chance(self) -> Tensor:
+        """Expected AP of each query for a random ranking, Q float64."""
+        return chance_average_precision(self.relevant, self.candidates)
+
 
 def retrieval(
     query_embeddings: Tensor,
@@ -202,6 +207,7 @@ def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
     map/<attribute>   mean AP over one attribute's queries
     p_at_<k>, r_at_<k>    mean P@k and R@k over all queries (MLflow allows no @ in a name)
     chance            expected MAP of a random ranking
+    chance/<attribute>    the same over one attribute's queries
     ceiling           highest possible MAP: the fraction of the queries that have a relevant candidate
     queries, unanswerable    number of queries, and of those without a relevant candidate
 
@@ -217,7 +223,7 @@ def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
     without_hopeless = [
         _mean(result.average_precision[result.answerable]) for result in every if result.answerable.any()
     ]
-    chances = [chance_average_precision(result.relevant, result.candidates) for result in every]
+    chances = {name: result.chance for name, result in results.items()}
 
     summary = {
         "map": _mean(average_precision),
@@ -225,7 +231,7 @@ def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
         "map_answerable": _mean(average_precision[answerable]),
         "map_macro_answerable": sum(without_hopeless) / max(len(without_hopeless), 1),
         "map_at_r": _mean(torch.cat([result.average_precision_at_r for result in every])),
-        "chance": _mean(torch.cat(chances)),
+        "chance": _mean(torch.cat(list(chances.values()))),
         "ceiling": _mean(answerable.double()),
         "queries": float(len(answerable)),
         "unanswerable": float((~answerable).sum()),
@@ -233,12 +239,28 @@ def summarise(results: Mapping[str, Retrieval]) -> dict[str, float]:
     for k in every[0].precision:
         summary[f"p_at_{k}"] = _mean(torch.cat([result.precision[k] for result in every]))
         summary[f"r_at_{k}"] = _mean(torch.cat([result.recall[k] for result in every]))
-    return summary | {f"map/{name}": value for name, value in of_attribute.items()}
+    summary |= {f"map/{name}": value for name, value in of_attribute.items()}
+    return summary | {f"chance/{name}": _mean(chance) for name, chance in chances.items()}
 
 
 def _mean(values: Tensor) -> float:
     """Return the mean, or 0 if there are no values."""
     return float(values.mean()) if len(values) else 0.0
+
+
+def mean_cosine(embeddings: Tensor, attributes: Tensor) -> float:
+    """Return the mean cosine of two different rows under one attribute: near 1 if the embeddings have collapsed.
+
+    embeddings K×D of unit length, attributes K. An attribute counts by its rows; one with a single row does not.
+    """
+    sums, weights = 0.0, 0
+    for attribute in attributes.unique():
+        rows_kd = embeddings[attributes == attribute].double()
+        k = len(rows_kd)
+        if k > 1:  # Σ over pairs of e·e' = |Σ e|² − Σ |e|²
+            sums += k * float(rows_kd.sum(0).square().sum() - rows_kd.square().sum()) / (k * (k - 1))
+            weights += k
+    return sums / max(weights, 1)
 
 
 def chance_average_precision(relevant: Tensor | int, candidates: int) -> Tensor:

@@ -114,6 +114,7 @@ def against_random_search(dataset: Dataset, folder: Path) -> tuple[list[list[str
             spent = sum(len(trial.history) for trial in study.trials)
             found[name].append((study.best.best, spent))
             say(f"seed {seed}, {name}: best {study.best.best:.4f} in {spent} trial-epochs")
+            chance = study.chance
             if options["scheduler"] == "none":
                 papers.append(study.trials[0].best)
     rows = []
@@ -121,6 +122,7 @@ def against_random_search(dataset: Dataset, folder: Path) -> tuple[list[list[str
         best, epochs = [100 * one for one, _ in results], [one for _, one in results]
         rows.append([name, with_turns(best, ".2f"), with_turns(epochs, ".0f")])
     rows.append(["the paper's setting (trial 0)", f"{100 * statistics.median(papers):.2f}", str(SEARCH_EPOCHS)])
+    rows.append(["chance", f"{100 * chance:.2f}", ""])
     trials_of = ", ".join(f"{name}: {trials} trials" for name, (trials, _) in ways.items())
     return rows, f"{trials_of}, of at most {SEARCH_EPOCHS} epochs of {SEARCH_TRIPLETS} triplets"
 

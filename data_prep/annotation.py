@@ -32,9 +32,12 @@ REASONS = {
     "image_too_large": "the file has more bytes, or the picture more pixels, than allowed",
     "several_images": "more than one file bears the name of the row's image",
     "bad_box": "the box to cut out is empty, or outside the picture",
+    "without_label": "the row has a label under none of the attributes",
+    "too_rare": "fewer images than --min-images have the value",
+    "other_depth": "the picture is not as many folders deep as --levels names",
 }
-CHOSEN = ("not_in_split",)
-"""Reasons that do not mean damage: the authors of the split chose other rows."""
+CHOSEN = ("not_in_split", "without_label", "too_rare")
+"""Reasons that do not mean damage: the row is intact, and left out by the split or by an option."""
 
 SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}
 """Name of a split in the official files -> our name."""
@@ -104,6 +107,10 @@ class Annotation:
     """Triplets that the dataset brings, with TRIPLET_COLUMNS; None if they have to be drawn."""
     boxes: pd.DataFrame | None = None
     """Bounding boxes to crop pictures to: path, x0, y0, x1, y1 in pixels; None if pictures are not cropped."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about how the annotation was read."""
+    unused: pd.DataFrame | None = None
+    """Files below the root that no row names: path, and whether it is a `picture`; None if they were not looked for."""
 
     def __post_init__(self) -> None:
         self.check()
@@ -121,7 +128,8 @@ class Annotation:
         if self.triplets is not None:
             for name in TRIPLET_COLUMNS[:3]:
                 of_rows.append(self.triplets[[name, "split"]].rename(columns={name: "path"}))
-        images = pd.concat(of_rows).drop_duplicates("path")
+        # Paths and splits may be categories, which sort by their codes.
+        images = pd.concat(of_rows).drop_duplicates("path").astype({"path": "str", "split": "str"})
         if self.boxes is not None:
             images = images.merge(self.boxes, on="path", how="left")
         return images.sort_values("path", ignore_index=True)
@@ -157,9 +165,10 @@ def settled(annotation: Annotation) -> Annotation:
 
     def refuse(bad: np.ndarray, reason: str, first: np.ndarray) -> np.ndarray:
         what = WHAT_DIFFERS[reason]
-        other = rows.loc[first[bad], [what, "source", "line"]].add_prefix("other_").set_axis(rows.index[bad])
+        named = _named(rows, annotation.attributes) if what == "value" else rows
+        other = named.loc[first[bad], [what, "source", "line"]].add_prefix("other_").set_axis(rows.index[bad])
         words = f"{{path}}: {what} {{{what}}}, but {{other_{what}}} in {{other_source}} line {{other_line}}"
-        rejects.extend(rejected(rows[bad].join(other), reason, words))
+        rejects.extend(rejected(named[bad].join(other), reason, words))
         return ~bad
 
     first = _first_of(image)
@@ -183,6 +192,12 @@ def settled(annotation: Annotation) -> Annotation:
         rejects=rejects,
         repeats=annotation.repeats + int((keep & ~kept).sum()),
     )
+
+
+def _named(rows: pd.DataFrame, attributes: tuple[Attribute, ...]) -> pd.DataFrame:
+    """Return the rows with the names of their values instead of the numbers."""
+    pairs = zip(rows["attribute"], rows["value"], strict=True)
+    return rows.assign(value=[f"{attributes[a].values[v]} of {attributes[a].name}" for a, v in pairs])
 
 
 def _first_of(*keys: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:

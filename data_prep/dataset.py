@@ -137,6 +137,14 @@ class Dataset:
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{self.path / name}: missing or damaged; run `agman prep` again") from error
 
+    def require_image_size(self, size: int, model: str = "the model") -> None:
+        """Raise InputError if the packed images are smaller than `model` takes them."""
+        if size > self.info.image_size:
+            raise InputError(
+                f"{self.path}: holds images of {self.info.image_size} px, and {model} takes {size} px; prepare the "
+                f"dataset again with --image-size {size}"
+            )
+
     def values_of(self) -> ValuesOf:
         """Return the lookup of the values of (image, attribute) pairs."""
         return ValuesOf(self.labels, len(self.info.attributes))
@@ -211,12 +219,7 @@ class ImageStore:
         wanted: Iterable[int] | None = None,
         threads: int = 1,
     ):
-        packed = dataset.info.image_size
-        if image_size > packed:
-            raise InputError(
-                f"image_size={image_size}, but {dataset.path} holds images of {packed} px; "
-                f"use image_size={packed} or prepare it again with --image-size {image_size}"
-            )
+        dataset.require_image_size(image_size)
         self.image_size = image_size
         self._pool = ThreadPoolExecutor(threads)
         keep = None if wanted is None else pa.array(np.unique(np.fromiter(wanted, np.int64)))

@@ -13,7 +13,19 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from data_prep.pictures import MAX_PIXELS, TooLarge, open_picture, read_file, upright_rgb, upright_size
+from data_prep.errors import StorageError
+from data_prep.pictures import (
+    FORMATS,
+    HEIC,
+    MAX_BYTES,
+    MAX_PIXELS,
+    TooLarge,
+    open_picture,
+    read_file,
+    upright_rgb,
+    upright_size,
+)
+from data_prep.storage import Storage
 
 JPEG_QUALITY = 92
 LONGEST_SIDE = 65_535  # JPEG's limit
@@ -48,17 +60,19 @@ def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...
     `root` is a resolved path; the short side becomes `image_size` pixels. A JPEG that already meets all this keeps its
     bytes, because a second encoding would lose detail. It is encoded again if it has many bytes for its pixels, or
     holds EXIF or other data about where and with what it was taken: no packed picture holds such data. A bad file
-    raises nothing, and gives the same detail wherever `root` is.
+    raises nothing, and gives the same detail wherever `root` is. `relative` may be the URI of a remote file; raises
+    StorageError if its store does not answer.
     """
     if len(relative) > MAX_PATH:  # resolving millions of folders would take too long
         return _refused("unreadable_image", relative, os.strerror(errno.ENAMETOOLONG))
+    remote = "://" in relative
     path = root / relative
     try:
-        if not path.resolve().is_relative_to(root):
+        if not remote and not path.resolve().is_relative_to(root):
             return _refused(
                 "path_outside_root", relative, "a link or .. leads out of the folder; put the pictures in it"
             )
-        data = read_file(path)
+        data = _read_remote(relative) if remote else read_file(path)
         with open_picture(data) as image:
             width, height = upright_size(image)
             area = _clipped(box, width, height)
@@ -71,13 +85,30 @@ def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...
         return _refused("image_too_large", relative, str(error))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return _refused("missing_image", relative)
+    except StorageError:  # not the picture's fault: the same command continues
+        raise
     except Exception as error:  # a damaged file can raise nearly anything inside a decoder
-        return _refused("unreadable_image", relative, _in_words(error, root))
+        why = _in_words(error, root)
+        if relative.lower().endswith(HEIC) and "HEIF" not in FORMATS:
+            why = "HEIC needs pip install 'agman-pipeline[heic]'"
+        return _refused("unreadable_image", relative, why)
     return Packed(jpeg, *size, width, height)
+
+
+def _read_remote(uri: str) -> bytes:
+    """Return the bytes of a picture at a URI. Raises TooLarge, FileNotFoundError, StorageError."""
+    picture = Storage(uri)
+    if picture.local:
+        raise ValueError("give a path below the root instead of a file:// URI")
+    if picture.size() > MAX_BYTES:
+        raise TooLarge(f"{picture.size():,} bytes")
+    return picture.read_bytes()
 
 
 def _refused(reason: str, relative: str, why: str = "") -> Refused:
     """Return a refusal with a detail of at most LONGEST_DETAIL characters."""
+    if "://" in relative:
+        relative = relative.partition("?")[0]  # which may hold credentials
     path = relative if len(relative) <= LONGEST_PATH else f"{relative[:LONGEST_PATH]}…"
     return Refused(reason, (f"{path}: {why}" if why else path)[:LONGEST_DETAIL])
 

@@ -14,13 +14,24 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 64_000_000
 """Bytes of the largest accepted file; larger ones are refused unread."""
 
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    pass
+else:
+    register_heif_opener()
+
 # The formats of photographs. One of Pillow's other decoders runs a program (EPS), and most are hardly tested.
 Image.init()
 FORMATS = tuple(
     name
-    for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+    for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "HEIF")
     if name in Image.OPEN
 )
+SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS))
+"""Ends of the names of files in these formats, in lower case, with the full stop."""
+HEIC = (".heic", ".heif", ".hif")
+"""Ends of the names of files that are read if pillow-heif is installed."""
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""

@@ -17,13 +17,22 @@ import pyarrow.parquet as pq
 from data_prep import tables
 from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
 from data_prep.errors import InputError, Resumable, TooManyRejects
-from data_prep.layouts import darn, deepfashion, fashionai, zappos50k
+from data_prep.layouts import darn, deepfashion, fashionai, table, zappos50k
 from data_prep.packing import Packing, pack
 from data_prep.progress import Progress, silent
-from data_prep.request import Request
+from data_prep.request import Request, TableOptions
 from data_prep.staging import atomic_dataset
 from data_prep.storage import Storage
-from data_prep.tables import DESCRIPTION, DRAWN_REGIONS_FILE, REGIONS_FILE, SPLITS, DatasetInfo, digest_of, write_table
+from data_prep.tables import (
+    DESCRIPTION,
+    DRAWN_REGIONS_FILE,
+    REGIONS_FILE,
+    SPLITS,
+    UNUSED_FILE,
+    DatasetInfo,
+    digest_of,
+    write_table,
+)
 from data_prep.triplets import TripletSampler
 
 
@@ -40,6 +49,7 @@ LAYOUTS: dict[str, Reader] = {
     "deepfashion": deepfashion.read,
     "zappos50k": zappos50k.read,
     "darn": darn.read,
+    "table": table.read,
 }
 DRAWN_TRIPLETS, DRAWN_EPOCHS = 100_000, 10
 """Default number of triplets per epoch and of epochs, if the dataset does not bring triplets."""
@@ -58,6 +68,7 @@ def prepare(
     annotation: str | None = None,
     categories: bool = False,
     crop_boxes: bool = False,
+    table: TableOptions | None = None,
     name: str | None = None,
     triplets: int | None = None,
     epochs: int | None = None,
@@ -69,7 +80,8 @@ def prepare(
 ) -> DatasetInfo:
     """Turn the official files of `layout` below `root` into the tables of data_prep.tables at `out`.
 
-    `split_files`, `annotation`, `categories` and `crop_boxes` are explained in Request. `out` is a folder or a URI.
+    `split_files`, `annotation`, `categories`, `crop_boxes` and `table` are explained in Request. `out` is a folder or
+    a URI.
     `image_size` is the short side of the packed images in pixels. `triplets` are drawn for each of `epochs` training
     epochs; if the dataset brings triplets, those are divided over the epochs, by default all in one epoch. Equal input
     and seed give equal tables. A second call continues a stopped preparation with the images packed so far. Returns
@@ -81,11 +93,15 @@ def prepare(
         raise InputError(f"name {name!r}: use letters, digits, '-' and '_' (it names a registered model)")
     if layout != "deepfashion" and (annotation or categories or crop_boxes):
         raise InputError(f"--annotation, --categories and --crop-boxes are for deepfashion, not for {layout}")
+    if (layout == "table") != (table is not None):
+        raise InputError(f"--table, --levels and the options that go with them are for table, not for {layout}")
+    if layout == "table" and split_files:
+        raise InputError("--split-files is not for table, whose splits are made or in a column")
     for folder in (root, split_files):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
     root = root.resolve()
-    request = Request(root, split_files, seed, annotation, categories, crop_boxes, progress)
+    request = Request(root, split_files, seed, annotation, categories, crop_boxes, progress, table or TableOptions())
     with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as staging:
         read = LAYOUTS[layout](request)
         read.check()
@@ -118,6 +134,7 @@ def prepare(
             repeats=packed.repeats,
             given_triplets=0 if packed.triplets is None else len(packed.triplets),
             rejects=count_reasons(packed.rejects),
+            notes=packed.notes,
             digest=digest_of(staging, packing.sha256),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
@@ -185,12 +202,15 @@ def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame
     write_table(staging / "retrieval.parquet", columns, tables.RETRIEVAL)
     rejected = pd.DataFrame(annotation.rejects, columns=tables.REJECTS.names)
     write_table(staging / "rejects.parquet", {n: rejected[n] for n in tables.REJECTS.names}, tables.REJECTS)
+    if annotation.unused is not None:
+        write_table(staging / UNUSED_FILE, {n: annotation.unused[n] for n in tables.UNUSED.names}, tables.UNUSED)
 
 
 def _numbered(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """Return rows with their image_id, sorted by image_id, attribute and value."""
     number = images.set_index("path")["image_id"]
-    rows = rows.assign(image_id=rows["path"].map(number).astype("int64"))
+    # Splits and roles may be categories.
+    rows = rows.assign(image_id=rows["path"].map(number).astype("int64")).astype({"split": "str", "role": "str"})
     return rows.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
 
 

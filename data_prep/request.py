@@ -9,8 +9,34 @@ from data_prep.progress import Progress, silent
 
 
 @dataclass(frozen=True)
+class TableOptions:
+    """How a table of pictures is read; docs/data.md explains the options of the same names."""
+
+    table: str | Path | None = None
+    """Local file or URI; None: the folders of the pictures are the table."""
+    levels: str | None = None
+    """Names of the folders' levels, separated by `/`; `-` is a level without meaning."""
+    image: str | None = None
+    """Column of paths, or a pattern over columns such as `images/{id}.jpg`."""
+    attributes: tuple[str, ...] = ()
+    """NAME=COLUMN, or NAME if both are the same."""
+    attributes_file: Path | None = None
+    """YAML file of attributes that are derived from columns."""
+    missing: tuple[str, ...] = ()
+    """Texts that mean "no label", in any case."""
+    separator: str | None = None
+    """Separator of several values in one cell."""
+    min_images: int = 2
+    """Values with fewer images are left out."""
+    fold_case: bool = False
+    """Whether texts that differ in case only are one value."""
+    group: str | None = None
+    """Column of what may not be divided between splits."""
+
+
+@dataclass(frozen=True)
 class Request:
-    """Annotation to read. `annotation`, `categories` and `crop_boxes` are for DeepFashion only."""
+    """Annotation to read. `annotation`, `categories` and `crop_boxes` are for DeepFashion only, `table` for tables."""
 
     root: Path
     """Folder of the dataset."""
@@ -25,3 +51,4 @@ class Request:
     crop_boxes: bool = False
     """Whether every picture is cropped to its bounding box."""
     progress: Progress = silent
+    table: TableOptions = TableOptions()

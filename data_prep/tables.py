@@ -18,7 +18,9 @@ SPLITS = ("train", "valid", "test")
 DESCRIPTION = "dataset.json"
 REPORT = "report.html"
 """Page about the dataset, made from the tables; not part of the dataset."""
-TABLES = ("images.parquet", "labels.parquet", "retrieval.parquet", "regions.parquet", "rejects.parquet")
+UNUSED_FILE = "unused.parquet"
+"""Files below the root that no row of the annotation names; only a table's dataset has it."""
+TABLES = ("images.parquet", "labels.parquet", "retrieval.parquet", "regions.parquet", "rejects.parquet", UNUSED_FILE)
 """Single files beside the description."""
 REGIONS_FILE = "regions.parquet"
 """Region of each attribute in the drawn pictures of a prepared dataset."""
@@ -58,6 +60,7 @@ REGIONS = pa.schema(
         ("y1", pa.float32()),
     ]
 )
+UNUSED = pa.schema([("path", pa.string()), ("picture", pa.bool_())])
 REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
 
 
@@ -94,6 +97,8 @@ class DatasetInfo(BaseModel):
     """Triplets that the dataset brings."""
     rejects: dict[str, int]
     """Number of rejected rows per reason."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about how the annotation was read."""
     digest: str
     """sha256 of the tables' files. Datasets with equal digests are equal."""
     versions: dict[str, str]

@@ -45,6 +45,7 @@ from data_prep.layouts.text_files import (
     numbered_lines,
     read_lines,
 )
+from data_prep.pictures import SUFFIXES
 from data_prep.request import Request
 from data_prep.tables import SPLITS, Attribute
 
@@ -176,13 +177,13 @@ def _undotted(path: str) -> str:
 
 
 def _pictures(root: Path) -> Iterator[str]:
-    """Yield the path of every .jpg below the images' folder, relative to the root."""
+    """Yield the path of every picture below the images' folder, relative to the root."""
     top = next((root / folder for folder in IMAGE_FOLDERS if (root / folder).is_dir()), root)
     for folder, folders, files in os.walk(top):
         folders.sort()
         relative = Path(folder).relative_to(root).as_posix()
         for name in sorted(files):
-            if name.lower().endswith((".jpg", ".jpeg")):
+            if name.lower().endswith(SUFFIXES):
                 yield name if relative == "." else f"{relative}/{name}"
 
 

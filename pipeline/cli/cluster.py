@@ -25,6 +25,7 @@ BENCHMARKS = [
     "scale",
     "search",
     "serve",
+    "table",
     "train",
     "triplets",
     "tune",

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_prep.errors import InputError
 from pipeline.cli.options import PATH, PATH_OR_URI, json_option, overwrite_option, seed_option
 from pipeline.common.console import emit, printable, progress_bar, say, show_table
 
 if TYPE_CHECKING:
+    from data_prep.request import TableOptions
     from data_prep.storage import Storage
-    from pipeline.reports.dataset.expectations import Expectations
+    from pipeline.evaluation.expectations import Expectations
     from pipeline.reports.dataset.page import PrepSummary
 
-LAYOUT = click.Choice(["fashionai", "deepfashion", "zappos50k", "darn"])
+LAYOUTS = ("fashionai", "deepfashion", "zappos50k", "darn")
+TABLE_OPTIONS = (
+    "table_file",
+    "image",
+    "levels",
+    "attributes",
+    "attributes_file",
+    "missing",
+    "separator",
+    "fold_case",
+    "min_images",
+    "group",
+)
+"""Options of `agman prep table` alone."""
 
 
 @click.command()
-@click.argument("layout", type=LAYOUT)
+@click.argument("layout", type=click.Choice(LAYOUTS))
 @click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder to write.")
 @click.option("--images", default=2_000, show_default=True, type=click.IntRange(1), help="Number of images to draw.")
 @click.option(
@@ -38,8 +54,47 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
     emit({"images": drawn.images, "labels": drawn.labels, "out": str(out)}, as_json)
 
 
+def table_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `agman prep table`."""
+    options = (
+        click.option(
+            "--table",
+            "table_file",
+            type=PATH_OR_URI,
+            metavar="FILE",
+            help="table: CSV, TSV, JSON Lines or Parquet; file or URI.",
+        ),
+        click.option(
+            "--image", metavar="COLUMN", help="table: column of pictures' paths, or a pattern such as images/{id}.jpg."
+        ),
+        click.option(
+            "--levels", metavar="A/B", help="table: no file, a folder of folders with these names; - is none."
+        ),
+        click.option(
+            "--attribute",
+            "attributes",
+            multiple=True,
+            metavar="NAME[=COLUMN]",
+            help="table: attribute to read; several times. Without it, what could be read is listed.",
+        ),
+        click.option(
+            "--attributes-file", type=PATH, metavar="FILE", help="table: YAML of attributes made from columns."
+        ),
+        click.option("--missing", multiple=True, metavar="A,B", help="table: texts that mean that there is no label."),
+        click.option("--separator", metavar="TEXT", help="table: separator of several values in one cell."),
+        click.option("--fold-case", is_flag=True, help="table: texts that differ in case only are one value."),
+        click.option(
+            "--min-images", type=click.IntRange(1), help="table: leave out values with fewer images.  [default: 2]"
+        ),
+        click.option("--group", metavar="COLUMN", help="table: what is never divided between splits."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.argument("layout", type=LAYOUT)
+@click.argument("layout", type=click.Choice([*LAYOUTS, "table"]))
 @click.option("--root", required=True, type=PATH, metavar="DIR", help="Folder of the dataset.")
 @click.option("--out", required=True, type=PATH_OR_URI, metavar="OUT", help="Prepared dataset to write: folder or URI.")
 @click.option(
@@ -55,6 +110,7 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
 )
 @click.option("--categories", is_flag=True, help="DeepFashion: add the clothing category as an attribute.")
 @click.option("--crop-boxes", is_flag=True, help="DeepFashion: crop every image to its bounding box.")
+@table_options
 @click.option("--name", metavar="NAME", help="Name of the experiment and the registered model.  [default: the layout]")
 @click.option(
     "--triplets",
@@ -84,15 +140,53 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
 @overwrite_option
 @json_option
 def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any) -> None:
-    """Convert LAYOUT's official files to Parquet tables, triplets and packed images, and describe them on a page."""
+    """Convert LAYOUT's files to Parquet tables, triplets and packed images, and describe them on a page.
+
+    LAYOUT is a dataset whose official files are read, or table for your own catalogue.
+    """
     from data_prep.dataset import Dataset
     from data_prep.prepare import prepare
 
-    prepare(layout, root, out, progress=progress_bar, **options)
+    table = _table_options(layout, options)
+    if table and table.table and not (table.attributes or table.attributes_file):
+        propose(root, table, as_json)
+        raise InputError("no attribute is given; the columns are listed above, with what to type")
+    prepare(layout, root, out, progress=progress_bar, table=table, **options)
     from pipeline.reports.dataset.page import write_prep_report
 
     dataset = Dataset(out)
     emit(show_prepared(write_prep_report(dataset), dataset.path), as_json)
+
+
+def _table_options(layout: str, options: dict[str, Any]) -> TableOptions | None:
+    """Take the options of tables out of `options`. Returns None if the layout is another, and none is given."""
+    from data_prep.request import TableOptions
+
+    own = {name: options.pop(name) for name in TABLE_OPTIONS}
+    given = {name: value for name, value in own.items() if value not in (None, (), False)}
+    if layout != "table" and not given:
+        return None
+    given["missing"] = tuple(word.strip() for text in given.pop("missing", ()) for word in text.split(","))
+    if "table_file" in given:
+        given["table"] = given.pop("table_file")
+    return TableOptions(**given)
+
+
+def propose(root: Path, table: TableOptions, as_json: bool) -> None:
+    """List how every column of a table would be read, and what to type."""
+    from data_prep.layouts.table_columns import column_readings, command_for
+
+    readings = column_readings(root, table)
+    rows = [
+        [one.name, one.kind, f"{one.values:,}", f"{one.coverage:.0%}", printable(one.examples, 60), one.option]
+        for one in readings
+    ]
+    show_table(f"columns of {table.table}", ["column", "is", "values", "filled", "examples", "type"], rows)
+    for one in readings:
+        for note in one.notes:
+            say(f"note: {one.name}: {note}")
+    say(f"to read all of these: {command_for(root, table, readings)}")
+    emit({"columns": [vars(one) for one in readings]}, as_json)
 
 
 def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
@@ -117,6 +211,8 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
         seen, rare = (sum(getattr(one, what)(split) for one in contents.values) for what in ("seen", "too_rare"))
         if rare:
             say(f"note: {split}: {rare:,} of {seen:,} values have fewer than two images, too few for an anchor")
+    for note in info.notes:
+        say(f"note: {printable(note, 500)}")
     say(f"page: {summary.page}")
     expected = {
         f"{what}/{split}": getattr(of_split.over_all, what)

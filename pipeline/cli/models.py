@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--force", metavar="REASON", help="Promote the model whatever the scores say; the reason is recorded.")
 @json_option
 def promote(model: str, data: str | Path, as_json: bool, **options: Any) -> None:
-    """Make MODEL the champion if it is better than the champion beyond noise.
+    """Make MODEL the champion if it beats chance, and the champion, beyond noise.
 
     MODEL is NAME (its challenger), models:/NAME@ALIAS or models:/NAME/VERSION. The exit code is 0 after a refusal, too.
     """
@@ -43,20 +43,22 @@ def promote(model: str, data: str | Path, as_json: bool, **options: Any) -> None
 
 
 def show_decision(decision: Decision) -> None:
-    """Show the scores of both models under every attribute, and the decision."""
-    if decision.verdict:
-        rows = []
-        for name, one in decision.verdict.differences.items():
-            now = decision.challenger_scores[name].mean
-            cells = [f"{100 * value:.2f}" for value in (now - one.mean, now)]
-            rows.append(
-                [name or "all", *cells, f"{100 * one.mean:+.2f}", f"[{100 * one.low:+.2f}, {100 * one.high:+.2f}]"]
-            )
-        title = f"{decision.metric} of {decision.name}, times 100"
-        header = ["attribute", f"champion ({decision.champion})", f"version {decision.version}", "difference", "95 %"]
-        show_table(title, header, rows)
+    """Show chance and the scores of the models under every attribute, and the decision."""
+    rows = []
+    for name, score in decision.challenger_scores.items():
+        cells = [name or "all", f"{100 * decision.chance[name]:.2f}"]
+        if one := decision.verdict.differences.get(name):
+            cells.append(f"{100 * (score.mean - one.mean):.2f}")
+        cells.append(f"{100 * score.mean:.2f}")
+        if one:
+            cells += [f"{100 * one.mean:+.2f}", f"[{100 * one.low:+.2f}, {100 * one.high:+.2f}]"]
+        rows.append(cells)
+    header = ["attribute", "chance", f"version {decision.version}"]
+    if decision.verdict.differences:
+        header = [*header[:2], f"champion ({decision.champion})", header[2], "difference", "95 %"]
+    show_table(f"{decision.metric} of {decision.name}, times 100", header, rows)
     what = "promoted" if decision.promoted else "not promoted"
-    how = f" although {decision.verdict.reason}" if decision.forced and decision.verdict else ""
+    how = f", although {decision.verdict.reason}" if decision.forced and not decision.verdict.better else ""
     say(f"{decision.name} version {decision.version} is {what}: {decision.reason}{how}")
 
 

@@ -91,15 +91,24 @@ def show_settings(config: TrainConfig, preset: str | None) -> None:
 def show_trained(trained: Trained) -> dict[str, Any]:
     """Show the metrics of the best checkpoint, and where the model is; return the result for --json."""
     from pipeline.common.errors import without_credentials
+    from pipeline.evaluation.chance import chance_beside
 
-    shown = {  # a part of the loss that is switched off is 0
-        name: value for name, value in trained.metrics.items() if value or not name.startswith("train/loss_")
+    shown = {  # a part of the loss that is switched off is 0; chance stands beside its score
+        name: value
+        for name, value in trained.metrics.items()
+        if (value or not name.startswith("train/loss_")) and "chance" not in name
     }
+    rows = []
+    for name, value in shown.items():
+        chance = chance_beside(name, trained.metrics)
+        rows.append([name, f"{value:.4f}", "" if chance is None else f"{chance:.4f}"])
     title = f"trained: {trained.steps:,} steps in {trained.seconds:,.0f} s; at the epoch of the best checkpoint"
-    show_table(title, ["metric", "value"], [[name, f"{value:.4f}"] for name, value in shown.items()])
+    show_table(title, ["metric", "value", "chance"], rows)
     say(f"checkpoint  {trained.checkpoint}")
     if trained.registered:
         say(f"registered  {trained.registered.uri} ({trained.registered.alias})")
+        if trained.registered.note:
+            say(f"note: {trained.registered.note}")
     say(f"mlflow      run {trained.run.run_id} in {without_credentials(trained.run.uri)}")
     return trained.metrics | {
         "steps": trained.steps,

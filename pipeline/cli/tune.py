@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.options import PATH, data_option, json_option, recipe_options, seed_option
-from pipeline.common.console import emit, say, show_table
+from pipeline.common.console import counted, emit, mean_and_deviation, say, show_table
 from pipeline.compare.systems import SYSTEMS, refuse_own
 
 if TYPE_CHECKING:
@@ -102,22 +102,29 @@ def tune(
 
 def show_study(study: StudyResult) -> None:
     """Show every trial, the best first, and what became of the best setting."""
+    from pipeline.evaluation.chance import evidence_in
     from pipeline.tuning.study import FAILED, METRIC
     from pipeline.tuning.tune import short
 
     keys = list(dict.fromkeys(key for trial in study.trials for key in trial.setting))
     ranked = sorted(study.trials, key=lambda trial: -trial.best)
     rows = [[str(t.number), *(short(t.setting.get(key, "")) for key in keys), f"{t.best:.4f}", t.state] for t in ranked]
+    rows.append(["chance", *("" for _ in keys), f"{study.chance:.4f}", ""])
     show_table(f"Trials in the space {study.space}", ["trial", *keys, METRIC, "ended"], rows)
     for trial in study.trials:
         if trial.state == FAILED:
             say(f"  trial {trial.number} failed: {trial.reason}")
     if study.final:
-        spread = statistics.stdev(study.final.valid) if len(study.final.valid) > 1 else 0.0
-        mean = statistics.mean(study.final.valid)
-        say(f"full budget  {METRIC} {mean:.4f} ± {spread:.4f} over {len(study.final.valid)} seeds")
-        say(f"             test/map {study.final.test['test/map']:.4f} with the seed that is best on validation")
+        reached = mean_and_deviation(study.final.valid, scale=1, digits=4)
+        say(
+            f"full budget  {METRIC} {reached} over {counted(len(study.final.valid), 'seed')}, chance {study.chance:.4f}"
+        )
+        test, chance = (study.final.test[f"test/{name}"] for name in ("map", "chance"))
+        say(f"             test/map {test:.4f}, chance {chance:.4f}, with the seed that is best on validation")
         say(f"registered   {study.final.model_uri} ({study.final.alias})")
+        found = evidence_in(study.final.test, "test", int(study.final.test["test/queries"]))
+        if found and found.doubt:
+            say(f"note: {found.doubt}")
     if study.page:
         say(f"page         {study.page}")
 
@@ -172,12 +179,16 @@ def show_comparison(comparison: Comparison, page: Path) -> dict[str, Any]:
 
     header, rows = comparison_table(comparison)
     seeds = len({one.seed for one in comparison.scored})
-    show_table(f"MAP on {SPLIT} of {comparison.dataset}, times 100, mean ± deviation over {seeds} seeds", header, rows)
+    over = "one seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds"
+    show_table(f"MAP on {SPLIT} of {comparison.dataset}, times 100, {over}", header, rows)
     if any(SYSTEMS[key].interpretation for key in comparison.systems):
         say("* an interpretation: its paper has neither public code nor equations")
     say(f"page: {page}")
     result: dict[str, Any] = {"page": str(page), "run_id": comparison.run.run_id, "seeds": seeds}
+    result[f"{SPLIT}/chance"] = comparison.chance[""]
     for key in comparison.systems:
-        if (found := comparison.spread(key, "map")) is not None:
-            result |= {f"{key}/{SPLIT}/map": found[0], f"{key}/{SPLIT}/map_deviation": found[1]}
+        if found := comparison.of_seeds(key, "map"):
+            result[f"{key}/{SPLIT}/map"] = statistics.fmean(found)
+        if len(found) > 1:
+            result[f"{key}/{SPLIT}/map_deviation"] = statistics.stdev(found)
     return result | {"failed": [f"{one.system}, seed {one.seed}" for one in comparison.scored if one.failed]}

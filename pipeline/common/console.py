@@ -1,11 +1,12 @@
-"""What a user sees: tables, or the JSON of --json, on stdout; progress bars and messages on stderr."""
+"""Output for users: tables, or the JSON of --json, on stdout; progress bars and messages on stderr."""
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,17 @@ def printable(text: str, longest: int = 300) -> str:
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1])
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 seed", "1,200 seeds"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def mean_and_deviation(values: Sequence[float], scale: float = 100, digits: int = 2) -> str:
+    """Return "mean ± standard deviation" of values times `scale`; of a single value, which has no deviation, itself."""
+    mean = f"{scale * statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
 def progress_bar(title: str, total: int) -> Advance:

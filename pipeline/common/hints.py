@@ -1,12 +1,5 @@
-"""Hints for mistyped names."""
+"""Hints for mistyped names; data_prep gives them too."""
 
-from __future__ import annotations
+from data_prep.hints import nearest
 
-import difflib
-from collections.abc import Iterable
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint for a mistyped name: the nearest known one, or all known ones."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+__all__ = ["nearest"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from pipeline.common.signals import saying_how_to_go_on
 from pipeline.compare.systems import BASE, SYSTEMS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.expectations import expectations
 from pipeline.evaluation.validation import METRIC
 from pipeline.registry.loading import load
 from pipeline.tracking.runs import OpenRun, Run, answering, metric_history, open_run
@@ -70,6 +70,8 @@ class Comparison:
     drawn: bool
     attributes: list[str]
     """Attributes that have queries."""
+    chance: dict[str, float]
+    """Attribute -> test MAP of a random ranking; over all queries under ""."""
     settings: dict[str, Any]
     scored: list[Scored]
     folder: Path
@@ -84,13 +86,10 @@ class Comparison:
         """Return the system's trainings that did not fail."""
         return [one for one in self.scored if one.system == system and one.failed is None]
 
-    def spread(self, system: str, name: str) -> tuple[float, float] | None:
-        """Return a metric's mean and standard deviation over the seeds (0 for one); None if every training failed."""
+    def of_seeds(self, system: str, name: str) -> list[float]:
+        """Return a metric of each training of the system that did not fail."""
         key = f"{SPLIT}/{name}"
-        values = [one.metrics[key] for one in self.of(system) if key in one.metrics]
-        if not values:
-            return None
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        return [one.metrics[key] for one in self.of(system) if key in one.metrics]
 
     def difference(self, system: str) -> Difference | None:
         """Return the system's MAP minus AG-MAN's, with the paired bootstrap's interval over queries.
@@ -146,12 +145,14 @@ def compare(
             scored = _score_all(dataset, config, systems, range(seeds), workers, folder, parent)
             if all(one.failed for one in scored):
                 raise JobFailed(f"every training failed; the first: {scored[0].failed}")
-    asked = {name for one in scored for name in one.average_precision}
+    expected = expectations(dataset, SPLIT)
+    assert expected, "a comparison's dataset has test queries"
     return Comparison(
         dataset=dataset.info.name,
         digest=dataset.info.digest,
         drawn=dataset.drawn,
-        attributes=[name for name in dataset.info.attribute_names if name in asked],
+        attributes=[one.name for one in expected.attributes],
+        chance={one.name: one.chance for one in expected.attributes} | {"": expected.over_all.chance},
         settings=settings,
         scored=scored,
         folder=folder,

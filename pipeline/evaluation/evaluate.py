@@ -25,6 +25,15 @@ from data_prep.progress import Progress, silent
 from data_prep.tables import SPLITS
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.attention import attention_metrics, measure_attention
+from pipeline.evaluation.chance import (
+    Evidence,
+    Scores,
+    above_chance,
+    evidence,
+    evidence_in,
+    retrieval_scores,
+    triplet_scores,
+)
 from pipeline.evaluation.published_results import Benchmark, benchmark_of
 
 PUBLISHED_MARGIN = 0.2
@@ -63,6 +72,16 @@ class Evaluation:
     """Published results on datasets of this layout."""
     difference: str | None = None
     """Reason why the published results cannot be compared with these; None if they can."""
+
+    @property
+    def scores(self) -> Scores:
+        """Scores that the model is judged by: of its queries; of its triplets if the dataset has no queries."""
+        return retrieval_scores(self.results) if self.results else triplet_scores(self.triplets)
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """Comparison with chance; None if the metrics hold none."""
+        return evidence_in(self.metrics, self.split, sum(map(len, self.scores.of.values())))
 
 
 def evaluate(
@@ -139,6 +158,8 @@ def evaluate(
     if attention is not None:
         summary |= attention_metrics(attention, names)
     benchmark = benchmark_of(dataset.info)
+    scores = retrieval_scores(results) if results else triplet_scores(of_triplets)
+    summary |= above_chance(evidence(scores))
     return Evaluation(
         split=split,
         metrics={f"{split}/{name}": value for name, value in summary.items()},

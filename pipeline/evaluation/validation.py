@@ -9,11 +9,13 @@ import torch
 import torch.distributed as dist
 
 import agman
-from agman.triplet_metrics import triplet_accuracy
+from agman.metrics import mean_cosine
+from agman.triplet_metrics import score_triplets
 from data_prep.dataset import Dataset, ImageStore
+from pipeline.evaluation.chance import above_chance, evidence, retrieval_scores, triplet_scores
 
 SPLIT = "valid"
-METRIC = f"{SPLIT}/map"
+METRIC, MEAN_COSINE = f"{SPLIT}/map", f"{SPLIT}/mean_cosine"
 
 
 def score_name(dataset: Dataset) -> str | None:
@@ -27,7 +29,7 @@ def score_name(dataset: Dataset) -> str | None:
 
 
 class Validation:
-    """One worker's part of the validation images, and the score over all workers' embeddings together."""
+    """Validation on several workers: each embeds some of the images, and rank 0 scores all embeddings."""
 
     def __init__(self, dataset: Dataset, image_size: int, rank: int, workers: int, device: str, threads: int):
         self.rank, self.workers, self.device = rank, workers, device
@@ -46,25 +48,32 @@ class Validation:
     def metrics(self, model: agman.RetrievalModel, precision: str) -> dict[str, float]:
         """Return the validation metrics, the same on every worker.
 
-        They are `valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, or
-        `valid/triplet_accuracy`.
+        They are `valid/map` (query-weighted), `valid/map_macro`, `valid/map/<attribute>` and so on, and the same of
+        `valid/chance`; or `valid/triplet_accuracy`. `valid/above_chance_low` and `…_high` bound the score minus chance.
+        `valid/mean_cosine` is that of two embeddings under one attribute.
         """
         embeddings = self._embedded(model, precision)
-        found = [self._scored(embeddings) if self.rank == 0 else None]
+        found = [self._scored(embeddings) | self._spread(embeddings) if self.rank == 0 else None]
         if self.workers > 1:
-            dist.broadcast_object_list(found)  # from one worker, so that rounding cannot stop them at different epochs
+            dist.broadcast_object_list(found)  # from rank 0: other rounding could stop workers at other epochs
         assert found[0] is not None
         return found[0]
 
+    def _spread(self, embeddings: torch.Tensor) -> dict[str, float]:
+        return {MEAN_COSINE: mean_cosine(embeddings, torch.from_numpy(self.attributes.astype(np.int64)))}
+
     def _scored(self, embeddings: torch.Tensor) -> dict[str, float]:
         if self.pairs is None:
-            return {f"{SPLIT}/triplet_accuracy": triplet_accuracy(*embeddings.chunk(3))}
+            anchors, positives, negatives = embeddings.chunk(3)
+            found = evidence(triplet_scores({"all": score_triplets(anchors, positives, negatives)}))
+            return _of_split({"triplet_accuracy": found.score} | above_chance(found))
         is_query = (self.pairs["role"] == "query").to_numpy()
         ranked = agman.rank_candidates(
             embeddings, self.attributes, self.pairs["value"].to_numpy(), is_query, self.names
         )
         summary = agman.summarise(ranked)
-        return {f"{SPLIT}/{name}": value for name, value in summary.items() if name.startswith("map")}
+        kept = {name: value for name, value in summary.items() if name.startswith(("map", "chance"))}
+        return _of_split(kept | above_chance(evidence(retrieval_scores(ranked))))
 
     def _embedded(self, model: agman.RetrievalModel, precision: str) -> torch.Tensor:
         mine = agman.embed_dataset(
@@ -75,11 +84,15 @@ class Validation:
             device=self.device,
             precision=precision,
         )
-        parts: list[Any] = [(self.rows, mine)]
+        gathered: list[Any] = [(self.rows, mine)]
         if self.workers > 1:
-            parts = [None] * self.workers
-            dist.all_gather_object(parts, (self.rows, mine))
+            gathered = [None] * self.workers
+            dist.all_gather_object(gathered, (self.rows, mine))
         embeddings = torch.empty(len(self.image_ids), mine.shape[1])
-        for rows, part in parts:
-            embeddings[torch.from_numpy(rows)] = part
+        for rows, embedded in gathered:
+            embeddings[torch.from_numpy(rows)] = embedded
         return embeddings
+
+
+def _of_split(metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{SPLIT}/{name}": value for name, value in metrics.items()}

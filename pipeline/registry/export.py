@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from agman.checkpoint import DESCRIPTION, WEIGHTS, save_model
-from agman.export import ExportError, export_onnx, require_onnx, save_program
+from agman.export import ExportError, NonFiniteWeights, export_onnx, require_onnx, save_program
 from data_prep import atomic
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
-from pipeline.registry.loading import load
+from pipeline.registry.loading import load, shown
 
 PROGRAM, ONNX = "embed_all.pt2", "embed_all.onnx"
 FILES = (WEIGHTS, DESCRIPTION, PROGRAM, ONNX)
@@ -23,7 +23,8 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     embeddings from the model's).
 
     Raises:
-        InputError: if a folder is in the way, the model has no image size, or a package for ONNX is missing.
+        InputError: if a folder is in the way, the model has no image size or weights of NaN, or a package for ONNX is
+            missing.
         JobFailed: if the model cannot be exported.
     """
     try:
@@ -41,8 +42,10 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
         try:
             program = save_program(network, staging / PROGRAM, *request)
             onnx = export_onnx(network, staging / ONNX, *request)
+        except NonFiniteWeights as error:
+            raise InputError(f"{shown(model)}: {error}") from error
         except ExportError as error:
-            raise JobFailed(str(error)) from error
+            raise JobFailed(f"{shown(model)}: {error}") from error
     return {
         "out": str(out),
         "files": {name: (out / name).stat().st_size for name in FILES},

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from agman.bootstrap import Difference, paired_differences
-
-Scores = Mapping[str, Tensor]
-"""Attribute -> score of each of its queries (AP) or triplets (1 if right)."""
+from pipeline.evaluation.chance import Scores, evidence
 
 
 @dataclass(frozen=True)
@@ -20,15 +15,21 @@ class Verdict:
     better: bool
     reason: str
     differences: dict[str, Difference]
-    """Attribute -> challenger minus champion; over all queries under ""."""
+    """Attribute -> challenger minus champion; over all queries under "". Empty without a champion."""
 
 
-def judge(champion: Scores, challenger: Scores, tolerance: float, seed: int = 0) -> Verdict:
-    """Decide whether the challenger is better, from both models' scores of the same queries in the same order.
+def judge(champion: Scores | None, challenger: Scores, tolerance: float, seed: int = 0) -> Verdict:
+    """Decide whether the challenger beats chance and, if there is one, the champion.
 
-    Raises ValueError if the queries differ.
+    Both models' scores are of the same queries in the same order. Raises ValueError if the queries differ.
     """
-    differences = paired_differences(champion, challenger, seed)
+    differences = paired_differences(champion.of, challenger.of, seed) if champion else {}
+    found = evidence(challenger)
+    if found.doubt:
+        return Verdict(False, found.doubt, differences)
+    if not champion:
+        above = f"{100 * (found.score - found.chance):+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+        return Verdict(True, f"there was no champion, and it is above chance by {above}", {})
     total = differences[""]
     interval = f"{100 * total.mean:+.2f} [{100 * total.low:+.2f}, {100 * total.high:+.2f}]"
     worst = min((name for name in differences if name), key=lambda name: differences[name].mean)

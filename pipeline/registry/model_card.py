@@ -15,6 +15,7 @@ from agman.bootstrap import Interval
 from data_prep.tables import SPLITS
 from pipeline.common.console import printable
 from pipeline.common.errors import without_credentials
+from pipeline.evaluation.chance import chance_beside
 from pipeline.evaluation.validation import SPLIT
 
 FILE = "MODEL_CARD.md"
@@ -38,6 +39,8 @@ class Tested:
     """MAP, or triplet accuracy."""
     intervals: Mapping[str, Interval]
     """Attribute -> score with its 95 % interval; over all queries (or triplets) under ""."""
+    chance: Mapping[str, float]
+    """Chance in the same form."""
     dataset: str
     digest: str
     split: str
@@ -74,7 +77,7 @@ def write_card(
         f"## Data\n\n{_data(description)}",
         f"## Recipe\n\n{_recipe(description, tags)}",
         f"## Scores\n\n{_scores(description, valid, tested)}",
-        f"## Limits\n\n{_limits(description, tested)}",
+        f"## Limits\n\n{_limits(description, tags, tested)}",
     ]
     return without_credentials("\n\n".join(sections)) + "\n"
 
@@ -119,16 +122,17 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
     metric = tested.metric if tested else "triplet accuracy" if f"{SPLIT}/triplet_accuracy" in valid else "MAP"
     key = f"{SPLIT}/triplet_accuracy" if metric == "triplet accuracy" else f"{SPLIT}/map"
     counts = description.get("data", {}).get("values")
-    header = ["attribute", *(["values"] if counts else []), "validation"]
-    header += [f"{_plain(tested.split)} [95 % interval]"] if tested else []
+    header = ["attribute", *(["values"] if counts else []), "validation", "chance"]
+    header += [f"{_plain(tested.split)} [95 % interval]", "chance"] if tested else []
     rows = []
     for number, name in [*enumerate(description["attributes"]), (None, "")]:
         row = [name or "all"]
         if counts:
             row.append("" if number is None else str(counts[number]))
-        row.append(_percent(valid.get(f"{key}/{name}" if name else key)))
+        metric_name = f"{key}/{name}" if name else key
+        row += [_percent(valid.get(metric_name)), _percent(chance_beside(metric_name, valid))]
         if tested:
-            row.append(_interval(tested.intervals.get(name)))
+            row += [_interval(tested.intervals.get(name)), _percent(tested.chance.get(name))]
         rows.append(row)
     said = f"{metric}, times 100. "
     if tested:
@@ -143,7 +147,7 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
     return f"{said}\n\n{_table(header, rows)}"
 
 
-def _limits(description: Mapping[str, Any], tested: Tested | None) -> str:
+def _limits(description: Mapping[str, Any], tags: Mapping[str, str], tested: Tested | None) -> str:
     drawn = description.get("data", {}).get("drawn")
     dataset = _plain(str(description.get("dataset", "the dataset")))
     lines = [UNKNOWN_PICTURES if drawn is None else DRAWN if drawn else PHOTOGRAPHS.format(dataset)]
@@ -155,6 +159,8 @@ def _limits(description: Mapping[str, Any], tested: Tested | None) -> str:
         f"It knows {len(description['attributes'])} attributes: {', '.join(map(_plain, description['attributes']))}. "
         "Embeddings under different attributes cannot be compared."
     )
+    if "doubt" in tags:
+        lines.append(f"Nothing shows that it beats chance: {_plain(tags['doubt'])}.")
     lines.append("One training, one seed, one split. The intervals cover other queries, not other trainings.")
     lines.append("The checkpoint was selected by its validation score, which is therefore optimistic.")
     if tested:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import shutil
@@ -27,9 +28,14 @@ from agman.checkpoint import DESCRIPTION, WEIGHTS
 from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import model_card
 from pipeline.registry.loading import find_model
+from pipeline.registry.versions import MODEL_URI
 from pipeline.tracking.runs import Run, connect, find_run, metric_history
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+DIGEST, DOUBT = "weights_digest", "doubt"
+"""Tags of a version: the digest of its weights, and why nothing shows that it beats chance."""
+CARD_METRICS = ("map", "chance", "triplet_accuracy")
+"""Beginnings of the names of the validation metrics that a model card shows."""
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(AnyType(), "attribute", required=False)]),
     outputs=Schema(
@@ -51,33 +57,50 @@ class Registered:
     uri: str
     version: int
     alias: str
+    note: str = ""
+    """Note for the user if the version existed before, or did not become champion; else empty."""
 
 
 def register(
-    checkpoint: Path, dataset_name: str, run: Run, alias: str | None = None, *, once: bool = False, **tags: str
+    checkpoint: Path, dataset_name: str, run: Run, alias: str | None = None, *, doubt: str = "", **tags: str
 ) -> Registered:
     """Register the model of a checkpoint folder as a version of `agman-<dataset>`, with a model card.
 
-    The version holds safetensors weights and its code as a models-from-code pyfunc, so loading it unpickles nothing.
+    Equal weights are one version: if they are registered already, that version is returned, and the run names it. The
+    version holds safetensors weights and its code as a models-from-code pyfunc, so loading it unpickles nothing.
     If a step fails, the earlier ones are undone. Raises InputError or MlflowException.
 
     Args:
         checkpoint: folder with weights and description.
         dataset_name: name of the dataset that the model was trained on.
         run: run that trained the model.
-        alias: alias of the version; by default the first version becomes champion, a later one challenger.
-        once: if True and the run has a version already, because a job was killed before it noted it, take that one.
-        tags: tags of the version.
+        alias: alias of the version, unless it is the champion; by default champion if there is none and there is no
+            doubt, otherwise challenger.
+        doubt: reason why nothing shows that the model beats chance; it becomes a tag of the version.
+        tags: other tags of the version.
     """
     client = connect()
     name = f"agman-{dataset_name}"
+    digest = _digest(checkpoint)
+    tags |= {DIGEST: digest} | ({DOUBT: doubt} if doubt else {})
+    notes = []
     with ExitStack() as undo:
-        created = _version_of_run(client, name, run) if once else None
-        created = created or _create_version(client, name, checkpoint, run, tags, undo)
-        alias = alias or (CHAMPION if champion_of(client, name) in (None, created) else CHALLENGER)
-        client.set_registered_model_alias(name, alias, created)  # last, so that no alias points to half a version
+        known = _version_of_weights(client, name, digest)
+        created = known or _create_version(client, name, checkpoint, run, tags, undo)
+        champion = champion_of(client, name)
+        if champion is None and doubt:
+            notes.append(f"not made champion, {doubt}; `agman promote {name} --data OUT` judges it on test")
+        if created == champion:
+            alias = CHAMPION
+        else:
+            alias = alias or (CHALLENGER if champion or doubt else CHAMPION)
+            client.set_registered_model_alias(name, alias, created)  # last, so that no alias points to half a version
         undo.pop_all()
-    return Registered(f"models:/{name}/{created}", int(created), alias)
+    uri = f"models:/{name}/{created}"
+    if known:
+        run.tag({MODEL_URI: uri})
+        notes.insert(0, f"equal weights are registered already, as version {known}")
+    return Registered(uri, int(created), alias, "; ".join(notes))
 
 
 def champion_of(client: MlflowClient, name: str) -> str | None:
@@ -86,10 +109,20 @@ def champion_of(client: MlflowClient, name: str) -> str | None:
     return None if number is None else str(number)
 
 
-def _version_of_run(client: MlflowClient, name: str, run: Run) -> str | None:
-    """Return the newest version that this run produced."""
-    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
-    return max((str(one.version) for one in versions), key=int, default=None)
+def _digest(checkpoint: Path) -> str:
+    """Return a digest of the weights, and of what else decides the embeddings of a picture."""
+    made = json.loads((checkpoint / DESCRIPTION).read_text())
+    decisive = [made["build"], made["config"].get("attributes"), made["config"].get("image_size")]
+    with (checkpoint / WEIGHTS).open("rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256")
+    digest.update(json.dumps(decisive, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _version_of_weights(client: MlflowClient, name: str, digest: str) -> str | None:
+    """Return the first version of these weights, or None."""
+    versions = client.search_model_versions(f"name = '{name}' and tag.`{DIGEST}` = '{digest}'")
+    return min((str(one.version) for one in versions), key=int, default=None)
 
 
 def _create_version(
@@ -131,7 +164,7 @@ def _create_version(
 
 
 def _try(step: Callable[..., object], *arguments: Any) -> None:
-    """Undo a step if possible; the user has to see the error that made it necessary."""
+    """Call an undo step and ignore its errors: the user has to see the error that made it necessary."""
     with suppress(Exception):
         step(*arguments)
 
@@ -151,12 +184,12 @@ def _example(config: dict[str, Any]) -> pd.DataFrame:
 
 
 def validation_of(run: Run, step: int) -> dict[str, float]:
-    """Return the validation metrics of a run at a checkpoint's step: MAP or triplet accuracy, also by attribute.
+    """Return the validation metrics of a run at a checkpoint's step: MAP and chance, or triplet accuracy.
 
     Raises MlflowException.
     """
     logged = MlflowClient(run.uri).get_run(run.run_id).data.metrics
-    wanted = [name for name in logged if name.startswith((f"{SPLIT}/map", f"{SPLIT}/triplet_accuracy"))]
+    wanted = [name for name in logged if name.startswith(tuple(f"{SPLIT}/{one}" for one in CARD_METRICS))]
     found = {name: dict(metric_history(run, name)).get(step) for name in wanted}
     return {name: value for name, value in found.items() if value is not None}
 

@@ -1,9 +1,10 @@
 """`agman promote` and `agman rollback`: which version of a registered model is the champion, and why.
 
-Challenger and champion are scored on the same split. The challenger is promoted if no attribute's score falls by more
-than a tolerance and the score over all queries rises beyond noise: the 95 % interval of the paired bootstrap over
-queries lies above 0. (MLflow's `validate_evaluation_results` compares two numbers with a threshold. It knows no
-queries, so it cannot tell a gain from noise.) Every decision is recorded as tags on both versions.
+Challenger and champion are scored on the same split. The challenger is promoted if it beats chance, no attribute's
+score falls by more than a tolerance, and the score over all queries rises beyond noise: the 95 % interval of the paired
+bootstrap over queries lies above 0. Without a champion it has to beat chance. (MLflow's `validate_evaluation_results`
+compares two numbers with a threshold. It knows no queries, so it cannot tell a gain from noise.) Every decision is
+recorded as tags on both versions.
 
 The alias moves last and in one request: a command that is killed before has decided nothing and can be repeated.
 """
@@ -18,14 +19,15 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from agman import RetrievalModel
 from agman.bootstrap import Interval, intervals
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
-from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.registry.judgement import Scores, Verdict, judge
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.registry.judgement import Verdict, judge
 from pipeline.registry.loading import load, shown
 from pipeline.registry.model_card import Tested
 from pipeline.registry.models import CHALLENGER, CHAMPION, champion_of, update_card
@@ -54,8 +56,9 @@ class Decision:
     reason: str
     metric: str
     challenger_scores: dict[str, Interval]
-    verdict: Verdict | None
-    """None if there was no champion, or if --force overrides one that cannot be scored."""
+    chance: dict[str, float]
+    """Chance in the same form."""
+    verdict: Verdict
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -67,8 +70,10 @@ class Decision:
             "version": int(self.version),
             "champion": None if self.champion is None else int(self.champion),
             "metric": self.metric,
+            "score": self.challenger_scores[""].mean,
+            "chance": self.chance[""],
         }
-        for name, one in self.verdict.differences.items() if self.verdict else ():
+        for name, one in self.verdict.differences.items():
             end = f"/{name}" if name else ""
             bounds = {"difference": one.mean, "difference_low": one.low, "difference_high": one.high}
             figures |= {f"{key}{end}": value for key, value in bounds.items()}
@@ -90,8 +95,7 @@ def promote(
     JobFailed if the store stops answering.
 
     Args:
-        model: NAME (its challenger), models:/NAME@ALIAS or models:/NAME/VERSION. It is promoted if there is no
-            champion.
+        model: NAME (its challenger), models:/NAME@ALIAS or models:/NAME/VERSION.
         dataset: dataset to score both on.
         split: split of the dataset.
         tolerance: score that an attribute may lose, as a fraction.
@@ -107,25 +111,29 @@ def promote(
         if version == champion:
             _remove_challenger(client, name, version)  # a command that was killed may have left it
             raise InputError(f"{model}: version {version} is {name}'s champion already")
-        metric, challenger = _scores(_evaluate(name, version, dataset, split, progress))
-        verdict = None
+        mine = _loaded(name, version, dataset)
+        theirs = None
         if champion is not None:
             try:
-                before = _scores(_evaluate(name, champion, dataset, split, progress))[1]
-                verdict = judge(before, challenger, tolerance)
-            except InputError as error:  # its files may be gone, or its attributes may differ
+                theirs = _loaded(name, champion, dataset)
+            except InputError as error:  # its files may be gone, or its attributes or its pictures' size may differ
                 if force is None:
                     raise
                 say(f"note: the champion, version {champion}, cannot be scored ({error})")
+        challenger = evaluate(*mine, dataset, split, progress=progress).scores
+        before = evaluate(*theirs, dataset, split, progress=progress).scores if theirs else None
+        verdict = judge(before, challenger, tolerance)
+        overruled = not verdict.better or (champion is not None and theirs is None)
         decision = Decision(
             name=name,
             version=version,
             champion=champion,
-            promoted=bool(force) or verdict is None or verdict.better,
-            forced=force is not None and champion is not None and not (verdict and verdict.better),
-            reason=force or (verdict.reason if verdict else "there was no champion"),
-            metric=metric,
-            challenger_scores=intervals(challenger),
+            promoted=bool(force) or verdict.better,
+            forced=force is not None and overruled,
+            reason=force or verdict.reason,
+            metric=challenger.metric,
+            challenger_scores=intervals(challenger.of),
+            chance=challenger.mean_chance,
             verdict=verdict,
         )
         if champion_of(client, name) != champion:
@@ -198,16 +206,11 @@ def _resolve(client: MlflowClient, model: str) -> tuple[str, str]:
     return name, str(registered.aliases[alias])
 
 
-def _evaluate(name: str, version: str, dataset: Dataset, split: str, progress: Progress) -> Evaluation:
+def _loaded(name: str, version: str, dataset: Dataset) -> tuple[RetrievalModel, dict[str, Any]]:
+    """Load a version, and its description. Raises InputError if it cannot be scored on the dataset."""
     network, description = load(f"models:/{name}/{version}", dataset.info.attribute_names)
-    return evaluate(network, description, dataset, split, progress=progress)
-
-
-def _scores(evaluation: Evaluation) -> tuple[str, Scores]:
-    """Return the metric's name, and the scores."""
-    if evaluation.results:
-        return "MAP", {name: one.average_precision for name, one in evaluation.results.items()}
-    return "triplet accuracy", {name: one.correct.double() for name, one in evaluation.triplets.items()}
+    dataset.require_image_size(description["image_size"], f"{name} version {version}")
+    return network, description
 
 
 def _record(client: MlflowClient, decision: Decision, dataset: Dataset, split: str, tolerance: float) -> None:
@@ -217,15 +220,18 @@ def _record(client: MlflowClient, decision: Decision, dataset: Dataset, split: s
         "date": _now(),
         "reason": decision.reason,
         "metric": decision.metric,
+        "score": f"{decision.challenger_scores[''].mean:.4f}",
+        "chance": f"{decision.chance['']:.4f}",
         "dataset": info.name,
         "dataset_digest": info.digest,
         "split": split,
         "tolerance": f"{tolerance:g}",
     }
-    for attribute, one in decision.verdict.differences.items() if decision.verdict else ():
+    for attribute, one in decision.verdict.differences.items():
         end = f".{attribute}" if attribute else ""
         facts[f"difference{end}"] = f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
-    tested = Tested(decision.metric, decision.challenger_scores, info.name, info.digest, split, facts["date"])
+    scores = decision.challenger_scores
+    tested = Tested(decision.metric, scores, decision.chance, info.name, info.digest, split, facts["date"])
     update_card(client, name, decision.version, tested)
 
     result = "forced" if decision.forced else "promoted" if decision.promoted else "refused"

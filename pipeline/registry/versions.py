@@ -16,6 +16,8 @@ from pipeline.common.errors import reason
 from pipeline.common.hints import nearest
 from pipeline.tracking.runs import ELSEWHERE, connect, shown_store
 
+MODEL_URI = "model_uri"
+"""Tag of a run: its registered version, if another run had registered equal weights or, for a study, a trial's run."""
 ALIAS = re.compile(r"models:/([^/@]+)@([^/@]+)")
 VERSION = re.compile(r"models:/([^/@]+)/(\d+)")
 LOGGED = re.compile(r"models:/(m-[^/@]+)")
@@ -55,10 +57,11 @@ def folder_of(uri: str, copies: Path) -> Path:
     try:
         if uri.startswith("runs:/"):
             run_id = uri.removeprefix("runs:/").split("/")[0]
-            outputs = client.get_run(run_id).outputs
-            if not outputs or not outputs.model_outputs:
+            run = client.get_run(run_id)
+            outputs = run.outputs.model_outputs if run.outputs else []
+            if MODEL_URI not in run.data.tags and not outputs:
                 raise InputError(f"{uri}: the run has no model")
-            uri = f"models:/{outputs.model_outputs[-1].model_id}"
+            uri = run.data.tags.get(MODEL_URI) or f"models:/{outputs[-1].model_id}"
         uri = pinned(uri)
         if folder := local_folder(uri):
             return folder

@@ -58,11 +58,19 @@ def _svg(draw: Callable[[Axes, Theme], None], theme: Theme, size: tuple[float, f
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes, theme)
+        mark_single_points(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     # Text stays text, in the font of the reader's system.
     svg = file.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
     return _data_uri("image/svg+xml", svg.encode())
+
+
+def mark_single_points(figure: Figure) -> None:
+    """Give curves of a single point a marker: a line through one point is nothing."""
+    for line in (line for axes in figure.axes for line in axes.get_lines()):
+        if len(line.get_xdata()) == 1 and line.get_marker() in ("None", None, ""):  # type: ignore[arg-type]
+            line.set_marker("o")
 
 
 def style(theme: Theme) -> dict[Any, Any]:
@@ -104,8 +112,8 @@ def losses(histories: Mapping[str, History]) -> Chart:
     return chart("Training losses", f"Training losses over steps; at the end {last}", draw)
 
 
-def validation(history: History, name: str = "MAP") -> Chart:
-    """Draw the validation score called `name`, times 100, over steps, and mark its maximum."""
+def validation(history: History, name: str = "MAP", chance: float | None = None) -> Chart:
+    """Draw the validation score called `name`, times 100, over steps, and mark its maximum and chance."""
     step, best = max(history, key=lambda point: point[1])
 
     def draw(axes: Axes, theme: Theme) -> None:
@@ -118,9 +126,12 @@ def validation(history: History, name: str = "MAP") -> Chart:
             textcoords="offset points",
             ha="right" if step > history[0][0] else "left",
         )
-        axes.set(xlabel="step", ylabel=f"valid {name} × 100", xlim=(0, None), ylim=(0, 118 * best or 1))
+        show_chance(axes, theme, chance)
+        top = 118 * max(best, chance or 0)
+        axes.set(xlabel="step", ylabel=f"valid {name} × 100", xlim=(0, None), ylim=(0, top or 1))
 
     alt = f"Validation {name} over steps; best {100 * best:.2f} at step {step}, at the end {100 * history[-1][1]:.2f}"
+    alt += "" if chance is None else f", chance {100 * chance:.2f}"
     return chart(f"Validation {name}", alt, draw)
 
 
@@ -142,6 +153,13 @@ def scatter(title: str, points: np.ndarray, groups: Sequence[str]) -> Chart:
 
     counts = ", ".join(f"{name} {count}" for name, count in Counter(groups).most_common())
     return chart(title, f"Map of {len(groups)} embeddings under {title}, by value: {counts}", draw, (5.2, 3.2))
+
+
+def show_chance(axes: Axes, theme: Theme, chance: float | None) -> None:
+    """Draw chance, times 100, as a dotted line across the axes; nothing if it is unknown."""
+    if chance is not None:
+        axes.axhline(100 * chance, color=theme.ink, linestyle=":", linewidth=1.2)
+        axes.text(1, 100 * chance, "chance", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
 
 
 def _bare(name: str) -> str:

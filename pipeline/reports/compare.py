@@ -12,9 +12,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from data_prep.storage import Storage
-from pipeline.common.console import say
+from pipeline.common.console import mean_and_deviation, say
 from pipeline.compare.compare import Comparison
 from pipeline.compare.systems import BASE, SYSTEMS
+from pipeline.evaluation.chance import GUESSING
 from pipeline.reports import charts
 from pipeline.reports.html import render
 from pipeline.tracking import runs as tracking
@@ -23,12 +24,13 @@ DASHES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
-class Page:
-    """All that the template shows."""
+class ComparisonPage:
+    """Content of the template."""
 
     dataset: str
     digest: str
     drawn: bool
+    systems: int
     seeds: int
     header: list[str]
     rows: list[tuple[bool, list[str]]]
@@ -63,7 +65,7 @@ def write_comparison_report(comparison: Comparison) -> Path:
 
 
 def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows; cells are mean ± standard deviation over the seeds, times 100.
+    """Return header and rows, times 100: mean ± standard deviation over the seeds, and chance in the last row.
 
     The overall MAP stands before the attributes, so that it is seen in a narrow window.
     """
@@ -75,16 +77,20 @@ def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
             reason = next(one.failed for one in comparison.scored if one.system == key)
             rows.append([title, f"failed: {reason}", "", "", *[""] * len(comparison.attributes)])
             continue
-        overall, accuracy = (_spread(comparison.spread(key, name)) for name in ("map", "triplet_accuracy"))
-        cells = [_spread(comparison.spread(key, f"map/{name}")) for name in comparison.attributes]
+        overall, accuracy = (_cell(comparison.of_seeds(key, name)) for name in ("map", "triplet_accuracy"))
+        cells = [_cell(comparison.of_seeds(key, f"map/{name}")) for name in comparison.attributes]
         one = comparison.difference(key)
         difference = f"{100 * one.mean:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]" if one else ""
         rows.append([title, overall, difference, accuracy, *cells])
+    guessed = [f"{100 * comparison.chance[name]:.2f}" for name in ("", *comparison.attributes)]
+    rows.append(
+        ["chance", guessed[0], "", f"{100 * GUESSING:.2f}" if any(row[3] for row in rows) else "", *guessed[1:]]
+    )
     return header, rows
 
 
-def _spread(found: tuple[float, float] | None) -> str:
-    return "" if found is None else f"{100 * found[0]:.2f} ± {100 * found[1]:.2f}"
+def _cell(values: list[float]) -> str:
+    return mean_and_deviation(values) if values else ""
 
 
 def _trainings(comparison: Comparison) -> pd.DataFrame:
@@ -98,13 +104,14 @@ def _trainings(comparison: Comparison) -> pd.DataFrame:
 
 def _write_page(comparison: Comparison, out: Path) -> None:
     header, rows = comparison_table(comparison)
-    page = Page(
+    page = ComparisonPage(
         dataset=comparison.dataset,
         digest=comparison.digest,
         drawn=comparison.drawn,
+        systems=len(comparison.systems),
         seeds=len({one.seed for one in comparison.scored}),
         header=header,
-        rows=[(key == BASE, row) for key, row in zip(comparison.systems, rows, strict=True)],
+        rows=[(key == BASE, row) for key, row in zip((*comparison.systems, "chance"), rows, strict=True)],
         interpreted=any(SYSTEMS[key].interpretation for key in comparison.systems),
         failed=[f"{one.system}, seed {one.seed}: {one.failed}" for one in comparison.scored if one.failed],
         curves=_curves(comparison),

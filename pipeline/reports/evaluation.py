@@ -1,4 +1,4 @@
-"""An evaluation as tables on the terminal: as the papers print them, with published figures beside, and in detail."""
+"""An evaluation as tables on the terminal: as the papers print them, beside published results, and in detail."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 import agman
-from pipeline.common.console import line_width, show, show_table
+from pipeline.common.console import line_width, say, show, show_table
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.published_results import Benchmark
 
@@ -21,7 +21,7 @@ AVERAGE_PRECISION = {"map": "MAP", "map_answerable": "MAP*", "chance": "chance",
 def show_evaluation(evaluation: Evaluation) -> None:
     """Show the tables of the papers, then the details.
 
-    Published figures stand in the model's tables if they are of the same split, else in a table of their own.
+    Published results are in the model's tables if they are of the same split, otherwise in a separate table.
     """
     if evaluation.results:
         _show_map(evaluation)
@@ -34,6 +34,8 @@ def show_evaluation(evaluation: Evaluation) -> None:
         if evaluation.difference:
             _show_published(evaluation.benchmark, evaluation.difference)
         show(f"published: {evaluation.benchmark.sources}")
+    if evaluation.evidence and evaluation.evidence.doubt:
+        say(f"note: {evaluation.evidence.doubt}")
 
 
 def _show_map(evaluation: Evaluation) -> None:
@@ -51,6 +53,8 @@ def map_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
         [label, *(f"{100 * getattr(intervals[name], bound):.2f}" for name in (*names, ""))]
         for label, bound in ((THIS, "mean"), ("95 %: from", "low"), ("95 %: to", "high"))
     ]
+    chance = evaluation.scores.mean_chance
+    rows.append(["chance", *(f"{100 * chance[name]:.2f}" for name in (*names, ""))])
     title = f"MAP on {evaluation.split}, times 100{_precision(evaluation)}"
     if _beside(evaluation, of_triplets=False):
         assert evaluation.benchmark

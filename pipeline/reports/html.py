@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from pipeline.common.console import printable
+from pipeline.common.console import counted, printable
 
 
 def render(template: str, page: Any) -> str:
@@ -22,4 +22,5 @@ def render(template: str, page: Any) -> str:
     environment.filters["words"] = lambda name: name.replace("_", " ")
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["printable"] = printable
+    environment.filters["counted"] = counted
     return environment.get_template(template).render(page=page)

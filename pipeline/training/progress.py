@@ -70,6 +70,10 @@ class ProgressBoard:
         self.latest = (step, note)
         return self.stop
 
+    def tell(self, line: str) -> None:
+        """Note a line for the user."""
+        self.news.append(line)
+
     def failed(self, error: str) -> None:
         """Note an error. The first one counts: it makes the other workers lose their connections."""
         self.error = self.error or error
@@ -93,7 +97,7 @@ class ProgressBoard:
         self.results.pop(0)
 
     def look(self) -> tuple[int, str, list[str]]:
-        """Return the latest step and note, and the news since the last call."""
+        """Return the latest step and note, and the messages about restarts since the last call."""
         news, self.news = self.news, []
         return (*self.latest, news)
 

@@ -19,14 +19,15 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.cluster.orphans import orphans_removed
 from pipeline.cluster.resources import cpus_for_elastic, gpus_for
-from pipeline.common.console import say
+from pipeline.common.console import counted, say
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
 from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig
 from pipeline.config.settings import typed
-from pipeline.evaluation.validation import score_name
+from pipeline.evaluation.chance import evidence_in
+from pipeline.evaluation.validation import SPLIT, score_name
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, resolved, steps_per_epoch
@@ -38,6 +39,7 @@ from pipeline.training.ray_driver import (
     OUTCOME,
     STOPPED,
     UNLOGGED,
+    WARNING,
     TrainJob,
     Workers,
     run_workers,
@@ -126,19 +128,34 @@ def train(
         if outcome["state"] != FINISHED:
             raise JobFailed(f"training failed: {outcome['message']}; what is saved is in {path}")
         if outcome["epoch"] < config.epochs:
-            say(f"stopped early: no better {score_name(dataset)} in {config.patience} epochs up to {outcome['epoch']}")
+            patience = counted(config.patience or 0, "epoch")
+            say(f"stopped early: no better {score_name(dataset)} in {patience} up to epoch {outcome['epoch']}")
         best = kept.best() or kept.latest()
         assert best is not None, "a finished training has saved its last epoch"
         registered = None
         with tracking.answering(f"{path} is trained, and the same command goes on from there"):
             tracking.wait_for_store(run)
             run.log_points(outcome.pop(UNLOGGED, []))
+            if outcome.get(WARNING):
+                run.tag({WARNING: outcome[WARNING]})
             if not parent:
                 with kept.opened(best) as folder:
-                    registered = registry.register(folder, dataset.info.name, run, once=True)
+                    doubt = _doubt(dataset, best.metrics)
+                    registered = registry.register(folder, dataset.info.name, run, doubt=doubt)
                 outcome["registered"] = registered.uri
         write_json(path / OUTCOME, outcome)
         return Trained(run, best.path, best.metrics, outcome["step"], time.perf_counter() - started, registered)
+
+
+def _doubt(dataset: Dataset, metrics: dict[str, float]) -> str:
+    """Return why validation does not show that a model beats chance; empty if it does."""
+    if not score_name(dataset):
+        return "the dataset has no validation split"
+    count = dataset.info.queries[SPLIT] or len(dataset.triplets(SPLIT))
+    found = evidence_in(metrics, SPLIT, count)
+    if not found:  # its metrics are an earlier version's
+        return "validation was not compared with chance"
+    return f"on validation {found.doubt}" if found.doubt else ""
 
 
 def preview(config: TrainConfig, dataset: Dataset | None, workers: int) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""A training: what it consists of, its epochs in this process, its state. Knows nothing of Ray and MLflow.
+"""A training: its objects, its epochs in this process, and its state. Imports neither Ray nor MLflow.
 
 Ray Train runs it in every worker, Ray Tune in a trial's own process, a test in a plain one.
 """
@@ -25,13 +25,18 @@ from data_prep.batches import batches_per_epoch, cut, plan_epoch, rows_of_worker
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.triplets import Triplets
 from pipeline.config.schema import TrainConfig
-from pipeline.evaluation.validation import Validation, score_name
+from pipeline.evaluation.validation import MEAN_COSINE, SPLIT, Validation, score_name
 from pipeline.training.build import build_objective, resolved
 from pipeline.training.checkpoints import Saver
 
 STATE_FILE = "state.pt"
-COUNTERS = ("epoch", "step", "step_in_epoch", "best", "score", "epochs_since_best")
+COUNTERS = ("epoch", "step", "step_in_epoch", "best", "score", "epochs_since_best", "signs")
 """Attributes of a training that its snapshots hold as they are."""
+
+ALIKE = 0.95
+"""Mean cosine of validation embeddings from which they count as alike."""
+AT_MARGIN, GUESSED = 0.01, 0.55
+"""Largest distance of the triplet loss from the margin, as a fraction of it, and largest accuracy of a collapse."""
 
 Ending = Literal["finished", "stopped"]
 Point = tuple[int, dict[str, float]]
@@ -69,6 +74,8 @@ class EpochEnd:
     epoch: int
     step: int
     metrics: dict[str, float]
+    warning: str = ""
+    """Signs that the embeddings have collapsed, in words, if they last: two epochs, or until the end."""
 
 
 class NonFiniteBatch(NonFiniteLoss):
@@ -83,7 +90,7 @@ class NonFiniteBatch(NonFiniteLoss):
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class TrainingSnapshot:
     """A training's state at one step, in memory; `write` makes a folder of it (see pipeline.training.checkpoints)."""
 
     step: int
@@ -96,7 +103,7 @@ class Snapshot:
     state: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write the model, loadable by itself, and what else a resumed training needs."""
+        """Write the model, loadable by itself, and the rest of the state that a resumed training needs."""
         torch.save(self.state, folder / STATE_FILE)
         write_model(folder, self.model, self.build, self.description)
 
@@ -132,6 +139,8 @@ class Training:
         self.points: list[Point] = []
         """Metrics that are not known to be logged yet; checkpoints carry them. The saver's thread removes them from
         the front."""
+        self.signs = ""
+        """Signs of a collapse in the last epoch."""
         self._rates: dict[str, float] = {}
         self._copies: dict[str, torch.Tensor] = {}
         torch.manual_seed(config.seed)
@@ -253,9 +262,11 @@ class Training:
             self.epochs_since_best = 0 if better else self.epochs_since_best + 1
             self.score = score
         self.points.append((self.step, metrics))
-        return EpochEnd(self.epoch, self.step, metrics)
+        before, self.signs = self.signs, collapse(metrics, config.margin)
+        lasting = before or self.ended  # random weights begin alike: one epoch says little
+        return EpochEnd(self.epoch, self.step, metrics, self.signs if lasting else "")
 
-    def snapshot(self, end: EpochEnd | None = None) -> Snapshot:
+    def snapshot(self, end: EpochEnd | None = None) -> TrainingSnapshot:
         """Return the present state; `end` if this is an epoch's end. The next snapshot reuses this one's memory."""
         metrics = end.metrics if end else {}
         info = self.dataset.info
@@ -289,7 +300,9 @@ class Training:
             for key, tensor in self.model.state_dict().items()
         }
         score = metrics.get(score_name(self.dataset) or "")
-        return Snapshot(self.step, self.epoch, metrics, score, model, dict(self.model.config), description, state)
+        return TrainingSnapshot(
+            self.step, self.epoch, metrics, score, model, dict(self.model.config), description, state
+        )
 
     def load(self, folder: Path) -> None:
         """Continue from a snapshot of the same training."""
@@ -332,12 +345,12 @@ class Training:
             seed=self.config.seed,
             epoch=epoch,
             start=self.step_in_epoch,
-            **self._part,
+            **self._division,
         )
 
     @property
-    def _part(self) -> dict[str, int]:
-        """This worker's part of every batch. Synchronised batch norm has one micro-batch on each worker."""
+    def _division(self) -> dict[str, int]:
+        """Arguments of plan_epoch and rows_of_worker. By default each worker has one micro-batch."""
         workers = self.worker.workers
         return {"rank": self.worker.rank, "workers": workers, "micro_batches": self.config.micro_batches or workers}
 
@@ -347,7 +360,7 @@ class Training:
         needed = [np.empty(0, np.int64)]
         for epoch in {epoch % prepared for epoch in range(self.epoch, self.config.epochs)}:
             triplets = self._triplets(epoch)
-            rows = rows_of_worker(len(triplets), self.config.batch_size, **self._part)
+            rows = rows_of_worker(len(triplets), self.config.batch_size, **self._division)
             needed += [np.unique(ids[rows]) for ids in (triplets.anchor, triplets.positive, triplets.negative)]
         return np.unique(np.concatenate(needed))
 
@@ -367,3 +380,20 @@ class Training:
             "paths": named,
         }
         return NonFiniteBatch(f"step {self.step + 1} (epoch {self.epoch + 1}): {error}", record)
+
+
+def collapse(metrics: dict[str, float], margin: float) -> str:
+    """Return the signs in an epoch's metrics that all embeddings are alike, in words; empty if there are none.
+
+    Equal embeddings give every triplet the margin as its loss. A loss that passes the margin on its way down has more
+    right triplets than guessing has. A model that beats chance has not collapsed.
+    """
+    if metrics.get(f"{SPLIT}/above_chance_low", 0.0) > 0:
+        return ""
+    loss, right, cosine = (metrics.get(name) for name in ("train/loss_triplet", "train/triplet_accuracy", MEAN_COSINE))
+    signs = []
+    if loss is not None and right is not None and abs(loss - margin) <= AT_MARGIN * margin and right <= GUESSED:
+        signs.append(f"the triplet loss {loss:.4f} is at the margin {margin:g}")
+    if cosine is not None and cosine >= ALIKE:
+        signs.append(f"the mean cosine of validation embeddings is {cosine:.3f}")
+    return f"the embeddings hardly differ: {' and '.join(signs)}" if signs else ""

@@ -19,15 +19,15 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from pipeline.common.errors import JobFailed
-from pipeline.evaluation.validation import METRIC
+from pipeline.evaluation.validation import METRIC, SPLIT
 from pipeline.tuning.spaces import Space
 
 RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
 """States of a trial. Pruned trials were stopped by the scheduler."""
 ENDED, REASON, RUN_ID, SECONDS, HISTORY, KILLS = "ended", "reason", "run_id", "seconds", "history", "kills"
 """User attributes of a trial in the Optuna study."""
-OBJECTIVES, EPOCHS = "objectives", "epochs"
-"""User attributes of the Optuna study: the names of its objectives, and the full budget of a trial."""
+OBJECTIVES, EPOCHS, CHANCE = "objectives", "epochs", f"{SPLIT}/chance"
+"""User attributes of the Optuna study: its objectives' names, a trial's full budget, the MAP of a random ranking."""
 AGAINST = ("embedding_dim", "latency_ms")
 """Second objectives, to be minimised. The latency is in milliseconds an image, measured in the trial's process."""
 STARTUP_TRIALS = 10
@@ -115,6 +115,15 @@ class StudyRecord:
         """All trials by number, without those that are only queued."""
         return trials_in(self._study)
 
+    def note_chance(self, chance: float) -> None:
+        """Note the validation MAP of a random ranking."""
+        self._study.set_user_attr(CHANCE, chance)
+
+    @property
+    def chance(self) -> float:
+        """Validation MAP of a random ranking."""
+        return float(self._study.user_attrs[CHANCE])
+
     def interrupted(self) -> list[Trial]:
         """Return the trials that have begun and not ended, with complete settings; they run before new ones."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -133,7 +142,7 @@ class StudyRecord:
         return self[asked.number]
 
     def _define(self, asked: optuna.Trial) -> None:
-        """Have the space suggest the trial's values. Raises JobFailed if the space fails, and so has the trial."""
+        """Have the space suggest the trial's values. If the space fails, fails the trial and raises JobFailed."""
         self._asked[asked.number] = asked
         try:
             self.space.define(asked)

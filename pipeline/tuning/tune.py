@@ -36,13 +36,15 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.cluster.orphans import orphans_removed
 from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for
-from pipeline.common.console import bar_of, say, say_above
+from pipeline.common.console import bar_of, counted, say, say_above
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
 from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation import evaluate as evaluation
+from pipeline.evaluation.expectations import expectations
+from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import models as registry
 from pipeline.registry.loading import load
 from pipeline.tracking import runs as tracking
@@ -51,7 +53,7 @@ from pipeline.training.train import train
 from pipeline.tuning.mlflow_trials import MlflowTrials
 from pipeline.tuning.ray_tune import run_trials, tidy
 from pipeline.tuning.spaces import DRAWS, Space, draw
-from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, StudyRecord, Trial
+from pipeline.tuning.study import CHANCE, DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, StudyRecord, Trial
 from pipeline.tuning.trainable import TrialJob
 
 WriteReport = Callable[[optuna.Study, Path, dict[str, str]], object]
@@ -84,6 +86,8 @@ class StudyResult:
     space: str
     trials: list[Trial]
     best: Trial
+    chance: float
+    """Validation MAP of a random ranking."""
     seconds: float
     """Duration of this command; earlier commands of a resumed study do not count."""
     page: Path | None
@@ -98,6 +102,7 @@ class StudyResult:
             "trials": len(self.trials),
             **{state: states[state] for state in (DONE, PRUNED, FAILED)},
             METRIC: self.best.best,
+            CHANCE: self.chance,
             "best": self.best.setting,
             "run_id": self.run.run_id,
             "page": str(self.page) if self.page else None,
@@ -164,6 +169,7 @@ def tune(
         write_json(Storage(folder / DESCRIPTION), begun)
         stack.enter_context(saying_how_to_go_on(GO_ON))
         record = StudyRecord(folder / STUDY, folder.name, space, plan)
+        record.note_chance(_chance(dataset))
         job = TrialJob(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
         _run(job, record, MlflowTrials(dataset.info, parent, record, job.base), trials, concurrent)
         report = folder / REPORT
@@ -191,7 +197,13 @@ def tune(
         write_json(Storage(folder / DESCRIPTION), begun | {"finished": True})
     seconds = time.perf_counter() - started
     page = report / "report.html" if write_report else None
-    return StudyResult(parent, space.name, record.trials, record.best, seconds, page, final)
+    return StudyResult(parent, space.name, record.trials, record.best, record.chance, seconds, page, final)
+
+
+def _chance(dataset: Dataset) -> float:
+    expected = expectations(dataset, SPLIT)
+    assert expected, "a study's dataset has validation queries"
+    return expected.over_all.chance
 
 
 def _check(
@@ -334,7 +346,7 @@ def _show_progress(bar: tqdm, record: StudyRecord) -> None:
     note = ", ".join(f"{states[state]} {state}" for state in (RUNNING, DONE, PRUNED, FAILED) if states[state])
     if best:
         setting = " ".join(f"{key}={short(value)}" for key, value in best.setting.items())
-        note += f"; best MAP {best.best:.4f} (trial {best.number}: {setting})"
+        note += f"; best MAP {best.best:.4f}, chance {record.chance:.4f} (trial {best.number}: {setting})"
     bar.set_postfix_str(note, refresh=False)
     bar.update(len(trials) - states[RUNNING] - bar.n)
     if sys.stderr.isatty():  # a log file gets a line every ten seconds
@@ -386,7 +398,7 @@ def _final(
         if str(seed) in done:
             continue
         full = make_config(config.model_dump() | best.setting | {"seed": seed})
-        say(f"trial {best.number}'s setting, all {config.epochs} epochs, seed {seed}")
+        say(f"trial {best.number}'s setting, {counted(config.epochs, 'epoch')}, seed {seed}")
         name = f"trial-{best.number}-{config.epochs}-epochs-seed-{seed}"
         try:
             trained = train(dataset, full, workers=workers, storage=str(folder / FINAL), name=name, parent=parent)
@@ -413,10 +425,11 @@ def _final(
             dataset.info.name,
             run,
             registry.CHALLENGER,
-            once=True,
             search_run_id=parent.run_id,
             search=folder.name,
         )
+        if made.note:
+            say(f"note: {made.note}")
         done["registered"] = {"run_id": winner["run_id"], "uri": made.uri, "alias": made.alias}
         write_json(notes, done)
     noted = done["registered"]
@@ -438,7 +451,7 @@ def _log(parent: tracking.Run, record: StudyRecord, final: FinalTraining | None)
     tags = {"best_trial": str(best.number), "best_setting": json.dumps(best.setting)}
     if best.run_id:
         tags["best_run_id"] = best.run_id
-    metrics = {METRIC: best.best, "trials": float(len(record.trials))}
+    metrics = {METRIC: best.best, CHANCE: record.chance, "trials": float(len(record.trials))}
     if final:
         tags["model_uri"] = final.model_uri
         metrics |= final.test | {"final/valid/map": statistics.mean(final.valid)}

@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Browser
 from support.commands import agman_exit_code
-from support.pages import open_page
+from support.pages import cut_off, open_page
 
 from agman.bootstrap import Difference
 from data_prep.dataset import Dataset
@@ -82,7 +82,9 @@ def test_the_same_command_trains_nothing_again(first: Comparison, compared: Comp
 
 def test_the_table_shows_means_and_deviations(compared: Comparison) -> None:
     header, rows = comparison_table(compared)
-    assert [row[0] for row in rows] == ["CSN", "AG-MAN"] and header[4:] == compared.attributes
+    assert [row[0] for row in rows] == ["CSN", "AG-MAN", "chance"] and header[4:] == compared.attributes
+    chances = [one.metrics["test/chance"] for one in compared.of("csn")[:1]]
+    assert rows[2][1] == f"{100 * chances[0]:.2f}" and all(rows[2][4:])
     values = [100 * one.metrics["test/map"] for one in compared.of("csn")]
     assert rows[0][1] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
     gain = compared.difference("csn")
@@ -93,13 +95,22 @@ def test_the_table_shows_means_and_deviations(compared: Comparison) -> None:
     assert trainings["test/map"].tolist() == [one.metrics["test/map"] for one in compared.scored]
 
 
+def test_one_seed_shows_no_deviation(first: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = show_comparison(first, first.folder / "report.html")
+    said = "".join(capsys.readouterr())
+    assert "times 100, one seed" in said and "±" not in said and "seeds" not in said
+    assert "csn/test/map" in figures and not [name for name in figures if name.endswith("deviation")]
+    assert figures["test/chance"] == pytest.approx(first.of("csn")[0].metrics["test/chance"])
+
+
 def test_the_page(compared: Comparison, browser: Browser) -> None:
     file = compared.folder / "report" / "report.html"
     for scheme in ("light", "dark"):
         opened = open_page(browser, file, width=390, color_scheme=scheme)
         page = opened.page
-        assert page.locator("tbody tr").count() == 2 and "not photographs" in page.text_content("header")
+        assert page.locator("tbody tr").count() == 3 and "not photographs" in page.text_content("header")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert cut_off(page) == []
         assert page.eval_on_selector_all("img", "all => all.every(one => one.alt && one.naturalWidth)")
         assert opened.console == [] and opened.asked_for == [file.as_uri()]
         page.close()
@@ -123,5 +134,7 @@ def test_wrong_requests_are_refused(dataset: Dataset, tmp_path: Path, capsys: py
 
 def test_the_printed_metrics_are_json(compared: Comparison) -> None:
     figures = show_comparison(compared, compared.folder / "report" / "report.html")
-    assert json.loads(json.dumps(figures))["agman/test/map"] == pytest.approx(compared.spread("agman", "map")[0])
+    assert json.loads(json.dumps(figures))["agman/test/map"] == pytest.approx(
+        np.mean(compared.of_seeds("agman", "map"))
+    )
     assert figures["failed"] == [] and isinstance(compared.difference("csn"), Difference)

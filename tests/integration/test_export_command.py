@@ -9,9 +9,11 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from safetensors import SafetensorError
 from support.commands import Agman
 
 import agman
+from data_prep.atomic import FULL
 
 NAMES = ["skirt", "sleeve", "collar"]
 FILES = ["embed_all.onnx", "embed_all.pt2", "model.json", "model.safetensors"]
@@ -69,7 +71,7 @@ def test_a_folder_is_replaced_where_that_is_asked_for(agman_here: Agman, tmp_pat
         (("model", "--out", "other", "--overwrite"), 2, "holds no embed_all.pt2, so it was not made by this command"),
         (("sizeless", "--out", "x"), 2, "sizeless: its model.json has no image_size"),
         (("model", "--out", "other/file/x"), 2, "cannot be written (Not a directory)"),
-        (("broken", "--out", "x"), 1, "agman: csn: exported, its embeddings differ by nan from the model's"),
+        (("broken", "--out", "x"), 2, "agman: broken: its weights hold NaN or infinity, first in project.bias; there"),
     ],
 )
 def test_what_cannot_be_exported_is_said_in_one_line(
@@ -99,4 +101,17 @@ def test_missing_packages_are_named_before_any_work(
     assert done.code == 2, done.err
     message = 'ONNX needs missing_package; install with: pip install "agman-pipeline[export]"'
     assert done.err.strip().splitlines()[-1].endswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_said_in_one_line(agman_here: Agman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkpoint(tmp_path / "model", image_size=32)
+
+    def full(tensors: object, path: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("agman.checkpoint.save_file", full)
+    done = agman_here("export", "model", "--out", "out")
+    assert done.code == 2, done.err
+    assert done.err.strip().splitlines() == [f"agman: {tmp_path / 'out'}: {FULL}"]
     assert not (tmp_path / "out").exists()

@@ -28,6 +28,12 @@ def reach(board: Any, step: int) -> None:
     ray.get(board.put.remote(step, "a note"))
 
 
+def test_a_workers_line_reaches_the_user(board: Any) -> None:
+    ray.get(board.tell.remote("warning: epoch 2: the embeddings hardly differ"))
+    assert ray.get(board.look.remote())[2] == ["warning: epoch 2: the embeddings hardly differ"]
+    assert ray.get(board.look.remote())[2] == []
+
+
 def test_a_request_to_stop_arrives_if_steps_are_slower_than_messages(
     board: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

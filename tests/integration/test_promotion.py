@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from support.commands import agman_exit_code
@@ -18,6 +18,7 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
 from pipeline.registry import promotion
+from pipeline.registry.loading import find_model
 from pipeline.registry.promotion import promote, rollback
 from pipeline.tracking.runs import tracking_uri
 
@@ -42,7 +43,7 @@ def champion(client: MlflowClient) -> str:
 def test_decisions_move_the_aliases_and_are_recorded(
     versions: Callable[[int], str], client: MlflowClient, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second, third = versions(1), versions(1), versions(2)  # the second is the first again
+    first, second, third = versions(1), versions(3), versions(2)
 
     def aliases() -> dict[str, str]:
         return {alias: str(number) for alias, number in client.get_registered_model(NAME).aliases.items()}
@@ -50,14 +51,14 @@ def test_decisions_move_the_aliases_and_are_recorded(
     assert aliases() == {"champion": first, "challenger": third}
 
     same = promote(f"models:/{NAME}/{second}", dataset)
-    assert not same.promoted and same.verdict and same.verdict.differences[""].mean == 0
+    assert not same.promoted and "" in same.verdict.differences
     assert aliases()["champion"] == first
     kept, refused = (client.get_model_version(NAME, number).tags for number in (first, second))
     assert (refused["decision.result"], refused["decision.against"]) == ("refused", first)
     assert (kept["decision.result"], kept["decision.against"]) == ("kept", second)
     assert refused["decision.dataset_digest"] == dataset.info.digest and refused["decision.split"] == "test"
-    assert refused["decision.difference"] == "+0.0000 [+0.0000, +0.0000]"
-    assert "not beyond noise" in refused["decision.reason"]
+    assert f"noise: {dataset.info.queries['test']}, at least" in refused["decision.reason"]
+    assert refused["decision.chance"] == f"{same.chance['']:.4f}"
 
     card = client.get_model_version(NAME, second).description
     attribute = dataset.info.attribute_names[0]
@@ -88,15 +89,15 @@ def better_by(gain: float, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[
     """Replace the scores: every second model that is scored, the champion, is worse than the first by `gain`."""
     asked = 0
 
-    def score(evaluation: object) -> tuple[str, dict[str, torch.Tensor]]:
+    def score(*arguments: object, **options: object) -> SimpleNamespace:
         nonlocal asked
         asked += 1
         if asked % 2:
-            return "MAP", scores(gain=gain)
+            return SimpleNamespace(scores=scores(gain=gain))
         meanwhile()
-        return "MAP", scores()
+        return SimpleNamespace(scores=scores())
 
-    monkeypatch.setattr(promotion, "_scores", score)
+    monkeypatch.setattr(promotion, "evaluate", score)
 
 
 def test_a_better_challenger_is_promoted_by_its_scores(
@@ -148,9 +149,55 @@ def test_a_champion_that_is_lost_can_be_replaced_by_force(
     with pytest.raises(InputError, match="--force: give the reason"):
         promote(NAME, dataset, force=" ")
     decision = promote(NAME, dataset, force="its files are gone")
-    assert decision.promoted and decision.forced and decision.verdict is None
+    assert decision.promoted and decision.forced and decision.verdict.differences == {}
     assert champion(client) == version
     assert rollback(NAME, "a try") == (before, version)
+
+
+def test_sizes_are_compared_before_a_picture_is_embedded(
+    versions: Callable[[int], str], client: MlflowClient, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, before, load = versions(10), champion(client), promotion.load
+
+    def larger(model: str, attributes: list[str]) -> tuple[object, dict[str, object]]:
+        network, description = load(model, attributes)
+        return network, description | ({"image_size": 96} if model.endswith(f"/{before}") else {})
+
+    monkeypatch.setattr(promotion, "load", larger)
+    monkeypatch.setattr(promotion, "evaluate", lambda *_, **__: pytest.fail("embedded"))
+    said = f"{NAME} version {before} takes 96 px; prepare the dataset again with --image-size 96"
+    with pytest.raises(InputError, match=said):
+        promote(f"models:/{NAME}/{version}", dataset)
+
+
+def test_equal_weights_are_one_version(
+    store: Path, dataset: Dataset, client: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = register_random(dataset, store, 11), register_random(dataset, store, 11)
+    assert (again.uri, again.alias) == (first.uri, first.alias) and first.note == ""
+    assert again.note == f"equal weights are registered already, as version {first.version}"
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], max_results=1)
+    newest = runs[0]
+    assert newest.data.tags["model_uri"] == first.uri and newest.outputs.model_outputs == []
+    assert find_model(f"runs:/{newest.info.run_id}").name == find_model(first.uri).name
+    assert register_random(dataset, store, 11, image_size=16).version != first.version
+
+
+def test_the_first_version_at_chance_is_no_champion(dataset: Dataset, tracking_store: str, tmp_path: Path) -> None:
+    made = register_random(dataset, tmp_path, 1, doubt="at chance: MAP 50.03")
+    assert made.alias == "challenger" and made.note.startswith(
+        "not made champion, at chance: MAP 50.03; `agman promote"
+    )
+    client = MlflowClient(tracking_store)
+    version = client.get_model_version(NAME, str(made.version))
+    assert (
+        version.tags["doubt"] == "at chance: MAP 50.03" and "Nothing shows that it beats chance" in version.description
+    )
+    decision = promote(NAME, dataset)
+    assert not decision.promoted and decision.champion is None and "too few queries" in decision.reason
+    assert "champion" not in client.get_registered_model(NAME).aliases
+    forced = promote(NAME, dataset, force="a try")
+    assert forced.promoted and forced.forced and champion(client) == str(made.version)
 
 
 def test_models_that_cannot_be_promoted(versions: Callable[[int], str], dataset: Dataset) -> None:

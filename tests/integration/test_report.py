@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 import pytest
 import torch
 from playwright.sync_api import Browser
-from support.pages import open_page, read_page, text, texts, with_class
+from support.pages import cut_off, open_page, read_page, text, texts, with_class
 from support.s3_server import Bucket
 
 import agman
@@ -106,7 +106,7 @@ def _study(run: tracking.Run) -> StudyResult:
         Trial(2, {"margin": 0.3, "lr": 5e-4}, DONE, [(1, 0.3), (2, 0.5), (3, 0.45)]),
         Trial(3, {"margin": 0.1, "lr": 2e-4}, FAILED, []),
     ]
-    return StudyResult(run, "margins", trials, trials[2], 61.0, Path("report.html"), None)
+    return StudyResult(run, "margins", trials, trials[2], 0.22, 61.0, Path("report.html"), None)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,7 @@ def test_the_page_works_offline_on_a_phone_and_can_be_read(
     assert page.eval_on_selector_all("img", "all => all.every(i => i.alt && i.complete && i.naturalWidth > 0)")
     found = page.evaluate(CONTRAST)
     assert found["texts"] > 100 and found["bad"] == []
+    assert cut_off(page) == []
     page.click("nav a[href='#attention']")
     assert opened.console == [] and {url.partition("#")[0] for url in opened.asked_for} == {made.file.as_uri()}
     page.close()
@@ -191,6 +192,7 @@ def test_the_study_marks_its_best_trial(page: Element) -> None:
     assert rows[0] == ["2", "★", "best", "50.00", "0.3", "0.0005", "3", "done"]
     assert [row[0] for row in rows] == ["2", "0", "1", "3"]
     assert rows[-1][1] == "–"
+    assert "chance is 22.00" in text(page.find(".//*[@id='trials-caption']"))
 
 
 def test_photographs_and_a_model_without_a_run(report: Report, store: Path) -> None:
@@ -277,6 +279,7 @@ def test_the_confusion_on_the_page_is_precision_at_ten(report: Report, page: Ele
 def test_the_papers_table_has_the_interval(report: Report, page: Element) -> None:
     rows = [texts(row, "td") for row in page.findall(".//table[@id='paper-table']/tbody/tr")]
     overall = report.evaluation.intervals[""]
+    assert rows[3][-1] == f"{100 * report.figures['test/chance']:.2f}"
     assert [row[-1] for row in rows[:3]] == [
         f"{100 * value:.2f}" for value in (overall.mean, overall.low, overall.high)
     ]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from playwright.sync_api import Browser
-from support.pages import open_page
+from support.pages import cut_off, open_page
 from support.studies import FACTS, made_study
 
 from pipeline.reports.study.page import write_study_report
@@ -38,6 +38,7 @@ def test_the_page_works_offline_in_a_browser(tmp_path: Path, browser: Browser) -
     # Even if a text became markup, the page's policy would let no other script run.
     page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'gone = 1'}))")
     assert page.evaluate("typeof gone") == "undefined" and opened.console
+    assert cut_off(page) == []
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.close()

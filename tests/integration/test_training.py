@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 import agman
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
+from pipeline.cli.train import show_trained
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.log import log_evaluation
@@ -89,11 +91,32 @@ def test_the_run_is_in_mlflow_with_its_configuration_and_metrics(two_workers: Tr
     assert [step for step, _ in tracking.metric_history(two_workers.run, "train/loss")] == [4, 8]
 
 
-def test_the_first_model_becomes_champion_and_can_be_used_by_name(two_workers: Trained, dataset: Dataset) -> None:
+def test_chance_and_the_doubt_are_shown_and_stored(
+    two_workers: Trained, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_trained(two_workers)
+    said = capsys.readouterr()
+    lines = (said.out + said.err).splitlines()
+    metrics, name = two_workers.metrics, dataset.info.attribute_names[0]
+    for end in ("", f"/{name}"):
+        (cells,) = [re.findall(r"[^│\s]+", line) for line in lines if f" valid/map{end} " in line]
+        assert cells[1:] == [f"{metrics[f'valid/{one}{end}']:.4f}" for one in ("map", "chance")]
+    assert any(line.startswith("note: not made champion, on validation too few queries") for line in lines)
+    run = MlflowClient(two_workers.run.uri).get_run(two_workers.run.run_id)
+    wanted = {"valid/chance", f"valid/chance/{name}", "valid/above_chance_low", "valid/mean_cosine"}
+    assert wanted <= run.data.metrics.keys()
+    version = MlflowClient(two_workers.run.uri).get_model_version("agman-tiny", "1")
+    assert "| attribute | values | validation | chance |" in version.description
+    assert f"{100 * metrics[f'valid/chance/{name}']:.2f}" in version.description
+
+
+def test_a_registered_model_can_be_used_by_name(two_workers: Trained, dataset: Dataset) -> None:
     first = two_workers.registered
     second = registry.register(folder_of(two_workers), dataset.info.name, two_workers.run)
-    assert (first.uri, first.alias) == ("models:/agman-tiny/1", "champion")
-    assert (second.uri, second.alias) == ("models:/agman-tiny/2", "challenger")
+    assert (first.uri, first.alias) == ("models:/agman-tiny/1", "challenger")
+    assert first.note.startswith("not made champion, on validation too few queries to tell a difference from noise")
+    assert (second.uri, second.alias) == (first.uri, "champion")  # it is not said to be at chance
+    assert second.note == "equal weights are registered already, as version 1"
     names = dataset.info.attribute_names
     trained, _ = agman.load_model(folder_of(two_workers))
     for uri in ("models:/agman-tiny@champion", f"runs:/{two_workers.run.run_id}", str(two_workers.checkpoint)):

@@ -41,6 +41,27 @@ def with_class(page: ElementTree.Element, name: str) -> list[ElementTree.Element
     return [element for element in page.iter() if name in element.get("class", "").split()]
 
 
+CUT_OFF = """() => [...document.querySelectorAll("table")].filter(table => {
+  for (let one = table.parentElement; one; one = one.parentElement) {
+    if (one.scrollWidth <= one.clientWidth) continue;
+    const overflow = getComputedStyle(one).overflowX;
+    if (["auto", "scroll"].includes(overflow)) return false;
+    if (overflow !== "visible" || one === document.documentElement) return true;
+  }
+  return false;
+}).map(table => table.id || table.textContent.trim().slice(0, 40))"""
+
+
+def cut_off(page: Page) -> list[str]:
+    """Return the tables of which a part can neither be seen nor scrolled to, in a wide window and on a phone."""
+    assert page.locator("table").count(), "no table to look at"
+    found = []
+    for width in (1200, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        found += [f"{table} at {width}" for table in page.evaluate(CUT_OFF)]
+    return found
+
+
 class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

@@ -25,17 +25,19 @@ STEP = 7
 """Step of the registered checkpoints."""
 
 
-def register_random(dataset: Dataset, folder: Path, seed: int) -> Registered:
+def register_random(
+    dataset: Dataset, folder: Path, seed: int, *, image_size: int = SIZE, doubt: str = ""
+) -> Registered:
     """Register a tiny AG-MAN for the dataset as a version of agman-tiny; equal seeds give equal weights."""
     torch.manual_seed(seed)
     names = dataset.info.attribute_names
     network = agman.build("agman", n_attributes=len(names), backbone="tiny", embedding_dim=16)
     run = start_run(dataset.info, f"training {seed}", {})
-    run.log({"valid/map": 0.25, f"valid/map/{names[0]}": 0.125}, step=STEP)
+    run.log({"valid/map": 0.25, f"valid/map/{names[0]}": 0.125, "valid/chance": 0.0625}, step=STEP)
     facts = {"layout": "fashionai", "drawn": True, "values": [len(one.values) for one in dataset.info.attributes]}
     description = {
         "attributes": names,
-        "image_size": SIZE,
+        "image_size": image_size,
         "step": STEP,
         "run_id": run.run_id,
         "dataset": "tiny",
@@ -43,7 +45,7 @@ def register_random(dataset: Dataset, folder: Path, seed: int) -> Registered:
         "data": facts,
         "training": {"margin": 0.2, "weights": None},
     }
-    return register(agman.save_model(folder / f"model-{seed}", network, description), "tiny", run)
+    return register(agman.save_model(folder / f"model-{seed}", network, description), "tiny", run, doubt=doubt)
 
 
 def jpeg(seed: int) -> bytes:

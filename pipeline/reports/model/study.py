@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from pipeline.reports.charts import Chart, Theme, chart, marker_of, times_100
+from pipeline.reports.charts import Chart, Theme, chart, marker_of, show_chance, times_100
 
 if TYPE_CHECKING:
     from pipeline.tuning.tune import StudyResult
@@ -35,6 +35,8 @@ class StudySection:
 
     space: str
     seconds: float
+    chance: float
+    """MAP of a random ranking."""
     keys: list[str]
     trials: list[TrialRow]
     charts: list[Chart]
@@ -58,7 +60,7 @@ def study_section(study: StudyResult) -> StudySection:
     ]
     tried = dict.fromkeys(key for trial in study.trials if trial.history for key in trial.setting)
     drawn = [_trials(study), *(_setting(study, key) for key in tried)]
-    return StudySection(study.space, study.seconds, keys, rows, drawn, folded=len(rows) > UNFOLDED)
+    return StudySection(study.space, study.seconds, study.chance, keys, rows, drawn, folded=len(rows) > UNFOLDED)
 
 
 def _short(value: Any) -> str:
@@ -81,6 +83,7 @@ def _trials(study: StudyResult) -> Chart:
         best = study.best
         label = f"best: trial {best.number}"
         axes.plot(*times_100(best.history), color=theme.series[1], linewidth=2.6, marker="o", label=label)
+        show_chance(axes, theme, study.chance)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel="valid MAP × 100")
         axes.legend()
@@ -104,6 +107,7 @@ def _setting(study: StudyResult, key: str) -> Chart:
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_locator(NullLocator())
+        show_chance(axes, theme, study.chance)
         axes.set(xlabel=key, ylabel="valid MAP × 100")
 
     return chart(f"MAP over {key}", f"Best validation MAP of {len(scored)} trials over their {key}", draw)

@@ -37,8 +37,8 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Chart:
-    """One chart, twice."""
+class StudyChart:
+    """One chart in two forms: for the page, and as a picture."""
 
     name: str
     title: str
@@ -47,14 +47,14 @@ class Chart:
     png: bytes
 
 
-def draw(study: optuna.Study) -> list[Chart]:
+def draw(study: optuna.Study) -> list[StudyChart]:
     """Return the charts that the study has enough trials for."""
     with _quiet():
         shown = _drawable(study, lambda text: html.escape(printable(text, LONGEST)))  # plotly reads markup
         printed = _drawable(study, lambda text: printable(text, LONGEST).replace("$", r"\$"))  # matplotlib reads TeX
         figures = {name: plot() for name, plot in _plots(shown, interactive).items()}
         return [
-            Chart(name, TITLES[name], _json(figures[name], name), _png(plot, name))
+            StudyChart(name, TITLES[name], _json(figures[name], name), _png(plot, name))
             for name, plot in _plots(printed, pictures).items()
         ]
 

@@ -24,15 +24,15 @@ from data_prep import atomic
 from data_prep.errors import InputError
 from pipeline.common.console import printable
 from pipeline.reports.html import render
-from pipeline.reports.study.charts import TITLES, Chart, draw
-from pipeline.tuning.study import EPOCHS, FAILED, METRIC, OBJECTIVES, Trial, best_of, trials_in
+from pipeline.reports.study.charts import TITLES, StudyChart, draw
+from pipeline.tuning.study import CHANCE, EPOCHS, FAILED, METRIC, OBJECTIVES, Trial, best_of, trials_in
 
 PAGE = "report.html"
 ARTIFACTS = {"trials.parquet", "trials.csv", PAGE, *(f"{name}.png" for name in TITLES)}
 
 
 @dataclass(frozen=True)
-class _Page:
+class _StudyPage:
     """Content of the template."""
 
     name: str
@@ -40,6 +40,8 @@ class _Page:
     tiles: dict[str, str]
     several: bool
     """Whether there is more than one objective: a front instead of one best trial."""
+    chance: float | None
+    """MAP of a random ranking, if the study has it."""
     chosen: list[tuple[Trial, str]]
     """Trials worth training with, and their settings as `KEY=VALUE ...` for `agman train`."""
     failures: dict[str, list[int]]
@@ -47,7 +49,7 @@ class _Page:
     columns: list[str]
     rows: list[dict[str, Any]]
     """Table of trials, best first."""
-    charts: list[tuple[Chart, str]]
+    charts: list[tuple[StudyChart, str]]
     """Charts, and their pictures as data URIs."""
     scripts: list[str]
     hashes: list[str]
@@ -74,9 +76,9 @@ def write_study_report(study: optuna.Study, folder: Path, facts: dict[str, str])
 
 
 def _page(
-    study: optuna.Study, trials: list[Trial], table: pa.Table, charts: list[Chart], facts: dict[str, str]
-) -> _Page:
-    rows, several = table.to_pylist(), len(study.directions) > 1
+    study: optuna.Study, trials: list[Trial], table: pa.Table, charts: list[StudyChart], facts: dict[str, str]
+) -> _StudyPage:
+    rows, several, chance = table.to_pylist(), len(study.directions) > 1, study.user_attrs.get(CHANCE)
     best, by_number = best_of(trials), {trial.number: trial for trial in trials}
     front = (
         [by_number[one.number] for one in sorted(study.best_trials, key=lambda one: -one.values[0])] if several else []
@@ -87,14 +89,16 @@ def _page(
             failures.setdefault(trial.reason or "no reason was recorded", []).append(trial.number)
     scripts = [get_plotlyjs(), (files("pipeline.reports") / "templates" / "study.js").read_text(encoding="utf-8")]
     epochs = sum(row["epochs"] for row in rows)
-    return _Page(
+    return _StudyPage(
         name=study.study_name,
         facts={key: str(value) for key, value in facts.items()},
         tiles={"trials": str(len(trials))}
         | {state: str(count) for state, count in Counter(trial.state for trial in trials).items()}
         | {f"epochs, of {study.user_attrs.get(EPOCHS, 0) * len(trials):,}": f"{epochs:,}"}
+        | ({"chance MAP × 100": f"{100 * chance:.2f}"} if chance is not None else {})
         | {"minutes of training": f"{sum(trial.seconds for trial in trials) / 60:.1f}"},
         several=several,
+        chance=chance,
         chosen=[(trial, _command(trial)) for trial in (front if several else [best] if best else [])],
         failures=dict(sorted(failures.items(), key=lambda item: -len(item[1]))),
         columns=table.column_names,
@@ -159,7 +163,7 @@ def _best(trial: Trial) -> float | None:
 
 
 def _plain(text: str) -> str:
-    """Return `text` with escapes for what UTF-8 cannot hold, such as parts of broken file names."""
+    """Return `text` with escapes for what UTF-8 cannot hold, such as bytes of broken file names."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -11,6 +11,7 @@ from agman.metrics import (
     Retrieval,
     average_precision_at_r,
     chance_average_precision,
+    mean_cosine,
     precision_at,
     recall_at,
     similarities,
@@ -244,3 +245,33 @@ def test_other_bad_input_is_refused():
         agman.metrics.average_precision(HITS.long())
     with pytest.raises(ValueError, match="B×D with B >= 1"):
         triplet_accuracy(queries[:0], queries[:0], queries[:0])
+
+
+def test_the_mean_cosine_is_that_of_all_pairs_of_one_attribute() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.nn.functional.normalize(torch.randn(8, 5, generator=generator), dim=1)
+    attributes = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2])  # the last has no other of its attribute
+    weighted = 0.0
+    for rows in ([0, 1, 2], [3, 4, 5, 6]):
+        cosines = [float(embeddings[i] @ embeddings[j]) for i in rows for j in rows if i != j]
+        weighted += len(rows) * sum(cosines) / len(cosines)
+    assert mean_cosine(embeddings, attributes) == pytest.approx(weighted / 7, abs=1e-6)
+    assert mean_cosine(embeddings[:1].expand(4, 5), attributes[:4] * 0) == pytest.approx(1, abs=1e-6)
+    assert mean_cosine(embeddings[:1], attributes[:1]) == 0
+
+
+def test_chance_is_also_that_of_each_attribute() -> None:
+    generator = torch.Generator().manual_seed(1)
+    results = {
+        name: agman.retrieval(*(torch.randn(n, 3, generator=generator) for n in (queries, 13)), *values)
+        for name, queries, values in (
+            ("collar", 7, (torch.arange(7) % 2, torch.arange(13) % 2)),
+            ("sleeve", 5, (torch.arange(5) % 3, torch.arange(13) % 3)),
+        )
+    }
+    summary = agman.summarise(results)
+    for name, result in results.items():
+        expected = chance_average_precision(result.relevant, result.candidates).mean()
+        assert summary[f"chance/{name}"] == pytest.approx(float(expected))
+    together = (7 * summary["chance/collar"] + 5 * summary["chance/sleeve"]) / 12
+    assert summary["chance"] == pytest.approx(together)

@@ -102,6 +102,9 @@ def test_forms_that_only_a_store_can_judge_pass(model: str) -> None:
         (("prep", "deepfashion", "--root", ".", "--out", "x"), "not DeepFashion's layout"),
         (("prep", "zappos50k", "--root", ".", "--out", "x"), "not UT-Zap50K's layout"),
         (("prep", "darn", "--root", ".", "--out", "x"), "not DARN's layout"),
+        (("prep", "darn", "--root", ".", "--out", "x", "--attribute", "a"), "are for table, not for darn"),
+        (("prep", "table", "--root", ".", "--out", "x"), "give --table FILE, or --levels"),
+        (("prep", "table", "--root", ".", "--out", "x", "--table", "no.csv"), "no.csv: no such file"),
         (
             ("prep", "darn", "--root", ".", "--out", "x", "--crop-boxes"),
             "are for deepfashion, not for darn",

@@ -83,3 +83,14 @@ def test_a_narrow_terminal_folds_and_no_color_is_respected(no_color: str) -> Non
     assert plain.count("word") == 60
     if no_color:
         assert "\x1b[3" not in text.decode(), "a colour"
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"), [([0.509], "50.90"), ([0.3, 0.5], "40.00 ± 14.14"), ([0.5, 0.5], "50.00 ± 0.00")]
+)
+def test_a_single_value_has_no_deviation(values: list[float], shown: str) -> None:
+    assert console.mean_and_deviation(values) == shown
+
+
+def test_one_thing_is_not_several() -> None:
+    assert [console.counted(number, "seed") for number in (0, 1, 1200)] == ["0 seeds", "1 seed", "1,200 seeds"]

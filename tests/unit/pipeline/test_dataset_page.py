@@ -21,8 +21,8 @@ from data_prep.dataset import Dataset
 from data_prep.packing import discard
 from data_prep.tables import SPLITS, Attribute
 from pipeline.cli.data import show_prepared
+from pipeline.evaluation.expectations import expectations
 from pipeline.reports.dataset import charts, contact_sheet
-from pipeline.reports.dataset.expectations import expectations
 from pipeline.reports.dataset.page import PrepSummary, write_prep_report
 
 

@@ -130,9 +130,21 @@ def test_the_table_has_a_column_for_each_attribute_and_the_interval_below(
     assert cells(lines, "this model") == [[f"{100 * one.mean:.2f}" for one in every]]
     assert cells(lines, "95 %: from") == [[f"{100 * one.low:.2f}" for one in every]]
     assert cells(lines, "95 %: to") == [[f"{100 * one.high:.2f}" for one in every]]
+    named = [f"/{name}" for name in scored.intervals if name]
+    assert cells(lines, "chance") == [[f"{100 * scored.metrics[f'test/chance{end}']:.2f}" for end in (*named, "")]]
     ends = [*(f"/{name}" for name in scored.triplets), ""]
     assert cells(lines, "loss") == [[f"{scored.metrics[f'test/triplet_loss{end}']:.4f}" for end in ends]]
     assert f"Triplets on test (guessing: 50 %; margin {MARGIN})" in lines
+
+
+def test_a_score_that_shows_nothing_is_noted(scored: Evaluation, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    show_evaluation(scored)
+    few = f"{scored.metrics['test/queries']:.0f}, at least 50 are needed"
+    assert capsys.readouterr().err.startswith(f"note: too few queries to tell a difference from noise: {few}; MAP ")
+    found = scored.evidence
+    assert found and found.score == pytest.approx(scored.metrics["test/map"])
+    assert (found.low, found.high) == tuple(scored.metrics[f"test/above_chance_{end}"] for end in ("low", "high"))
 
 
 def test_a_narrow_terminal_cuts_the_table_in_two(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-import torch
-from support.scores import scores
+from support.scores import first_of, scores
 
+from pipeline.evaluation.chance import FEWEST, Scores, chance_beside, evidence, evidence_in
 from pipeline.registry import model_card
 from pipeline.registry.judgement import judge
 
@@ -21,9 +21,10 @@ from pipeline.registry.judgement import judge
         (scores(), False, "is not beyond noise"),
         (scores(gain=0.002, noise=0.2), False, "is not beyond noise"),
         (scores(gain=-0.005), False, "is not beyond noise"),
+        (scores(gain=0.02, chance=0.27), False, r"^at chance: MAP 26\.\d\d, chance 27\.00, and the difference \["),
     ],
 )
-def test_the_verdict(challenger: dict[str, torch.Tensor], better: bool, reason: str) -> None:
+def test_the_verdict(challenger: Scores, better: bool, reason: str) -> None:
     verdict = judge(scores(), challenger, tolerance=0.01)
     assert verdict.better == better and re.search(reason, verdict.reason), verdict.reason
     assert list(verdict.differences) == ["collar", "skirt", ""]
@@ -31,7 +32,32 @@ def test_the_verdict(challenger: dict[str, torch.Tensor], better: bool, reason: 
 
 def test_scores_of_different_queries_are_refused() -> None:
     with pytest.raises(ValueError, match="the same queries"):
-        judge(scores(), {"collar": torch.rand(7)}, tolerance=0.01)
+        judge(scores(), first_of(scores(), 7), tolerance=0.01)
+
+
+@pytest.mark.parametrize(
+    ("challenger", "better", "reason"),
+    [
+        (scores(), True, r"there was no champion, and it is above chance by \+1\d\.\d\d \["),
+        (scores(chance=0.25), False, "^at chance: MAP 24"),
+        (first_of(scores(), FEWEST // 2 - 1), False, rf"^too few queries .* noise: {2 * (FEWEST // 2 - 1)}, at least"),
+        (first_of(scores(), FEWEST // 2), True, "above chance"),
+    ],
+)
+def test_the_first_champion_has_to_beat_chance(challenger: Scores, better: bool, reason: str) -> None:
+    verdict = judge(None, challenger, tolerance=0.01)
+    assert verdict.better == better and re.search(reason, verdict.reason), verdict.reason
+    assert verdict.differences == {}
+
+
+def test_evidence_is_read_back_from_metrics() -> None:
+    found = evidence(scores())
+    metrics = {"valid/map": found.score, "valid/chance": found.chance, "valid/chance/collar": 0.2}
+    metrics |= {"valid/above_chance_low": found.low, "valid/above_chance_high": found.high}
+    assert evidence_in(metrics, "valid", 250) == found
+    assert evidence_in({"valid/map": 0.3}, "valid", 250) is None
+    expected = {"map": found.chance, "map/collar": 0.2, "map_macro": None, "triplet_accuracy": 0.5}
+    assert {name: chance_beside(f"valid/{name}", metrics) for name in expected} == expected
 
 
 def test_a_card_escapes_markup_in_names() -> None:

@@ -29,7 +29,7 @@ from data_prep.triplets import Triplets
 from pipeline.config.schema import TrainConfig
 from pipeline.training.build import check, computes_in_bfloat16, resolved
 from pipeline.training.checkpoints import Checkpoints, Saver
-from pipeline.training.trainer import EpochEnd, NonFiniteBatch, Training, WorkerContext
+from pipeline.training.trainer import EpochEnd, NonFiniteBatch, Training, WorkerContext, collapse
 
 CONFIG = TrainConfig(
     backbone="tiny",
@@ -459,8 +459,6 @@ def test_defaults_follow_the_device_the_workers_and_the_model() -> None:
         "sa_kernel": 7,
     }
     assert resolved(resolved(TrainConfig(), workers=2), workers=1).micro_batches == 2
-    with pytest.raises(InputError, match="did you mean 'agman'"):
-        resolved(TrainConfig(model="agmn"))
 
 
 def test_synchronised_batch_norm_needs_gpus_and_takes_no_micro_batches() -> None:
@@ -553,3 +551,36 @@ def test_compiling_changes_no_weight_by_more_than_rounding(dataset: Dataset) -> 
     assert plain.training.objective.state_dict()["model.w"].dtype == torch.float64
     for name, weight in plain.training.model.state_dict().items():
         torch.testing.assert_close(compiled.training.model.state_dict()[name], weight, rtol=0, atol=1e-7)
+
+
+COLLAPSED = {"train/loss_triplet": 0.2012, "train/triplet_accuracy": 0.5, "valid/mean_cosine": 0.97}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "signs"),
+    [
+        (COLLAPSED, ["loss 0.2012 is at the margin 0.2", "cosine of validation embeddings is 0.970"]),
+        (COLLAPSED | {"valid/mean_cosine": 0.5}, ["loss 0.2012"]),
+        (COLLAPSED | {"train/loss_triplet": 0.15}, ["is 0.970"]),
+        ({"train/loss_triplet": 0.2, "train/triplet_accuracy": 0.3}, ["loss 0.2000"]),  # no validation
+        (COLLAPSED | {"train/triplet_accuracy": 0.7, "valid/mean_cosine": 0.5}, []),  # it passes the margin, learning
+        (COLLAPSED | {"train/loss_triplet": 0.21, "valid/mean_cosine": 0.5}, []),
+        (COLLAPSED | {"valid/above_chance_low": 0.01}, []),
+    ],
+)
+def test_a_collapse_is_known_by_its_signs(metrics: dict[str, float], signs: list[str]) -> None:
+    said = collapse(metrics, margin=0.2)
+    assert bool(said) == bool(signs) and all(sign in said for sign in signs), said
+
+
+def test_the_epoch_of_a_collapse_says_so(dataset: Dataset) -> None:
+    """Weights of the backbone near 0 give all pictures one embedding."""
+    training = Training(changed(epochs=3, lr=1e-12, proxy_weight=0.0), dataset, WorkerContext())
+    for name, parameter in training.model.named_parameters():
+        if name.startswith("backbone") and parameter.ndim > 1:
+            parameter.data.mul_(1e-6)
+    ends: list[EpochEnd] = []
+    training.run(epoch_end=ends.append)
+    assert ends[0].warning == "" and training.signs == ends[2].warning
+    assert all(end.warning.startswith("the embeddings hardly differ") for end in ends[1:])
+    assert ends[0].metrics["valid/mean_cosine"] > 0.95

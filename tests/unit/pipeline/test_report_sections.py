@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from agman.metrics import similarities
 from pipeline.evaluation.attention import measure
-from pipeline.reports.charts import MARKERS, heat_over
+from pipeline.reports.charts import MARKERS, heat_over, mark_single_points
 from pipeline.reports.model.confusion import shares
 from pipeline.reports.model.embedding_map import FEW, flattened, grouped
 from pipeline.reports.model.galleries import chosen
@@ -77,3 +78,12 @@ def test_heat_leaves_the_cold_picture_visible() -> None:
     shown = heat_over(picture, heat)
     assert abs(shown[1:].astype(int) - 160).max() <= 1  # four fifths of the grey
     assert shown[0, 0, 0] > shown[0, 0, 2]  # yellow
+
+
+def test_a_curve_of_one_point_shows_it() -> None:
+    axes = (figure := Figure()).subplots()
+    for steps, look in (([3], "--"), ([1, 2], "-"), ([4], "s")):
+        axes.plot(steps, [0.5] * len(steps), look)
+    axes.axhline(0.2)
+    mark_single_points(figure)
+    assert [line.get_marker() for line in axes.get_lines()] == ["o", "None", "s", "None"]

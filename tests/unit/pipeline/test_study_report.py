@@ -24,7 +24,7 @@ from data_prep.errors import InputError
 from pipeline.config.schema import load_config
 from pipeline.reports.study import page as page_module
 from pipeline.reports.study.page import write_study_report
-from pipeline.tuning.study import ENDED, HISTORY, REASON, RUN_ID, SECONDS
+from pipeline.tuning.study import CHANCE, ENDED, HISTORY, REASON, RUN_ID, SECONDS
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -164,6 +164,15 @@ def test_the_charts_have_every_scored_trial(study: optuna.Study, html: Html) -> 
     assert dict(zip(marks["x"], marks["y"], strict=True)) == {n: pytest.approx(best.get(n), nan_ok=True) for n in best}
     bars = figures["importances"]["data"][0]
     assert bars["y"][-1] == "lr" and bars["x"][-1] > 0.5 and sum(bars["x"]) == pytest.approx(1)
+
+
+def test_chance_stands_beside_the_best(tmp_path: Path) -> None:
+    study = made_study(9)
+    study.set_user_attr(CHANCE, 0.2272)
+    write_study_report(study, tmp_path / "report", FACTS)
+    html = Html(tmp_path / "report" / "report.html")
+    assert any("(chance 22.72)" in text for text in html.texts("h3"))
+    assert ("chance MAP × 100", "chance MAP × 10022.72") in html.having("data-tile")
 
 
 def test_tiles_and_failures_count_trials_and_reasons(study: optuna.Study, html: Html) -> None:

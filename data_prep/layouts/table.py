@@ -1,0 +1,368 @@
+"""A table of pictures, in any common form, or a folder of folders: the layout of everyone's own catalogue.
+
+A row of the table is a picture with its texts; a row of the annotation is one label. A picture may have a label under
+one attribute only.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import string
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep.annotation import Annotation, Reject, settled
+from data_prep.errors import InputError
+from data_prep.layouts.folders import IMAGE, files_below, is_picture, level_names, read_folders
+from data_prep.layouts.table_attributes import Labels, definitions, labels_of
+from data_prep.layouts.table_file import Column, Records, check_columns, opened
+from data_prep.layouts.text_files import is_file
+from data_prep.request import Request, TableOptions
+from data_prep.splits import ROLES, Shares, make_roles, make_split
+from data_prep.tables import SPLITS, Attribute
+
+NAMED = 8
+"""Number of values that a note names."""
+
+
+def read(request: Request) -> Annotation:
+    """Read the table, leave out pictures that are not there, and make a split. Raises InputError."""
+    return annotated(request, files_below(request.root))
+
+
+def annotated(request: Request, files: list[str] | None = None) -> Annotation:
+    """Read the table; None for the files below the root trusts that every picture is there. Raises InputError."""
+    options = request.table
+    records, source, notes = _records(request, files or [])
+    catalogue = labelled(records, source, options, request.root)
+    del records  # as large as the labels
+    if files is None:
+        return _annotation(catalogue, options, request.seed, notes, None)
+    _leave_out_missing(catalogue, request.root, files)
+    return _annotation(catalogue, options, request.seed, notes, _unused(catalogue, files))
+
+
+def _records(request: Request, files: list[str]) -> tuple[Records, str, list[str]]:
+    """Return the columns that the options use, the table's name, and a note on how it is read."""
+    options = request.table
+    if options.levels:
+        if options.table or options.image:
+            raise InputError("--levels reads folders without a table; leave out --table and --image")
+        records = read_folders(request.root, options.levels, files)
+        check_columns(_used(options, tuple(records.columns)), tuple(records.columns), f"--levels {options.levels}")
+        return records, request.root.name, []
+    if not options.table:
+        raise InputError("give --table FILE, or --levels NAME/NAME for a folder of folders")
+    if not (options.attributes or options.attributes_file):
+        raise InputError("give at least one --attribute NAME[=COLUMN], or --attributes-file")
+    with opened(options.table) as table:
+        if not options.image:
+            raise InputError(
+                f"{table.source}: give --image COLUMN or --image PATTERN; columns: {', '.join(table.columns)}"
+            )
+        return table.read(_used(options, table.columns)), table.source, [f"{table.source}: {table.read_as}"]
+
+
+def _used(options: TableOptions, columns: tuple[str, ...]) -> list[str]:
+    """Return the columns that are read, each once."""
+    pictures = pattern_columns(options.image, columns) if options.image else [IMAGE]
+    levels = [name for name in level_names(options.levels) if name != "-"] if options.levels else ()
+    attributes = [one.column for one in definitions(options, levels)]
+    return list(dict.fromkeys([*pictures, *attributes, *([options.group] if options.group else [])]))
+
+
+def pattern_columns(image: str, columns: Sequence[str]) -> list[str]:
+    """Return the columns that `--image` uses: the column of this name, else those in braces. Raises InputError."""
+    if image in columns or "{" not in image:
+        return [image]
+    return [name for _, name in _pattern(image) if name]
+
+
+def _pattern(image: str) -> list[tuple[str, str | None]]:
+    """Return the parts of a pattern: a text, and the column that follows it."""
+    try:
+        parts = [(text, name, form, conversion) for text, name, form, conversion in string.Formatter().parse(image)]
+    except ValueError as error:
+        raise InputError(f"--image {image!r}: is no pattern such as images/{{id}}.jpg ({error})") from error
+    if any(form or conversion for _, _, form, conversion in parts):
+        raise InputError(f"--image {image!r}: write the columns' names alone, such as images/{{id}}.jpg")
+    return [(text, name) for text, name, _, _ in parts]
+
+
+class Catalogue:
+    """Pictures and their labels as read, before pictures that are not there are left out."""
+
+    def __init__(self, paths: pd.Index, image: np.ndarray, records: Records, source: str, labels: list[Labels]):
+        self.paths = paths
+        """Distinct paths of pictures."""
+        self.image = image
+        """Index of each record's path; -1 for a record without one."""
+        self.lines = records.lines
+        self.rejects = list(records.rejects)
+        self.source = source
+        self.labels = labels
+        self.groups: np.ndarray | None = None
+        """Each record's group, -1 if it has none; None if there is no column of groups."""
+
+    def leave_out(self, records: np.ndarray, reason: str, details: Sequence[str]) -> None:
+        """Turn the labels of these records into rejects, one for each label, or one for a record without labels."""
+        if not len(records):
+            return
+        number = np.zeros(len(self.lines), np.int64)
+        for one in self.labels:
+            number += np.bincount(one.records, minlength=len(number))
+        bad = np.zeros(len(number), bool)
+        bad[records] = True
+        for i, one in enumerate(self.labels):
+            keep = ~bad[one.records]
+            self.labels[i] = Labels(one.name, one.values, one.records[keep], one.value[keep], one.several, one.notes)
+        for record, detail in zip(records.tolist(), details, strict=True):
+            line = int(self.lines[record])
+            self.rejects += [Reject(self.source, line, reason, detail)] * max(1, int(number[record]))
+
+
+def labelled(records: Records, source: str, options: TableOptions, root: Path) -> Catalogue:
+    """Return pictures and labels of the records, without looking at the pictures' files."""
+    levels = [name for name in level_names(options.levels) if name != "-"] if options.levels else ()
+    image = _paths(records, options.image or IMAGE, root)
+    labels = [labels_of(one, records.columns[one.column], options) for one in definitions(options, levels)]
+    catalogue = Catalogue(pd.Index(image.texts.to_pandas()), image.codes, records, source, labels)
+    if options.group:
+        catalogue.groups = records.columns[options.group].codes
+    has_label = np.zeros(len(records), bool)
+    for one in labels:
+        has_label[one.records] = True
+    without_path = np.flatnonzero((image.codes < 0) & has_label)  # a line without both is blank
+    catalogue.leave_out(without_path, "missing_image", ["the row names no picture"] * len(without_path))
+    unlabelled = np.flatnonzero(~has_label & (image.codes >= 0))
+    names = catalogue.paths[image.codes[unlabelled]]
+    catalogue.leave_out(unlabelled, "without_label", names.tolist())
+    return catalogue
+
+
+def _paths(records: Records, image: str, root: Path) -> Column:
+    """Return the path of every record's picture: relative to `root` (or a URI), POSIX, normalised."""
+    parts = [("", image)] if image in records.columns else _pattern(image)
+    columns = {name: records.columns[name] for _, name in parts if name}
+    alone = next(iter(columns.values())) if len(columns) == 1 else None
+    cells = {name: _trimmed(column.texts) for name, column in columns.items()}
+    if alone is None:
+        cells = {name: _coded(columns[name].codes, texts) for name, texts in cells.items()}
+    pieces = [piece for text, name in parts for piece in ([text, cells[name]] if name else [text])]
+    paths = _normal(pc.binary_join_element_wise(*pieces, ""), root)
+    # A pattern over one column is worked out once for each of its texts.
+    return Column.of(paths if alone is None else _coded(alone.codes, paths))
+
+
+def _coded(codes: np.ndarray, texts: pa.Array) -> pa.Array:
+    """Return the text of each code; null for -1 and for null texts."""
+    return pc.take(texts, pa.array(codes, mask=codes < 0))
+
+
+def _trimmed(texts: pa.Array) -> pa.Array:
+    """Return the texts without blanks at their ends; null for those without anything else."""
+    texts = pc.utf8_trim_whitespace(texts)
+    return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+def _normal(paths: pa.Array, root: Path) -> pa.Array:
+    paths = pc.replace_substring(paths, "\\", "/")
+    odd = pc.fill_null(pc.match_substring_regex(paths, r"^/|(^|/)\.{0,2}(/|$)"), False)
+    if not pc.any(odd).as_py():
+        return paths
+    return pa.array(
+        [
+            _relative(path, root) if is_odd else path
+            for path, is_odd in zip(paths.to_pylist(), odd.to_pylist(), strict=True)
+        ],
+        pa.string(),
+    )
+
+
+def _relative(path: str, root: Path) -> str:
+    if "://" in path:
+        return path
+    path = posixpath.normpath(path)
+    for top in (root, root.resolve()):
+        if path.startswith(f"{top.as_posix()}/"):
+            return PurePosixPath(path).relative_to(top.as_posix()).as_posix()
+    return path
+
+
+def _leave_out_missing(catalogue: Catalogue, root: Path, files: list[str]) -> None:
+    """Reject the labels of pictures that are not there. Raises InputError if none is."""
+    known = set(files)
+    there = np.fromiter(
+        (path in known or "://" in path or is_file(root / path) for path in catalogue.paths), bool, len(catalogue.paths)
+    )
+    named = catalogue.image >= 0
+    bad = np.flatnonzero(named & ~there[catalogue.image])
+    if not len(catalogue.paths):
+        raise InputError(f"{catalogue.source}: no row names a picture; is --image right?")
+    if not there.any():
+        raise InputError(
+            f"{root}: has none of the pictures, such as {catalogue.paths[0]}{_pattern_hint(catalogue, files)}"
+        )
+    paths = catalogue.paths[catalogue.image[bad]]
+    outside = [path.startswith(("/", "../")) for path in paths]
+    for reason, chosen in (("missing_image", ~np.array(outside, bool)), ("path_outside_root", np.array(outside, bool))):
+        catalogue.leave_out(bad[chosen], reason, paths[chosen].tolist())
+
+
+def _pattern_hint(catalogue: Catalogue, files: list[str]) -> str:
+    """Return where pictures of the named ones' stems are, as the end of a sentence."""
+    stems = {PurePosixPath(path).stem: path for path in files if is_picture(path)}
+    for path in catalogue.paths[:1000]:
+        if found := stems.get(PurePosixPath(path).stem) or stems.get(PurePosixPath(path).name):
+            return (
+                f"; there is {found}: give --image a pattern over columns that leads there, such as images/{{id}}.jpg"
+            )
+    return "; paths are relative to --root"
+
+
+def _unused(catalogue: Catalogue, files: list[str]) -> pd.DataFrame:
+    """Return the files below the root that no row names: path, and whether it is a picture."""
+    named = set(catalogue.paths)
+    unused = [path for path in files if path not in named]
+    return pd.DataFrame({"path": pd.Series(unused, dtype="str"), "picture": [is_picture(path) for path in unused]})
+
+
+def _annotation(
+    catalogue: Catalogue, options: TableOptions, seed: int, notes: list[str], unused: pd.DataFrame | None
+) -> Annotation:
+    """Settle repeats and contradictions, leave out rare values, and make the split."""
+    rows, rejects, repeats = _settled(catalogue)
+    rows_in = len(rows) + len(rejects) + repeats
+    notes += [note for one in catalogue.labels for note in one.notes]
+    rows, attributes, rare = _without_rare(rows, catalogue, options.min_images, notes)
+    rejects += rare
+    if not len(rows):
+        raise InputError(f"{catalogue.source}: no label is left; is --missing right?")
+    path = rows["path"].cat.codes.to_numpy()
+    distinct = np.unique(path)
+    image = np.searchsorted(distinct, path).astype(np.int32)
+    first = np.cumsum([0, *(len(attribute.values) for attribute in attributes)]).astype(np.int32)
+    label = first[rows["attribute"].to_numpy()] + rows["value"].to_numpy()
+    split = make_split(image, label, Shares(), seed, _groups(catalogue, distinct))
+    role = np.zeros(len(split), np.int8)
+    for number in (1, 2):
+        own = np.flatnonzero(split == number)
+        place = np.zeros(len(split), np.int32)
+        place[own] = np.arange(len(own))
+        of_split = split[image] == number
+        role[own] = np.where(make_roles(place[image[of_split]], label[of_split], Shares(), [seed, number]), 1, 2)
+    rows = rows.assign(
+        split=pd.Categorical.from_codes(split[image], pd.Index(SPLITS)),
+        role=pd.Categorical.from_codes(role[image], pd.Index(["", *ROLES])),
+    )
+    without_row = 0 if unused is None else int(unused["picture"].sum())
+    if unused is not None and without_row:
+        notes.append(
+            f"{without_row:,} pictures below the root have no row, such as {unused.path[unused.picture].iloc[0]}"
+        )
+    return Annotation(
+        attributes, rows, rejects, rows_in=rows_in, repeats=repeats, notes=tuple(notes), unused=unused,
+        several_values=any(one.several for one in catalogue.labels),
+    )  # fmt: skip
+
+
+def _groups(catalogue: Catalogue, images: np.ndarray) -> np.ndarray | None:
+    """Return the group of each of `images`; one without a group is a group of its own."""
+    if catalogue.groups is None:
+        return None
+    group = np.full(len(catalogue.paths), -1, np.int64)
+    known = catalogue.image >= 0
+    group[catalogue.image[known][::-1]] = catalogue.groups[known][::-1]
+    group = group[images]
+    alone = group < 0
+    group[alone] = group.max(initial=0) + 1 + np.arange(alone.sum())
+    return group
+
+
+def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:
+    """Return one row for each label, rejects, and the number of repeats."""
+    records = np.concatenate([one.records for one in catalogue.labels])
+    rows = pd.DataFrame(
+        {
+            "path": pd.Categorical.from_codes(catalogue.image[records], catalogue.paths),
+            "attribute": np.repeat(
+                np.arange(len(catalogue.labels), dtype=np.int16), [len(one.records) for one in catalogue.labels]
+            ),
+            "value": np.concatenate([one.value for one in catalogue.labels]).astype(np.int32),
+            "split": _same("", len(records)),
+            "role": _same("", len(records)),
+            "source": _same(catalogue.source, len(records)),
+            "line": catalogue.lines[records],
+        }
+    )
+    used = catalogue.image[catalogue.image >= 0]
+    twice = np.bincount(used, minlength=len(catalogue.paths)) > 1
+    repeated = twice[catalogue.image[records]]
+    if not repeated.any():
+        return rows, catalogue.rejects, 0
+    parts, rejects, repeats = [rows[~repeated]], list(catalogue.rejects), 0
+    several = np.array([one.several for one in catalogue.labels])[rows["attribute"]]
+    names = tuple(Attribute(name=one.name, values=one.values) for one in catalogue.labels)
+    for may_differ in (False, True):
+        some = rows[repeated & (several == may_differ)]
+        some = some.astype(dict.fromkeys(("path", "split", "role", "source"), "str"))
+        part = settled(Annotation(names, some, rows_in=len(some), several_values=may_differ))
+        rejects += part.rejects
+        repeats += part.repeats
+        parts.append(part.rows)
+    categories = rows["path"].cat.categories
+    for part in parts:
+        part["path"] = pd.Categorical(part["path"], categories=categories)
+    together = pd.concat(parts).astype({"source": "category"})
+    return together.sort_values(["attribute", "line"], kind="stable", ignore_index=True), rejects, repeats
+
+
+def _same(text: str, rows: int) -> pd.Categorical[str]:
+    return pd.Categorical.from_codes(np.zeros(rows, np.int8), pd.Index([text]))
+
+
+def _without_rare(
+    rows: pd.DataFrame, catalogue: Catalogue, least: int, notes: list[str]
+) -> tuple[pd.DataFrame, tuple[Attribute, ...], list[Reject]]:
+    """Leave out values with fewer than `least` images, and attributes without labels; number the rest anew."""
+    attribute, value = rows["attribute"].to_numpy(np.int64), rows["value"].to_numpy(np.int64)
+    keep = np.zeros(len(rows), bool)
+    new_value = np.zeros(len(rows), np.int32)
+    new_attribute = np.zeros(len(rows), np.int16)
+    attributes: list[Attribute] = []
+    rejects: list[Reject] = []
+    for number, one in enumerate(catalogue.labels):
+        own = attribute == number
+        counts = np.bincount(value[own], minlength=len(one.values))
+        if not counts.any():
+            notes.append(f"attribute {one.name!r} is left out: no picture has a label under it")
+            continue
+        frequent = counts >= max(1, least)
+        rare = np.flatnonzero((counts > 0) & ~frequent)
+        if len(rare):
+            names = ", ".join(f"{one.values[i]!r} ({counts[i]:,})" for i in rare[:NAMED])
+            more = f" and {len(rare) - NAMED:,} more" if len(rare) > NAMED else ""
+            notes.append(f"attribute {one.name!r}: values with fewer than {least} images are left out: {names}{more}")
+        if frequent.sum() < 2:
+            values = ", ".join(repr(one.values[i]) for i in np.flatnonzero(frequent))
+            raise InputError(
+                f"attribute {one.name!r} has {f'the one value {values}' if values else 'no value'} with {least} images "
+                "or more: there is nothing to tell apart; leave it out, or lower --min-images"
+            )
+        kept = own.copy()
+        kept[own] = frequent[value[own]]
+        keep |= kept
+        new_value[kept] = (np.cumsum(frequent) - 1)[value[kept]]
+        new_attribute[kept] = len(attributes)
+        for row in rows[own & ~kept].itertuples():
+            rejects.append(
+                Reject(row.source, row.line, "too_rare", f"{row.path}: {one.name} {one.values[row.value]!r}")
+            )
+        attributes.append(Attribute(name=one.name, values=tuple(np.array(one.values, object)[frequent])))
+    rows = rows.assign(attribute=new_attribute, value=new_value)[keep].reset_index(drop=True)
+    return rows, tuple(attributes), rejects

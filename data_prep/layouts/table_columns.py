@@ -1,0 +1,119 @@
+"""Proposals how to read each column of a table; shown if a command names no attributes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from data_prep.layouts.folders import files_below, is_picture
+from data_prep.layouts.table_attributes import kind_of, proposals, quantiles
+from data_prep.layouts.table_file import INNER, Column, opened
+from data_prep.request import TableOptions
+
+EXAMPLES = 4
+MANY_VALUES = 1_000
+"""Largest number of values of a proposed attribute."""
+LOOKED_UP = 500
+"""Number of a column's texts that are looked for among the pictures."""
+SEPARATORS = (";", "|", ",")
+
+
+@dataclass(frozen=True)
+class ColumnReading:
+    """Proposed reading of one column."""
+
+    name: str
+    kind: str
+    """pictures, values, several values, numbers, dates, id, one value or empty."""
+    values: int
+    """Number of distinct texts."""
+    coverage: float
+    """Fraction of the rows that have a text."""
+    examples: str
+    """The most frequent texts."""
+    option: str
+    """Option that uses the column; empty if it is of no use."""
+    notes: list[str] = field(default_factory=list)
+
+
+def column_readings(root: Path, options: TableOptions) -> list[ColumnReading]:
+    """Read every column of the table, and return how each would be read. Raises InputError."""
+    assert options.table is not None
+    pictures = [path for path in files_below(root) if is_picture(path)]
+    with opened(options.table) as table:
+        names = [name for name in table.columns if name]
+        records = table.read(names)
+    missing = {word.casefold() for word in options.missing}
+    stems: dict[str, str] = {}
+    for path in pictures:
+        stems.setdefault(PurePosixPath(path).stem, path)
+    known = set(pictures)
+    return [_reading(name, records.columns[name], len(records), known, stems, missing) for name in names]
+
+
+def _reading(
+    name: str, column: Column, rows: int, known: set[str], stems: dict[str, str], missing: set[str]
+) -> ColumnReading:
+    counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.texts)).tolist()
+    frequency: Counter[str] = Counter()
+    for text, count in zip(column.texts.to_pylist(), counts, strict=True):
+        if text.strip() and text.strip().casefold() not in missing:
+            frequency[text.strip()] += count
+    coverage = sum(frequency.values()) / max(rows, 1)
+    examples = ", ".join(text.replace(INNER, ", ") for text, _ in frequency.most_common(EXAMPLES))
+    kind, option = kind_of(frequency), ""
+    notes: list[str] = []
+    if pattern := _pattern(name, list(frequency)[:LOOKED_UP], known, stems):
+        kind, option = "pictures", f"--image {shlex.quote(pattern)}"
+    elif separator := _separator(frequency):
+        kind = "several values"
+        option = f"--attribute {shlex.quote(name)}" + (f" --separator '{separator}'" if separator != INNER else "")
+    elif kind == "numbers" and name.lower().endswith("id"):
+        option = f"--group {shlex.quote(name)}"
+    elif kind in ("numbers", "dates"):
+        low, middle = quantiles(frequency)
+        option = f"in --attributes-file: {{from: {name}, bins: {{low: {low}, middle: {middle}, high: }}}}"
+    elif kind == "values":
+        option = f"--attribute {shlex.quote(name)}" if len(frequency) <= MANY_VALUES else f"--group {shlex.quote(name)}"
+        notes = proposals(frequency)
+    return ColumnReading(name, kind, len(frequency), coverage, examples, option, notes)
+
+
+def _pattern(name: str, texts: list[str], known: set[str], stems: dict[str, str]) -> str | None:
+    """Return the pattern that leads from most of the texts to pictures; None if there is none."""
+    patterns: Counter[str] = Counter()
+    for text in texts:
+        path = text.replace("\\", "/").removeprefix("./")
+        if path in known:
+            patterns[name] += 1
+            continue
+        found = stems.get(PurePosixPath(path).stem) or stems.get(PurePosixPath(path).name)
+        if found and path in found:
+            patterns[found.replace(path, f"{{{name}}}")] += 1
+    best = patterns.most_common(1)
+    return best[0][0] if best and best[0][1] > len(texts) / 2 else None
+
+
+def _separator(frequency: Counter[str]) -> str | None:
+    """Return the separator of a column whose texts are made of fewer, shorter ones; None if there is none."""
+    for separator in (INNER, *SEPARATORS):
+        cut = [text for text in frequency if separator in text]
+        parts = {part.strip() for text in frequency for part in text.split(separator)}
+        if cut and len(parts) < len(frequency) and not any(re.search(r"\s{2}|\.", part) for part in parts):
+            return separator
+    return None
+
+
+def command_for(root: Path, options: TableOptions, readings: Sequence[ColumnReading]) -> str:
+    """Return the command that reads every column that is an attribute."""
+    image = [f"--image {shlex.quote(options.image)}"] if options.image else []
+    image = image or [one.option for one in readings if one.kind == "pictures"][:1] or ["--image COLUMN"]
+    used = [one.option for one in readings if one.option.startswith("--attribute")]
+    words = ["agman prep table", f"--root {shlex.quote(str(root))}", f"--table {shlex.quote(str(options.table))}"]
+    return " ".join([*words, *image, *(used or ["--attribute NAME"]), "--out OUT"])

@@ -1,0 +1,114 @@
+"""Made splits: reproducible, every value spread evenly, groups undivided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.errors import InputError
+from data_prep.tables import SPLITS
+
+ROLES = ("query", "candidate")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Fractions of the images in a made split; the defaults are the protocol's, 8 : 1 : 1 and 1 : 4."""
+
+    valid: float = 0.1
+    """Fraction of all images."""
+    test: float = 0.1
+    """Fraction of all images."""
+    query: float = 0.2
+    """Fraction of the images of valid and of test; the others are candidates."""
+
+
+def make_split(
+    image: np.ndarray, label: np.ndarray, shares: Shares, seed: int, group: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the index in SPLITS of every image.
+
+    `image` and `label` are the L labels: the number of the image (0 to N-1), and that of its attribute and value, from
+    0. `group`, N non-negative integers, are never divided. Raises InputError if a split would be
+    empty.
+    """
+    rng = np.random.default_rng(seed)
+    if group is None:
+        return _in_turn(_order(image, label, rng), shares)
+    sizes = np.bincount(group)
+    split = _by_group(image, label, np.unique(group, return_inverse=True)[1], shares, rng)
+    counts = np.bincount(split, minlength=len(SPLITS))
+    wanted = (1.0, shares.valid, shares.test)
+    empty = [name for name, count, share in zip(SPLITS, counts, wanted, strict=True) if share and not count]
+    if empty:
+        raise InputError(
+            f"no split without dividing groups: none would be in {empty[0]} ({np.count_nonzero(sizes):,} groups, the "
+            f"largest with {sizes.max():,} of {len(split):,} images); give --group another column, or none"
+        )
+    return split
+
+
+def make_roles(image: np.ndarray, label: np.ndarray, shares: Shares, seed: int | list[int]) -> np.ndarray:
+    """Return for every image of one split whether it is a query; arguments as for `make_split`."""
+    order = _order(image, label, np.random.default_rng(seed))
+    query = np.zeros(len(order), bool)
+    query[order] = _evenly(len(order), shares.query)
+    return query
+
+
+def _order(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the images, ordered by their rarest label and shuffled within equal ones.
+
+    Consecutive images are alike, so that every value is spread evenly by taking every n-th image.
+    """
+    counts = np.bincount(label)
+    by_rarity = np.argsort(counts, kind="stable")
+    rank = np.empty(len(counts), np.int64)
+    rank[by_rarity] = np.arange(len(counts))
+    rarest = np.full(int(image.max(initial=-1)) + 1, len(counts))
+    np.minimum.at(rarest, image, rank[label])
+    order = rng.permutation(len(rarest))
+    return order[np.argsort(rarest[order], kind="stable")]
+
+
+def _evenly(n: int, share: float) -> np.ndarray:
+    """Return a mask of n items that marks a fraction `share` of them, evenly spaced."""
+    return np.diff(np.floor(np.arange(n + 1) * share + 0.5 + 1e-9)) > 0
+
+
+def _in_turn(order: np.ndarray, shares: Shares) -> np.ndarray:
+    turn = np.zeros(len(order), np.int64)
+    turn[_evenly(len(order), shares.test)] = SPLITS.index("test")
+    rest = np.flatnonzero(turn == 0)
+    turn[rest[_evenly(len(rest), shares.valid / (1 - shares.test))]] = SPLITS.index("valid")
+    split = np.empty(len(order), np.int64)
+    split[order] = turn
+    return split
+
+
+def _by_group(
+    image: np.ndarray, label: np.ndarray, group: np.ndarray, shares: Shares, rng: np.random.Generator
+) -> np.ndarray:
+    """Assign the largest group first, each to the split that lacks most of its labels (Sechidis et al. 2011)."""
+    totals = np.bincount(label)
+    key = group[image]  # worked on in place: there may be many millions
+    key *= len(totals)
+    key += label
+    key.sort()
+    start = np.concatenate([[0], np.flatnonzero(key[1:] != key[:-1]) + 1])
+    owner, labels = np.divmod(key[start], len(totals))
+    # A rare label counts as much as a frequent one.
+    weight = np.diff(start, append=len(key)) / totals[labels]
+    starts = np.searchsorted(owner, np.arange(int(group.max()) + 2)).tolist()
+    parts = (1 - shares.valid - shares.test, shares.valid, shares.test)
+    lacking = np.repeat(np.array(parts)[:, None], len(totals), axis=1)
+    sizes = np.bincount(group)
+    shuffled = rng.permutation(len(sizes))
+    chosen = np.zeros(len(sizes), np.int64)
+    for one in shuffled[np.argsort(-sizes[shuffled], kind="stable")].tolist():
+        own = slice(starts[one], starts[one + 1])
+        best = int(np.argmax(lacking[:, labels[own]] @ weight[own]))
+        chosen[one] = best
+        lacking[best, labels[own]] -= weight[own]
+    return chosen[group]

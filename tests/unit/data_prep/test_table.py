@@ -1,0 +1,338 @@
+"""Tables of pictures in all their forms, and folders of folders, as people have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from data_prep.annotation import count_reasons
+from data_prep.dataset import Dataset
+from data_prep.errors import InputError, TooManyRejects
+from data_prep.layouts import table
+from data_prep.layouts.table_columns import column_readings, command_for
+from data_prep.layouts.table_file import opened
+from data_prep.prepare import prepare
+from data_prep.request import Request, TableOptions
+
+COLOURS = ("red", "green", "blue")
+
+
+def make_catalogue(root: Path, n: int = 60, rows: list[dict[str, object]] | None = None) -> pd.DataFrame:
+    """Draw n pictures in `root`/pictures and return their table: file, colour, kids, shop."""
+    (root / "pictures").mkdir(parents=True, exist_ok=True)
+    for number in range(n):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(root / "pictures" / f"{number:03d}.png")
+    numbers = np.arange(n)
+    return pd.DataFrame(
+        {
+            "file": [f"pictures/{number:03d}.png" for number in numbers],
+            "colour": [COLOURS[number % 3] for number in numbers],
+            "kids": np.where(numbers % 2, "True", "False"),
+            "shop": [f"shop {number // 5}" for number in numbers],
+        }
+    )
+
+
+def options(file: Path, **given: object) -> TableOptions:
+    return TableOptions(**({"table": file, "image": "file", "attributes": ("colour", "kids")} | given))  # type: ignore[arg-type]
+
+
+def values_of(annotation: table.Annotation) -> set[tuple[str, str, str]]:
+    """Return (path, attribute, value) of every label, by name."""
+    return {
+        (row.path, annotation.attributes[row.attribute].name, annotation.attributes[row.attribute].values[row.value])
+        for row in annotation.rows.itertuples()
+    }
+
+
+def write_as(frame: pd.DataFrame, folder: Path, form: str) -> Path:
+    file = folder / f"table.{form}"
+    if form == "parquet":
+        frame.to_parquet(file)
+    elif form == "jsonl":
+        frame.to_json(file, orient="records", lines=True)
+    else:
+        encoding, separator, end = {
+            "csv": ("utf-8", ",", "\n"),
+            "bom": ("utf-8-sig", ";", "\r\n"),
+            "tsv": ("utf-8", "\t", "\n"),
+            "utf16": ("utf-16", ";", "\r\n"),
+            "latin": ("cp1252", ";", "\n"),
+        }[form]
+        file.write_text(frame.to_csv(index=False, sep=separator, lineterminator=end), encoding=encoding, newline="")
+    return file
+
+
+@pytest.mark.parametrize("form", ["csv", "bom", "tsv", "utf16", "latin", "jsonl", "parquet"])
+def test_every_form_of_a_table_gives_the_same_labels(tmp_path: Path, form: str) -> None:
+    frame = make_catalogue(tmp_path, 30)
+    frame["colour"] = frame["colour"].replace("green", "vert à pois, «été»")
+    annotation = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, form))))
+    expected = {(row.file, "colour", row.colour) for row in frame.itertuples()}
+    expected |= {(row.file, "kids", row.kids) for row in frame.itertuples()}
+    assert values_of(annotation) == expected
+    assert annotation.rejects == []
+    assert annotation.rows["line"].min() == (1 if form in ("jsonl", "parquet") else 2)
+
+
+def test_bad_lines_are_rejected_with_the_line_on_which_they_begin(tmp_path: Path) -> None:
+    make_catalogue(tmp_path, 6)
+    file = tmp_path / "t.csv"
+    lines = [
+        "file,colour,note",
+        'pictures/000.png,red,"two',
+        'lines"',
+        "",
+        "pictures/001.png,red",
+        "pictures/002.png,blue,x",
+    ]
+    lines += ["pictures/003.png,blue,x", "pictures/009.png,red,x", ",red,x"]
+    file.write_text("\n".join(lines))
+    annotation = table.read(Request(tmp_path, table=options(file, attributes=("colour",), min_images=1)))
+    assert [(r.line, r.reason) for r in annotation.rejects] == [
+        (5, "bad_line"),
+        (9, "missing_image"),
+        (8, "missing_image"),
+    ]
+    assert sorted(annotation.rows["line"]) == [2, 6, 7]
+    assert annotation.rows_in == 6
+
+
+def test_missing_labels_rare_values_and_rows_without_labels_are_told_apart(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 12)
+    frame.loc[0, "colour"] = " Not sure "
+    frame.loc[1, ["colour", "kids"]] = ["", "n/a"]
+    frame.loc[2, "colour"] = "mauve"
+    file = write_as(frame, tmp_path, "csv")
+    annotation = table.read(Request(tmp_path, table=options(file, missing=("not sure", "n/a"))))
+    assert count_reasons(annotation.rejects) == {"without_label": 1, "too_rare": 1}
+    assert [attribute.values for attribute in annotation.attributes] == [("blue", "green", "red"), ("False", "True")]
+    assert not any(path == "pictures/001.png" for path, _, _ in values_of(annotation))
+    assert any("'mauve' (1)" in note for note in annotation.notes)
+
+
+def test_texts_that_look_alike_or_missing_are_proposed_and_not_assumed(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 30)
+    frame.loc[:3, "colour"] = ["RED", "RED ", "-", "-"]
+    file = write_as(frame, tmp_path, "csv")
+    annotation = table.read(Request(tmp_path, table=options(file)))
+    assert annotation.attributes[0].values == ("-", "RED", "blue", "green", "red")
+    notes = " ".join(annotation.notes)
+    assert "--missing '-'" in notes and "'RED' (2), 'red' (8) differ in case only: --fold-case" in notes
+    folded = table.read(Request(tmp_path, table=options(file, fold_case=True, missing=("-",))))
+    assert folded.attributes[0].values == ("blue", "green", "red")
+
+
+def test_a_cell_can_hold_several_values(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 12)[["file"]].assign(tags=["a;b", "b ; c;", "a"] * 4)
+    annotation = table.read(
+        Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"), attributes=("tags",), separator=";"))
+    )
+    lists = frame.assign(tags=[[part.strip() for part in text.split(";") if part] for text in frame["tags"]])
+    for form in ("parquet", "jsonl"):
+        of_lists = table.read(Request(tmp_path, table=options(write_as(lists, tmp_path, form), attributes=("tags",))))
+        assert values_of(of_lists) == values_of(annotation)
+    assert {v for p, _, v in values_of(annotation) if p == "pictures/001.png"} == {"b", "c"}
+
+
+def test_attributes_are_derived_from_columns(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 30).assign(price=[n / 2 for n in range(30)])
+    file = tmp_path / "derived.yaml"
+    file.write_text(
+        "tone: {from: colour, warm: [Red], cold: [green, blue]}\n"
+        "level: {from: price, bins: {low: 5, middle: 10, high: }}\n"
+    )
+    annotation = table.read(
+        Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"), attributes=(), attributes_file=file))
+    )
+    assert [(a.name, a.values) for a in annotation.attributes] == [
+        ("tone", ("warm", "cold")),
+        ("level", ("low", "middle", "high")),
+    ]
+    found = values_of(annotation)
+    assert {("pictures/000.png", "tone", "warm"), ("pictures/010.png", "level", "middle")} <= found
+    assert ("pictures/029.png", "level", "high") in found
+
+
+def test_the_same_picture_under_two_labels_is_rejected_by_name(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 12)
+    twice = pd.concat(
+        [frame, frame.head(2).assign(colour="blue", file=["./pictures/000.png", str(tmp_path / "pictures/001.png")])]
+    )
+    annotation = table.read(Request(tmp_path, table=options(write_as(twice, tmp_path, "csv"))))
+    assert [(r.reason, r.detail) for r in annotation.rejects] == [
+        ("labels_disagree", "pictures/000.png: value blue of colour, but red of colour in table.csv line 2"),
+        ("labels_disagree", "pictures/001.png: value blue of colour, but green of colour in table.csv line 3"),
+    ]
+    assert annotation.repeats == 2  # the second label, kids
+
+
+def test_groups_are_not_divided_and_every_label_of_a_test_picture_is_used(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 300)
+    annotation = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"), group="shop")))
+    rows = annotation.rows.merge(frame, left_on="path", right_on="file")
+    assert rows.groupby("shop")["split"].nunique().max() == 1
+    shares = rows["split"].value_counts(normalize=True)
+    assert abs(shares["test"] - 0.1) < 0.03 and abs(shares["valid"] - 0.1) < 0.03
+    tested = rows[rows["split"] != "train"]
+    assert (tested["role"] != "").all() and (rows.loc[rows["split"] == "train", "role"] == "").all()
+    assert tested.groupby("path")["role"].nunique().max() == 1
+
+
+def test_a_made_split_spreads_every_value_evenly(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 240)
+    annotation = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"))))
+    counts = annotation.rows.groupby(["attribute", "value", "split"], observed=True).size().unstack()
+    assert (counts["test"] - counts.sum(axis=1) / 10).abs().max() <= 2
+    again = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"))))
+    assert again.rows.equals(annotation.rows)
+
+
+def test_folders_of_folders_need_no_table(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path / "raw", 24)
+    for row in frame.itertuples():
+        target = tmp_path / "shop" / str(row.kids) / str(row.colour) / Path(str(row.file)).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / str(row.file)).rename(target)
+    (tmp_path / "shop" / "stray.png").touch()
+    annotation = table.read(Request(tmp_path / "shop", table=TableOptions(levels="kids/colour")))
+    assert [(a.name, a.values) for a in annotation.attributes] == [
+        ("kids", ("False", "True")),
+        ("colour", ("blue", "green", "red")),
+    ]
+    assert len(annotation.rows) == 48
+    assert [(r.reason, r.detail) for r in annotation.rejects] == [
+        ("other_depth", "stray.png: 0 folders, --levels names 2")
+    ]
+    (only,) = table.read(Request(tmp_path / "shop", table=TableOptions(levels="-/colour"))).attributes
+    assert only.name == "colour"
+
+
+@pytest.mark.parametrize(
+    ("changed", "given", "message"),
+    [
+        ({}, {"attributes": ("color",)}, "has no column 'color'; did you mean 'colour'?"),
+        ({}, {"image": "pictures/{nmbr}.png"}, "has no column 'nmbr'"),
+        ({}, {"image": "{file:d}"}, "write the columns' names alone"),
+        ({}, {"image": "colour"}, "has none of the pictures, such as red"),
+        ({}, {"image": None}, "give --image COLUMN"),
+        ({}, {"group": "shpo"}, "did you mean 'shop'?"),
+        ({"kids": "True"}, {}, "'kids' has the one value 'True'"),
+        ({"shop": "all"}, {"group": "shop"}, "no split without dividing groups: none would be in valid"),
+        ({"colour": [f"c{n}" for n in range(60)]}, {}, "it is an id, not an attribute"),
+        ({"colour": [n / 7 for n in range(60)]}, {}, "holds numbers (0.0, 0.1428"),
+        ({"colour": [f"2026-01-{n % 28 + 1:02d}" for n in range(60)]}, {}, "holds dates (2026-01-01"),
+        ({}, {"attributes": ("colour", "colour")}, "given twice"),
+        ({}, {"missing": COLOURS, "attributes": ("colour",)}, "no label is left"),
+        ({}, {"levels": "a/b"}, "--levels reads folders without a table"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, object], given: dict[str, object], message: str
+) -> None:
+    frame = make_catalogue(tmp_path).assign(**changed)
+    with pytest.raises(InputError) as refused:
+        table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"), **given)))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no rows"),
+        (b"file,colour,kids\n", "has no rows"),
+        (b"file,colour,colour\n1,2,3\n", "has 2 columns of the name 'colour'"),
+        (b'[{"file": "a"}]', "is a JSON array; give JSON Lines"),
+        (b"PAR1 no more", "damaged Parquet file"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "t.csv"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message.replace("[", r"\[")):
+        table.read(Request(tmp_path, table=options(file)))
+
+
+def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    file = write_as(make_catalogue(tmp_path, 3), tmp_path, "csv")
+    with opened(file) as found:
+        object.__setattr__(found, "kind", "jsonl")
+        lines = file.read_text()
+        file.write_text("{}\n")
+
+        class Growing:
+            def __getattr__(self, name: str) -> object:
+                return getattr(file, name)
+
+            def open(self, *arguments: object, **options: object):  # type: ignore[no-untyped-def]
+                file.write_text(lines)
+                return file.open(*arguments, **options)  # type: ignore[call-overload]
+
+        object.__setattr__(found, "path", Growing())
+        with pytest.raises(InputError, match="changed while it was read"):
+            found.read(["file"])
+
+
+def test_without_attributes_every_column_is_explained(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path).assign(
+        file=[f"{n:03d}" for n in range(60)],
+        price=[n / 7 for n in range(60)],
+        tags=["a;b", "b", "a;b;c", "c", "b;c", "a"] * 10,
+        empty="",
+        shop_id=[n % 30 for n in range(60)],
+    )
+    given = options(write_as(frame, tmp_path, "csv"), attributes=(), image=None)
+    readings = {one.name: one for one in column_readings(tmp_path, given)}
+    assert {name: one.kind for name, one in readings.items()} == {
+        "file": "pictures",
+        "colour": "values",
+        "kids": "values",
+        "shop": "values",
+        "price": "numbers",
+        "tags": "several values",
+        "empty": "empty",
+        "shop_id": "numbers",
+    }
+    assert readings["file"].option == "--image 'pictures/{file}.png'"
+    assert readings["shop_id"].option == "--group shop_id"
+    assert "--attribute tags --separator ';'" in command_for(tmp_path, given, list(readings.values()))
+
+
+def prepared(root: Path, frame: pd.DataFrame, out: Path, **given: object) -> Dataset:
+    prepare(
+        "table", root, out, table=options(write_as(frame, root, "csv")), image_size=32, triplets=20, epochs=1, **given
+    )  # type: ignore[arg-type]
+    return Dataset(out)
+
+
+def test_a_catalogue_is_prepared_with_names_and_notes(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    frame = make_catalogue(root)
+    dataset = prepared(root, frame.iloc[1:], tmp_path / "out")
+    assert dataset.info.attributes[0].values == ("blue", "green", "red")
+    assert dataset.info.images == {"train": 47, "valid": 6, "test": 6}
+    assert any("1 pictures below the root have no row" in note for note in dataset.info.notes)
+    unused = pd.read_parquet(tmp_path / "out" / "unused.parquet")
+    assert unused[unused["picture"]]["path"].tolist() == ["pictures/000.png"]
+    again = prepared(root, frame.iloc[1:], tmp_path / "again")
+    assert again.info.digest == dataset.info.digest
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["layout"] == "table"
+
+
+def test_missing_pictures_stop_the_job_beyond_the_limit(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    frame = make_catalogue(root)
+    for number in range(2):
+        (root / "pictures" / f"{number:03d}.png").unlink()
+    assert prepared(root, frame, tmp_path / "a").info.rejects == {"missing_image": 4}
+    for number in range(2, 9):
+        (root / "pictures" / f"{number:03d}.png").unlink()
+    with pytest.raises(TooManyRejects, match="18 of 120 annotation rows rejected"):
+        prepared(root, frame, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
