@@ -35,16 +35,15 @@ from pipeline.common.files import read_json, write_json
 from pipeline.config.schema import TrainConfig
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoint, Checkpoints, Saver
+from pipeline.training.jobs import CHECKPOINTS, DESCRIPTION, FAILED, FINISHED, OUTCOME, STOPPED
 from pipeline.training.progress import FRUITLESS_STARTS, Reporter, hears, shown
 from pipeline.training.trainer import Ending, EpochEnd, NonFiniteBatch, StepEnd, Training, WorkerContext
 
-CHECKPOINTS, OUTCOME, DESCRIPTION = "checkpoints", "outcome.json", "training.json"
-"""Names in a training's folder."""
-FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 UNLOGGED = "unlogged"
 """Key in an outcome: metrics that could not be logged, for the driver to log."""
 WARNING = "warning"
 """Key in an outcome, and tag of the run: signs of a collapse after the last epoch."""
+REMEDY = "longer training, a smaller lr or pretrained weights may help"
 LOSS_TERMS = ("triplet", "class", "proxy", "info_nce")
 Workers = tuple[int, int]
 """Smallest and largest number of workers; equal unless the group may shrink and grow."""
@@ -269,7 +268,7 @@ def _lead(training: Training, kept: Checkpoints, job: TrainJob, board: ActorHand
 
     def epoch_end(end: EpochEnd) -> None:
         if end.warning and not told:
-            told.append(f"warning: epoch {end.epoch}: {end.warning}; a smaller lr or pretrained weights may help")
+            told.append(f"warning: epoch {end.epoch}: {end.warning}; {REMEDY}")
             board.tell.remote(told[0])
 
     if job.at_epoch_end:

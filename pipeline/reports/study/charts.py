@@ -20,7 +20,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import matplotlib as pictures
 
 from pipeline.common.console import printable
-from pipeline.reports.charts import mark_single_points
 from pipeline.tuning.study import DONE, ENDED, HISTORY, METRIC, OBJECTIVES, PRUNED
 
 FEWEST = 5
@@ -170,7 +169,6 @@ def _png(plot: Callable[[], Any], name: str) -> bytes:
     for axes in figure.axes:
         if (legend := axes.get_legend()) and len(legend.texts) > LONGEST_LEGEND:
             legend.remove()
-    mark_single_points(figure)
     figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
     plt.close(figure)
     return file.getvalue()
