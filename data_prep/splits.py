@@ -14,14 +14,14 @@ ROLES = ("query", "candidate")
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of a made split; the defaults are the protocol's, 8 : 1 : 1 and 1 : 4."""
+    """Fractions of the images in a made split; the defaults are the protocol's, 8 : 1 : 1 and 1 : 4."""
 
     valid: float = 0.1
-    """Of all images."""
+    """Fraction of all images."""
     test: float = 0.1
-    """Of all images."""
+    """Fraction of all images."""
     query: float = 0.2
-    """Of the images of valid and of test; the others are candidates."""
+    """Fraction of the images of valid and of test; the others are candidates."""
 
 
 def make_split(
@@ -30,7 +30,8 @@ def make_split(
     """Return the index in SPLITS of every image.
 
     `image` and `label` are the L labels: the number of the image (0 to N-1), and that of its attribute and value, from
-    0. `group`, N non-negative integers, are never divided. Raises InputError if a split stays empty for their sake.
+    0. `group`, N non-negative integers, are never divided. Raises InputError if a split would be
+    empty.
     """
     rng = np.random.default_rng(seed)
     if group is None:
@@ -72,7 +73,7 @@ def _order(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> np
 
 
 def _evenly(n: int, share: float) -> np.ndarray:
-    """Return which of n things are taken so that their share is `share` in every stretch."""
+    """Return a mask of n items that marks a fraction `share` of them, evenly spaced."""
     return np.diff(np.floor(np.arange(n + 1) * share + 0.5 + 1e-9)) > 0
 
 

@@ -1,1 +1,1 @@
-"""What runs: command line, configuration, Ray Train, Ray Tune, MLflow, evaluation, report."""
+"""The jobs that run: command line, configuration, Ray Train, Ray Tune, MLflow, evaluation, report."""

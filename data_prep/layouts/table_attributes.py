@@ -25,7 +25,7 @@ from data_prep.layouts.table_file import INNER, Column
 from data_prep.request import TableOptions
 
 NUMBERED_VALUES = 20
-"""Whole numbers are read as names of values if there are at most so many."""
+"""Largest number of distinct integers that are read as names of values."""
 MISSING_WORDS = ("n/a", "na", "nan", "null", "none", "nil", "-", "--", "?", "unknown", "undefined", "#n/a")
 """Texts that often mean "no label"; proposed, never assumed."""
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d.*)?")
@@ -35,12 +35,12 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Definition:
-    """An attribute as it is asked for."""
+    """Definition of an attribute by the user's options or file."""
 
     name: str
     column: str
     values: Mapping[str, tuple[str, ...]] | None = None
-    """Value -> the texts that mean it; None: every text is a value."""
+    """Value -> the texts that mean it; None if every text is a value."""
     bins: Mapping[str, Any] | None = None
     """Value -> number or date that it ends before, ascending; None for no end."""
 

@@ -1,4 +1,4 @@
-"""How each column of a table would be read: the answer to a command without attributes."""
+"""Proposals how to read each column of a table; shown if a command names no attributes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_prep.request import TableOptions
 
 EXAMPLES = 4
 MANY_VALUES = 1_000
-"""More values than that are hardly an attribute's."""
+"""Largest number of values of a proposed attribute."""
 LOOKED_UP = 500
 """Number of a column's texts that are looked for among the pictures."""
 SEPARATORS = (";", "|", ",")
@@ -26,7 +26,7 @@ SEPARATORS = (";", "|", ",")
 
 @dataclass(frozen=True)
 class ColumnReading:
-    """How a column would be read."""
+    """Proposed reading of one column."""
 
     name: str
     kind: str
@@ -34,16 +34,16 @@ class ColumnReading:
     values: int
     """Number of distinct texts."""
     coverage: float
-    """Share of the rows that have a text."""
+    """Fraction of the rows that have a text."""
     examples: str
     """The most frequent texts."""
     option: str
-    """What to type to use it; empty if it is of no use."""
+    """Option that uses the column; empty if it is of no use."""
     notes: list[str] = field(default_factory=list)
 
 
 def column_readings(root: Path, options: TableOptions) -> list[ColumnReading]:
-    """Read every column of the table, and say what it is. Raises InputError."""
+    """Read every column of the table, and return how each would be read. Raises InputError."""
     assert options.table is not None
     pictures = [path for path in files_below(root) if is_picture(path)]
     with opened(options.table) as table:

@@ -1,4 +1,4 @@
-"""Reading a table whose form is found out: CSV and its relatives, JSON Lines or Parquet.
+"""Reading of a table in a form that is detected: delimited text such as CSV, JSON Lines, or Parquet.
 
 Cells are read as text, and every column as codes into its distinct texts, because a column with millions of rows has
 few of them. What is done with a text (trimming, cutting it up, looking it up) is then done once for each.
@@ -32,12 +32,12 @@ from data_prep.layouts.text_files import annotation_file
 from data_prep.storage import Storage
 
 SAMPLE = 1 << 20
-"""Bytes from which encoding and delimiter are found out."""
+"""Bytes from which encoding and delimiter are detected."""
 SAMPLED_LINES = 200
 BLOCK = 8 << 20
-"""Bytes of one step of reading."""
+"""Bytes that are read at a time."""
 ROWS = 50_000
-"""Rows of one step of reading JSON Lines or Parquet."""
+"""Rows of JSON Lines or Parquet that are read at a time."""
 DELIMITERS = (",", ";", "\t", "|")
 ENCODINGS = ("cp1252", "cp1251", "gb18030", "cp932", "big5", "cp949", "euc_jp")
 """Encodings that a table may have if it is neither UTF-8 nor UTF-16."""
@@ -86,7 +86,7 @@ class TableFile:
 
     path: Path
     source: str
-    """Its name in rejects and messages."""
+    """Name of the table in rejects and messages."""
     kind: str
     """csv, jsonl or parquet."""
     columns: tuple[str, ...]
@@ -95,7 +95,7 @@ class TableFile:
 
     @property
     def read_as(self) -> str:
-        """How it is read, in words."""
+        """Description of the form in which the table is read."""
         if self.kind != "csv":
             return {"jsonl": "JSON Lines", "parquet": "Parquet"}[self.kind]
         name = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}[self.delimiter]
@@ -135,7 +135,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def opened(where: str | Path) -> Iterator[TableFile]:
-    """Look at a table in a local file or at a URI. Raises InputError if it is none."""
+    """Detect the form of a table in a local file or at a URI. Raises InputError if there is no table."""
     storage = Storage(where)
     if storage.local:
         path = storage.local
@@ -183,7 +183,7 @@ def _distinct(names: Sequence[str], name: str) -> tuple[str, ...]:
 
 
 def _encoding(path: Path, start: bytes) -> str:
-    """Return the encoding: of the byte order mark, else UTF-8 if the whole file is, else the likeliest one."""
+    """Return the encoding: of the byte order mark, else UTF-8 if the file can be decoded so, else the likeliest one."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     pairs = np.frombuffer(start[: len(start) // 2 * 2], np.uint8).reshape(-1, 2)

@@ -19,9 +19,9 @@ INTERVAL, PATIENCE = 1.0, 30.0
 def orphans_removed() -> Iterator[None]:
     """Remove placement groups of this job whose creating actor is dead, while the block runs and at its end.
 
-    The process of a stopped trial takes the controller of its workers along, possibly just after that has requested a
-    new group. Ray keeps such a group until the job ends, and Ray Train's own cleaner fails where two clusters share a
-    host.
+    When the process of a stopped trial ends, the controller of its workers ends too, possibly just after it has
+    requested a new group. Ray keeps such a group until the job ends, and Ray Train's own cleaner fails where two
+    clusters share a host.
     """
     over, before = threading.Event(), {group.placement_group_id for group in _groups_of_actors()}
     patience = PATIENCE

@@ -32,9 +32,9 @@ def cpus_for(workers: int, option: str = "--workers") -> int:
         limits = [gpu * workers_per_gpu for gpu in gpus]
     else:
         limits = [workers] * len(cpus)
-    for share in range(max(cpus), 0, -1):
-        if sum(min(cpu // share, limit) for cpu, limit in zip(cpus, limits, strict=True)) >= workers:
-            return share
+    for cpus_each in range(max(cpus), 0, -1):
+        if sum(min(cpu // cpus_each, limit) for cpu, limit in zip(cpus, limits, strict=True)) >= workers:
+            return cpus_each
     raise InputError(f"{option} {workers}: the nodes with GPUs have too few CPUs, and each needs one there")
 
 

@@ -2,7 +2,7 @@
 
 The published recipes (paper, section IV; the published code where the paper is silent) are Adam at 1e-4, times 0.9
 every 3 epochs, batches of 16 triplets, margin 0.2, images of 224 pixels, a ResNet-50 that starts from ImageNet's
-weights. 100,000 triplets are drawn for every epoch: prepare with `--epochs 50`, or training goes round fewer.
+weights. 100,000 triplets are drawn for every epoch: prepare with `--epochs 50`, or training repeats fewer epochs.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings, and what they are for."""
+    """Settings with a description."""
 
     about: str
-    """What it is, what it needs, and the score to expect."""
+    """Description: the recipe, its requirements and the expected score."""
     settings: dict[str, Any]
 
 

@@ -15,7 +15,7 @@ from pipeline.config.presets import find_preset
 
 
 class TrainConfig(BaseModel):
-    """One training, from the backbone to the seed. Defaults are the paper's recipe, but for `weights`.
+    """Settings of one training. Defaults are the paper's recipe, except for `weights`.
 
     None stands for a default that depends on the model, the dataset, the device or the number of workers.
     """
@@ -25,7 +25,7 @@ class TrainConfig(BaseModel):
     )
 
     model: Literal["agman", "csn", "asenet", "asenet_v2", "attnfashion", "isln"] = "agman"
-    """Which model of agman.build."""
+    """Name of the model (agman.build)."""
     backbone: str = "resnet50"
     """Convolutional network under the model: a ResNet as in the papers, or another of torchvision's."""
     weights: str | None = None
@@ -69,16 +69,16 @@ class TrainConfig(BaseModel):
     lr: float = Field(default=1e-4, gt=0)
     """Adam's learning rate."""
     lr_decay: float = Field(default=0.9, gt=0, le=1)
-    """Factor on the learning rate ..."""
+    """Factor on the learning rate after every lr_decay_epochs epochs."""
     lr_decay_epochs: int = Field(default=3, ge=1)
-    """... after every so many epochs."""
+    """Epochs between two changes of the learning rate by lr_decay."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Bound on the L2 norm of the gradient of the global batch; none: not clipped, as in the paper."""
     micro_batches: int | None = Field(default=None, ge=1)
     """Equal micro-batches of a global batch; a worker computes its own one after the other (gradient accumulation).
     The same number gives the same weights on any number of workers. None: one for each worker."""
     batch_norm: Literal["per_micro_batch", "sync"] = "per_micro_batch"
-    """Statistics of each micro-batch (anchors, positives and negatives together), or of the whole global batch (sync;
+    """Statistics of each micro-batch (anchors, positives and negatives together), or of the global batch (sync;
     GPUs only)."""
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better validation score after which training stops early; none: train all epochs."""
@@ -87,9 +87,9 @@ class TrainConfig(BaseModel):
     compile: bool | None = None
     """torch.compile of the model's training pass; none: false on CPUs (measured slower) and GPUs (not measured)."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of a worker; none: its part of the CPUs. Other numbers round differently."""
+    """CPU threads of a worker; none: as many as it has CPUs. Other numbers round differently."""
     prefetch: int = Field(default=2, ge=0)
-    """Batches that are decoded ahead while a step computes."""
+    """Batches that are decoded in advance while a step computes."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps that a killed training repeats at most. Every epoch ends with a checkpoint as well."""
     keep_best: int = Field(default=2, ge=1)

@@ -11,7 +11,7 @@ from agman.attention_score import attention_mass, pointing_hits
 from data_prep.dataset import Dataset, ImageStore
 
 MEASURED = 512
-"""Most pairs that are measured, because each costs another pass of the backbone."""
+"""Largest number of pairs that are measured: each costs another pass of the backbone."""
 CORNERS = ["x0", "y0", "x1", "y1"]
 METRICS = ("mass", "hits", "area")
 
@@ -64,13 +64,13 @@ def attention_metrics(measured: pd.DataFrame, names: list[str]) -> dict[str, flo
 
 def visible(pairs: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     """Return the pairs whose attribute can be seen (any value but "Invisible"), queries first."""
-    hidden = {
+    invisible = {
         (a, v)
         for a, attribute in enumerate(dataset.info.attributes)
         for v, value in enumerate(attribute.values)
         if value == "Invisible"
     }
-    seen = [pair not in hidden for pair in zip(pairs["attribute"], pairs["value"], strict=True)]
+    seen = [pair not in invisible for pair in zip(pairs["attribute"], pairs["value"], strict=True)]
     return pairs[np.array(seen, bool)].sort_values("role", ascending=False, kind="stable")
 
 

@@ -1,4 +1,4 @@
-"""Chance beside a score: whether a model is better than a random ranking, beyond noise."""
+"""Comparison of a score with chance: whether a model is better than a random ranking, beyond noise."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evidence:
-    """How far a score lies above chance."""
+    """Difference between a score and chance, with its interval."""
 
     metric: str
     count: int
@@ -56,7 +56,7 @@ class Evidence:
 
     @property
     def doubt(self) -> str:
-        """Why this does not show that the model beats chance; empty if it does."""
+        """Reason why this does not show that the model beats chance; empty if it does."""
         said = f"{self.metric} {100 * self.score:.2f}, chance {100 * self.chance:.2f}"
         if self.count < FEWEST:
             what = "queries" if self.metric == "MAP" else "triplets"

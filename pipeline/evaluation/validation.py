@@ -29,7 +29,7 @@ def score_name(dataset: Dataset) -> str | None:
 
 
 class Validation:
-    """One worker's part of the validation images, and the score over all workers' embeddings together."""
+    """Validation on several workers: each embeds some of the images, and rank 0 scores all embeddings."""
 
     def __init__(self, dataset: Dataset, image_size: int, rank: int, workers: int, device: str, threads: int):
         self.rank, self.workers, self.device = rank, workers, device
@@ -55,7 +55,7 @@ class Validation:
         embeddings = self._embedded(model, precision)
         found = [self._scored(embeddings) | self._spread(embeddings) if self.rank == 0 else None]
         if self.workers > 1:
-            dist.broadcast_object_list(found)  # from one worker, so that rounding cannot stop them at different epochs
+            dist.broadcast_object_list(found)  # from rank 0: other rounding could stop workers at other epochs
         assert found[0] is not None
         return found[0]
 
@@ -84,13 +84,13 @@ class Validation:
             device=self.device,
             precision=precision,
         )
-        parts: list[Any] = [(self.rows, mine)]
+        gathered: list[Any] = [(self.rows, mine)]
         if self.workers > 1:
-            parts = [None] * self.workers
-            dist.all_gather_object(parts, (self.rows, mine))
+            gathered = [None] * self.workers
+            dist.all_gather_object(gathered, (self.rows, mine))
         embeddings = torch.empty(len(self.image_ids), mine.shape[1])
-        for rows, part in parts:
-            embeddings[torch.from_numpy(rows)] = part
+        for rows, embedded in gathered:
+            embeddings[torch.from_numpy(rows)] = embedded
         return embeddings
 
 

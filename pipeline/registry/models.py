@@ -58,7 +58,7 @@ class Registered:
     version: int
     alias: str
     note: str = ""
-    """What a user would not expect: the version was there before, or it did not become champion."""
+    """Note for the user if the version existed before, or did not become champion; else empty."""
 
 
 def register(
@@ -76,7 +76,7 @@ def register(
         run: run that trained the model.
         alias: alias of the version, unless it is the champion; by default champion if there is none and there is no
             doubt, otherwise challenger.
-        doubt: why nothing shows that the model beats chance; it becomes a tag of the version.
+        doubt: reason why nothing shows that the model beats chance; it becomes a tag of the version.
         tags: other tags of the version.
     """
     client = connect()
@@ -164,7 +164,7 @@ def _create_version(
 
 
 def _try(step: Callable[..., object], *arguments: Any) -> None:
-    """Undo a step if possible; the user has to see the error that made it necessary."""
+    """Call an undo step and ignore its errors: the user has to see the error that made it necessary."""
     with suppress(Exception):
         step(*arguments)
 

@@ -24,7 +24,7 @@ from data_prep.pictures import MAX_BYTES
 from pipeline.inference.embedder import BATCH, Embedder, PictureError
 
 
-class RetrievalModel(PythonModel):
+class EmbeddingModel(PythonModel):
     """A model that embeds images under attributes.
 
     Columns of the input: `image`, an image file's bytes or their base64; `attribute`, one name or a list of names. If
@@ -100,4 +100,4 @@ def _bytes(row: int, value: Any) -> bytes:
         raise PictureError(f"row {row}: image is text, but not base64 ({error})") from error
 
 
-mlflow.models.set_model(RetrievalModel())
+mlflow.models.set_model(EmbeddingModel())

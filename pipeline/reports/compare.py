@@ -24,8 +24,8 @@ DASHES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
-class Page:
-    """All that the template shows."""
+class ComparisonPage:
+    """Content of the template."""
 
     dataset: str
     digest: str
@@ -104,7 +104,7 @@ def _trainings(comparison: Comparison) -> pd.DataFrame:
 
 def _write_page(comparison: Comparison, out: Path) -> None:
     header, rows = comparison_table(comparison)
-    page = Page(
+    page = ComparisonPage(
         dataset=comparison.dataset,
         digest=comparison.digest,
         drawn=comparison.drawn,

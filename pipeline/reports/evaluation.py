@@ -1,4 +1,4 @@
-"""An evaluation as tables on the terminal: as the papers print them, with published figures beside, and in detail."""
+"""An evaluation as tables on the terminal: as the papers print them, beside published results, and in detail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AVERAGE_PRECISION = {"map": "MAP", "map_answerable": "MAP*", "chance": "chance",
 def show_evaluation(evaluation: Evaluation) -> None:
     """Show the tables of the papers, then the details.
 
-    Published figures stand in the model's tables if they are of the same split, else in a table of their own.
+    Published results are in the model's tables if they are of the same split, otherwise in a separate table.
     """
     if evaluation.results:
         _show_map(evaluation)

@@ -1,4 +1,4 @@
-"""From a configuration to a model and its objective: defaults filled in, and what is impossible refused."""
+"""Building of a model and its objective from a configuration: fills in defaults, refuses impossible settings."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def steps_per_epoch(dataset: Dataset, config: TrainConfig, micro_batches: int) -
 def resolved(config: TrainConfig, device: str | None = None, workers: int = 1, threads: int = 1) -> TrainConfig:
     """Return `config` with every None that stands for a default replaced by it.
 
-    Defaults are the model's own; the device's, as measured (docs/training.md has the table; None: any device); and
+    Defaults are the model's own; the device's, as measured (docs/training.md has the table; None for any one); and
     those that follow from the number of workers and of CPU threads for each. Raises InputError for an unknown model,
     and for settings that exclude each other or the device.
     """

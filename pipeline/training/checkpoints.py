@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 MARKER = "checkpoint.json"
 """File that is written last: a folder without it is no checkpoint."""
 FOLDER = re.compile(rf"(?:step-(\d{{8,}})-[0-9a-f]{{8}}|\.step-(\d{{8,}})-[0-9a-f.]+{re.escape(BEING_WRITTEN)})")
-"""Name of a checkpoint's folder, or of a local one that is being written. No other folder is ever removed."""
+"""Name of a checkpoint's folder, or of a local one that is being written. Other folders are never removed."""
 FULL_IN_RUST = re.compile(r"\(os error (28|122)\)")
 """Text by which safetensors, whose errors are no OSErrors, reports a full disk or quota."""
 
 
 LISTINGS = 10
-"""Listings of a folder at most. A listing takes time: it may show neither a new checkpoint nor the one that this
-replaces. So it is repeated until two agree, which an upload may prevent as long as it lasts."""
+"""Largest number of listings of a folder. Checkpoints that change during a listing may be missing from it, the new one
+and the one that it replaces. So a listing is repeated until two agree, which a long upload may prevent."""
 
 
 class Snapshot(Protocol):
@@ -119,7 +119,7 @@ class Checkpoints:
         return next(iter(_ranked(self.complete())), None)
 
     def add(self, snapshot: Snapshot) -> Checkpoint:
-        """Write a checkpoint, and remove those that are no longer wanted. Return when it is complete.
+        """Write a checkpoint, and remove those that are no longer needed; returns when it is complete.
 
         A local one is forced to the disk, so that it survives a loss of power. Raises what the snapshot's `write`
         raises, StorageError (also for a full disk) or OSError; the older checkpoints are then unchanged.
@@ -238,8 +238,8 @@ class Saver:
     nothing waits to be written again: snapshots may share one set of buffers.
 
     A write that fails is reported and tried again at the next step at which one is due: an epoch's end itself, for
-    its metrics and score, until the next epoch's end; otherwise with a new snapshot. The error is raised when the
-    bound leaves no room for another try: at least two writes in a row have failed, the last of them at this step.
+    its metrics and score, until the next epoch's end; otherwise with a new snapshot. The error is raised when no
+    other try fits within `every` steps: at least two writes in a row have failed, the last of them at this step.
 
     `done` is called in the background thread after each complete checkpoint, in their order. The next call of a
     method raises what it raised.
@@ -274,7 +274,7 @@ class Saver:
 
     @property
     def durable(self) -> int:
-        """Return the newest step of which this training has a complete checkpoint."""
+        """Newest step of which this training has a complete checkpoint."""
         return self._durable
 
     def after_step(self, step: int, take: Callable[[], Snapshot]) -> None:

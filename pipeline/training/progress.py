@@ -97,7 +97,7 @@ class ProgressBoard:
         self.results.pop(0)
 
     def look(self) -> tuple[int, str, list[str]]:
-        """Return the latest step and note, and the news since the last call."""
+        """Return the latest step and note, and the messages about restarts since the last call."""
         news, self.news = self.news, []
         return (*self.latest, news)
 

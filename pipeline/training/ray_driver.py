@@ -35,19 +35,18 @@ from pipeline.common.files import read_json, write_json
 from pipeline.config.schema import TrainConfig
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoint, Checkpoints, Saver
+from pipeline.training.jobs import CHECKPOINTS, DESCRIPTION, FAILED, FINISHED, OUTCOME, STOPPED
 from pipeline.training.progress import FRUITLESS_STARTS, Reporter, hears, shown
 from pipeline.training.trainer import Ending, EpochEnd, NonFiniteBatch, StepEnd, Training, WorkerContext
 
-CHECKPOINTS, OUTCOME, DESCRIPTION = "checkpoints", "outcome.json", "training.json"
-"""Names in a training's folder."""
-FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 UNLOGGED = "unlogged"
 """Key in an outcome: metrics that could not be logged, for the driver to log."""
 WARNING = "warning"
 """Key in an outcome, and tag of the run: signs of a collapse after the last epoch."""
+REMEDY = "longer training, a smaller lr or pretrained weights may help"
 LOSS_TERMS = ("triplet", "class", "proxy", "info_nce")
 Workers = tuple[int, int]
-"""Least and largest number of workers; equal unless the group may shrink and grow."""
+"""Smallest and largest number of workers; equal unless the group may shrink and grow."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class TrainJob:
     steps: int
     """Number of steps of the complete training."""
     at_epoch_end: Callable[[Training, dict[str, float]], dict[str, Any]] | None = None
-    """For a trial of a study: makes the result of an epoch from its metrics. Rank 0 reports it and waits until the
-    driver has dealt with it. The driver logs such a training."""
+    """Function that makes an epoch's result from its metrics, only for a trial of a study. Rank 0 reports the result
+    and waits until the driver has dealt with it; the driver logs the trial's metrics."""
 
 
 class StoppedWithoutWorkers(Exception):
@@ -269,7 +268,7 @@ def _lead(training: Training, kept: Checkpoints, job: TrainJob, board: ActorHand
 
     def epoch_end(end: EpochEnd) -> None:
         if end.warning and not told:
-            told.append(f"warning: epoch {end.epoch}: {end.warning}; a smaller lr or pretrained weights may help")
+            told.append(f"warning: epoch {end.epoch}: {end.warning}; {REMEDY}")
             board.tell.remote(told[0])
 
     if job.at_epoch_end:
@@ -303,12 +302,12 @@ def _lead_logged(training: Training, kept: Checkpoints, job: TrainJob, **run: An
         log.send(until=checkpoint.step)
 
     with tracking.system_metrics(job.run):
-        log.send()  # what the checkpoint carries; the run takes none twice
+        log.send()  # points that the checkpoint holds; those that the run has already are skipped
         saver = Saver(kept, job.config.checkpoint_every, complete, start=training.step)
         try:
             ending = training.run(saver=saver, **run)
         except NonFiniteBatch:
-            log.send()  # how it came to that
+            log.send()  # the points up to this step, for whoever looks for the cause
             with suppress(Exception):  # what is being written may still become a checkpoint
                 saver.finish()
             raise
@@ -337,7 +336,7 @@ def _agreed(worker: WorkerContext, decide: Callable[[], Any]) -> Any:
 
 
 def _note(end: StepEnd, epochs: int) -> str:
-    """Return the text behind the progress bar."""
+    """Return the text after the progress bar."""
     parts = [f"epoch {end.epoch}/{epochs}", f"loss {end.result.loss:.4f}"]
     parts += [f"{name} {value:.4f}" for name in LOSS_TERMS if (value := getattr(end.result, f"loss_{name}"))]
     if end.score is not None:

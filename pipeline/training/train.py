@@ -19,7 +19,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.cluster.orphans import orphans_removed
 from pipeline.cluster.resources import cpus_for_elastic, gpus_for
-from pipeline.common.console import say
+from pipeline.common.console import counted, say
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
 from pipeline.common.lock import locked
@@ -128,7 +128,8 @@ def train(
         if outcome["state"] != FINISHED:
             raise JobFailed(f"training failed: {outcome['message']}; what is saved is in {path}")
         if outcome["epoch"] < config.epochs:
-            say(f"stopped early: no better {score_name(dataset)} in {config.patience} epochs up to {outcome['epoch']}")
+            patience = counted(config.patience or 0, "epoch")
+            say(f"stopped early: no better {score_name(dataset)} in {patience} up to epoch {outcome['epoch']}")
         best = kept.best() or kept.latest()
         assert best is not None, "a finished training has saved its last epoch"
         registered = None

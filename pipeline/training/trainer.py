@@ -1,4 +1,4 @@
-"""A training: what it consists of, its epochs in this process, its state. Knows nothing of Ray and MLflow.
+"""A training: its objects, its epochs in this process, and its state. Imports neither Ray nor MLflow.
 
 Ray Train runs it in every worker, Ray Tune in a trial's own process, a test in a plain one.
 """
@@ -90,7 +90,7 @@ class NonFiniteBatch(NonFiniteLoss):
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class TrainingSnapshot:
     """A training's state at one step, in memory; `write` makes a folder of it (see pipeline.training.checkpoints)."""
 
     step: int
@@ -103,7 +103,7 @@ class Snapshot:
     state: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write the model, loadable by itself, and what else a resumed training needs."""
+        """Write the model, loadable by itself, and the rest of the state that a resumed training needs."""
         torch.save(self.state, folder / STATE_FILE)
         write_model(folder, self.model, self.build, self.description)
 
@@ -266,7 +266,7 @@ class Training:
         lasting = before or self.ended  # random weights begin alike: one epoch says little
         return EpochEnd(self.epoch, self.step, metrics, self.signs if lasting else "")
 
-    def snapshot(self, end: EpochEnd | None = None) -> Snapshot:
+    def snapshot(self, end: EpochEnd | None = None) -> TrainingSnapshot:
         """Return the present state; `end` if this is an epoch's end. The next snapshot reuses this one's memory."""
         metrics = end.metrics if end else {}
         info = self.dataset.info
@@ -302,7 +302,9 @@ class Training:
             for key, tensor in self.model.state_dict().items()
         }
         score = metrics.get(score_name(self.dataset) or "")
-        return Snapshot(self.step, self.epoch, metrics, score, model, dict(self.model.config), description, state)
+        return TrainingSnapshot(
+            self.step, self.epoch, metrics, score, model, dict(self.model.config), description, state
+        )
 
     def load(self, folder: Path) -> None:
         """Continue from a snapshot of the same training."""
@@ -345,12 +347,12 @@ class Training:
             seed=self.config.seed,
             epoch=epoch,
             start=self.step_in_epoch,
-            **self._part,
+            **self._division,
         )
 
     @property
-    def _part(self) -> dict[str, int]:
-        """This worker's part of every batch. Synchronised batch norm has one micro-batch on each worker."""
+    def _division(self) -> dict[str, int]:
+        """Arguments of plan_epoch and rows_of_worker. By default each worker has one micro-batch."""
         workers = self.worker.workers
         return {"rank": self.worker.rank, "workers": workers, "micro_batches": self.config.micro_batches or workers}
 
@@ -360,7 +362,7 @@ class Training:
         needed = [np.empty(0, np.int64)]
         for epoch in {epoch % prepared for epoch in range(self.epoch, self.config.epochs)}:
             triplets = self._triplets(epoch)
-            rows = rows_of_worker(len(triplets), self.config.batch_size, **self._part)
+            rows = rows_of_worker(len(triplets), self.config.batch_size, **self._division)
             needed += [np.unique(ids[rows]) for ids in (triplets.anchor, triplets.positive, triplets.negative)]
         return np.unique(np.concatenate(needed))
 

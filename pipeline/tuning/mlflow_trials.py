@@ -30,7 +30,7 @@ PAUSE = 30.0
 
 @dataclass
 class _Pending:
-    """Parts of a trial that are not in the store yet."""
+    """Data of a trial that are not in the store yet."""
 
     begun: Trial | None = None
     points: tracking.Points = field(default_factory=list)

@@ -25,12 +25,12 @@ from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, StudyRecord, Tri
 from pipeline.tuning.trainable import CHECKPOINTS, TrialJob, run_trial, worker_of
 
 MAX_KILLS = 3
-"""Number of times that a trial whose process was killed goes on from its checkpoint; one more, and it has failed."""
+"""Number of times that a trial whose process was killed continues from its checkpoint; the next kill fails it."""
 REDUCTION_FACTOR = 2
 """ASHA keeps the better half of the trials at each rung."""
 
 Watch = Callable[[], None]
-"""Callback after everything that happens to a trial."""
+"""Callback after every event of a trial."""
 
 
 def run_trials(
@@ -113,7 +113,7 @@ class _Asha(ASHAScheduler):
     """ASHA that knows trials by their number in the study; Ray's own ids are new in every session."""
 
     def recall(self, number: int, result: dict[str, Any]) -> None:
-        """Take in what a trial reported to an earlier driver."""
+        """Pass on a result that a trial reported to an earlier driver."""
         trial: Any = SimpleNamespace(config={"trial": number})
         self.on_trial_add(None, trial)
         self.on_trial_result(None, trial, result)

@@ -195,7 +195,7 @@ def _check_start(
 
 
 def _describe(error: BaseException) -> str:
-    """Return one line with the error and its place in the user's files."""
+    """Return one line with the error and its location in the user's files."""
     said = str(error).strip().splitlines()
     ours = (__file__, "<frozen", str(Path(optuna.__file__).parent))
     user_frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]

@@ -142,7 +142,7 @@ class StudyRecord:
         return self[asked.number]
 
     def _define(self, asked: optuna.Trial) -> None:
-        """Have the space suggest the trial's values. Raises JobFailed if the space fails, and so has the trial."""
+        """Have the space suggest the trial's values. If the space fails, fails the trial and raises JobFailed."""
         self._asked[asked.number] = asked
         try:
             self.space.define(asked)

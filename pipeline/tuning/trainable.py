@@ -1,4 +1,4 @@
-"""What a trial of a study runs, in a process that Ray Tune keeps for the next trial.
+"""The training of one trial of a study, in a process that Ray Tune keeps for the next trial.
 
 The process imports this before its first epoch, so a trial of one worker imports neither MLflow nor Optuna.
 """
@@ -22,6 +22,7 @@ from ray import tune as ray_tune
 
 from data_prep.dataset import Dataset
 from data_prep.storage import Storage
+from pipeline.common.console import counted
 from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.evaluation.validation import METRIC
@@ -141,7 +142,8 @@ def result_of(training: Training, metrics: dict[str, float], against: str | None
         return result
     config = training.config
     full = training.epoch >= config.epochs
-    result["ended"] = f"all {config.epochs} epochs" if full else f"no better MAP in {config.patience} epochs"
+    patience = counted(config.patience or 0, "epoch")
+    result["ended"] = f"all of {counted(config.epochs, 'epoch')}" if full else f"no better MAP in {patience}"
     if against == "embedding_dim":
         result[against] = training.model.embedding_dim
     elif against == "latency_ms":

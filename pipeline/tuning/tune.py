@@ -36,7 +36,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.cluster.orphans import orphans_removed
 from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for
-from pipeline.common.console import bar_of, say, say_above
+from pipeline.common.console import bar_of, counted, say, say_above
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
 from pipeline.common.lock import locked
@@ -49,6 +49,7 @@ from pipeline.registry import models as registry
 from pipeline.registry.loading import load
 from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, resolved
+from pipeline.training.jobs import SEARCH
 from pipeline.training.train import train
 from pipeline.tuning.mlflow_trials import MlflowTrials
 from pipeline.tuning.ray_tune import run_trials, tidy
@@ -59,7 +60,7 @@ from pipeline.tuning.trainable import TrialJob
 WriteReport = Callable[[optuna.Study, Path, dict[str, str]], object]
 """Writer of a report on the study to a folder; the dictionary has facts to show on its page."""
 
-DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
+DESCRIPTION, STUDY, REPORT, FINAL = SEARCH, "study.db", "report", "final"
 """Names in a study's folder."""
 GO_ON = "the same command with --resume goes on"
 FRUITLESS_ROUNDS = 3
@@ -398,7 +399,7 @@ def _final(
         if str(seed) in done:
             continue
         full = make_config(config.model_dump() | best.setting | {"seed": seed})
-        say(f"trial {best.number}'s setting, all {config.epochs} epochs, seed {seed}")
+        say(f"trial {best.number}'s setting, {counted(config.epochs, 'epoch')}, seed {seed}")
         name = f"trial-{best.number}-{config.epochs}-epochs-seed-{seed}"
         try:
             trained = train(dataset, full, workers=workers, storage=str(folder / FINAL), name=name, parent=parent)

@@ -107,11 +107,11 @@ def test_files_and_variables_are_sent_with_the_command(head: str, tmp_path: Path
 
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: str, tmp_path: Path) -> None:
     many = ("--images", 200_000, "--size", 32)
-    process = start("--address", head, "--", "sample", "fashionai", "--out", tmp_path / "long", *many)
-    job = next(found[1] for line in process.stderr if (found := re.search(r"job (\w+) at", line)))
-    process.send_signal(signal.SIGINT)
-    said = process.stderr.read()
-    assert process.wait(30) == 130, said
+    with start("--address", head, "--", "sample", "fashionai", "--out", tmp_path / "long", *many) as process:
+        job = next(found[1] for line in process.stderr if (found := re.search(r"job (\w+) at", line)))
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(30) == 130, said
     found = re.search(r"the job continues; `ray job stop (\w+) --address (\S+)` stops it", said)
     assert found and found.groups() == (job, head)
     deadline = time.monotonic() + 60

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from ray.exceptions import OutOfMemoryError
 from ray.util import placement_group_table
 from support.commands import agman_exit_code
 
@@ -22,8 +23,9 @@ from pipeline.cli.tune import show_study
 from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.reports.study.page import write_study_report
+from pipeline.tuning.ray_tune import MAX_KILLS, _Suggester
 from pipeline.tuning.spaces import Space, find_space
-from pipeline.tuning.tune import StudyResult, tune
+from pipeline.tuning.tune import FRUITLESS_ROUNDS, StudyResult, tune
 
 CONFIG = make_config(
     {
@@ -211,6 +213,49 @@ def test_a_study_whose_every_trial_fails_says_why(ray_started: None, store: Path
     assert (store / "runs" / "all-fail" / "report" / "report.html").is_file()
     left = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
     assert not left
+
+
+def test_ray_tune_that_gives_up_again_and_again_ends_the_study(
+    ray_started: None,
+    store: Path,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def give_up(*arguments: object) -> int:
+        raise RuntimeError("no nodes")
+
+    monkeypatch.setattr("pipeline.tuning.tune.run_trials", give_up)
+    with pytest.raises(JobFailed, match=r"no trial ends any more on Ray Tune; .*--resume"):
+        tune(dataset, CONFIG, space=find_space("margins"), trials=2, storage=store / "runs", name="given-up")
+    assert capsys.readouterr().err.count("Ray Tune gave up: no nodes") == FRUITLESS_ROUNDS
+
+
+def test_a_trial_killed_for_memory_continues_until_it_was_killed_too_often(
+    ray_started: None,
+    store: Path,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ray's memory monitor reports its kill by an error of the whole experiment, which names the Ray worker."""
+
+    def fit(tuner: Any) -> None:
+        (suggester,) = created
+        suggester.suggest("a")
+        raise RuntimeError("the experiment failed") from OutOfMemoryError("worker ff00 was killed")
+
+    def suggester_of(*arguments: Any) -> Any:
+        created[:] = [_Suggester(*arguments)]
+        return created[0]
+
+    created: list[Any] = []
+    monkeypatch.setattr("pipeline.tuning.ray_tune._Suggester", suggester_of)
+    monkeypatch.setattr("ray.tune.Tuner.fit", fit)
+    monkeypatch.setattr("pipeline.tuning.ray_tune.worker_of", lambda job, number: "ff00")
+    with pytest.raises(JobFailed, match=rf"all 1 trials failed.* was killed {MAX_KILLS + 1} times by Ray's memory"):
+        tune(dataset, CONFIG, space=find_space("margins"), trials=1, storage=store / "runs", name="memory")
+    assert capsys.readouterr().err.count("trial 0: its process was killed by Ray's memory monitor") == MAX_KILLS
 
 
 def test_a_study_against_the_width_has_a_front(ray_started: None, store: Path, dataset: Dataset) -> None:

@@ -22,7 +22,7 @@ NAMED = 5
 """Number of values that are named of the head and of the tail."""
 WIDTH, ROW, MARGIN = 4.4, 0.25, 0.45  # inches
 DOTS = (3.6, 2.2)
-"""Sizes of the dots of the other splits: two dots in the same place are both visible."""
+"""Sizes of the dots of the other splits: two dots at the same point are both visible."""
 LOWEST = 0.7
 """Bottom of the logarithmic scale: 1 is above it, 0 is not shown."""
 

@@ -23,7 +23,7 @@ SIDE = 132
 GROUPS = 4
 """Maximum number of row groups (of about 1,000 images) to read; images are packed in shuffled order."""
 OUTSIDE = 0.7
-"""Opacity of the grey over the parts that the model's square crop leaves out."""
+"""Opacity of the grey over the margins that the model's square crop leaves out."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _of_triplets(triplets: pd.DataFrame, pictures: Collection[int]) -> list[tupl
 
 
 def _marked(data: bytes) -> np.ndarray:
-    """Return the packed image, made small, uint8 H×W×3, with grey over the parts outside the model's square crop."""
+    """Return the packed image, made small, uint8 H×W×3, with grey over the margins outside the model's square crop."""
     with Image.open(io.BytesIO(data)) as opened:
         image = opened.convert("RGB")
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

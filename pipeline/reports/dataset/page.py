@@ -17,7 +17,7 @@ from pipeline.reports.html import render
 
 @dataclass(frozen=True)
 class PrepSummary:
-    """Figures of a prepared dataset, for the page and for the terminal."""
+    """Counts and expectations of a prepared dataset, for the page and for the terminal."""
 
     contents: Contents
     expected: dict[str, Expectations]
@@ -27,7 +27,7 @@ class PrepSummary:
 
 
 @dataclass(frozen=True)
-class _Page:
+class _DatasetPage:
     """Content of the template."""
 
     contents: Contents
@@ -45,14 +45,14 @@ class _Page:
 
 
 def write_prep_report(dataset: Dataset) -> PrepSummary:
-    """Write one self-contained HTML page on `dataset` beside its tables, and return the figures.
+    """Write one self-contained HTML page on `dataset` beside its tables, and return its summary.
 
     The same dataset gives the same page. At most a few thousand images are read.
     """
     counted = contents(dataset)
     found = {split: expectations(dataset, split) for split in SPLITS[1:]}
     expected = {split: of_split for split, of_split in found.items() if of_split}
-    page = _Page(
+    page = _DatasetPage(
         contents=counted,
         expected=expected,
         drawn=dataset.drawn,

@@ -1,4 +1,4 @@
-"""Attention section of the report: maps over images, and the share of the attention in the true regions."""
+"""Attention section of the report: maps over images, and the fraction of the attention in the true regions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIDE = 208
 
 @dataclass(frozen=True)
 class Box:
-    """A true region in fractions of the image, and the share of the attention inside it."""
+    """A true region in fractions of the image, and the fraction of the attention inside it."""
 
     x0: float
     y0: float
@@ -36,7 +36,7 @@ class Box:
 
     @property
     def area(self) -> float:
-        """Share of the image that the region covers."""
+        """Fraction of the image that the region covers."""
         return (self.x1 - self.x0) * (self.y1 - self.y0)
 
 
@@ -54,11 +54,11 @@ class View:
 
 @dataclass(frozen=True)
 class Inside:
-    """Means over the measured pairs: attention inside the true region, and the region's share of the image."""
+    """Means over the measured pairs: attention inside the true region, and the region's fraction of the image."""
 
     share: float
     hits: float
-    """Share of the pairs whose map has its maximum inside the region."""
+    """Fraction of the pairs whose map has its maximum inside the region."""
     area: float
     pairs: int
 
@@ -146,6 +146,6 @@ def _view(row: pd.Series, cells: torch.Tensor, values: Sequence[str], pictures: 
 
 
 def _boxes(pairs: pd.DataFrame, maps_khw: torch.Tensor) -> list[Box]:
-    """Return the true regions of the pairs; drawn images are square, so the model's crop is the whole image."""
+    """Return the true regions of the pairs; drawn images are square, so the model's crop is the full image."""
     corners, shares = pairs[CORNERS].to_numpy(float).tolist(), measure(maps_khw, pairs)["mass"]
     return [Box(x0, y0, x1, y1, share) for (x0, y0, x1, y1), share in zip(corners, shares, strict=True)]

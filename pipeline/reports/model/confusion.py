@@ -31,20 +31,20 @@ class Mistake:
     asked: str
     found: str
     share: float
-    """Share of the found value among the first candidates of the asked value's queries."""
+    """Fraction of the found value among the first candidates of the asked value's queries."""
     expected: float
-    """Share of the found value among all candidates, which a random ranking would show."""
+    """Fraction of the found value among all candidates, which a random ranking would show."""
     queries: int
 
 
 @dataclass(frozen=True)
-class Row:
+class ConfusionRow:
     """A row of the matrix: the queries of one value."""
 
     asked: str
     queries: int
     cells: list[tuple[float, bool]]
-    """Share of each found value, and whether it is the asked value."""
+    """Fraction of each found value, and whether it is the asked value."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Confusion:
     k: int
     found: list[str]
     """Values of the columns; empty without a matrix."""
-    rows: list[Row]
+    rows: list[ConfusionRow]
     expected: list[float]
-    """Share of each column's value among all candidates."""
+    """Fraction of each column's value among all candidates."""
     mistakes: list[Mistake]
     """Largest confusions, counted in candidates, first."""
     values: int
@@ -77,7 +77,7 @@ def confusions(evaluation: Evaluation, dataset: Dataset) -> list[Confusion]:
 
 
 def shares(query_values: np.ndarray, neighbour_values_qk: np.ndarray, n_values: int) -> np.ndarray:
-    """Return the share of the k neighbours of value v's queries that have value w, as float64 V×V [v, w].
+    """Return the fraction of the k neighbours of value v's queries that have value w, as float64 V×V [v, w].
 
     A row sums to 1; it is NaN for a value without queries.
     """
@@ -103,7 +103,9 @@ def _confusion(
         k=neighbours_qk.shape[1],
         found=[attribute.values[w] for w in found],
         rows=[
-            Row(attribute.values[v], int(queries_v[v]), [(float(shares_vw[v, w]), bool(v == w)) for w in found])
+            ConfusionRow(
+                attribute.values[v], int(queries_v[v]), [(float(shares_vw[v, w]), bool(v == w)) for w in found]
+            )
             for v in (asked if len(found) else found)
         ],
         expected=expected_w[found].tolist(),

@@ -20,7 +20,7 @@ from pipeline.reports.model.pairs import of_attributes
 POINTS = 300
 """Maximum number of points, evenly spaced among an attribute's queries and candidates."""
 FEW = 20
-"""With fewer points than this, PCA alone is used: there are no neighbourhoods to preserve."""
+"""Number of points below which PCA alone is used: there are no neighbourhoods to preserve."""
 DIMENSIONS = 50
 """Dimensions that PCA leaves for t-SNE."""
 PERPLEXITY = 30.0

@@ -44,7 +44,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class AttributeGallery:
     """Queries of one attribute."""
 
     attribute: str
@@ -65,7 +65,7 @@ class _Ranking:
     scores: list[float]
 
 
-def galleries(evaluation: Evaluation, dataset: Dataset) -> list[Gallery]:
+def galleries(evaluation: Evaluation, dataset: Dataset) -> list[AttributeGallery]:
     """Return a gallery for every attribute with queries, in the order of the dataset."""
     rankings = {
         attribute: _rankings(evaluation, attribute.name, queries, candidates)
@@ -74,7 +74,7 @@ def galleries(evaluation: Evaluation, dataset: Dataset) -> list[Gallery]:
     shown = [index for found in rankings.values() for one in found for index in (one.query, *one.candidates)]
     pictures = Pictures(dataset, evaluation.split, evaluation.pairs["image_id"].to_numpy()[shown])
     return [
-        Gallery(
+        AttributeGallery(
             attribute.name,
             evaluation.metrics[f"{evaluation.split}/map/{attribute.name}"],
             float(evaluation.results[attribute.name].chance.mean()),

@@ -25,8 +25,8 @@ from pipeline.reports.html import render
 from pipeline.reports.model.attention import Attention, attention
 from pipeline.reports.model.confusion import Confusion, confusions
 from pipeline.reports.model.embedding_map import embedding_maps
-from pipeline.reports.model.galleries import Gallery, galleries
-from pipeline.reports.model.scores import Scores, score_table
+from pipeline.reports.model.galleries import AttributeGallery, galleries
+from pipeline.reports.model.scores import ScoreTable, score_table
 from pipeline.reports.model.study import StudySection, study_section
 from pipeline.reports.model.triplets import AttributeTriplets, shown_triplets
 from pipeline.tracking import runs as tracking
@@ -38,7 +38,7 @@ LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class", "train/loss_pr
 
 
 @dataclass(frozen=True)
-class Page:
+class ModelPage:
     """Content of the template."""
 
     dataset: str
@@ -53,11 +53,11 @@ class Page:
     metrics: dict[str, float]
     paper: tuple[str, list[str], list[list[str]]]
     """Table as the papers print it; see map_table and triplet_table."""
-    scores: Scores | None
+    scores: ScoreTable | None
     """None if the dataset gives triplets and no queries; only then there are `triplets`."""
     curves: list[charts.Chart]
     attention: Attention
-    galleries: list[Gallery]
+    galleries: list[AttributeGallery]
     triplets: list[AttributeTriplets]
     confusions: list[Confusion]
     maps: list[charts.Chart]
@@ -84,7 +84,7 @@ def write_report(
         raise InputError(f"--out {out}: is a folder; give a file")
     network, description = load(model, dataset.info.attribute_names)
     evaluation = evaluation or evaluate(network, description, dataset, "test")
-    page = Page(
+    page = ModelPage(
         dataset=dataset.info.name,
         drawn=dataset.drawn,
         other_dataset=description["dataset_digest"] != dataset.info.digest,

@@ -20,7 +20,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import matplotlib as pictures
 
 from pipeline.common.console import printable
-from pipeline.reports.charts import mark_single_points
 from pipeline.tuning.study import DONE, ENDED, HISTORY, METRIC, OBJECTIVES, PRUNED
 
 FEWEST = 5
@@ -38,8 +37,8 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Chart:
-    """One chart, twice."""
+class StudyChart:
+    """One chart in two forms: for the page, and as a picture."""
 
     name: str
     title: str
@@ -48,14 +47,14 @@ class Chart:
     png: bytes
 
 
-def draw(study: optuna.Study) -> list[Chart]:
+def draw(study: optuna.Study) -> list[StudyChart]:
     """Return the charts that the study has enough trials for."""
     with _quiet():
         shown = _drawable(study, lambda text: html.escape(printable(text, LONGEST)))  # plotly reads markup
         printed = _drawable(study, lambda text: printable(text, LONGEST).replace("$", r"\$"))  # matplotlib reads TeX
         figures = {name: plot() for name, plot in _plots(shown, interactive).items()}
         return [
-            Chart(name, TITLES[name], _json(figures[name], name), _png(plot, name))
+            StudyChart(name, TITLES[name], _json(figures[name], name), _png(plot, name))
             for name, plot in _plots(printed, pictures).items()
         ]
 
@@ -170,7 +169,6 @@ def _png(plot: Callable[[], Any], name: str) -> bytes:
     for axes in figure.axes:
         if (legend := axes.get_legend()) and len(legend.texts) > LONGEST_LEGEND:
             legend.remove()
-    mark_single_points(figure)
     figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
     plt.close(figure)
     return file.getvalue()

@@ -24,7 +24,7 @@ from data_prep import atomic
 from data_prep.errors import InputError
 from pipeline.common.console import printable
 from pipeline.reports.html import render
-from pipeline.reports.study.charts import TITLES, Chart, draw
+from pipeline.reports.study.charts import TITLES, StudyChart, draw
 from pipeline.tuning.study import CHANCE, EPOCHS, FAILED, METRIC, OBJECTIVES, Trial, best_of, trials_in
 
 PAGE = "report.html"
@@ -32,7 +32,7 @@ ARTIFACTS = {"trials.parquet", "trials.csv", PAGE, *(f"{name}.png" for name in T
 
 
 @dataclass(frozen=True)
-class _Page:
+class _StudyPage:
     """Content of the template."""
 
     name: str
@@ -49,7 +49,7 @@ class _Page:
     columns: list[str]
     rows: list[dict[str, Any]]
     """Table of trials, best first."""
-    charts: list[tuple[Chart, str]]
+    charts: list[tuple[StudyChart, str]]
     """Charts, and their pictures as data URIs."""
     scripts: list[str]
     hashes: list[str]
@@ -76,8 +76,8 @@ def write_study_report(study: optuna.Study, folder: Path, facts: dict[str, str])
 
 
 def _page(
-    study: optuna.Study, trials: list[Trial], table: pa.Table, charts: list[Chart], facts: dict[str, str]
-) -> _Page:
+    study: optuna.Study, trials: list[Trial], table: pa.Table, charts: list[StudyChart], facts: dict[str, str]
+) -> _StudyPage:
     rows, several, chance = table.to_pylist(), len(study.directions) > 1, study.user_attrs.get(CHANCE)
     best, by_number = best_of(trials), {trial.number: trial for trial in trials}
     front = (
@@ -89,7 +89,7 @@ def _page(
             failures.setdefault(trial.reason or "no reason was recorded", []).append(trial.number)
     scripts = [get_plotlyjs(), (files("pipeline.reports") / "templates" / "study.js").read_text(encoding="utf-8")]
     epochs = sum(row["epochs"] for row in rows)
-    return _Page(
+    return _StudyPage(
         name=study.study_name,
         facts={key: str(value) for key, value in facts.items()},
         tiles={"trials": str(len(trials))}
@@ -163,7 +163,7 @@ def _best(trial: Trial) -> float | None:
 
 
 def _plain(text: str) -> str:
-    """Return `text` with escapes for what UTF-8 cannot hold, such as parts of broken file names."""
+    """Return `text` with escapes for what UTF-8 cannot hold, such as bytes of broken file names."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -355,7 +355,7 @@ def test_drawn_garments_in_raw_and_split_files_agree(garments: Path, tmp_path: P
     prepare("deepfashion", raw_only, tmp_path / "coarse", triplets=30, epochs=1, image_size=SIZE)
     coarse_only = Dataset(tmp_path / "coarse")
     assert coarse_only.labels.equals(both.labels)
-    assert coarse_only.info.queries == both.info.queries
+    assert coarse_only.info.images == both.info.images
     assert coarse_only.info.attributes == both.info.attributes
     ids = both.images["image_id"].to_numpy()[both.images["split"] == "train"]
     assert ImageStore(both, "train", SIZE).read(ids[:4]).shape == (4, 3, SIZE, SIZE)
