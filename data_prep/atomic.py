@@ -32,6 +32,10 @@ def file(path: Path) -> Iterator[Path]:
     try:
         yield staging
         staging.replace(path)
+    except OSError as error:
+        if is_full(error) and error.filename is None:  # a failed write does not know which file it was
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):
             staging.unlink()

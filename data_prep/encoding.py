@@ -5,21 +5,22 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from data_prep.errors import StorageError
 from data_prep.pictures import (
     FORMATS,
     HEIC,
+    HEIC_MISSING,
     MAX_BYTES,
     MAX_PIXELS,
     TooLarge,
+    in_words,
     open_picture,
     read_file,
     upright_rgb,
@@ -88,9 +89,10 @@ def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...
     except StorageError:  # not the picture's fault: the same command continues
         raise
     except Exception as error:  # a damaged file can raise nearly anything inside a decoder
-        why = _in_words(error, root)
+        # Rejects are part of the digest, which is the same wherever `root` is.
+        why = in_words(error).replace(f"{root}/", "")
         if relative.lower().endswith(HEIC) and "HEIF" not in FORMATS:
-            why = "HEIC needs pip install 'agman-pipeline[heic]'"
+            why = HEIC_MISSING
         return _refused("unreadable_image", relative, why)
     return Packed(jpeg, *size, width, height)
 
@@ -111,16 +113,6 @@ def _refused(reason: str, relative: str, why: str = "") -> Refused:
         relative = relative.partition("?")[0]  # which may hold credentials
     path = relative if len(relative) <= LONGEST_PATH else f"{relative[:LONGEST_PATH]}…"
     return Refused(reason, (f"{path}: {why}" if why else path)[:LONGEST_DETAIL])
-
-
-def _in_words(error: Exception, root: Path) -> str:
-    """Describe an error without memory addresses and the path of `root`, since rejects are part of the digest."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture, or not of a format that is read"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    text = str(error).replace(f"{root}/", "") or type(error).__name__
-    return re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "it", " ".join(text.split()))
 
 
 Area = tuple[float, float, float, float]

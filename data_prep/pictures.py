@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import re
 import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Pixels of the largest accepted picture: decoding a larger one would take a gigabyte."""
@@ -32,6 +35,7 @@ SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions()
 """Ends of the names of files in these formats, in lower case, with the full stop."""
 HEIC = (".heic", ".heif", ".hif")
 """Ends of the names of files that are read if pillow-heif is installed."""
+HEIC_MISSING = "HEIC needs pip install 'agman-pipeline[heic]'"
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
@@ -48,7 +52,7 @@ def read_file(path: Path) -> bytes:
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(path)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
     if status.st_size > MAX_BYTES:
@@ -65,6 +69,16 @@ def open_picture(data: bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise TooLarge(f"{image.width}x{image.height}")
     return image
+
+
+def in_words(error: Exception) -> str:
+    """Describe what reading a picture raised, on one line and without memory addresses."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture, or not of a format that is read"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    text = str(error) or type(error).__name__
+    return re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "it", " ".join(text.split()))
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

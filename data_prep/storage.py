@@ -51,7 +51,7 @@ class Storage:
         if isinstance(where, Storage):
             self._base, self._below = where._base, where._below
         elif isinstance(where, Path) and LOST_SLASH.match(str(where)):
-            raise InputError(f"{where}: give a URI as a string; as a Path it loses a slash")
+            raise InputError(f"{where}: a URI has two slashes, SCHEME://PATH; in Python, give a URI as a string")
         elif "://" not in str(where):
             self._base = Path(where).absolute()
         elif not URI.match(str(where)):

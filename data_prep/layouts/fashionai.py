@@ -16,7 +16,7 @@ import pandas as pd
 from data_prep.annotation import Annotation, Reject, Row, bad_line, counted, frame_of, reconcile, settled
 from data_prep.errors import InputError
 from data_prep.layouts.asen_split import assign_splits, find_split_files, read_split_files
-from data_prep.layouts.text_files import LONGEST_LINE, LONGEST_PATH, is_dir, is_file, numbered_lines
+from data_prep.layouts.text_files import LONGEST_LINE, LONGEST_PATH, check_commas, is_dir, is_file, numbered_lines
 from data_prep.request import Request
 from data_prep.tables import Attribute
 
@@ -76,6 +76,8 @@ def read_raw(root: Path) -> Annotation:
         prefix = "" if folder == "." else f"{folder}/"
         source = file.relative_to(root).as_posix()
         for number, line in numbered_lines(file, root):
+            if not filled[source]:
+                check_commas(file, line)
             filled[source] += 1
             read = _read_line(line, prefix, source, number)
             (rows if isinstance(read, Row) else rejects).append(read)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,14 +53,17 @@ def read_lines(path: Path, root: Path) -> list[str]:
     """Return the lines of a text file with any line ends (LF, CRLF, lone CR), with or without one at the end.
 
     Bytes that are not UTF-8 become U+FFFD, so that a damaged line becomes a reject and not an error. Raises
-    InputError if the file cannot be read or is not inside `root`.
+    InputError if the file cannot be read, is not inside `root` or is UTF-16, as spreadsheets' "Unicode text" is.
     """
     try:
         if annotation_file(path, root).stat().st_size > LARGEST_FILE:
             raise InputError(f"{path}: has more than {LARGEST_FILE:,} bytes; it is no annotation file")
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path}: is UTF-16 text; save it as UTF-8")
+    text = content.decode("utf-8-sig", errors="replace")
     *ended, last = text.split("\n")
     lines = [line for piece in ended for line in piece.rstrip("\r").split("\r")]
     return lines + (last.removesuffix("\r").split("\r") if last else [])
@@ -70,6 +74,13 @@ def numbered_lines(path: Path, root: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(read_lines(path, root), start=1):
         if line.strip():
             yield number, line
+
+
+def check_commas(file: Path, line: str) -> None:
+    """Raise InputError if a line of a CSV file has semicolons or tabs where commas should be."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if "," not in line and line.count(separator) > 1:
+            raise InputError(f"{file}: its columns are separated by {name}; save it with commas")
 
 
 def integers(line: str) -> list[int] | None:

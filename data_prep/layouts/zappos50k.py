@@ -36,7 +36,15 @@ from data_prep.annotation import (
 )
 from data_prep.errors import InputError
 from data_prep.layouts.asen_split import assign_splits
-from data_prep.layouts.text_files import LONGEST_LINE, LONGEST_PATH, integers, is_file, numbered_lines, read_lines
+from data_prep.layouts.text_files import (
+    LONGEST_LINE,
+    LONGEST_PATH,
+    check_commas,
+    integers,
+    is_file,
+    numbered_lines,
+    read_lines,
+)
 from data_prep.pictures import SUFFIXES
 from data_prep.request import Request
 from data_prep.tables import SPLITS, Attribute
@@ -243,6 +251,7 @@ def _records(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str] | str
     header = _cells(lines[0]) if lines else None
     missing = {"CID", *CONDITIONS.values()} - set(header or [])
     if not header or missing:
+        check_commas(file, lines[0] if lines else "")
         raise InputError(f"{file}: line 1 lacks the column{'s' * (len(missing) > 1)} {', '.join(sorted(missing))}")
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():

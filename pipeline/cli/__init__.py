@@ -12,7 +12,7 @@ import sys
 import click
 
 from data_prep.errors import InputError
-from pipeline.cli import cluster, data, demo, models, retrieval, train, tune
+from pipeline.cli import cluster, data, demo, models, retrieval, runs, train, tune
 from pipeline.common.console import close_bars, printable
 from pipeline.common.errors import JobFailed
 
@@ -40,6 +40,7 @@ for command in (
     retrieval.index,
     retrieval.search,
     retrieval.serve,
+    runs.runs,
     cluster.doctor,
     cluster.submit,
     cluster.bench,
@@ -72,7 +73,9 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _complain(f"{error.filename or 'disk'}: no space left on device", WRONG_REQUEST)
-        return _complain(f"{error.filename or type(error).__name__}: {error.strerror or error}", FAILED)
+        # A path that the system refuses is the user's; without one, a connection or a device has failed.
+        code = WRONG_REQUEST if error.filename else FAILED
+        return _complain(f"{error.filename or type(error).__name__}: {error.strerror or error}", code)
     return returned if isinstance(returned, int) else DONE
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +50,14 @@ def show_gallery(gallery: Gallery) -> dict[str, Any]:
         say(f"  {count:,} rejected: {reason}")
     if refused:
         say(f"  each named in {gallery.folder / 'rejects.parquet'}")
+    for reason, count in info.skipped.items():
+        say(f"  {count:,} skipped: {printable(reason)}")
+    if info.skipped:
+        say(f"  each named in {gallery.folder / 'skipped.parquet'}")
     return {
         "images": info.images,
         "rejects": refused,
+        "skipped": sum(info.skipped.values()),
         "attributes": list(info.attributes),
         "width": info.width,
         "model": info.model,
@@ -65,8 +70,6 @@ def show_gallery(gallery: Gallery) -> dict[str, Any]:
 @json_option
 def index(gallery: Path, as_json: bool) -> None:
     """Build an approximate index of GALLERY, for `agman search --approximate`, and measure its recall."""
-    from dataclasses import asdict
-
     from pipeline.retrieval.faiss_index import RECALL_AT
     from pipeline.retrieval.gallery import Gallery
 
@@ -82,35 +85,53 @@ def index(gallery: Path, as_json: bool) -> None:
 @click.argument("gallery", type=PATH)
 @click.option("--query", required=True, type=PATH, metavar="IMAGE", help="Image to search for.")
 @click.option(
-    "--attribute", "attributes", required=True, multiple=True, metavar="NAME", help="May be given several times."
+    "--attribute",
+    "attributes",
+    required=True,
+    multiple=True,
+    metavar="NAME[=WEIGHT]",
+    help="May be given several times; a weight multiplies its cosine.",
 )
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Number of images to show.")
 @click.option("--approximate", is_flag=True, help="Use the index that `agman index` has built.")
+@click.option("--absolute", is_flag=True, help="Show absolute paths.")
 @click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
 @json_option
-def search(gallery: Path, query: Path, attributes: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Find the images of GALLERY that are most similar to IMAGE under one or several attributes."""
-    from pipeline.retrieval.search import run_search
+def search(
+    gallery: Path, query: Path, attributes: tuple[str, ...], absolute: bool, as_json: bool, **options: Any
+) -> None:
+    """Find the images of GALLERY, without IMAGE itself, that are most similar to it under one or several attributes."""
+    from pipeline.retrieval.gallery import Gallery
+    from pipeline.retrieval.search import parse_attributes, run_search
 
-    emit(show_hits(run_search(gallery, query, attributes, **options), attributes), as_json)
+    opened, weights = Gallery.open(gallery), parse_attributes(attributes)
+    hits = run_search(opened, query, weights, **options)
+    emit(show_hits(opened, hits, weights, absolute=absolute), as_json)
 
 
-def show_hits(hits: list[Hit], attributes: Sequence[str]) -> dict[str, Any]:
+def show_hits(gallery: Gallery, hits: list[Hit], weights: dict[str, float], *, absolute: bool) -> dict[str, Any]:
     """Show a row for each hit; return them for --json."""
-    several = list(attributes) if len(attributes) > 1 else []
+    several = list(weights) if len(weights) > 1 else []
+    labels = [", ".join(hit.labels[name] for name in weights if name in hit.labels) for hit in hits]
+    paths = [gallery.path(hit.row) for hit in hits]
     rows = [
-        [str(rank), f"{hit.score:.4f}", *(f"{one:.4f}" for one in hit.cosines if several), printable(hit.image)]
-        for rank, hit in enumerate(hits, 1)
+        [
+            str(rank),
+            f"{hit.score:.4f}",
+            *(f"{one:.4f}" for one in hit.cosines if several),
+            *([printable(label)] if any(labels) else []),
+            printable(path if absolute else hit.image, longest=2_000),
+        ]
+        for rank, (hit, label, path) in enumerate(zip(hits, labels, paths, strict=True), 1)
     ]
-    title = (
-        f"most similar under {' + '.join(attributes)} (sum of cosines)" if several else f"by {attributes[0]} (cosine)"
-    )
-    show_table(title, ["rank", "score", *several, "image"], rows)
+    summed = " + ".join(name if weight == 1 else f"{weight:g} × {name}" for name, weight in weights.items())
+    title = f"most similar under {summed} (sum of cosines)" if several else f"by {summed} (cosine)"
+    show_table(title, ["rank", "score", *several, *(["label"] if any(labels) else []), "image"], rows)
     if not hits:
         say("nothing found")
     return {
-        "attributes": list(attributes),
-        "hits": [{"row": hit.row, "image": hit.image, "score": hit.score, "cosines": hit.cosines} for hit in hits],
+        "attributes": list(weights),
+        "hits": [asdict(hit) | {"path": path} for hit, path in zip(hits, paths, strict=True)],
     }
 
 
@@ -118,7 +139,7 @@ def show_hits(hits: list[Hit], attributes: Sequence[str]) -> dict[str, Any]:
 @click.argument("gallery", type=PATH)
 @click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all addresses.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0: a free one.")
 @click.option(
     "--replicas",
     default=1,

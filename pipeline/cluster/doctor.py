@@ -28,7 +28,7 @@ from packaging.specifiers import SpecifierSet
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
-from pipeline.common.errors import reason, without_credentials
+from pipeline.common.errors import reason
 
 SECONDS = 60
 """Time limit of a check, except for reading a dataset."""
@@ -264,8 +264,10 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _tracking() -> str:
-    from pipeline.tracking.runs import connect, tracking_uri
+    from pipeline.tracking.runs import connect, shown_store, store_exists
 
+    if not store_exists():
+        return f"{shown_store()}: does not exist yet; the first training creates it"
     client = connect()
     known = client.get_experiment_by_name(EXPERIMENT)  # deleted experiments keep their names
     if known:
@@ -278,7 +280,7 @@ def _tracking() -> str:
         client.delete_run(run.info.run_id)
     finally:
         client.delete_experiment(experiment)
-    return f"{without_credentials(tracking_uri())}: a run was written and removed"
+    return f"{shown_store()}: a run was written and removed"
 
 
 def _dataset(data: str | Path, progress: Progress) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # imported where they are used, so that `--help` does not wai
     from rich.console import Console
     from tqdm import tqdm
 
-LEFT = ("allowed", "meaning")
+LEFT = ("allowed", "image", "label", "meaning")
 """Columns of text, which are aligned left."""
 UNFOLDED = 100_000
 """Characters in a line where no terminal folds tables, so that a line of a file is a row."""
@@ -150,7 +150,7 @@ def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
         show(title)
     table = Table()
     for number, name in enumerate(header):
-        table.add_column(name, justify="left" if not number or name in LEFT else "right")
+        table.add_column(name, justify="left" if not number or name in LEFT else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     _console(_results()).print(table, soft_wrap=False)

@@ -37,6 +37,7 @@ from pipeline.evaluation.validation import METRIC
 from pipeline.registry.loading import load
 from pipeline.tracking.runs import OpenRun, Run, answering, metric_history, open_run
 from pipeline.training.build import NOT_DECISIVE, check
+from pipeline.training.jobs import COMPARISON
 from pipeline.training.train import train
 
 SPLIT = "test"
@@ -135,7 +136,7 @@ def compare(
     identity = {"settings": settings, "dataset": dataset.info.digest, "workers": workers}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     folder = storage.absolute() / f"{dataset.info.name}-compare-{digest[:8]}"
-    note = Storage(folder / "comparison.json")
+    note = Storage(folder / COMPARISON)
     with locked(folder, "--storage DIR"), ray_session(), answering():
         params = config.model_dump(exclude={"model", "seed"}) | {"systems": " ".join(systems), "seeds": seeds}
         begun = read_json(note).get("run_id")

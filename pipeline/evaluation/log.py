@@ -10,7 +10,7 @@ from data_prep.dataset import Dataset
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed, reason
 from pipeline.evaluation.evaluate import Evaluation
-from pipeline.tracking.runs import find_run
+from pipeline.tracking.runs import ELSEWHERE, find_run, shown_store
 
 
 def log_evaluation(evaluation: Evaluation, description: dict[str, Any], dataset: Dataset) -> None:
@@ -30,7 +30,7 @@ def log_evaluation(evaluation: Evaluation, description: dict[str, Any], dataset:
     try:
         run = find_run(run_id)
         if not run:
-            return say(f"note: the tracking store has no run {run_id}, so the metrics are not logged")
+            return say(f"note: the metrics are not logged: {shown_store()} has no run {run_id}; {ELSEWHERE}")
         # Metrics that the training logged from its own validation at this step stay.
         run.log_points([(description["step"], evaluation.metrics)])
     except MlflowException as error:

@@ -19,7 +19,7 @@ import torch
 import agman
 from agman.engine import autocast
 from data_prep.errors import InputError
-from data_prep.pictures import MAX_PIXELS, TooLarge, open_picture, to_square, upright_rgb
+from data_prep.pictures import MAX_PIXELS, TooLarge, in_words, open_picture, to_square, upright_rgb
 from pipeline.common.hints import nearest
 
 BATCH = 64
@@ -90,7 +90,9 @@ class Embedder:
         except TooLarge as error:
             raise PictureError(f"the picture is too large ({error})") from error
         except Exception as error:  # decoders raise nearly anything for bytes that are not an image
-            raise PictureError(f"not a picture that can be read ({type(error).__name__})") from error
+            words = in_words(error)
+            what = "the picture is truncated" if "truncated" in words.lower() else "not a picture that can be read"
+            raise PictureError(f"{what} ({words})") from error
 
     def embed(self, squares: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Embed U images under every attribute.

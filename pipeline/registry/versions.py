@@ -14,7 +14,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.common.errors import reason
 from pipeline.common.hints import nearest
-from pipeline.tracking.runs import connect
+from pipeline.tracking.runs import ELSEWHERE, connect, shown_store
 
 MODEL_URI = "model_uri"
 """Tag of a run: its registered version, if another run had registered equal weights or, for a study, a trial's run."""
@@ -98,12 +98,13 @@ def alternatives(client: MlflowClient, uri: str) -> str:
     """Return the end of a message about a registry URI that names nothing: what there is, or the nearest name."""
     named = re.fullmatch(r"models:/([^/@]+)[/@](.+)", uri)
     if not named:
-        return ""
+        return f"; looked in {shown_store()}; {ELSEWHERE}"
     name, version = named.groups()
     try:
         names = [one.name for one in client.search_registered_models()]
         if name not in names:
-            return f"; {nearest(name, names)}" if names else "; no model is registered in this store"
+            there = f"{shown_store()}; {ELSEWHERE}"
+            return f"; {nearest(name, names)} in {there}" if names else f"; no model is registered in {there}"
         aliases = sorted(client.get_registered_model(name).aliases)
         found = client.search_model_versions(f"name='{name}'")
         versions = sorted((str(one.version) for one in found), key=int)

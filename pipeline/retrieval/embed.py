@@ -48,6 +48,7 @@ SHARD = 512
 STATE = "_partial"
 """Folder below an unfinished gallery with its fingerprint, rejects and counts of attempts."""
 FINGERPRINT, LOCK = f"{STATE}/plan", "lock"
+SKIPPED = pa.schema([("file", pa.string()), ("detail", pa.string())])
 NO_DIRECTION = "the model gives a vector of length 0"
 REJECTS = pa.schema([("image", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("detail", pa.string())])
 
@@ -65,7 +66,8 @@ def embed_images(
     """Embed the pictures at `images` under every attribute of `model`.
 
     A call with equal arguments continues an interrupted one, and opens a complete gallery of the same pictures and
-    model. Unreadable pictures are listed in `rejects.parquet`: pictures = rows + rejects. Raises InputError for invalid
+    model. Unreadable pictures are listed in `rejects.parquet`, pictures = rows + rejects, and files that are not taken
+    for pictures in `skipped.parquet`. Raises InputError for invalid
     arguments, and, leaving nothing behind, if no picture can be embedded.
 
     Args:
@@ -216,7 +218,7 @@ def _embed(
     advance = progress(title, len(source.pictures))
     advance(done)
     if missing:
-        worker = ray.remote(_Worker).options(
+        worker = ray.remote(_RemoteWorker).options(
             num_cpus=cpus,
             num_gpus=float(on_gpu),
             runtime_env=ONE_HEAP,
@@ -224,7 +226,8 @@ def _embed(
             max_restarts=-1,  # `count_try` limits the attempts
             max_task_retries=-1,
         )
-        arguments = (ray.put(model), Storage(staging), source.root, source.column, cpus)
+        model_ref = ray.put(model)  # kept for workers that are started again
+        arguments = ([model_ref], Storage(staging), source.root, source.column, cpus)
         actors = [worker.remote(*arguments) for _ in range(min(workers, len(missing)))]
         try:
             results = ActorPool(actors).map_unordered(
@@ -237,7 +240,7 @@ def _embed(
         finally:
             for actor in actors:
                 ray.kill(actor)
-    _finish(staging, info, len(shards))
+    _finish(staging, info, len(shards), source.skipped)
 
 
 def _clear_stale(staging: Path, info: GalleryInfo) -> None:
@@ -342,6 +345,13 @@ class _Worker:
             return error
 
 
+class _RemoteWorker(_Worker):
+    """Worker in a Ray actor. It fetches the model itself: Ray warns of an actor with a large argument."""
+
+    def __init__(self, model: list[ray.ObjectRef], *arguments: Any):
+        super().__init__(ray.get(model[0]), *arguments)
+
+
 def _table(pictures: pa.Table, embeddings: np.ndarray, attributes: list[str]) -> pa.Table:
     """Return the pictures with a column of vectors for each attribute."""
     for number, name in enumerate(attributes):
@@ -350,7 +360,7 @@ def _table(pictures: pa.Table, embeddings: np.ndarray, attributes: list[str]) ->
     return pictures
 
 
-def _finish(staging: Path, info: GalleryInfo, shards: int) -> None:
+def _finish(staging: Path, info: GalleryInfo, shards: int, skipped: dict[str, str]) -> None:
     """Write the files that make the folder a gallery. Raises InputError, and removes it, if it has no row."""
     parts = [staging / part_file(number) for number in range(shards)]
     pictures = pa.concat_tables([pq.read_table(file, columns=IMAGES.names) for file in parts])
@@ -360,8 +370,11 @@ def _finish(staging: Path, info: GalleryInfo, shards: int) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         raise InputError(f"none of the {len(refused):,} pictures can be embedded; {first['image']}: {first['detail']}")
     pq.write_table(refused, staging / "rejects.parquet")
+    table = pa.table({"file": list(skipped), "detail": list(skipped.values())}, schema=SKIPPED)
+    pq.write_table(table, staging / "skipped.parquet")
     reasons = Counter(detail.partition(" (")[0] for detail in refused["detail"].to_pylist())
-    info = info.model_copy(update={"images": len(pictures), "rejects": dict(sorted(reasons.items()))})
+    counts = {"rejects": dict(sorted(reasons.items())), "skipped": dict(sorted(Counter(skipped.values()).items()))}
+    info = info.model_copy(update=counts | {"images": len(pictures)})
     write_gallery(staging, info, pictures, _blocks(parts, info.attributes))
 
 

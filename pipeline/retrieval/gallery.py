@@ -8,6 +8,7 @@ A folder that `agman embed` writes:
     vectors/attribute-00.npy         the same embeddings, float32 R×D, one memory-mapped file for each attribute
     index/                           the approximate index, if one was built (`agman index`)
     rejects.parquet                  image, file, row, detail string: unreadable pictures, and the reason
+    skipped.parquet                  file, detail string: files that were not taken for pictures, and the reason
 
 Shape suffixes: Q queries, A requested attributes, N all attributes, D embedding width, R rows, K rows of a result.
 """
@@ -18,21 +19,24 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, StorageError
 from data_prep.pictures import open_picture, read_file
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
 from pipeline.common.hints import nearest
+from pipeline.retrieval.dataset_rows import DatasetRows, Described
 from pipeline.retrieval.exact import NORM_ERROR, exact_scores, nearest_rows
-from pipeline.retrieval.faiss_index import ApproximateIndex, build_index, open_index
 from pipeline.retrieval.image_sources import IMAGES, Kind, inside, read_cells
+
+if TYPE_CHECKING:  # FAISS is imported only for an approximate search
+    from pipeline.retrieval.faiss_index import ApproximateIndex
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "gallery.json"
@@ -67,6 +71,8 @@ class GalleryInfo(BaseModel):
     """Number of rows."""
     rejects: dict[str, int] = {}
     """Number of pictures without a row, for each reason."""
+    skipped: dict[str, int] = {}
+    """Number of files that were not taken for pictures, for each reason."""
     source: Kind = "folder"
     root: str
     """Source of the pictures: an absolute path, or a URI without credentials."""
@@ -117,7 +123,8 @@ class Gallery:
         if not info.images:
             raise InputError(f"{folder}: the gallery is empty")
         try:
-            images = pq.read_table(folder / IMAGES_FILE, schema=IMAGES)
+            with pq.ParquetFile(folder / IMAGES_FILE) as file:  # pq.read_table would import pandas
+                images = file.read(columns=IMAGES.names).cast(IMAGES)
             files = [folder / vectors_file(number) for number in range(len(info.attributes))]
             vectors = [np.load(file, mmap_mode="r").view(np.ndarray) for file in files]  # memmaps are slow to slice
         except (OSError, ValueError, EOFError, pa.ArrowException) as error:
@@ -158,6 +165,8 @@ class Gallery:
     @cached_property
     def index(self) -> ApproximateIndex:
         """The approximate index. Raises InputError if there is none or if it is damaged."""
+        from pipeline.retrieval.faiss_index import open_index
+
         index = open_index(self.folder, self._vectors)
         if index is None:
             raise InputError(f"{self.folder}: has no approximate index; `agman index {self.folder}` builds one")
@@ -165,6 +174,8 @@ class Gallery:
 
     def build_index(self, progress: Progress = silent) -> ApproximateIndex:
         """Build the approximate index, replacing an older one."""
+        from pipeline.retrieval.faiss_index import build_index
+
         self.__dict__.pop("index", None)
         return build_index(self.folder, self._vectors, progress)
 
@@ -196,6 +207,44 @@ class Gallery:
             with open_picture(data):
                 return data
         except Exception:  # decoders and remote storages raise nearly any exception
+            return None
+
+    def describe(self, rows: Sequence[int]) -> list[Described]:
+        """Return the file's name and the labels of these rows, as far as they are known.
+
+        The labels, and the names for image ids, are read from the prepared dataset, if the pictures are one and it is
+        still there.
+        """
+        plain = [Described(self.images[row], {}) for row in rows]
+        if not self._dataset:
+            return plain
+        known = self._dataset.describe([int(one.path) for one in plain])
+        return [known.get(int(one.path), one) for one in plain]
+
+    def path(self, row: int) -> str:
+        """Return the absolute path or the URI of a row's file; `#ROW` follows if it is one of a Parquet file's."""
+        _, file, cell = (self._table[name][int(row)].as_py() for name in IMAGES.names)
+        return f"{Storage(self.info.root) / file}{'' if cell is None else f'#{cell}'}"
+
+    def row_of(self, path: Path) -> int | None:
+        """Return the row of a picture file, or None if it is not one of the gallery's."""
+        path, image = path.resolve(), None
+        if self._dataset:
+            found = self._dataset.image_of(path)
+            image = None if found is None else str(found)
+        elif self.info.source == "folder" and path.is_relative_to(root := Path(self.info.root).resolve()):
+            image = path.relative_to(root).as_posix()
+        row = -1 if image is None else self._table["image"].index(image).as_py()
+        return None if row < 0 else row
+
+    @cached_property
+    def _dataset(self) -> DatasetRows | None:
+        """Tables of the prepared dataset that the pictures are from."""
+        if self.info.source != "dataset":
+            return None
+        try:
+            return DatasetRows(Storage(self.info.root))
+        except (OSError, ValueError, StorageError, pa.ArrowException):
             return None
 
     def numbers(self, attributes: Iterable[str]) -> list[int]:

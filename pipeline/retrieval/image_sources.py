@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from data_prep.errors import InputError
-from data_prep.pictures import FORMATS
+from data_prep.pictures import HEIC, HEIC_MISSING, SUFFIXES
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION as DATASET
 
@@ -41,6 +40,8 @@ class Source:
     """Table with the columns of IMAGES."""
     fingerprint: str
     """sha256 over the names and sizes of the files, and the modification times of picture files."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Files and linked folders of a folder that are not taken for pictures -> the reason."""
 
 
 def find_source(path: str | Path) -> Source:
@@ -51,6 +52,8 @@ def find_source(path: str | Path) -> Source:
     root = Storage(path)
     if root.local and not root.local.exists():
         raise InputError(f"--images {root}: does not exist")
+    if root.local and root.local.is_file() and not str(root).endswith(PARQUET):
+        raise InputError(f"--images {root}: is a file; give its folder, or a {PARQUET} file")
     if (root / DATASET).exists():
         packed = [name for name in root.files() if name.startswith("packed/") and name.endswith(PARQUET)]
         return _parquet_source("dataset", root, packed, path)
@@ -60,7 +63,7 @@ def find_source(path: str | Path) -> Source:
         raise InputError(f"--images {root}: give the folder that contains the Parquet files")
     files = [name for name in root.files() if name.endswith(PARQUET)]
     # Tables next to picture files, such as the annotations of a dataset, must not hide the pictures.
-    if files and not (root.local and _picture_files(root.local) and not any(_has_pictures(root / f) for f in files)):
+    if files and not (root.local and _picture_files(root.local)[0] and not any(_has_pictures(root / f) for f in files)):
         return _parquet_source("parquet", root, files, path)
     if not root.local:
         raise InputError(f"--images {root}: contains no {PARQUET} file; a folder of picture files must be local")
@@ -104,21 +107,34 @@ def read_cells(root: Storage, file: str, rows: list[int], column: str) -> list[b
     return [found[row] for row in rows]
 
 
-def _picture_files(root: Path) -> list[Path]:
-    found, endings = [], _endings()
+def _picture_files(root: Path) -> tuple[list[Path], dict[str, str]]:
+    """Return the files with a picture's ending, and the reason why each other one is skipped."""
+    found, skipped = [], {}
     for folder, below, files in os.walk(root):
         below.sort()
-        found += [Path(folder, name) for name in sorted(files) if Path(name).suffix.lower() in endings]
-    return found
+        for name in below:
+            if Path(folder, name).is_symlink():
+                skipped[Path(folder, name).relative_to(root).as_posix()] = "a link to a folder, which is not followed"
+        for path in (Path(folder, name) for name in sorted(files)):
+            if path.suffix.lower() in SUFFIXES:
+                found.append(path)
+            else:
+                skipped[path.relative_to(root).as_posix()] = _why_skipped(path.suffix.lower())
+    return found, skipped
 
 
-def _endings() -> set[str]:
-    return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+def _why_skipped(ending: str) -> str:
+    if not ending:
+        return "no file ending"
+    if ending in HEIC:
+        return HEIC_MISSING
+    return f"{ending} is no picture's file ending"
 
 
 def _folder_source(root: Path) -> Source:
     names, total = [], hashlib.sha256()
-    for path in _picture_files(root):
+    files, skipped = _picture_files(root)
+    for path in files:
         names.append(path.relative_to(root).as_posix())
         status = path.lstat()
         total.update(f"{names[-1]}\0{status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
@@ -126,9 +142,9 @@ def _folder_source(root: Path) -> Source:
     if unprintable:
         raise InputError(f"--images {root}: {unprintable[0]!r} has unprintable characters in its name; rename it")
     if not names:
-        raise InputError(f"--images {root}: contains no picture (searched for {', '.join(sorted(_endings()))})")
+        raise InputError(f"--images {root}: contains no picture (searched for {', '.join(SUFFIXES)})")
     table = pa.table({"image": names, "file": names, "row": pa.nulls(len(names), pa.int64())}, schema=IMAGES)
-    return Source("folder", Storage(root), None, table, total.hexdigest())
+    return Source("folder", Storage(root), None, table, total.hexdigest(), skipped)
 
 
 def _parquet_source(kind: Kind, root: Storage, files: list[str], given: str | Path) -> Source:

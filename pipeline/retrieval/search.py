@@ -14,7 +14,7 @@ from data_prep.pictures import read_file
 from pipeline.common.console import say
 from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder, PictureError
 from pipeline.registry.loading import load
-from pipeline.retrieval.gallery import Attributes, Gallery
+from pipeline.retrieval.gallery import Attributes, Gallery, weights_of
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,13 @@ class Hit:
 
     row: int
     image: str
+    """Name of its file, relative to the source."""
     score: float
-    """Sum of the cosines."""
+    """Sum of the cosines, each multiplied by its weight."""
     cosines: list[float]
     """Cosine under each of the given attributes."""
+    labels: dict[str, str]
+    """Attribute -> value, for a prepared dataset."""
 
 
 def embedder_of(gallery: Gallery, model: str | None = None, device: str | None = None) -> Embedder:
@@ -88,24 +91,50 @@ def search(
     attributes: Attributes,
     top: int = 10,
     approximate: bool = False,
+    without: int | None = None,
 ) -> list[Hit]:
-    """Return the `top` best rows for a picture file, best first.
+    """Return the `top` best rows for a picture file, best first, leaving out row `without`.
 
     Raises PictureError for a file that is no picture, and InputError for unknown attributes.
     """
     gallery.numbers(attributes)  # first, because it is cheap
     (query,) = embedder.embed([embedder.read(picture, MAX_QUERY_PIXELS)])
-    return ranked(gallery, query, attributes, top, approximate)
+    return ranked(gallery, query, attributes, top, approximate, without)
 
 
-def ranked(gallery: Gallery, query: np.ndarray, attributes: Attributes, top: int, approximate: bool) -> list[Hit]:
-    """Return the `top` best rows for a picture's embeddings under all attributes, N×D."""
-    (scores,), (rows,) = gallery.search(query[None], attributes, top, approximate)
+def ranked(
+    gallery: Gallery,
+    query: np.ndarray,
+    attributes: Attributes,
+    top: int,
+    approximate: bool,
+    without: int | None = None,
+) -> list[Hit]:
+    """Return the `top` best rows for a picture's embeddings under all attributes, N×D, leaving out row `without`."""
+    (scores,), (rows,) = gallery.search(query[None], attributes, top + (without is not None), approximate)
+    others = np.flatnonzero(rows != (-1 if without is None else without))[:top]
+    scores, rows = scores[others], rows[others]
     cosines = gallery.cosines(query, attributes, rows).T
     return [
-        Hit(row, gallery.images[row], score, each)
-        for row, score, each in zip(rows.tolist(), scores.tolist(), cosines.tolist(), strict=True)
+        Hit(row, known.path, score, each, known.labels)
+        for row, score, each, known in zip(
+            rows.tolist(), scores.tolist(), cosines.tolist(), gallery.describe(rows.tolist()), strict=True
+        )
     ]
+
+
+def parse_attributes(given: Sequence[str]) -> dict[str, float]:
+    """Return name -> weight for `NAME` or `NAME=WEIGHT`. Raises InputError for a bad weight or a repeated name."""
+    weights: dict[str, float] = {}
+    for one in given:
+        name, equals, weight = one.partition("=")
+        if name in weights:
+            raise InputError(f"attribute {name!r} is given twice")
+        try:
+            weights[name] = float(weight) if equals else 1.0
+        except ValueError:
+            raise InputError(f"attribute {one}: the weight must be a number, as in {name}=2") from None
+    return weights
 
 
 def read_query(path: Path) -> bytes:
@@ -118,14 +147,17 @@ def read_query(path: Path) -> bytes:
 
 
 def run_search(
-    path: Path, query: Path, attributes: Sequence[str], *, top: int, approximate: bool, model: str | None
+    gallery: Gallery, query: Path, attributes: dict[str, float], *, top: int, approximate: bool, model: str | None
 ) -> list[Hit]:
-    """Search the gallery at `path` for the picture file `query`. Raises InputError for invalid arguments."""
-    gallery = Gallery.open(path)
+    """Search a gallery for the picture file `query`, which is left out itself.
+
+    Raises InputError for invalid arguments.
+    """
     gallery.numbers(attributes)
+    weights_of(attributes)
     picture = read_query(query)
     embedder = embedder_of(gallery, model)
     try:
-        return search(gallery, embedder, picture, attributes, top, approximate)
+        return search(gallery, embedder, picture, attributes, top, approximate, without=gallery.row_of(query))
     except PictureError as error:
         raise InputError(f"--query {query}: {error}") from error

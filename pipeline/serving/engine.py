@@ -14,9 +14,8 @@ from PIL import Image
 
 from data_prep.errors import InputError
 from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder
-from pipeline.reports.charts import heat_over
 from pipeline.retrieval.gallery import Gallery
-from pipeline.retrieval.search import ranked
+from pipeline.retrieval.search import parse_attributes, ranked
 
 MOST_HITS = 100
 """Largest number of hits in one answer."""
@@ -44,21 +43,29 @@ class Engine:
         """Return a client's picture as the model receives it. Raises PictureError if it cannot be read."""
         return self.embedder.read(data, MAX_QUERY_PIXELS)
 
-    def hits(self, embeddings_nd: np.ndarray, attributes: Sequence[str], top: int, approximate: bool) -> list[dict]:
-        """Return the best rows for a picture's embeddings under all attributes, N×D.
+    def hits(
+        self,
+        embeddings_nd: np.ndarray,
+        attributes: Sequence[str],
+        top: int,
+        approximate: bool,
+        without: int | None = None,
+    ) -> list[dict]:
+        """Return the best rows for a picture's embeddings under all attributes, N×D, leaving out row `without`.
 
-        Raises InputError for unknown attributes, or if `top` is out of range.
+        `attributes` are NAME or NAME=WEIGHT. Raises InputError for invalid ones, or if `top` is out of range.
         """
+        weights = parse_attributes(attributes)
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
         version = self.gallery.info.fingerprint[:8]  # browsers cache pictures by their address
         return [
             asdict(hit)
             | {
-                "cosines": dict(zip(attributes, hit.cosines, strict=True)),
+                "cosines": dict(zip(weights, hit.cosines, strict=True)),
                 "picture": f"pictures/{hit.row}?of={version}",
             }
-            for hit in ranked(self.gallery, embeddings_nd, attributes, top, approximate)
+            for hit in ranked(self.gallery, embeddings_nd, weights, top, approximate, without)
         ]
 
     def embeddings_of(self, row: int) -> np.ndarray:
@@ -80,6 +87,8 @@ class Engine:
 
         Raises InputError for an unknown attribute.
         """
+        from pipeline.reports.charts import heat_over  # matplotlib: a replica starts in less time without it
+
         cells = torch.from_numpy(self.embedder.attention(square, attributes))
         fitted = F.interpolate(cells[:, None], size=square.shape[:2], mode="bilinear")[:, 0]
         return [_jpeg(heat_over(square, one)) for one in fitted.numpy()]

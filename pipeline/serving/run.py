@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import ray
+import uvicorn
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
 
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError
@@ -19,14 +28,23 @@ from pipeline.common.console import say
 from pipeline.common.errors import JobFailed, reason
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import embedder_of
+from pipeline.serving.app import serving
+from pipeline.serving.engine import Engine
+from pipeline.serving.replica import Replica
 from pipeline.tracking.runs import tracking_uri
 
 NAME = "agman"
+CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")
+"""Name and namespace of the actor that controls Ray Serve."""
 MAX_QUEUED = 256
-"""Requests that may wait at the proxy of a node; further ones are answered with 503."""
+"""Requests that may wait for a replica; further ones are answered with 503."""
 MAX_ONGOING = 128
 """Requests that a replica works on at the same time, most of them waiting for their batch."""
-SHUTDOWN_SECONDS = 20
+HEALTH_SECONDS = 1
+"""Seconds between two looks of Ray Serve at a replica; one that has ended is replaced after as many."""
+GRACE_SECONDS = 2
+"""Seconds that requests in progress have when the service is stopped."""
+SHUTDOWN_SECONDS = 10
 """Seconds that Ray Serve has to end."""
 
 
@@ -47,44 +65,101 @@ class Options:
 def served(path: Path, model: str | None, options: Options) -> Iterator[str]:
     """Run the service for the gallery at `path` during the block, and give its address.
 
-    Raises InputError if there is no gallery, if the model is not the gallery's, or if the port is in use; JobFailed if
-    the service does not start.
+    Requests arrive in this process, and Ray Serve's replicas answer them: so the service can say that it is starting
+    while Ray Serve replaces a replica. Raises InputError if there is no gallery, if the model is not the gallery's, or
+    if the port is in use; JobFailed if the service does not start.
     """
-    from ray import serve
-    from ray.exceptions import RayError
+    path, gallery = path.absolute(), Gallery.open(path)
+    facts = Engine(gallery, embedder_of(gallery, model, device="cpu")).facts
+    with (
+        ExitStack() as quiet,
+        _listening(options) as listener,
+        ray_session(),
+        _replicas(path, model, options) as handle,
+        _answering(serving(handle, facts), listener),
+    ):
+        host, port = listener.getsockname()[:2]
+        try:
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        finally:
+            # While Ray Serve ends, Ray reports every call that waits for its controller as failed, on stdout.
+            quiet.enter_context(redirect_stdout(io.StringIO()))
 
-    from pipeline.serving.app import Replica
 
-    path = path.absolute()
-    embedder_of(Gallery.open(path), model, device="cpu")
-    _check_port(options)
+@contextmanager
+def _listening(options: Options) -> Iterator[socket.socket]:
+    """Open the socket of the service. Raises InputError if the port is in use."""
+    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((options.host, options.port))
+        except OSError as error:
+            raise InputError(f"--host {options.host} --port {options.port}: {error.strerror}") from error
+        yield listener
+
+
+@contextmanager
+def _replicas(path: Path, model: str | None, options: Options) -> Iterator[DeploymentHandle]:
+    """Run the replicas on Ray Serve during the block. Raises JobFailed if they do not start."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    _check_alone()
+    on_gpu, cpus = gpus_for(options.replicas, "--replicas"), cpus_for(options.replicas, "--replicas")
     if model and Path(model).exists():
         model = str(Path(model).absolute())
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    with ray_session():
-        _check_alone()
-        on_gpu, cpus = gpus_for(options.replicas, "--replicas"), cpus_for(options.replicas, "--replicas")
+    deployment = Replica.options(  # type: ignore[attr-defined]
+        num_replicas=options.replicas,
+        # Half of the CPUs: actors of others may need some.
+        ray_actor_options={"num_cpus": 0.5 * cpus, "num_gpus": float(on_gpu), "runtime_env": ONE_HEAP},
+        max_ongoing_requests=MAX_ONGOING,
+        max_queued_requests=MAX_QUEUED,
+        health_check_period_s=HEALTH_SECONDS,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=1,  # requests have been answered before the replicas are told to end
+    )
+    bound = deployment.bind(str(path), tracking_uri(), model, options.max_batch, options.wait_ms / 1000, cpus)
+    try:
         try:
-            deployment = Replica.options(  # type: ignore[attr-defined]
-                num_replicas=options.replicas,
-                # Half of the CPUs: actors of others may need some.
-                ray_actor_options={"num_cpus": 0.5 * cpus, "num_gpus": float(on_gpu), "runtime_env": ONE_HEAP},
-                max_ongoing_requests=MAX_ONGOING,
-                max_queued_requests=MAX_QUEUED,
-            )
-            bound = deployment.bind(str(path), tracking_uri(), model, options.max_batch, options.wait_ms / 1000, cpus)
-            http = {"host": options.host, "port": options.port}
-            try:
-                serve.start(http_options=http, logging_config={"log_level": "ERROR"})
-                serve.run(bound, name=NAME, route_prefix="/")
-            except (RuntimeError, RayError) as error:
-                raise JobFailed(f"the service did not start ({reason(error)})") from error
-            yield f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
-        finally:
-            # In a thread: if a signal to the process group has ended Ray's daemons too, Ray Serve waits for minutes.
-            stopping = threading.Thread(target=serve.shutdown, daemon=True)
-            stopping.start()
-            stopping.join(SHUTDOWN_SECONDS)
+            serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+            handle = serve.run(bound, name=NAME, route_prefix=None)
+        except (RuntimeError, RayError) as error:
+            raise JobFailed(f"the service did not start ({reason(error)})") from error
+        yield handle
+    finally:
+        # In a thread: if a signal to the process group has ended Ray's daemons too, Ray waits for minutes.
+        stopping = threading.Thread(target=_end_ray_serve, daemon=True)
+        stopping.start()
+        stopping.join(SHUTDOWN_SECONDS)
+
+
+def _end_ray_serve() -> None:
+    """End Ray Serve as `serve.shutdown` does, which waits in a call that fails when its end is reached.
+
+    Ray reports that failure on stderr, and repeats the call.
+    """
+    with suppress(ValueError, RayError):  # there is no such actor
+        controller = ray.get_actor(*CONTROLLER)
+        ray.get(controller.graceful_shutdown.remote(wait=False))
+        while ray.get_actor(*CONTROLLER):
+            time.sleep(0.1)
+
+
+@contextmanager
+def _answering(app: FastAPI, listener: socket.socket) -> Iterator[None]:
+    """Answer requests at the socket during the block, in a thread; in the end, wait for requests in progress."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not (server.started and app.state.replicas.answering):
+        if not thread.is_alive():
+            raise JobFailed("the service did not start (its HTTP server ended)")
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def serve_until_stopped(path: Path, model: str | None, options: Options) -> None:
@@ -105,20 +180,8 @@ def serve_until_stopped(path: Path, model: str | None, options: Options) -> None
 
 def _check_alone() -> None:
     """Raise InputError if the cluster runs Ray Serve: there is one for all, and ending ours would end the others."""
-    from ray import serve
-
     status = serve.status()
     if status.proxies or status.applications:
         raise InputError(
             "the cluster runs Ray Serve already: stop it (`serve shutdown`), or unset RAY_ADDRESS for another cluster"
         )
-
-
-def _check_port(options: Options) -> None:
-    """Raise InputError if the port is in use: Ray Serve itself would try again and again."""
-    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((options.host, options.port))
-        except OSError as error:
-            raise InputError(f"--host {options.host} --port {options.port}: {error.strerror}") from error

@@ -26,6 +26,9 @@ from pipeline.common.errors import JobFailed, reason, without_credentials
 from pipeline.tracking.watchdog import OWNER, Watchdog, end_run, take_over
 
 SQLITE = "sqlite:///"
+DATABASE = "mlflow.db"
+"""Name of the default tracking store."""
+ELSEWHERE = "MLFLOW_TRACKING_URI names a store elsewhere"
 METRICS_A_BATCH = 1000
 """Metrics in one request; MLflow's limit."""
 PATIENCE, PAUSE = 120.0, 5.0
@@ -53,31 +56,45 @@ def _milliseconds() -> int:
 
 
 def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or by default the URI of `mlflow.db` in the working folder.
+    """Return MLFLOW_TRACKING_URI, or by default the URI of the nearest `mlflow.db`.
 
+    That is the one in the working folder or, if there is none, in a folder above; a new one is in the working folder.
     Paths of sqlite files are made absolute, because Ray's workers run in another folder.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    if uri.startswith(SQLITE):
-        return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
-    return uri
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute()) if uri.startswith(SQLITE) else uri
+    here = Path.cwd()
+    found = (folder / DATABASE for folder in (here, *here.parents) if (folder / DATABASE).is_file())
+    return SQLITE + str(next(found, here / DATABASE))
 
 
-def connect() -> MlflowClient:
-    """Return a client of the tracking store; create the store if it does not exist.
+def shown_store() -> str:
+    """Return the tracking store's address for messages, without credentials."""
+    return without_credentials(tracking_uri())
 
-    Call this once before several processes use a new sqlite store, because two migrations at a time fail.
-    Raises InputError if the store does not answer.
+
+def store_exists() -> bool:
+    """Return whether there is a tracking store; True for a server, which only an answer can tell."""
+    uri = tracking_uri()
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE).partition("?")[0]).exists()
+
+
+def connect(create: bool = False) -> MlflowClient:
+    """Return a client of the tracking store.
+
+    Raises InputError if the store does not answer, or does not exist, unless it shall be created. Create it once
+    before several processes use a new sqlite store, because two migrations at a time fail.
     """
     uri = tracking_uri()
+    if not create and not store_exists():
+        raise InputError(f"{shown_store()}: no tracking store there or in a folder above; {ELSEWHERE}")
     mlflow.set_tracking_uri(uri)
     try:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
-        address = without_credentials(uri)
         raise InputError(
-            f"MLFLOW_TRACKING_URI={address}: the tracking store does not answer ({reason(error)})"
+            f"MLFLOW_TRACKING_URI={shown_store()}: the tracking store does not answer ({reason(error)})"
         ) from error
     return client
 
@@ -195,7 +212,7 @@ def start_run(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: R
 
     If this process is killed, the watchdog of an open parent ends the run too. Raises InputError or MlflowException.
     """
-    client = connect()
+    client = connect(create=True)
     tags |= {"dataset": dataset.name, "dataset_digest": dataset.digest}
     if parent:
         tags[PARENT] = parent.run_id
@@ -261,7 +278,7 @@ def open_run(
     Raises InputError or MlflowException at the start of the block, and nothing at its end: if the store does not
     answer then, the watchdog tries again for an hour.
     """
-    client = connect()
+    client = connect(create=True)
     before = _stored(client, resume)
     if before and before.info.lifecycle_stage != "active":
         before = None
@@ -333,7 +350,7 @@ def child_runs(parent: Run) -> list[Any]:
 
 def find_run(run_id: str | None) -> Run | None:
     """Return the run of this id, or None if the tracking store has none. Raises InputError or MlflowException."""
-    found = _stored(connect(), run_id) if run_id else None
+    found = _stored(connect(), run_id) if run_id and store_exists() else None
     return Run(tracking_uri(), found.info.run_id) if found else None
 
 

@@ -35,12 +35,10 @@ from pipeline.common.files import read_json, write_json
 from pipeline.config.schema import TrainConfig
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoint, Checkpoints, Saver
+from pipeline.training.jobs import CHECKPOINTS, DESCRIPTION, FAILED, FINISHED, OUTCOME, STOPPED
 from pipeline.training.progress import FRUITLESS_STARTS, Reporter, hears, shown
 from pipeline.training.trainer import Ending, EpochEnd, NonFiniteBatch, StepEnd, Training, WorkerContext
 
-CHECKPOINTS, OUTCOME, DESCRIPTION = "checkpoints", "outcome.json", "training.json"
-"""Names in a training's folder."""
-FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 UNLOGGED = "unlogged"
 """Key in an outcome: metrics that could not be logged, for the driver to log."""
 WARNING = "warning"

@@ -49,6 +49,7 @@ from pipeline.registry import models as registry
 from pipeline.registry.loading import load
 from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, resolved
+from pipeline.training.jobs import SEARCH
 from pipeline.training.train import train
 from pipeline.tuning.mlflow_trials import MlflowTrials
 from pipeline.tuning.ray_tune import run_trials, tidy
@@ -59,7 +60,7 @@ from pipeline.tuning.trainable import TrialJob
 WriteReport = Callable[[optuna.Study, Path, dict[str, str]], object]
 """Writer of a report on the study to a folder; the dictionary has facts to show on its page."""
 
-DESCRIPTION, STUDY, REPORT, FINAL = "search.json", "study.db", "report", "final"
+DESCRIPTION, STUDY, REPORT, FINAL = SEARCH, "study.db", "report", "final"
 """Names in a study's folder."""
 GO_ON = "the same command with --resume goes on"
 FRUITLESS_ROUNDS = 3

@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from mlflow.tracking import MlflowClient
 from support.commands import Agman
 
 from data_prep.dataset import Dataset
+from data_prep.errors import InputError
 from data_prep.storage import Storage
+from pipeline.registry.loading import find_model
+from pipeline.tracking.runs import tracking_uri
 from pipeline.training.checkpoints import Checkpoints
 
 
@@ -38,7 +42,41 @@ def test_a_model_that_does_not_exist_is_refused_in_one_line(
     assert (done.code, done.out) == (2, "")
     last = done.err.strip().splitlines()[-1]
     assert last.startswith("agman: nowhere: no model there") and "Traceback" not in done.err
-    assert not {path.name for path in tmp_path.iterdir()} - {"mlflow.db"}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["evaluate models:/agman-x@champion --data DATA", "report runs:/0a0a --data DATA", "rollback agman-x --reason r"],
+)
+def test_reading_says_where_it_looked_and_creates_no_store(
+    agman_here: Agman, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    done = agman_here(*typed.replace("DATA", str(dataset.path)).split())
+    assert done.code == 2, done.err
+    (line,) = done.err.splitlines()
+    assert f"sqlite:///{tmp_path / 'mlflow.db'}: no tracking store there or in a folder above" in line
+    assert "MLFLOW_TRACKING_URI names a store elsewhere" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_store_of_a_folder_above_is_found(
+    empty_store: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert tracking_uri() == f"sqlite:///{below / 'mlflow.db'}"
+    above = empty_store(tmp_path)
+    assert tracking_uri() == above
+    with pytest.raises(InputError, match=f"runs:/0a: .*not found; looked in {above}; MLFLOW_TRACKING_URI names"):
+        find_model("runs:/0a")
+    with pytest.raises(InputError, match=f"no model is registered in {above}"):
+        find_model("models:/agman-x@champion")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert tracking_uri() == f"sqlite:///{below / 'other.db'}"
 
 
 def test_a_number_of_workers_beyond_the_cluster_is_refused(agman_here: Agman, dataset: Dataset, tmp_path: Path) -> None:

@@ -18,7 +18,12 @@ from pipeline.cluster import doctor
 
 
 def test_all_checks_pass_on_this_machine(
-    agman_here: Agman, ray_started: None, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agman_here: Agman,
+    ray_started: None,
+    dataset: Dataset,
+    tracking_store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(doctor, "SLOW", 0.0)  # the disk may be busy
     done = agman_here("doctor", "--data", dataset.path, "--storage", tmp_path / "runs" / "deep", "--json")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file = root / ("a" if number % 2 else "b/c") / f"{number:02d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(jpeg(number, (82, 74)))
-    (root / "a" / "broken.jpg").write_bytes(jpeg(0)[:300])
+    (root / "a" / "broken.jpg").write_bytes(jpeg(0)[:-100])
     (root / "a" / "text.png").write_text("no picture")
     (root / "read.me").write_text("nothing")
     return root
@@ -73,20 +75,24 @@ def embed_here(model: str, images: Path, out: Path) -> Gallery:
     source = find_source(images)
     _, error = worker(model, source, out).embed(0, source.pictures)
     assert error is None
-    embed._finish(out, embed._info(model, Embedder(*load(model)), source), 1)
+    embed._finish(out, embed._info(model, Embedder(*load(model)), source), 1, source.skipped)
     return Gallery.open(out)
 
 
 def test_every_picture_is_a_row_or_a_reject(gallery: Gallery, photographs: Path) -> None:
     rejects = pq.read_table(gallery.folder / "rejects.parquet").to_pylist()
     assert [one["image"] for one in rejects] == ["a/broken.jpg", "a/text.png"]
-    assert all(one["detail"].startswith("not a picture that can be read") for one in rejects)
+    assert rejects[0]["detail"].startswith("the picture is truncated (")
+    assert rejects[1]["detail"] == "not a picture that can be read (not a picture, or not of a format that is read)"
     assert len(gallery) + len(rejects) == PICTURES + 2
-    assert gallery.info.rejects == {"not a picture that can be read": 2}
+    assert gallery.info.rejects == {"not a picture that can be read": 1, "the picture is truncated": 1}
+    assert pq.read_table(gallery.folder / "skipped.parquet").to_pylist() == [
+        {"file": "read.me", "detail": ".me is no picture's file ending"}
+    ]
     assert list(gallery.images) == sorted(gallery.images) and gallery.images[0] == "a/01.jpg"
     assert gallery.picture(0) == (photographs / "a" / "01.jpg").read_bytes()
     assert {one.name for one in gallery.folder.iterdir()} == {
-        "gallery.json", "images.parquet", "rejects.parquet", "embeddings", "vectors",
+        "gallery.json", "images.parquet", "rejects.parquet", "skipped.parquet", "embeddings", "vectors",
     }  # fmt: skip
 
 
@@ -109,11 +115,23 @@ def test_a_query_finds_itself_first_and_scores_add_up(gallery: Gallery, photogra
     assert all(hit.score == pytest.approx(sum(hit.cosines), abs=1e-5) for hit in hits)
 
 
-def test_a_prepared_dataset_is_embedded_by_two_workers(model: str, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_prepared_dataset_is_embedded_by_two_workers(
+    model: str, dataset: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     gallery = embed_images(model, dataset.path, tmp_path / "g", workers=2)
+    assert capfd.readouterr() == ("", "")  # Ray warns of actors with large arguments
     assert sorted(map(int, gallery.images)) == sorted(dataset.images["image_id"])
     assert gallery.info.source == "dataset"
     assert gallery.picture(3) is not None
+    row = 7
+    image = int(gallery.images[row])
+    (label,) = dataset.labels[dataset.labels["image_id"] == image].to_dict("records")
+    attribute = dataset.info.attributes[label["attribute"]]
+    path = dataset.images.set_index("image_id")["path"][image]
+    assert gallery.describe([row]) == [(path, {attribute.name: attribute.values[label["value"]]})]
+    assert gallery.row_of(tmp_path / "photographs" / path) == row
+    assert gallery.row_of(tmp_path / Path(path).name) is None
+    assert gallery.path(row).startswith(f"{dataset.path}/packed/split=")
 
 
 def test_parquet_files_are_embedded(model: str, tmp_path: Path) -> None:
@@ -208,7 +226,7 @@ def test_vectors_of_length_0_are_rejects(photographs: Path, tmp_path: Path) -> N
 
     one.embedder.embed = without_the_third
     assert one.embed(0, source.pictures) == (PICTURES + 2, None)
-    embed._finish(tmp_path / "g", embed._info(blind, Embedder(*load(blind)), source), 1)
+    embed._finish(tmp_path / "g", embed._info(blind, Embedder(*load(blind)), source), 1, source.skipped)
     gallery = Gallery.open(tmp_path / "g")
     rejects = pq.read_table(gallery.folder / "rejects.parquet").to_pylist()
     assert [(one["image"], one["detail"]) for one in rejects if "length" in one["detail"]] == [
@@ -243,13 +261,33 @@ def test_a_gallery_finds_a_model_given_by_a_relative_path(
 
 def test_search_and_index_commands(gallery: Gallery, photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query = photographs / "a" / "05.jpg"
-    asked = ("search", gallery.folder, "--query", query, "--attribute", "skirt", "--attribute", "collar")
-    assert agman_exit_code(*asked, "--top", "2", "--json") == 0
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert figures["hits"][0]["image"] == "a/05.jpg" and len(figures["hits"]) == 2
+    asked = ("search", gallery.folder, "--query", query, "--attribute", "skirt=2", "--attribute", "collar")
+    assert agman_exit_code(*asked, "--top", PICTURES, "--absolute", "--json") == 0
+    printed = capsys.readouterr()
+    hits = json.loads(printed.out.splitlines()[-1])["hits"]
+    others = [name for name in gallery.images if name != "a/05.jpg"]
+    assert sorted(hit["image"] for hit in hits) == others
+    assert all(hit["score"] == pytest.approx(2 * hit["cosines"][0] + hit["cosines"][1], abs=1e-5) for hit in hits)
+    assert [hit["path"] for hit in hits] == [str(photographs / hit["image"]) for hit in hits]
+    assert str(photographs / hits[0]["image"]) in printed.err and "2 × skirt + collar" in printed.err
+    copy = photographs.parent / "copy.jpg"  # not one of the gallery's files
+    shutil.copy(query, copy)
+    assert agman_exit_code(*asked[:2], "--query", copy, *asked[4:], "--top", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["hits"][0]["image"] == "a/05.jpg"
     assert agman_exit_code("index", gallery.folder, "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["recall"] >= 0.95
     shutil.rmtree(gallery.folder / "index")
+
+
+def test_a_search_imports_only_what_it_needs(gallery: Gallery, photographs: Path) -> None:
+    """These packages take seconds to import, and a search of a small gallery should take three in all."""
+    asked = ["search", str(gallery.folder), "--query", str(photographs / "a" / "05.jpg"), "--attribute", "skirt"]
+    slow = {"faiss", "matplotlib", "mlflow", "pandas", "ray", "sklearn", "torchvision"}
+    code = (
+        f"import sys; from pipeline.cli import run; assert run({asked}) == 0; print(sorted({slow} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_invalid_queries_are_refused_in_one_line(
@@ -261,6 +299,10 @@ def test_invalid_queries_are_refused_in_one_line(
         ("--query", photographs / "read.me", "--attribute", "skirt"): "not a picture that can be read",
         ("--query", big, "--attribute", "skirt"): "too large (10000x5000 pixels, at most 40 megapixels)",
         ("--query", tmp_path / "none.jpg", "--attribute", "skirt"): "cannot be read (No such file",
+        ("--query", photographs, "--attribute", "skirt"): "cannot be read (Is a directory)",
+        ("--query", big, "--attribute", "skirt", "--attribute", "skirt=2"): "'skirt' is given twice",
+        ("--query", big, "--attribute", "skirt=x"): "the weight must be a number, as in skirt=2",
+        ("--query", big, "--attribute", "skirt=0"): "a weight must be a positive number",
         ("--query", big, "--attribute", "skrit"): "unknown attribute 'skrit'; did you mean 'skirt'?",
     }
     for options, message in cases.items():
@@ -338,6 +380,8 @@ def test_refused_arguments_leave_nothing_behind(
     (tmp_path / "bad" / "x.jpg").write_text("no picture")
     with pytest.raises(InputError, match=r"none of the 1 pictures can be embedded; x\.jpg"):
         embed_here(model, tmp_path / "bad", tmp_path / "staging")
+    with pytest.raises(InputError, match=r"--images .*x\.jpg: is a file; give its folder"):
+        embed_images(model, tmp_path / "bad" / "x.jpg", tmp_path / "g")
     with pytest.raises(InputError, match="contains a gallery of other pictures"):
         embed_images(model, photographs / "a", gallery.folder)
     with pytest.raises(InputError, match="is not empty and contains no gallery"):

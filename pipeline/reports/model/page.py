@@ -26,7 +26,7 @@ from pipeline.reports.model.attention import Attention, attention
 from pipeline.reports.model.confusion import Confusion, confusions
 from pipeline.reports.model.embedding_map import embedding_maps
 from pipeline.reports.model.galleries import AttributeGallery, galleries
-from pipeline.reports.model.scores import Scores, score_table
+from pipeline.reports.model.scores import ScoreTable, score_table
 from pipeline.reports.model.study import StudySection, study_section
 from pipeline.reports.model.triplets import AttributeTriplets, shown_triplets
 from pipeline.tracking import runs as tracking
@@ -53,7 +53,7 @@ class ModelPage:
     metrics: dict[str, float]
     paper: tuple[str, list[str], list[list[str]]]
     """Table as the papers print it; see map_table and triplet_table."""
-    scores: Scores | None
+    scores: ScoreTable | None
     """None if the dataset gives triplets and no queries; only then there are `triplets`."""
     curves: list[charts.Chart]
     attention: Attention

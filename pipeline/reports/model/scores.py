@@ -29,7 +29,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreTable:
     """Content of the table."""
 
     attributes: list[Score]
@@ -39,7 +39,7 @@ class Scores:
     """Attributes without queries."""
 
 
-def score_table(evaluation: Evaluation, names: Sequence[str]) -> Scores:
+def score_table(evaluation: Evaluation, names: Sequence[str]) -> ScoreTable:
     """Return the scores of an evaluation; `names` are the attributes of the dataset."""
     rows = [_score(name, result) for name, result in evaluation.results.items()]
     metrics = {key.split("/", 1)[1]: value for key, value in evaluation.metrics.items()}
@@ -48,7 +48,7 @@ def score_table(evaluation: Evaluation, names: Sequence[str]) -> Scores:
     of_all = {label: metrics[label.lower().replace("@", "_at_")] for label in labels}
     of_mean = {label: fmean(row.at_k[label] for row in rows) for label in labels}
     macro_chance = fmean(row.chance for row in rows)
-    return Scores(
+    return ScoreTable(
         attributes=rows,
         over_all=Score("all, query-weighted", metrics["map"], metrics["chance"], queries, candidates, of_all),
         macro=Score("all, macro", metrics["map_macro"], macro_chance, queries, candidates, of_mean),

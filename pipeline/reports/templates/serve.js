@@ -114,6 +114,13 @@ function card(hit, rank, attributes) {
   name.className = "name";
   name.textContent = hit.image;
   text.append(score, name);
+  const labels = attributes.filter((attribute) => hit.labels[attribute]).map((attribute) => hit.labels[attribute]);
+  if (labels.length) {
+    const known = document.createElement("p");
+    known.className = "soft labels";
+    known.textContent = labels.join(" · ");
+    text.append(known);
+  }
   if (attributes.length > 1) {
     const list = document.createElement("dl");
     for (const attribute of attributes) {

@@ -82,3 +82,11 @@ def test_the_last_file_of_a_remote_folder_completes_it(bucket: Bucket, monkeypat
     assert list(remote.files()) == ["a"]
     fill()
     assert list(remote.files()) == ["a", "marker", "z"]
+
+
+def test_a_full_disk_is_reported_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as full, atomic.file(tmp_path / "training.json") as staging:
+        staging.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert full.value.filename == str(tmp_path / "training.json")
+    assert tree(tmp_path) == []

@@ -91,3 +91,25 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "filenames_train.txt").write_text("a\n" * 10)
     with pytest.raises(InputError, match=r"filenames_train\.txt: has more than 10 bytes"):
         darn.read(Request(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "separator", "why"),
+    [
+        ("utf-16", ",", "is UTF-16 text; save it as UTF-8"),
+        ("utf-16-be", ",", "is UTF-16 text; save it as UTF-8"),
+        ("utf-8", ";", "its columns are separated by semicolons; save it with commas"),
+        ("utf-8", "\t", "its columns are separated by tabs; save it with commas"),
+    ],
+)
+def test_another_encoding_or_separator_is_named(tmp_path: Path, encoding: str, separator: str, why: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "Annotations").mkdir()
+    label = separator.join(["Images/collar/a.jpg", "collar_design_labels", "ynnnn"])
+    (tmp_path / "Annotations/label.csv").write_text(mark + label + "\n", encoding=encoding)
+    with pytest.raises(InputError, match=f"label.csv: {why}"):
+        fashionai.read(Request(tmp_path))
+    header = separator.join(["CID", "Category", "Closure", "Gender", "HeelHeight"])
+    (tmp_path / "meta-data.csv").write_text(mark + header + "\n", encoding=encoding)
+    with pytest.raises(InputError, match=f"meta-data.csv: {why}"):
+        zappos50k.read(Request(tmp_path))

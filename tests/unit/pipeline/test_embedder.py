@@ -11,9 +11,11 @@ from pipeline.inference.embedder import Embedder, PictureError
 
 def test_an_embedder_refuses_files_that_are_no_pictures() -> None:
     embedder = Embedder(*random_model(["collar", "skirt", "sleeve"]))
-    for data in (b"", b"text", jpeg(0)[:200]):
-        with pytest.raises(PictureError, match="not a picture"):
+    for data in (b"", b"text", jpeg(0)[:20]):
+        with pytest.raises(PictureError, match="not a picture that can be read"):
             embedder.read(data)
+    with pytest.raises(PictureError, match=r"the picture is truncated \(.*\)"):
+        embedder.read(jpeg(0)[:-100])
     assert embedder.attention(embedder.read(jpeg(1)), ["skirt", "collar"]).sum((1, 2)) == pytest.approx(1)
 
 

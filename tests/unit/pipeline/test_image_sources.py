@@ -10,6 +10,7 @@ import pytest
 from support.galleries import jpeg
 
 from data_prep.errors import InputError
+from pipeline.retrieval import image_sources
 from pipeline.retrieval.image_sources import find_source
 
 
@@ -37,3 +38,22 @@ def test_a_source_without_pictures_is_refused(tmp_path: Path) -> None:
         find_source(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         find_source(tmp_path / "nowhere")
+
+
+def test_files_that_are_not_taken_for_pictures_are_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_sources, "SUFFIXES", (".jpg", ".jpeg", ".png"))  # pillow-heif is not installed
+    for name in ("a.jpg", "b.JPEG", "noending", "c.HEIC", "list.txt"):
+        (tmp_path / name).write_bytes(jpeg(1))
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "d.png").write_bytes(jpeg(1))
+    (tmp_path / "linked").symlink_to(tmp_path / "below")
+    source = find_source(tmp_path)
+    assert source.pictures["image"].to_pylist() == ["a.jpg", "b.JPEG", "below/d.png"]
+    assert source.skipped == {
+        "linked": "a link to a folder, which is not followed",
+        "c.HEIC": "HEIC needs pip install 'agman-pipeline[heic]'",
+        "list.txt": ".txt is no picture's file ending",
+        "noending": "no file ending",
+    }

@@ -1,0 +1,102 @@
+"""A `Replica` is one process of Ray Serve: the model, the gallery, and the threads that compute with them."""
+
+# No `from __future__ import annotations`: Ray Serve reads the types of the batched method.
+
+import asyncio
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from ray import serve
+
+from agman.memory import keep_freed_memory
+from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.search import embedder_of, parse_attributes
+from pipeline.serving.engine import Engine
+
+
+@serve.deployment
+class Replica:
+    """Process with the model, the memory-mapped gallery, threads that decode pictures, and one that runs the model.
+
+    Args:
+        gallery: folder of the gallery.
+        tracking_uri: tracking store in which the gallery's model is registered.
+        model: new address of the model, or None if it has not moved.
+        max_batch: largest number of pictures of different requests that pass the network together.
+        wait: seconds that the first of them waits for others.
+        threads: threads of the model, and threads that decode.
+    """
+
+    def __init__(self, gallery: str, tracking_uri: str, model: str | None, max_batch: int, wait: float, threads: int):
+        os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+        torch.set_num_threads(threads)
+        keep_freed_memory()
+        self.gallery = Gallery.open(gallery)
+        self.engine = Engine(self.gallery, embedder_of(self.gallery, model))
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")  # parallel passes would share the CPUs
+        self._together.set_max_batch_size(max_batch)
+        self._together.set_batch_wait_timeout_s(wait)
+
+    async def facts(self) -> dict[str, Any]:
+        """Return what is served."""
+        return self.engine.facts
+
+    async def end(self) -> None:
+        """Return never: the call fails when this process ends, which tells the caller at once."""
+        await asyncio.Event().wait()
+
+    async def embed(self, image: bytes, attributes: Sequence[str]) -> dict[str, list[float]]:
+        """Return the embeddings of a picture file under the attributes."""
+        numbers = self.gallery.numbers(attributes)
+        embeddings = await self._embedded(image)
+        return dict(zip(attributes, embeddings[numbers].tolist(), strict=True))
+
+    async def search(
+        self, image: bytes, attributes: Sequence[str], top: int, approximate: bool
+    ) -> list[dict[str, Any]]:
+        """Return the pictures of the gallery that are most similar to a picture file under the attributes."""
+        self.gallery.numbers(parse_attributes(attributes))
+        embeddings = await self._embedded(image)
+        return await self._in_thread(self.engine.hits, embeddings, attributes, top, approximate)
+
+    async def similar(self, row: int, attributes: Sequence[str], top: int, approximate: bool) -> list[dict[str, Any]]:
+        """Return the pictures that are most similar to one of the gallery, without itself."""
+        embeddings = self.engine.embeddings_of(row)
+        return await self._in_thread(self.engine.hits, embeddings, attributes, top, approximate, row)
+
+    async def attention(self, image: bytes, attributes: Sequence[str]) -> list[bytes]:
+        """Return for each attribute a JPEG of a picture file with the attention drawn over it."""
+        self.gallery.numbers(attributes)
+        square = await self._in_thread(self.engine.read, image)
+        return await self._on_model(self.engine.heats, square, attributes)
+
+    async def attention_of(self, row: int, attribute: str) -> bytes:
+        """Return a JPEG of a picture of the gallery with the attention drawn over it."""
+        self.gallery.numbers([attribute])
+        data, _ = await self._in_thread(self.engine.picture, row)
+        square = await self._in_thread(self.engine.embedder.read, data)
+        (heat,) = await self._on_model(self.engine.heats, square, [attribute])
+        return heat
+
+    async def picture(self, row: int) -> tuple[bytes, str]:
+        """Return a picture of the gallery, as its source contains it, and its media type."""
+        return await self._in_thread(self.engine.picture, row)
+
+    async def _embedded(self, data: bytes) -> np.ndarray:
+        return await self._together(await self._in_thread(self.engine.read, data))
+
+    @serve.batch
+    async def _together(self, squares: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the embeddings of each picture, N×D; pictures of waiting requests pass the network together."""
+        return list(await self._on_model(self.engine.embedder.embed, squares))
+
+    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
+
+    async def _on_model(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._model, function, *arguments)

@@ -1,0 +1,88 @@
+"""The replicas as the HTTP application sees them: one method call for each request, and whether any can answer."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+OTHERS_ANSWER = 1.0
+"""Seconds in which another replica answers after one has ended; without an answer, none is left."""
+RETRY_SECONDS = 2
+"""Seconds after which a client should try again."""
+
+
+class Unavailable(Exception):
+    """No replica can answer now."""
+
+
+STARTING = "the service is starting; try again in a few seconds"
+BUSY = "the service is busy; try again"
+
+
+class Replicas:
+    """Replicas of Ray Serve behind a handle.
+
+    Ray Serve lets requests wait while it replaces a replica. Here, they end with `Unavailable`, and so do those that a
+    replica was working on when it ended.
+    """
+
+    def __init__(self, handle: DeploymentHandle, facts: dict[str, Any]):
+        self._handle = handle
+        self.facts = facts
+        """What is served."""
+        self._answering, self._none_left = asyncio.Event(), asyncio.Event()
+        self._none_left.set()
+
+    @property
+    def answering(self) -> bool:
+        """Whether a replica can answer."""
+        return self._answering.is_set()
+
+    async def watch(self) -> None:
+        """Keep `answering` up to date, for ever."""
+        while True:
+            facts = asyncio.ensure_future(self._facts_of_one())
+            await asyncio.wait([facts], timeout=OTHERS_ANSWER)
+            if not facts.done():
+                self._answering.clear()
+                self._none_left.set()
+            self.facts = await facts
+            self._none_left.clear()
+            self._answering.set()
+            with suppress(RayActorError, RayServeException):
+                await self._handle.end.remote()
+
+    async def _facts_of_one(self) -> dict[str, Any]:
+        while True:
+            try:
+                return dict(await self._handle.facts.remote())
+            except (RayActorError, RayServeException):  # asked of a replica that has just ended
+                await asyncio.sleep(0.1)
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of a replica. Raises what it raises, or Unavailable."""
+        if not self.answering:
+            raise Unavailable(STARTING)
+        answer = asyncio.ensure_future(self._ask(method, *arguments))
+        none_left = asyncio.ensure_future(self._none_left.wait())
+        await asyncio.wait([answer, none_left], return_when=asyncio.FIRST_COMPLETED)
+        none_left.cancel()
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        raise Unavailable(STARTING)
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._handle, method).remote(*arguments)
+        except BackPressureError as error:
+            raise Unavailable(BUSY) from error
+        except (RayActorError, RayServeException) as error:
+            raise Unavailable(STARTING) from error
+        except RayTaskError as error:
+            raise error.cause from None

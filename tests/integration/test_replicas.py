@@ -1,0 +1,109 @@
+"""Answers of the service while its replicas come and go; the replicas are played by this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+from data_prep.errors import InputError
+from pipeline.serving.app import serving
+
+FACTS = {"model": "m", "pictures": 1, "attributes": ["skirt"], "width": 3, "device": "cpu"}
+ERRORS: dict[int, Exception] = {
+    1: RayTaskError("similar", "", InputError("no picture 1")),
+    2: RayTaskError("similar", "", ValueError("a secret")),
+    3: BackPressureError(num_queued_requests=3, max_queued_requests=3),
+}
+
+
+class Played:
+    """The handle of a deployment with one replica, which begins and ends as a test wants it to."""
+
+    def __init__(self) -> None:
+        self.alive, self.ended = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self, f"play_{name}"))
+
+    async def play_facts(self) -> dict[str, Any]:
+        await self.alive.wait()
+        return FACTS
+
+    async def play_end(self) -> None:
+        await self.ended.wait()
+        raise ActorDiedError()
+
+    async def play_similar(self, row: int, *_: Any) -> list[dict]:
+        if row in ERRORS:
+            raise ERRORS[row]
+        if row == 8:  # the replica ends while it works on this
+            await self.play_end()
+        if row == 9:  # waits for a replica
+            await asyncio.Event().wait()
+        return []
+
+
+Get = Callable[[str], Any]
+
+
+@asynccontextmanager
+async def service(replica: Played) -> AsyncIterator[Get]:
+    app = serving(replica, FACTS)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        yield client.get
+
+
+def told_to_come_back(answer: httpx.Response, why: str) -> bool:
+    return (answer.status_code, answer.json()["error"], answer.headers["retry-after"]) == (503, why, "2")
+
+
+STARTING = "the service is starting; try again in a few seconds"
+
+
+def test_while_no_replica_answers_all_requests_get_503_at_once() -> None:
+    async def run() -> None:
+        replica = Played()
+        async with service(replica) as get:
+            health = await get("/healthz")
+            assert told_to_come_back(health, STARTING) and health.json()["status"] == "starting"
+            assert told_to_come_back(await get("/similar/0?attributes=skirt"), STARTING)
+            replica.alive.set()
+            await asyncio.sleep(0.05)
+            assert (await get("/healthz")).json()["status"] == "ok"
+            assert (await get("/similar/0?attributes=skirt")).json() == {"hits": []}
+            waiting = [asyncio.create_task(get(f"/similar/{row}?attributes=skirt")) for row in (8, 9)]
+            await asyncio.sleep(0.05)
+            replica.alive.clear()
+            replica.ended.set()
+            for answer in await asyncio.gather(*waiting):
+                assert told_to_come_back(answer, STARTING)
+            assert (await get("/healthz")).json()["status"] == "starting"
+            replica.ended.clear()
+            replica.alive.set()
+            await asyncio.sleep(0.05)
+            assert (await get("/healthz")).json()["status"] == "ok"
+
+    asyncio.run(run())
+
+
+def test_errors_of_replicas_have_the_service_s_form() -> None:
+    async def run() -> None:
+        replica = Played()
+        replica.alive.set()
+        async with service(replica) as get:
+            await asyncio.sleep(0.05)
+            answers = [await get(f"/similar/{row}?attributes=skirt") for row in (1, 2)]
+            assert [answer.status_code for answer in answers] == [422, 500]
+            assert answers[0].json() == {"error": "no picture 1"} and "secret" not in answers[1].text
+            busy = await get("/similar/3?attributes=skirt")
+            assert told_to_come_back(busy, "the service is busy; try again")
+
+    asyncio.run(run())
