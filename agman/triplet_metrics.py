@@ -100,8 +100,3 @@ def summarise_triplets(scores: Mapping[str, TripletScores]) -> dict[str, float]:
         summary[f"triplet_accuracy{end}"] = float(one.correct.double().mean())
         summary[f"triplet_loss{end}"] = float(one.loss.mean())
     return summary
-
-
-def triplet_accuracy(anchor: Tensor, positive: Tensor, negative: Tensor) -> float:
-    """Return the fraction of B triplets (each B×D, unit length) whose positive is the more similar one."""
-    return float(score_triplets(anchor, positive, negative).correct.double().mean())

@@ -25,6 +25,7 @@ BENCHMARKS = [
     "scale",
     "search",
     "serve",
+    "start",
     "table",
     "train",
     "triplets",

@@ -73,6 +73,8 @@ class Comparison:
     """Attributes that have queries."""
     chance: dict[str, float]
     """Attribute -> test MAP of a random ranking; over all queries under ""."""
+    valid_chance: float
+    """Validation MAP of a random ranking."""
     settings: dict[str, Any]
     scored: list[Scored]
     folder: Path
@@ -146,14 +148,15 @@ def compare(
             scored = _score_all(dataset, config, systems, range(seeds), workers, folder, parent)
             if all(one.failed for one in scored):
                 raise JobFailed(f"every training failed; the first: {scored[0].failed}")
-    expected = expectations(dataset, SPLIT)
-    assert expected, "a comparison's dataset has test queries"
+    expected, before = expectations(dataset, SPLIT), expectations(dataset, "valid")
+    assert expected and before, "a comparison's dataset has queries in both splits"
     return Comparison(
         dataset=dataset.info.name,
         digest=dataset.info.digest,
         drawn=dataset.drawn,
         attributes=[one.name for one in expected.attributes],
         chance={one.name: one.chance for one in expected.attributes} | {"": expected.over_all.chance},
+        valid_chance=before.over_all.chance,
         settings=settings,
         scored=scored,
         folder=folder,

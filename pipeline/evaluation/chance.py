@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -111,4 +112,7 @@ def chance_beside(name: str, metrics: Mapping[str, float]) -> float | None:
     kind, _, attribute = rest.partition("/")
     if kind == "triplet_accuracy":
         return GUESSING
+    if kind == "map_macro":
+        chances = [value for key, value in metrics.items() if key.startswith(f"{split}/chance/")]
+        return fmean(chances) if chances else None
     return metrics.get(f"{split}/chance/{attribute}" if attribute else f"{split}/chance") if kind == "map" else None

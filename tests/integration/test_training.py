@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def test_chance_and_the_doubt_are_shown_and_stored(
     run = MlflowClient(two_workers.run.uri).get_run(two_workers.run.run_id)
     wanted = {"valid/chance", f"valid/chance/{name}", "valid/above_chance_low", "valid/mean_cosine"}
     assert wanted <= run.data.metrics.keys()
+    outcome = json.loads((folder_of(two_workers).parents[1] / "outcome.json").read_text())
+    assert run.data.tags.get("warning", "") == outcome["warning"]
     version = MlflowClient(two_workers.run.uri).get_model_version("agman-tiny", "1")
     assert "| attribute | values | validation | chance |" in version.description
     assert f"{100 * metrics[f'valid/chance/{name}']:.2f}" in version.description

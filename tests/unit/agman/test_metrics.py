@@ -16,7 +16,7 @@ from agman.metrics import (
     recall_at,
     similarities,
 )
-from agman.triplet_metrics import triplet_accuracy
+from agman.triplet_metrics import score_triplets
 
 
 def rank(scores, relevant, ks=(1, 2, 3), chunk=None):
@@ -230,7 +230,7 @@ def test_embeddings_that_cannot_be_ranked_are_refused_by_name(bad):
     with pytest.raises(ValueError, match="candidate embeddings must be finite; row 3"):
         agman.retrieval(candidates, queries, *reversed(values))
     with pytest.raises(ValueError, match="negatives must be finite; row 3"):
-        triplet_accuracy(candidates[:13], candidates[:13], queries)
+        score_triplets(candidates[:13], candidates[:13], queries)
 
 
 def test_other_bad_input_is_refused():
@@ -244,7 +244,7 @@ def test_other_bad_input_is_refused():
     with pytest.raises(ValueError, match="Q×C bool"):
         agman.metrics.average_precision(HITS.long())
     with pytest.raises(ValueError, match="B×D with B >= 1"):
-        triplet_accuracy(queries[:0], queries[:0], queries[:0])
+        score_triplets(queries[:0], queries[:0], queries[:0])
 
 
 def test_the_mean_cosine_is_that_of_all_pairs_of_one_attribute() -> None:
