@@ -7,8 +7,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -23,6 +23,8 @@ from pipeline.common.errors import JobFailed, reason, without_credentials
 
 EXCLUDED = [".git", ".venv", "runs", "mlartifacts", "*.db", "*.parquet"]
 """Files of the working folder that are not uploaded, besides those that its .gitignore names."""
+API_SERVER = "RAY_API_SERVER_ADDRESS"
+"""Environment variable that Ray's client prefers to RAY_ADDRESS, and both to its argument."""
 CONNECT_SECONDS = 10.0
 """Seconds that the head has to answer."""
 SETTLE_SECONDS = 30.0
@@ -76,13 +78,27 @@ def _client(address: str) -> JobSubmissionClient:
     try:
         with suppress(HTTPError):  # any answer will do; Ray's client has no timeout
             urlopen(address, timeout=CONNECT_SECONDS).close()
-        return JobSubmissionClient(address)
+        with _alone(address):
+            return JobSubmissionClient(address)
     except Exception as error:  # ConnectionError, and RuntimeError for a refused token or another version of Ray
         message = without_credentials(" ".join(str(error).split()))
         raise InputError(
             f"--address {shown}: no Ray head accepts jobs there ({message}); "
             "`ray dashboard ray_cluster.yaml` forwards a head's address"
         ) from error
+
+
+@contextmanager
+def _alone(address: str) -> Iterator[None]:
+    """Keep Ray's client from taking RAY_ADDRESS, which is for drivers, for the address and waiting there for ever."""
+    before = os.environ.get(API_SERVER)
+    os.environ[API_SERVER] = address
+    try:
+        yield
+    finally:
+        del os.environ[API_SERVER]
+        if before is not None:
+            os.environ[API_SERVER] = before
 
 
 async def _follow(client: JobSubmissionClient, job: str) -> None:

@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -129,7 +131,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: str, tmp_pa
         (("--address", "http://127.0.0.1:9", "--", "train"), "no Ray head accepts jobs there"),
         (("--address", "127.0.0.1:8265", "--", "train"), "as http://127.0.0.1:8265"),
         (("--env", "NOT_SET_ANYWHERE", "--", "train"), "--env NOT_SET_ANYWHERE: is not set here"),
-        (("--working-dir", "nowhere", "--", "train"), "nowhere: no such folder"),
+        (("--working-dir", "nowhere", "--", "train"), "Directory 'nowhere' does not exist"),
         ((), "Missing argument"),
     ],
 )
@@ -151,6 +153,18 @@ def test_a_silent_head_is_given_up(agman_here: Agman, monkeypatch: pytest.Monkey
         done = agman_here("submit", "--address", f"http://127.0.0.1:{silent.getsockname()[1]}", "--", "train")
     assert done.code == 2, done.err
     assert "no Ray head accepts jobs there (timed out)" in done.err.splitlines()[-1]
+
+
+def test_the_address_given_counts_and_not_that_of_drivers(agman_here: Agman, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as no_head:
+        threading.Thread(target=no_head.serve_forever).start()
+        done = agman_here("submit", "--address", f"http://127.0.0.1:{no_head.server_port}", "--", "train")
+        no_head.shutdown()
+    assert done.code == 2, done.err
+    line = done.err.splitlines()[-1]
+    assert "no Ray head accepts jobs there" in line and "nonsense" not in line
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
 
 
 def test_the_dashboard_listens_only_on_loopback(head: str) -> None:
