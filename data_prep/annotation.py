@@ -32,6 +32,7 @@ REASONS = {
     "image_too_large": "the file has more bytes, or the picture more pixels, than allowed",
     "several_images": "more than one file bears the name of the row's image",
     "bad_box": "the box to cut out is empty, or outside the picture",
+    "no_split": "the row's cell of the split is empty",
     "without_label": "the row has a label under none of the attributes",
     "too_rare": "fewer images than --min-images have the value",
     "other_depth": "the picture is not as many folders deep as --levels names",
@@ -107,6 +108,8 @@ class Annotation:
     """Triplets that the dataset brings, with TRIPLET_COLUMNS; None if they have to be drawn."""
     boxes: pd.DataFrame | None = None
     """Bounding boxes to crop pictures to: path, x0, y0, x1, y1 in pixels; None if pictures are not cropped."""
+    split_origin: str = ""
+    """Who made the split: the dataset's authors, a column, or this package, with the seed."""
     notes: tuple[str, ...] = ()
     """What the user should know about how the annotation was read."""
     unused: pd.DataFrame | None = None
@@ -238,6 +241,7 @@ def reconcile(split: Annotation, raw: Annotation) -> Annotation:
         repeats=split.repeats + raw.repeats + int(agreed.sum()),
         several_values=split.several_values,
         boxes=raw.boxes,
+        split_origin=split.split_origin,
     )
 
 

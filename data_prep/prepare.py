@@ -134,6 +134,8 @@ def prepare(
             repeats=packed.repeats,
             given_triplets=0 if packed.triplets is None else len(packed.triplets),
             rejects=count_reasons(packed.rejects),
+            split_origin=packed.split_origin,
+            queries_of=_queries_of(packed),
             notes=packed.notes,
             digest=digest_of(staging, packing.sha256),
             versions={"python": platform.python_version()}
@@ -168,6 +170,16 @@ def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> No
 def _per_split(rows: pd.DataFrame) -> dict[str, int]:
     counts = rows["split"].value_counts()
     return {split: int(counts.get(split, 0)) for split in SPLITS}
+
+
+def _queries_of(annotation: Annotation) -> dict[str, list[int]]:
+    queries = annotation.rows[annotation.rows["role"] == "query"]
+    return {
+        split: np.bincount(
+            queries.loc[queries["split"] == split, "attribute"], minlength=len(annotation.attributes)
+        ).tolist()
+        for split in SPLITS[1:]
+    }
 
 
 def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Packing) -> Annotation:

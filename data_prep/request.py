@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.progress import Progress, silent
+from data_prep.splits import Shares
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TableOptions:
     """Whether texts that differ in case only are one value."""
     group: str | None = None
     """Column of what may not be divided between splits."""
+    shares: Shares = field(default_factory=Shares)
+    """Shares of a made split."""
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,10 @@ class DatasetInfo(BaseModel):
     """Triplets that the dataset brings."""
     rejects: dict[str, int]
     """Number of rejected rows per reason."""
+    split_origin: str = ""
+    """Who made the split, and with which seed; empty for datasets of an earlier version."""
+    queries_of: dict[str, list[int]] = {}
+    """Split -> number of queries of each attribute; empty for datasets of an earlier version."""
     notes: tuple[str, ...] = ()
     """What the user should know about how the annotation was read."""
     digest: str

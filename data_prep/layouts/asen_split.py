@@ -37,9 +37,9 @@ from data_prep.annotation import (
 from data_prep.errors import InputError
 from data_prep.layouts.text_files import LONGEST_PATH, integers, is_file, numbered_lines, read_lines
 from data_prep.request import Request
+from data_prep.splits import ROLES
 from data_prep.tables import SPLITS, Attribute
 
-ROLES = ("query", "candidate")
 QUERY_EVERY = 5
 """One image of five is a query, the others are candidates."""
 
@@ -105,6 +105,7 @@ def read_split_files(
             rejects=rejects + refused + unlike,
             rows_in=rows_in,
             several_values=several_values,
+            split_origin="ASEN's",
         )
     )
 
@@ -248,13 +249,13 @@ def assign_splits(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Make a reproducible split in ASEN's proportions: train : valid : test = 8 : 1 : 1, query : candidate = 1 : 4.
 
     The images of each value are assigned in turn, in an order shuffled by `seed`, so that every value appears in the
-    three splits as evenly as its number of images allows. All labels of an image are in the same split. One label,
-    drawn at random, is the one of its query or candidate.
+    three splits as evenly as its number of images allows. All labels of an image are in the same split, and all are
+    queries or all are candidates.
     """
-    image, position, chosen = _ordered(rows, seed)
+    image, position = _ordered(rows, seed)
     split = np.select([position % 10 == 8, position % 10 == 9], ["valid", "test"], "train")
     role = np.where(split == "train", "", np.where(position // 10 % QUERY_EVERY == 0, *ROLES))
-    return _with(rows, split[image], np.where(chosen, role[image], ""))
+    return _with(rows, split[image], role[image])
 
 
 def assign_roles(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -262,9 +263,9 @@ def assign_roles(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     assigned = [rows[rows["split"] == "train"]]
     for number, split in enumerate(SPLITS[1:]):
         of_split = rows[rows["split"] == split]
-        image, position, chosen = _ordered(of_split, [seed, number])
+        image, position = _ordered(of_split, [seed, number])
         role = np.where(position % QUERY_EVERY == 0, *ROLES)
-        assigned.append(_with(of_split, split, np.where(chosen, role[image], "")))
+        assigned.append(_with(of_split, split, role[image]))
     return pd.concat(assigned).sort_index()
 
 
@@ -272,10 +273,10 @@ def _with(rows: pd.DataFrame, split: np.ndarray | str, role: np.ndarray) -> pd.D
     return rows.assign(split=split, role=role).astype({"split": "str", "role": "str"})
 
 
-def _ordered(rows: pd.DataFrame, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order images by value, shuffled within values.
+def _ordered(rows: pd.DataFrame, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Order images by one of their labels, drawn by lot, and shuffled within equal ones.
 
-    Returns every row's image, every image's position in the order, and whether each row is its image's chosen label.
+    Returns every row's image, and every image's position in the order.
     """
     rng = np.random.default_rng(seed)
     image, paths = pd.factorize(rows["path"])
@@ -284,9 +285,7 @@ def _ordered(rows: pd.DataFrame, seed: int | list[int]) -> tuple[np.ndarray, np.
     labels = np.bincount(image, minlength=len(paths))
     lot = rng.integers(0, np.maximum(labels, 1))
     drawn = by_image[np.cumsum(labels) - labels + lot]
-    chosen = np.zeros(len(rows), bool)
-    chosen[drawn] = True
     attribute, value = rows["attribute"].to_numpy()[drawn][order], rows["value"].to_numpy()[drawn][order]
     position = np.empty(len(paths), np.int64)
     position[order[np.lexsort((value, attribute))]] = np.arange(len(paths))
-    return image, position, chosen
+    return image, position

@@ -117,8 +117,10 @@ def _read_unsplit(request: Request) -> Annotation:
             f"{request.root}: not DeepFashion's layout (no list_attr_img.txt and no Anno_fine/train_attr.txt below it, "
             "no filenames_*.txt in it; give --split-files if they are elsewhere)"
         )
-    made = assign_roles if (raw.rows["split"] != "").all() else assign_splits
-    return replace(raw, rows=made(raw.rows, request.seed))
+    given = bool((raw.rows["split"] != "").all())
+    made = assign_roles if given else assign_splits
+    origin = f"the annotation's, queries made, seed {request.seed}" if given else f"made, seed {request.seed}"
+    return replace(raw, rows=made(raw.rows, request.seed), split_origin=origin)
 
 
 def _below_root(annotation: Annotation, root: Path) -> Annotation:

@@ -63,7 +63,7 @@ def read(request: Request) -> Annotation:
             f"{root}: not FashionAI's layout (no {LABEL_FILE} in or below it, no filenames_*.txt; "
             "give --split-files if they are elsewhere)"
         )
-    return replace(raw, rows=assign_splits(raw.rows, request.seed))
+    return replace(raw, rows=assign_splits(raw.rows, request.seed), split_origin=f"made, seed {request.seed}")
 
 
 def read_raw(root: Path) -> Annotation:

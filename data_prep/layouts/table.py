@@ -23,9 +23,19 @@ from data_prep.layouts.table_attributes import Labels, definitions, labels_of
 from data_prep.layouts.table_file import Column, Records, check_columns, opened
 from data_prep.layouts.text_files import is_file
 from data_prep.request import Request, TableOptions
-from data_prep.splits import ROLES, Shares, make_roles, make_split
+from data_prep.splits import ROLES, make_roles, make_split
 from data_prep.tables import SPLITS, Attribute
 
+SPLIT_COLUMNS = SPLIT, IS_QUERY, IS_CANDIDATE = "split", "is_query", "is_gallery"
+"""Columns that give the split, with the names of open-metric-learning's files."""
+SPLIT_WORDS = {
+    "train": 0, "training": 0,
+    "valid": 1, "val": 1, "validation": 1, "dev": 1,
+    "test": 2, "testing": 2,
+}  # fmt: skip
+YES, NO = ("true", "1", "1.0", "yes", "y", "t"), ("false", "0", "0.0", "no", "n", "f", "none", "nan", "")
+BOTH = 3
+"""Role of a picture that the table names as query and as candidate; 1 is a query, 2 a candidate."""
 NAMED = 8
 """Number of values that a note names."""
 
@@ -73,7 +83,8 @@ def _used(options: TableOptions, columns: tuple[str, ...]) -> list[str]:
     pictures = pattern_columns(options.image, columns) if options.image else [IMAGE]
     levels = [name for name in level_names(options.levels) if name != "-"] if options.levels else ()
     attributes = [one.column for one in definitions(options, levels)]
-    return list(dict.fromkeys([*pictures, *attributes, *([options.group] if options.group else [])]))
+    given = [name for name in SPLIT_COLUMNS if name in columns and name not in attributes]
+    return list(dict.fromkeys([*pictures, *attributes, *([options.group] if options.group else []), *given]))
 
 
 def pattern_columns(image: str, columns: Sequence[str]) -> list[str]:
@@ -108,6 +119,11 @@ class Catalogue:
         self.labels = labels
         self.groups: np.ndarray | None = None
         """Each record's group, -1 if it has none; None if there is no column of groups."""
+        self.splits: np.ndarray | None = None
+        """Each record's index in SPLITS; None if they have to be made."""
+        self.roles: np.ndarray | None = None
+        """Each record's role, 0 to BOTH; None if they have to be made."""
+        self.split_origin = ""
 
     def leave_out(self, records: np.ndarray, reason: str, details: Sequence[str]) -> None:
         """Turn the labels of these records into rejects, one for each label, or one for a record without labels."""
@@ -142,7 +158,39 @@ def labelled(records: Records, source: str, options: TableOptions, root: Path) -
     unlabelled = np.flatnonzero(~has_label & (image.codes >= 0))
     names = catalogue.paths[image.codes[unlabelled]]
     catalogue.leave_out(unlabelled, "without_label", names.tolist())
+    used = {one.column for one in definitions(options, levels)}
+    given = {name: column for name, column in records.columns.items() if name in SPLIT_COLUMNS and name not in used}
+    _read_splits(catalogue, given)
     return catalogue
+
+
+def _read_splits(catalogue: Catalogue, given: dict[str, Column]) -> None:
+    """Take splits and roles from the columns that give them. Raises InputError for other words."""
+    if IS_QUERY in given or IS_CANDIDATE in given:
+        roles = [_flags(catalogue.source, name, given[name]) if name in given else None for name in SPLIT_COLUMNS[1:]]
+        query, candidate = (np.zeros(len(catalogue.lines), bool) if one is None else one for one in roles)
+        catalogue.roles = query + 2 * candidate
+    if SPLIT in given:
+        words = [text.strip().casefold() for text in given[SPLIT].texts.to_pylist()]
+        if odd := [word for word in words if word and word not in SPLIT_WORDS]:
+            raise InputError(f"{catalogue.source}: column {SPLIT!r}: {odd[0]!r} is neither train, valid nor test")
+        split = np.array([*(SPLIT_WORDS.get(word, -1) for word in words), -1], np.int8)[given[SPLIT].codes]
+        has_label = np.zeros(len(split), bool)
+        for one in catalogue.labels:
+            has_label[one.records] = True
+        without = np.flatnonzero((split < 0) & has_label)
+        catalogue.leave_out(without, "no_split", catalogue.paths[catalogue.image[without]].tolist())
+        catalogue.splits, catalogue.split_origin = split, f"column {SPLIT}"
+    elif catalogue.roles is not None:
+        catalogue.splits = np.where(catalogue.roles > 0, 2, 0)
+        catalogue.split_origin = f"columns {IS_QUERY} and {IS_CANDIDATE}: queries and candidates are test, others train"
+
+
+def _flags(source: str, name: str, column: Column) -> np.ndarray:
+    words = [text.strip().casefold() for text in column.texts.to_pylist()]
+    if odd := [word for word in words if word not in (*YES, *NO)]:
+        raise InputError(f"{source}: column {name!r}: {odd[0]!r} is neither True nor False")
+    return np.array([*(word in YES for word in words), False])[column.codes]
 
 
 def _paths(records: Records, image: str, root: Path) -> Column:
@@ -248,14 +296,22 @@ def _annotation(
     image = np.searchsorted(distinct, path).astype(np.int32)
     first = np.cumsum([0, *(len(attribute.values) for attribute in attributes)]).astype(np.int32)
     label = first[rows["attribute"].to_numpy()] + rows["value"].to_numpy()
-    split = make_split(image, label, Shares(), seed, _groups(catalogue, distinct))
+    split, origin = _split(catalogue, options, seed, image, label, distinct)
+    given = _of_images(catalogue, catalogue.roles, distinct)
     role = np.zeros(len(split), np.int8)
     for number in (1, 2):
         own = np.flatnonzero(split == number)
         place = np.zeros(len(split), np.int32)
         place[own] = np.arange(len(own))
         of_split = split[image] == number
-        role[own] = np.where(make_roles(place[image[of_split]], label[of_split], Shares(), [seed, number]), 1, 2)
+        role[own] = np.where(make_roles(place[image[of_split]], label[of_split], options.shares, [seed, number]), 1, 2)
+        if given is not None:
+            role[own] = np.where(given[own] == BOTH, role[own], given[own])
+    if given is not None and (given == BOTH).any():
+        notes.append(
+            f"{int((given == BOTH).sum()):,} pictures are queries and candidates in the table; here each is one of the "
+            f"two, drawn by lot: {options.shares.query:.0%} are queries"
+        )
     rows = rows.assign(
         split=pd.Categorical.from_codes(split[image], pd.Index(SPLITS)),
         role=pd.Categorical.from_codes(role[image], pd.Index(["", *ROLES])),
@@ -267,18 +323,38 @@ def _annotation(
         )
     return Annotation(
         attributes, rows, rejects, rows_in=rows_in, repeats=repeats, notes=tuple(notes), unused=unused,
-        several_values=any(one.several for one in catalogue.labels),
+        several_values=any(one.several for one in catalogue.labels), split_origin=origin,
     )  # fmt: skip
+
+
+def _split(
+    catalogue: Catalogue, options: TableOptions, seed: int, image: np.ndarray, label: np.ndarray, images: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """Return the split of each of `images`, and its origin."""
+    given = _of_images(catalogue, catalogue.splits, images)
+    if given is not None:
+        if options.group:
+            raise InputError(f"--group {options.group}: the table's columns give the split; leave one of both out")
+        return given, catalogue.split_origin
+    split = make_split(image, label, options.shares, seed, _groups(catalogue, images))
+    return split, f"made, seed {seed}" + (f", groups by {options.group} undivided" if options.group else "")
+
+
+def _of_images(catalogue: Catalogue, of_record: np.ndarray | None, images: np.ndarray) -> np.ndarray | None:
+    """Return what the first record of each of `images` has; None for None."""
+    if of_record is None:
+        return None
+    value = np.full(len(catalogue.paths), -1, np.int64)
+    known = catalogue.image >= 0
+    value[catalogue.image[known][::-1]] = of_record[known][::-1]
+    return value[images]
 
 
 def _groups(catalogue: Catalogue, images: np.ndarray) -> np.ndarray | None:
     """Return the group of each of `images`; one without a group is a group of its own."""
-    if catalogue.groups is None:
+    group = _of_images(catalogue, catalogue.groups, images)
+    if group is None:
         return None
-    group = np.full(len(catalogue.paths), -1, np.int64)
-    known = catalogue.image >= 0
-    group[catalogue.image[known][::-1]] = catalogue.groups[known][::-1]
-    group = group[images]
     alone = group < 0
     group[alone] = group.max(initial=0) + 1 + np.arange(alone.sum())
     return group
@@ -294,7 +370,9 @@ def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:
                 np.arange(len(catalogue.labels), dtype=np.int16), [len(one.records) for one in catalogue.labels]
             ),
             "value": np.concatenate([one.value for one in catalogue.labels]).astype(np.int32),
-            "split": _same("", len(records)),
+            "split": _same("", len(records))
+            if catalogue.splits is None
+            else pd.Categorical.from_codes(catalogue.splits[records], pd.Index(SPLITS)),
             "role": _same("", len(records)),
             "source": _same(catalogue.source, len(records)),
             "line": catalogue.lines[records],

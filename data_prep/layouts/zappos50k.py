@@ -71,7 +71,8 @@ def read(request: Request) -> Annotation:
             "below it; give --split-files if the lists are elsewhere)"
         )
     annotation = read_table(table, request.root)
-    return replace(annotation, rows=assign_splits(annotation.rows, request.seed))
+    rows = assign_splits(annotation.rows, request.seed)
+    return replace(annotation, rows=rows, split_origin=f"made, seed {request.seed}")
 
 
 def lists_below(folder: Path) -> Path | None:
@@ -121,7 +122,7 @@ def read_lists(folder: Path, root: Path) -> Annotation:
     for name in TRIPLET_COLUMNS[:3]:
         triplets[name] = images.take(triplets[name].to_numpy(int))
     triplets = triplets.astype(dict.fromkeys(TRIPLET_COLUMNS[:3], "str"))
-    return Annotation(attributes, rejects=rejects + refused, rows_in=rows_in, triplets=triplets)
+    return Annotation(attributes, rejects=rejects + refused, rows_in=rows_in, triplets=triplets, split_origin="CSN's")
 
 
 def _read_triplet(

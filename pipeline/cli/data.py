@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.reports.dataset.page import PrepSummary
 
 LAYOUTS = ("fashionai", "deepfashion", "zappos50k", "darn")
+SHARE = click.FloatRange(0, 0.5)
 TABLE_OPTIONS = (
     "table_file",
     "image",
@@ -30,6 +31,9 @@ TABLE_OPTIONS = (
     "fold_case",
     "min_images",
     "group",
+    "valid_share",
+    "test_share",
+    "query_share",
 )
 """Options of `agman prep table` alone."""
 
@@ -87,6 +91,13 @@ def table_options(command: Callable[..., None]) -> Callable[..., None]:
             "--min-images", type=click.IntRange(1), help="table: leave out values with fewer images.  [default: 2]"
         ),
         click.option("--group", metavar="COLUMN", help="table: what is never divided between splits."),
+        click.option("--valid-share", type=SHARE, help="table: share of valid in a made split.  [default: 0.1]"),
+        click.option("--test-share", type=SHARE, help="table: share of test in a made split.  [default: 0.1]"),
+        click.option(
+            "--query-share",
+            type=SHARE,
+            help="table: share of queries in valid and test of a made split.  [default: 0.2]",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -161,12 +172,15 @@ def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any
 def _table_options(layout: str, options: dict[str, Any]) -> TableOptions | None:
     """Take the options of tables out of `options`. Returns None if the layout is another, and none is given."""
     from data_prep.request import TableOptions
+    from data_prep.splits import Shares
 
     own = {name: options.pop(name) for name in TABLE_OPTIONS}
     given = {name: value for name, value in own.items() if value not in (None, (), False)}
     if layout != "table" and not given:
         return None
     given["missing"] = tuple(word.strip() for text in given.pop("missing", ()) for word in text.split(","))
+    shares = {name: given.pop(f"{name}_share") for name in ("valid", "test", "query") if f"{name}_share" in given}
+    given["shares"] = Shares(**shares)
     if "table_file" in given:
         given["table"] = given.pop("table_file")
     return TableOptions(**given)
@@ -200,6 +214,8 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
         if split in summary.expected:
             _show_expected(summary.expected[split])
             break
+    if info.split_origin:
+        say(f"split: {info.split_origin}")
     say(contents.accounting)
     for rejected in contents.rejected:
         say(f"  {rejected.count:,} {rejected.reason}: {rejected.meaning}")
@@ -235,9 +251,13 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
 
 
 def _show_expected(expected: Expectations) -> None:
+    from pipeline.evaluation.expectations import FEW, query_count
+
     rows = [
-        [one.name, f"{one.queries:,}", f"{one.candidates:,}", f"{one.chance:.4f}", f"{one.ceiling:.4f}"]
+        [one.name, query_count(one.queries), f"{one.candidates:,}", f"{one.chance:.4f}", f"{one.ceiling:.4f}"]
         for one in (*expected.attributes, expected.over_all, expected.macro)
     ]
     title = f"MAP to expect on {expected.split}: of a random ranking, and at most"
     show_table(title, ["attribute", "queries", "candidates", "chance MAP", "ceiling"], rows)
+    if any(one.queries < FEW for one in expected.attributes):
+        say(f"few: fewer than {FEW} queries are too few to judge an attribute by")

@@ -16,6 +16,7 @@ from data_prep.tables import SPLITS
 from pipeline.common.console import printable
 from pipeline.common.errors import without_credentials
 from pipeline.evaluation.chance import chance_beside
+from pipeline.evaluation.expectations import FEW
 from pipeline.evaluation.validation import SPLIT
 
 FILE = "MODEL_CARD.md"
@@ -99,6 +100,8 @@ def _data(description: Mapping[str, Any]) -> str:
         "layout": facts.get("layout", "unknown"),
         "pictures": f"{pictures}, {description['image_size']} px",
     }
+    if facts.get("split"):
+        rows["split"] = facts["split"]
     for counted in ("images", "queries"):
         if counted in facts:
             rows[counted] = ", ".join(f"{split} {facts[counted][split]:,}" for split in SPLITS)
@@ -122,11 +125,13 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
     metric = tested.metric if tested else "triplet accuracy" if f"{SPLIT}/triplet_accuracy" in valid else "MAP"
     key = f"{SPLIT}/triplet_accuracy" if metric == "triplet accuracy" else f"{SPLIT}/map"
     counts = description.get("data", {}).get("values")
+    queries_of = dict(enumerate(description.get("data", {}).get("queries_of", {}).get(SPLIT, [])))
     header = ["attribute", *(["values"] if counts else []), "validation", "chance"]
     header += [f"{_plain(tested.split)} [95 % interval]", "chance"] if tested else []
     rows = []
     for number, name in [*enumerate(description["attributes"]), (None, "")]:
-        row = [name or "all"]
+        few = number is not None and 0 < queries_of.get(number, FEW) < FEW
+        row = [f"{name} (few queries)" if few else name or "all"]
         if counts:
             row.append("" if number is None else str(counts[number]))
         metric_name = f"{key}/{name}" if name else key

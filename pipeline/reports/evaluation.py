@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import agman
 from pipeline.common.console import line_width, say, show, show_table
 from pipeline.evaluation.evaluate import Evaluation
+from pipeline.evaluation.expectations import query_count
 from pipeline.evaluation.published_results import Benchmark
 
 OVERALL = "overall"
@@ -55,6 +56,8 @@ def map_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
     ]
     chance = evaluation.scores.mean_chance
     rows.append(["chance", *(f"{100 * chance[name]:.2f}" for name in (*names, ""))])
+    counts = {name: len(of_name) for name, of_name in evaluation.scores.of.items()}
+    rows.append(["queries", *(query_count(counts[name]) for name in names), query_count(sum(counts.values()))])
     title = f"MAP on {evaluation.split}, times 100{_precision(evaluation)}"
     if _beside(evaluation, of_triplets=False):
         assert evaluation.benchmark

@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 
 from pipeline.common.console import counted, printable
+from pipeline.evaluation.expectations import query_count
 
 
 def render(template: str, page: Any) -> str:
@@ -23,4 +24,5 @@ def render(template: str, page: Any) -> str:
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["printable"] = printable
     environment.filters["counted"] = counted
+    environment.filters["query_count"] = query_count
     return environment.get_template(template).render(page=page)

@@ -282,6 +282,8 @@ class Training:
                 "values": [len(attribute.values) for attribute in info.attributes],
                 "images": info.images,
                 "queries": info.queries,
+                "queries_of": info.queries_of,
+                "split": info.split_origin,
                 "triplets": info.triplets,
             },
             "training": self.config.model_dump(),

@@ -83,8 +83,8 @@ def test_raw_coarse_annotation(coarse: Path) -> None:
     ]
     (reject,) = annotation.rejects
     assert (reject.line, reject.reason) == (5, "no_value")
-    # Each validation and test image has one label as a query or candidate.
-    assert (annotation.rows["role"] != "").sum() == 2
+    # Every label of a validation or test image is a query or candidate.
+    assert (annotation.rows["role"] != "").sum() == 8
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,9 @@ def test_drawn_garments_in_raw_and_split_files_agree(garments: Path, tmp_path: P
     prepare("deepfashion", garments, tmp_path / "both", triplets=30, epochs=1, image_size=SIZE)
     both = Dataset(tmp_path / "both")
     assert both.info.rejects == {}
-    assert both.info.rows_in == 2 * len(both.labels) + (both.info.queries["valid"] + both.info.candidates["valid"]) * 2
+    assert both.info.rows_in == 2 * len(both.labels) + sum(both.info.queries.values()) + sum(
+        both.info.candidates.values()
+    )
     raw_only = tmp_path / "raw"
     shutil.copytree(garments, raw_only)
     for file in raw_only.glob("*.txt"):
@@ -353,7 +355,7 @@ def test_drawn_garments_in_raw_and_split_files_agree(garments: Path, tmp_path: P
     prepare("deepfashion", raw_only, tmp_path / "coarse", triplets=30, epochs=1, image_size=SIZE)
     coarse_only = Dataset(tmp_path / "coarse")
     assert coarse_only.labels.equals(both.labels)
-    assert coarse_only.info.queries == both.info.queries
+    assert coarse_only.info.images == both.info.images
     assert coarse_only.info.attributes == both.info.attributes
     ids = both.images["image_id"].to_numpy()[both.images["split"] == "train"]
     assert ImageStore(both, "train", SIZE).read(ids[:4]).shape == (4, 3, SIZE, SIZE)

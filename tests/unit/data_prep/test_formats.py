@@ -181,7 +181,7 @@ def test_darn_from_its_drawn_files(tmp_path: Path) -> None:
     assert {a.name: len(a.values) for a in dataset.info.attributes} == darn.SIZES
     lines = (elsewhere / "label_train.txt").read_text().split("\n")
     assert (dataset.labels["split"] == "train").sum() == sum(len(line.split()) // 2 for line in lines)
-    assert dataset.info.queries["test"] + dataset.info.candidates["test"] == dataset.info.images["test"] == 10
+    assert dataset.info.queries["test"] + dataset.info.candidates["test"] == (dataset.labels["split"] == "test").sum()
 
 
 @settings(max_examples=40, deadline=None)

@@ -18,6 +18,7 @@ from data_prep.layouts.table_columns import column_readings, command_for
 from data_prep.layouts.table_file import opened
 from data_prep.prepare import prepare
 from data_prep.request import Request, TableOptions
+from data_prep.splits import Shares
 
 COLOURS = ("red", "green", "blue")
 
@@ -194,6 +195,60 @@ def test_a_made_split_spreads_every_value_evenly(tmp_path: Path) -> None:
     assert again.rows.equals(annotation.rows)
 
 
+def test_the_split_can_be_columns(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 60).assign(split=["Train", "val", "test"] * 20)
+    frame.loc[0, "split"] = ""
+    annotation = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"))))
+    rows = annotation.rows.merge(frame, left_on="path", right_on="file")
+    assert (rows["split_x"] == rows["split_y"].replace({"Train": "train", "val": "valid"})).all()
+    assert count_reasons(annotation.rejects) == {"no_split": 2}
+    assert annotation.split_origin == "column split"
+    asked = rows[rows["role"] != ""].drop_duplicates("path").groupby(["split_x", "role"]).size().to_dict()
+    assert asked == {(split, role): n for split in ("valid", "test") for role, n in (("query", 4), ("candidate", 16))}
+    with pytest.raises(InputError, match="'tset' is neither train, valid nor test"):
+        table.read(Request(tmp_path, table=options(write_as(frame.assign(split="tset"), tmp_path, "csv"))))
+
+
+def test_a_file_of_open_metric_learning_is_read_as_it_is(tmp_path: Path) -> None:
+    make_catalogue(tmp_path, 6)
+    (tmp_path / "df.csv").write_text(
+        "label,path,split,is_query,is_gallery,category\n"
+        "0,pictures/000.png,train,,,rabbit\n"
+        "0,pictures/001.png,train,,,rabbit\n"
+        "1,pictures/002.png,train,,,cat\n"
+        "1,pictures/003.png,train,,,cat\n"
+        "7,pictures/004.png,validation,True,False,dog\n"
+        "7,pictures/005.png,validation,False,True,dog\n"
+    )
+    annotation = table.read(
+        Request(tmp_path, table=TableOptions(tmp_path / "df.csv", image="path", attributes=("label",)))
+    )
+    assert annotation.attributes[0].values == ("0", "1", "7")
+    assert annotation.rows[["split", "role"]].astype(str).agg("/".join, axis=1).tolist() == [
+        *["train/"] * 4,
+        "valid/query",
+        "valid/candidate",
+    ]
+
+
+def test_pictures_that_are_query_and_candidate_become_one_of_the_two(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 60).assign(is_query=[n % 2 == 0 for n in range(60)], is_gallery=True)
+    annotation = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "parquet"))))
+    roles = annotation.rows.drop_duplicates("path").set_index("path")["role"]
+    assert set(roles[frame["file"][1::2]]) == {"candidate"}
+    assert 0 < (roles == "query").sum() < 20
+    assert any("30 pictures are queries and candidates" in note for note in annotation.notes)
+
+
+def test_the_shares_of_a_made_split_can_be_set(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 100)
+    shares = Shares(valid=0, test=0.4, query=0.5)
+    annotation = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"), shares=shares)))
+    images = annotation.rows.drop_duplicates("path")
+    assert images["split"].astype(str).value_counts().to_dict() == {"train": 60, "test": 40}
+    assert (images["role"] == "query").sum() == 20
+
+
 def test_folders_of_folders_need_no_table(tmp_path: Path) -> None:
     frame = make_catalogue(tmp_path / "raw", 24)
     for row in frame.itertuples():
@@ -322,6 +377,8 @@ def test_a_catalogue_is_prepared_with_names_and_notes(tmp_path: Path) -> None:
     assert unused[unused["picture"]]["path"].tolist() == ["pictures/000.png"]
     again = prepared(root, frame.iloc[1:], tmp_path / "again")
     assert again.info.digest == dataset.info.digest
+    assert dataset.info.split_origin == "made, seed 0"
+    assert dataset.info.queries_of == {"valid": [1, 1], "test": [1, 1]}
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["layout"] == "table"
 
 

@@ -250,7 +250,7 @@ def test_without_lists_triplets_come_from_the_labels(shoes: Path, tmp_path: Path
     assert dataset.info.rejects == {}
     assert dataset.info.rows_in == len(dataset.labels) == 400
     assert dataset.info.images == {"train": 80, "valid": 10, "test": 10}
-    assert dataset.info.queries["test"] == 2
+    assert dataset.info.queries["test"] == 8
     drawn = dataset.triplets("train")
     values = dataset.values_of()(np.stack((drawn.anchor, drawn.positive, drawn.negative)), drawn.attribute)
     assert values.shape == (3, 500, 1)
