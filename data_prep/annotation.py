@@ -33,11 +33,12 @@ REASONS = {
     "several_images": "more than one file bears the name of the row's image",
     "bad_box": "the box to cut out is empty, or outside the picture",
     "no_split": "the row's cell of the split is empty",
+    "near_duplicate": "a near-duplicate of another picture, left out by --near-duplicates drop",
     "without_label": "the row has a label under none of the attributes",
     "too_rare": "fewer images than --min-images have the value",
     "other_depth": "the picture is not as many folders deep as --levels names",
 }
-CHOSEN = ("not_in_split", "without_label", "too_rare")
+CHOSEN = ("not_in_split", "without_label", "too_rare", "near_duplicate")
 """Reasons that do not mean damage: the row is intact, and left out by the split or by an option."""
 
 SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}
@@ -112,6 +113,8 @@ class Annotation:
     """Who made the split: the dataset's authors, a column, or this package, with the seed."""
     notes: tuple[str, ...] = ()
     """What the user should know about how the annotation was read."""
+    near_duplicates: pd.DataFrame | None = None
+    """Pairs with the columns of tables.NEAR_DUPLICATES; None if they were not looked for."""
     unused: pd.DataFrame | None = None
     """Files below the root that no row names: path, and whether it is a `picture`; None if they were not looked for."""
 

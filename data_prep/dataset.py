@@ -26,7 +26,7 @@ from data_prep.packing import begun
 from data_prep.pictures import to_square
 from data_prep.staging import staging_folder
 from data_prep.storage import Storage
-from data_prep.tables import DESCRIPTION, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
+from data_prep.tables import DESCRIPTION, NEAR_DUPLICATES_FILE, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
 from data_prep.triplets import Triplets
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong folder is refused at once
@@ -121,6 +121,12 @@ class Dataset:
     def rejects(self) -> pd.DataFrame:
         """Annotation rows that did not become labels: source, line, reason, detail. Read anew on each access."""
         return self._table("rejects.parquet").to_pandas()
+
+    @property
+    def near_duplicates(self) -> pd.DataFrame | None:
+        """Pairs of near-duplicates, with the columns of tables.NEAR_DUPLICATES; None if they were not looked for."""
+        file = self.storage / NEAR_DUPLICATES_FILE
+        return self._table(NEAR_DUPLICATES_FILE).to_pandas() if file.exists() else None
 
     def _table(self, name: str, **options: Any) -> pa.Table:
         with self._file(name) as file:

@@ -26,6 +26,7 @@ from data_prep.storage import Storage
 from data_prep.tables import (
     DESCRIPTION,
     DRAWN_REGIONS_FILE,
+    NEAR_DUPLICATES_FILE,
     REGIONS_FILE,
     SPLITS,
     UNUSED_FILE,
@@ -101,7 +102,9 @@ def prepare(
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
     root = root.resolve()
-    request = Request(root, split_files, seed, annotation, categories, crop_boxes, progress, table or TableOptions())
+    request = Request(
+        root, split_files, seed, annotation, categories, crop_boxes, image_size, progress, table or TableOptions()
+    )
     with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as staging:
         read = LAYOUTS[layout](request)
         read.check()
@@ -214,6 +217,9 @@ def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame
     write_table(staging / "retrieval.parquet", columns, tables.RETRIEVAL)
     rejected = pd.DataFrame(annotation.rejects, columns=tables.REJECTS.names)
     write_table(staging / "rejects.parquet", {n: rejected[n] for n in tables.REJECTS.names}, tables.REJECTS)
+    if annotation.near_duplicates is not None:
+        pairs = {name: annotation.near_duplicates[name] for name in tables.NEAR_DUPLICATES.names}
+        write_table(staging / NEAR_DUPLICATES_FILE, pairs, tables.NEAR_DUPLICATES)
     if annotation.unused is not None:
         write_table(staging / UNUSED_FILE, {n: annotation.unused[n] for n in tables.UNUSED.names}, tables.UNUSED)
 

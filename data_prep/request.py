@@ -33,6 +33,8 @@ class TableOptions:
     """Whether texts that differ in case only are one value."""
     group: str | None = None
     """Column of what may not be divided between splits."""
+    near_duplicates: str = "group"
+    """keep: only name them; group: never divide them between splits; drop: keep one of each."""
     shares: Shares = field(default_factory=Shares)
     """Shares of a made split."""
 
@@ -53,5 +55,7 @@ class Request:
     """Whether the clothing category is one more attribute."""
     crop_boxes: bool = False
     """Whether every picture is cropped to its bounding box."""
+    image_size: int = 224
+    """Short side of the packed pictures, in pixels."""
     progress: Progress = silent
     table: TableOptions = TableOptions()

@@ -20,7 +20,13 @@ REPORT = "report.html"
 """Page about the dataset, made from the tables; not part of the dataset."""
 UNUSED_FILE = "unused.parquet"
 """Files below the root that no row of the annotation names; only a table's dataset has it."""
-TABLES = ("images.parquet", "labels.parquet", "retrieval.parquet", "regions.parquet", "rejects.parquet", UNUSED_FILE)
+NEAR_DUPLICATES_FILE = "near_duplicates.parquet"
+"""Pairs of pictures that are nearly the same; only a table's dataset has it."""
+TABLES = (
+    *("images.parquet", "labels.parquet", "retrieval.parquet", "regions.parquet", "rejects.parquet"),
+    UNUSED_FILE,
+    NEAR_DUPLICATES_FILE,
+)
 """Single files beside the description."""
 REGIONS_FILE = "regions.parquet"
 """Region of each attribute in the drawn pictures of a prepared dataset."""
@@ -61,6 +67,19 @@ REGIONS = pa.schema(
     ]
 )
 UNUSED = pa.schema([("path", pa.string()), ("picture", pa.bool_())])
+NEAR_DUPLICATES = pa.schema(
+    [
+        ("path", pa.string()),
+        ("split", pa.string()),
+        ("other_path", pa.string()),
+        ("other_split", pa.string()),
+        ("distance", pa.int32()),
+        ("jpeg", pa.binary()),
+        ("other_jpeg", pa.binary()),
+    ]
+)
+"""`distance` is the number of bits in which the hashes differ; the first pairs have small copies. A picture that was
+left out has no split."""
 REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
 
 

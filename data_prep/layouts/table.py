@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import string
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -22,6 +23,7 @@ from data_prep.layouts.folders import IMAGE, files_below, is_picture, level_name
 from data_prep.layouts.table_attributes import Labels, definitions, labels_of
 from data_prep.layouts.table_file import Column, Records, check_columns, opened
 from data_prep.layouts.text_files import is_file
+from data_prep.near_duplicates import clusters, look_at, near_pairs, thumbnail
 from data_prep.request import Request, TableOptions
 from data_prep.splits import ROLES, make_roles, make_split
 from data_prep.tables import SPLITS, Attribute
@@ -36,6 +38,8 @@ SPLIT_WORDS = {
 YES, NO = ("true", "1", "1.0", "yes", "y", "t"), ("false", "0", "0.0", "no", "n", "f", "none", "nan", "")
 BOTH = 3
 """Role of a picture that the table names as query and as candidate; 1 is a query, 2 a candidate."""
+SHOWN = 12
+"""Pairs of near-duplicates of which small copies are kept."""
 NAMED = 8
 """Number of values that a note names."""
 
@@ -54,7 +58,9 @@ def annotated(request: Request, files: list[str] | None = None) -> Annotation:
     if files is None:
         return _annotation(catalogue, options, request.seed, notes, None)
     _leave_out_missing(catalogue, request.root, files)
-    return _annotation(catalogue, options, request.seed, notes, _unused(catalogue, files))
+    pairs = _near_duplicates(catalogue, request, notes)
+    annotation = _annotation(catalogue, options, request.seed, notes, _unused(catalogue, files))
+    return replace(annotation, near_duplicates=_across(pairs, annotation))
 
 
 def _records(request: Request, files: list[str]) -> tuple[Records, str, list[str]]:
@@ -124,6 +130,8 @@ class Catalogue:
         self.roles: np.ndarray | None = None
         """Each record's role, 0 to BOTH; None if they have to be made."""
         self.split_origin = ""
+        self.alike: np.ndarray | None = None
+        """Cluster of near-duplicates of each path, if these are not to be divided."""
 
     def leave_out(self, records: np.ndarray, reason: str, details: Sequence[str]) -> None:
         """Turn the labels of these records into rejects, one for each label, or one for a record without labels."""
@@ -262,6 +270,74 @@ def _leave_out_missing(catalogue: Catalogue, root: Path, files: list[str]) -> No
         catalogue.leave_out(bad[chosen], reason, paths[chosen].tolist())
 
 
+def _near_duplicates(catalogue: Catalogue, request: Request, notes: list[str]) -> pd.DataFrame:
+    """Look for near-duplicates, and group or drop them as the option says.
+
+    Returns the pairs: path, other_path, distance, and small copies of the first pairs. Notes name pictures of one
+    colour and pictures that have to be enlarged.
+    """
+    used = np.zeros(len(catalogue.paths), bool)
+    for one in catalogue.labels:
+        used[catalogue.image[one.records]] = True
+    numbers = np.flatnonzero(used)
+    paths = catalogue.paths[numbers].tolist()
+    look = look_at(request.root, paths, request.progress)
+    for marked, what in (
+        (look.one_colour, "of one colour"),
+        ((look.short_side > 0) & (look.short_side < request.image_size), f"enlarged to {request.image_size} px"),
+    ):
+        if marked.any():
+            notes.append(f"pictures {what}: {int(marked.sum()):,}, such as {paths[int(np.argmax(marked))]}")
+    pairs = near_pairs(look)
+    shown: list[list[bytes | None]] = [
+        [thumbnail(request.root, paths[i]) for i in pair] for pair in pairs[:SHOWN, :2].tolist()
+    ]
+    missing: list[list[bytes | None]] = [[None, None]] * (len(pairs) - len(shown))
+    small = shown + missing
+    found = pd.DataFrame(
+        {
+            "path": [paths[i] for i in pairs[:, 0]],
+            "other_path": [paths[i] for i in pairs[:, 1]],
+            "distance": pairs[:, 2],
+            "jpeg": [one for one, _ in small],
+            "other_jpeg": [other for _, other in small],
+        }
+    )
+    alike = clusters(len(paths), pairs)
+    if len(pairs) and request.table.near_duplicates == "group" and catalogue.splits is None:
+        # All others are clusters of their own.
+        catalogue.alike = len(alike) + np.arange(len(catalogue.paths))
+        catalogue.alike[numbers] = alike
+    if len(pairs) and request.table.near_duplicates == "drop":
+        _drop(catalogue, numbers, alike)
+    return found
+
+
+def _drop(catalogue: Catalogue, numbers: np.ndarray, alike: np.ndarray) -> None:
+    """Keep one picture of each cluster: of test before valid before train, then the first one of the table."""
+    split = _of_images(catalogue, catalogue.splits, numbers)
+    order = np.lexsort((np.arange(len(numbers)), np.zeros(len(numbers)) if split is None else -split, alike))
+    first = np.ones(len(numbers), bool)
+    first[1:] = alike[order][1:] != alike[order][:-1]
+    kept = numbers[order][first][alike]  # clusters are numbered from 0
+    lost = np.full(len(catalogue.paths), -1)
+    lost[numbers] = np.where(kept == numbers, -1, kept)
+    records = np.flatnonzero((catalogue.image >= 0) & (lost[catalogue.image] >= 0))
+    labelled_records = np.intersect1d(records, np.concatenate([one.records for one in catalogue.labels]))
+    images = catalogue.image[labelled_records]
+    pairs = zip(catalogue.paths[images], catalogue.paths[lost[images]], strict=True)
+    catalogue.leave_out(labelled_records, "near_duplicate", [f"{path}: like {other}" for path, other in pairs])
+
+
+def _across(pairs: pd.DataFrame, annotation: Annotation) -> pd.DataFrame:
+    """Return the pairs with the splits of both pictures; empty for a picture that is left out."""
+    split = annotation.images().set_index("path")["split"]
+    return pairs.assign(
+        split=pairs["path"].map(split).fillna("").astype("str"),
+        other_split=pairs["other_path"].map(split).fillna("").astype("str"),
+    )
+
+
 def _pattern_hint(catalogue: Catalogue, files: list[str]) -> str:
     """Return where pictures of the named ones' stems are, as the end of a sentence."""
     stems = {PurePosixPath(path).stem: path for path in files if is_picture(path)}
@@ -351,13 +427,19 @@ def _of_images(catalogue: Catalogue, of_record: np.ndarray | None, images: np.nd
 
 
 def _groups(catalogue: Catalogue, images: np.ndarray) -> np.ndarray | None:
-    """Return the group of each of `images`; one without a group is a group of its own."""
+    """Return the group of each of `images`, near-duplicates together; one without a group is a group of its own."""
     group = _of_images(catalogue, catalogue.groups, images)
+    if group is not None:
+        alone = group < 0
+        group[alone] = group.max(initial=0) + 1 + np.arange(alone.sum())
+    if catalogue.alike is None:
+        return group
+    alike = np.unique(catalogue.alike[images], return_inverse=True)[1]
     if group is None:
-        return None
-    alone = group < 0
-    group[alone] = group.max(initial=0) + 1 + np.arange(alone.sum())
-    return group
+        return alike
+    # Groups with near-duplicates of each other are one.
+    pairs = np.stack([group, int(group.max()) + 1 + alike], axis=1)
+    return clusters(int(pairs.max()) + 1, pairs)[group]
 
 
 def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:

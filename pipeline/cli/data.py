@@ -31,6 +31,7 @@ TABLE_OPTIONS = (
     "fold_case",
     "min_images",
     "group",
+    "near_duplicates",
     "valid_share",
     "test_share",
     "query_share",
@@ -91,6 +92,11 @@ def table_options(command: Callable[..., None]) -> Callable[..., None]:
             "--min-images", type=click.IntRange(1), help="table: leave out values with fewer images.  [default: 2]"
         ),
         click.option("--group", metavar="COLUMN", help="table: what is never divided between splits."),
+        click.option(
+            "--near-duplicates",
+            type=click.Choice(["keep", "group", "drop"]),
+            help="table: only name them, never divide them between splits, or keep one of each.  [default: group]",
+        ),
         click.option("--valid-share", type=SHARE, help="table: share of valid in a made split.  [default: 0.1]"),
         click.option("--test-share", type=SHARE, help="table: share of test in a made split.  [default: 0.1]"),
         click.option(
@@ -227,6 +233,8 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
         seen, rare = (sum(getattr(one, what)(split) for one in contents.values) for what in ("seen", "too_rare"))
         if rare:
             say(f"note: {split}: {rare:,} of {seen:,} values have fewer than two images, too few for an anchor")
+    if contents.near_duplicates:
+        say(f"near-duplicates: {contents.near_duplicates}")
     for note in info.notes:
         say(f"note: {printable(note, 500)}")
     say(f"page: {summary.page}")

@@ -63,7 +63,7 @@ def _svg(draw: Callable[[Axes, Theme], None], theme: Theme, size: tuple[float, f
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     # Text stays text, in the font of the reader's system.
     svg = file.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
-    return _data_uri("image/svg+xml", svg.encode())
+    return data_uri("image/svg+xml", svg.encode())
 
 
 def mark_single_points(figure: Figure) -> None:
@@ -195,8 +195,9 @@ def jpeg(picture: np.ndarray, side: int) -> str:
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=82, optimize=True)
-    return _data_uri("image/jpeg", file.getvalue())
+    return data_uri("image/jpeg", file.getvalue())
 
 
-def _data_uri(kind: str, data: bytes) -> str:
+def data_uri(kind: str, data: bytes) -> str:
+    """Return data of this media type as a data: URI."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -76,6 +76,8 @@ class Contents:
     triplets: PerSplit
     """Split -> number of triplets of each attribute in the first epoch; only splits with triplets."""
     rejected: list[Rejected]
+    near_duplicates: str | None
+    """Number of pairs of near-duplicates, and of those across splits, in words; None if they were not looked for."""
 
     @cached_property
     def rejects(self) -> int:
@@ -118,7 +120,21 @@ def contents(dataset: Dataset) -> Contents:
             if dataset.info.images[split]
         },
         rejected=_rejected(dataset),
+        near_duplicates=_near_duplicates(dataset),
     )
+
+
+def _near_duplicates(dataset: Dataset) -> str | None:
+    pairs = dataset.near_duplicates
+    if pairs is None:
+        return None
+    used = pairs[(pairs["split"] != "") & (pairs["other_split"] != "")]
+    across = int((used["split"] != used["other_split"]).sum())
+    left_out = f", {len(pairs) - len(used):,} with a picture that is left out" if len(used) < len(pairs) else ""
+    advice = (
+        "; they make scores of test and valid too good: --near-duplicates drop leaves one of each out" if across else ""
+    )
+    return f"{len(pairs):,} pairs, {across:,} across splits{left_out}{advice}"
 
 
 def _counted(labels: pd.DataFrame, info: DatasetInfo) -> list[np.ndarray]:

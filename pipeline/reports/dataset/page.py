@@ -8,7 +8,7 @@ from data_prep.dataset import Dataset
 from data_prep.storage import Storage
 from data_prep.tables import REPORT, SPLITS
 from pipeline.evaluation.expectations import Expectations, expectations
-from pipeline.reports.charts import DARK, LIGHT
+from pipeline.reports.charts import DARK, LIGHT, data_uri
 from pipeline.reports.dataset.charts import Distribution, distributions
 from pipeline.reports.dataset.contact_sheet import Strip, contact_sheet
 from pipeline.reports.dataset.contents import EXAMPLES, Contents, contents
@@ -27,6 +27,24 @@ class PrepSummary:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """One picture of a pair."""
+
+    picture: str
+    path: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures that are nearly the same."""
+
+    picture: Picture
+    other: Picture
+    distance: int
+
+
+@dataclass(frozen=True)
 class _DatasetPage:
     """Content of the template."""
 
@@ -40,6 +58,8 @@ class _DatasetPage:
     colours: dict[str, tuple[str, str]]
     """Split -> colour in the charts, light and dark."""
     sheet: list[Strip]
+    pairs: list[Pair]
+    """Near-duplicates, nearest first."""
     facts: dict[str, str]
     examples: int = EXAMPLES
 
@@ -63,11 +83,27 @@ def write_prep_report(dataset: Dataset) -> PrepSummary:
             split: (LIGHT.series[i], DARK.series[i]) for i, split in enumerate(SPLITS) if counted.info.images[split]
         },
         sheet=contact_sheet(dataset),
+        pairs=_pairs(dataset),
         facts=_facts(counted),
     )
     file = dataset.storage / REPORT
     file.write_bytes(render("prep_report.html.j2", page).encode())
     return PrepSummary(counted, expected, file)
+
+
+def _pairs(dataset: Dataset) -> list[Pair]:
+    found = dataset.near_duplicates
+    if found is None:
+        return []
+    shown = found[found["jpeg"].notna()].to_dict("records")
+    return [
+        Pair(
+            Picture(data_uri("image/jpeg", row["jpeg"]), row["path"], row["split"] or "left out"),
+            Picture(data_uri("image/jpeg", row["other_jpeg"]), row["other_path"], row["other_split"] or "left out"),
+            row["distance"],
+        )
+        for row in shown
+    ]
 
 
 def _tiles(counted: Contents, expected: dict[str, Expectations]) -> dict[str, str]:

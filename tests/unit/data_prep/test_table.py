@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -380,6 +381,53 @@ def test_a_catalogue_is_prepared_with_names_and_notes(tmp_path: Path) -> None:
     assert dataset.info.split_origin == "made, seed 0"
     assert dataset.info.queries_of == {"valid": [1, 1], "test": [1, 1]}
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["layout"] == "table"
+
+
+def make_near_duplicates(root: Path) -> pd.DataFrame:
+    """Draw 60 pictures, of which the last five are the first five in a smaller size, and one is of one colour."""
+    frame = make_catalogue(root)
+    for number in range(60):
+        coarse = np.random.default_rng(number % 55).integers(0, 255, (6, 6, 3), np.uint8)
+        size = (120, 90) if number < 55 else (80, 60)
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(root / "pictures" / f"{number:03d}.png")
+    Image.new("RGB", (50, 50), "grey").save(root / "pictures" / "007.png")
+    return frame
+
+
+@pytest.mark.parametrize("choice", ["keep", "group", "drop"])
+def test_near_duplicates_are_found_and_kept_grouped_or_dropped(tmp_path: Path, choice: str) -> None:
+    frame = make_near_duplicates(tmp_path)
+    given = options(write_as(frame, tmp_path, "csv"), near_duplicates=choice, shares=Shares(0.25, 0.25))
+    annotation = table.read(Request(tmp_path, table=given))
+    pairs = annotation.near_duplicates
+    assert pairs is not None
+    assert set(zip(pairs["path"], pairs["other_path"], strict=True)) == {
+        (f"pictures/{number:03d}.png", f"pictures/{number + 55:03d}.png") for number in range(5)
+    }
+    assert all(Image.open(BytesIO(jpeg)).size[0] <= 132 for jpeg in pairs["jpeg"])
+    divided = (pairs["split"] != pairs["other_split"]).any()
+    dropped = {r.detail for r in annotation.rejects if r.reason == "near_duplicate"}
+    assert divided == (choice != "group")
+    assert dropped == {
+        f"pictures/{number + 55:03d}.png: like pictures/{number:03d}.png" for number in range(5) if choice == "drop"
+    }
+    assert any("of one colour: 1, such as pictures/007.png" in note for note in annotation.notes)
+    assert any("enlarged to 224 px: 60" in note for note in annotation.notes)
+
+
+def test_dropping_keeps_the_picture_of_a_given_test_split(tmp_path: Path) -> None:
+    frame = make_near_duplicates(tmp_path).assign(split=["train"] * 55 + ["test"] * 5)
+    given = options(write_as(frame, tmp_path, "csv"), near_duplicates="drop")
+    dropped = {r.detail for r in table.read(Request(tmp_path, table=given)).rejects}
+    assert dropped == {f"pictures/{number:03d}.png: like pictures/{number + 55:03d}.png" for number in range(5)}
+
+
+def test_groups_that_share_a_near_duplicate_are_not_divided(tmp_path: Path) -> None:
+    frame = make_near_duplicates(tmp_path)
+    annotation = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"), group="shop")))
+    rows = annotation.rows.merge(frame, left_on="path", right_on="file")
+    rows["shop"] = rows["shop"].replace("shop 11", "shop 0")
+    assert rows.groupby("shop")["split"].nunique().max() == 1
 
 
 def test_missing_pictures_stop_the_job_beyond_the_limit(tmp_path: Path) -> None:
