@@ -39,7 +39,7 @@ def promote(model: str, data: str | Path, as_json: bool, **options: Any) -> None
 
     decision = run_promotion(model, dataset, progress=progress_bar, **options)
     show_decision(decision)
-    emit(decision.figures, as_json)
+    emit(decision.metrics, as_json)
 
 
 def show_decision(decision: Decision) -> None:

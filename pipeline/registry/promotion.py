@@ -61,9 +61,9 @@ class Decision:
     verdict: Verdict
 
     @property
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Decision and differences as `--json` prints them."""
-        figures: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "promoted": self.promoted,
             "forced": self.forced,
             "reason": self.reason,
@@ -76,8 +76,8 @@ class Decision:
         for name, one in self.verdict.differences.items():
             end = f"/{name}" if name else ""
             bounds = {"difference": one.mean, "difference_low": one.low, "difference_high": one.high}
-            figures |= {f"{key}{end}": value for key, value in bounds.items()}
-        return figures
+            metrics |= {f"{key}{end}": value for key, value in bounds.items()}
+        return metrics
 
 
 def promote(

@@ -226,12 +226,12 @@ def _embed(
             max_restarts=-1,  # `count_try` limits the attempts
             max_task_retries=-1,
         )
-        model_ref = ray.put(model)  # kept for workers that are started again
-        arguments = ([model_ref], Storage(staging), source.root, source.column, cpus)
+        loaded = [ray.put(model)]  # in a list, so that a call does not copy it
+        arguments = (Storage(staging), source.root, source.column, cpus)
         actors = [worker.remote(*arguments) for _ in range(min(workers, len(missing)))]
         try:
             results = ActorPool(actors).map_unordered(
-                lambda actor, number: actor.embed.remote(number, shards[number]), missing
+                lambda actor, number: actor.embed.remote(number, shards[number], loaded), missing
             )
             for pictures, error in results:
                 if error:
@@ -345,11 +345,18 @@ class _Worker:
             return error
 
 
-class _RemoteWorker(_Worker):
-    """Worker in a Ray actor. It fetches the model itself: Ray warns of an actor with a large argument."""
+class _RemoteWorker:
+    """Worker in a Ray actor. The model comes with the first call: Ray warns of actors with large arguments."""
 
-    def __init__(self, model: list[ray.ObjectRef], *arguments: Any):
-        super().__init__(ray.get(model[0]), *arguments)
+    def __init__(self, *arguments: Any):
+        self._arguments = arguments
+        self._worker: _Worker | None = None
+
+    def embed(self, number: int, shard: pa.Table, model: list[ray.ObjectRef]) -> tuple[int, str | None]:
+        """Embed a shard as `_Worker.embed` does."""
+        if self._worker is None:
+            self._worker = _Worker(ray.get(model[0]), *self._arguments)
+        return self._worker.embed(number, shard)
 
 
 def _table(pictures: pa.Table, embeddings: np.ndarray, attributes: list[str]) -> pa.Table:

@@ -340,7 +340,8 @@ def _note(end: StepEnd, epochs: int) -> str:
     parts = [f"epoch {end.epoch}/{epochs}", f"loss {end.result.loss:.4f}"]
     parts += [f"{name} {value:.4f}" for name in LOSS_TERMS if (value := getattr(end.result, f"loss_{name}"))]
     if end.score is not None:
-        parts.append(f"valid {end.score:.4f}")
+        beside = "" if end.chance is None else f" (chance {end.chance:.4f})"
+        parts.append(f"valid {end.score:.4f}{beside}")
     if "triplets_per_second" in end.recent:
         parts.append(f"{end.recent['triplets_per_second']:.1f} triplets/s")
         parts.append(f"wait {end.recent['data_wait_share']:.1%}")

@@ -25,12 +25,13 @@ from data_prep.batches import batches_per_epoch, cut, plan_epoch, rows_of_worker
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.triplets import Triplets
 from pipeline.config.schema import TrainConfig
+from pipeline.evaluation.chance import chance_beside
 from pipeline.evaluation.validation import MEAN_COSINE, SPLIT, Validation, score_name
 from pipeline.training.build import build_objective, resolved
 from pipeline.training.checkpoints import Saver
 
 STATE_FILE = "state.pt"
-COUNTERS = ("epoch", "step", "step_in_epoch", "best", "score", "epochs_since_best", "signs")
+COUNTERS = ("epoch", "step", "step_in_epoch", "best", "score", "chance", "epochs_since_best", "signs")
 """Attributes of a training that its snapshots hold as they are."""
 
 ALIKE = 0.95
@@ -65,6 +66,8 @@ class StepEnd:
     """Means over the last steps (agman.loop.RunningMeans.means)."""
     score: float | None
     """Validation score of the epoch before."""
+    chance: float | None
+    """Score of a random ranking there."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class Training:
         self.epochs_since_best = 0
         self.score: float | None = None
         """Validation score of the last epoch."""
+        self.chance: float | None = None
+        """Score that a random ranking has there."""
         self.means, self.recent = RunningMeans(), RunningMeans()
         """Means of this epoch, and of the steps since the last point of the curves."""
         self.points: list[Point] = []
@@ -195,7 +200,8 @@ class Training:
                 votes = 0
                 for result in agman.train_epoch(stepper, batches, (self.means, self.recent), stop=stop):
                     self._count_step()
-                    step_end(StepEnd(self.epoch + 1, self.step, result, self.recent.means() or self._rates, self.score))
+                    rates = self.recent.means() or self._rates
+                    step_end(StepEnd(self.epoch + 1, self.step, result, rates, self.score, self.chance))
                     if saver:
                         saver.after_step(self.step, self.snapshot)
                     votes = result.votes
@@ -256,11 +262,12 @@ class Training:
         parameters["lr"] = learning_rate(self.epoch, config.lr, config.lr_decay, config.lr_decay_epochs)
         if validation:
             metrics |= validation.metrics(self.model, self.precision)
-            score = metrics[score_name(self.dataset) or ""]
+            name = score_name(self.dataset) or ""
+            score = metrics[name]
             better = self.best is None or score > self.best
             self.best = score if better else self.best
             self.epochs_since_best = 0 if better else self.epochs_since_best + 1
-            self.score = score
+            self.score, self.chance = score, chance_beside(name, metrics)
         self.points.append((self.step, metrics))
         before, self.signs = self.signs, collapse(metrics, config.margin)
         lasting = before or self.ended  # random weights begin alike: one epoch says little

@@ -199,7 +199,7 @@ class _TrialLogger(_NotPickled, ray_tune.Callback):
         elif last.get("ended"):
             self._end(number, DONE, last["ended"], last)
         elif METRIC in last:
-            reached = f"MAP {last[METRIC]:.4f} after epoch {last['epoch']}"
+            reached = f"MAP {last[METRIC]:.4f} (chance {self.record.chance:.4f}) after epoch {last['epoch']}"
             self._end(number, PRUNED, f"ASHA: {reached} is not among the best half there", last)
         else:
             self._end(number, FAILED, "it ended without a result", last)

@@ -282,7 +282,7 @@ def test_search_and_index_commands(gallery: Gallery, photographs: Path, capsys: 
 def test_a_search_imports_only_what_it_needs(gallery: Gallery, photographs: Path) -> None:
     """These packages take seconds to import, and a search of a small gallery should take three in all."""
     asked = ["search", str(gallery.folder), "--query", str(photographs / "a" / "05.jpg"), "--attribute", "skirt"]
-    slow = {"faiss", "matplotlib", "mlflow", "pandas", "ray", "sklearn", "torchvision"}
+    slow = {"faiss", "matplotlib", "mlflow", "ray", "sklearn", "torchvision"}
     code = (
         f"import sys; from pipeline.cli import run; assert run({asked}) == 0; print(sorted({slow} & set(sys.modules)))"
     )

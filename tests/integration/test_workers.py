@@ -1,4 +1,4 @@
-"""Rank 0's part of a training, run in this process, when a batch makes NaN."""
+"""Rank 0's part of a training, run in this process: when a batch makes NaN, and its live line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 import ray
 from support.stores import out_of_order
 
-from agman.stepping import NonFiniteLoss
+from agman.stepping import NonFiniteLoss, StepResult
 from data_prep.dataset import Dataset
 from data_prep.storage import Storage
 from pipeline.config.schema import make_config
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoint, Checkpoints, Snapshot
 from pipeline.training.progress import ProgressBoard
-from pipeline.training.ray_driver import TrainJob, _lead, _record
-from pipeline.training.trainer import NonFiniteBatch, Training, WorkerContext
+from pipeline.training.ray_driver import TrainJob, _lead, _note, _record
+from pipeline.training.trainer import NonFiniteBatch, StepEnd, Training, WorkerContext
 
 SETTINGS = {"backbone": "tiny", "embedding_dim": 16, "batch_size": 12, "epochs": 1, "max_triplets": 24}
 SETTINGS |= {"threads": 1, "precision": "fp32", "seed": 11, "lr": 1e30, "log_every": 1, "checkpoint_every": 2}
@@ -79,3 +79,11 @@ def test_a_batch_of_nan_is_recorded_while_the_tracking_store_does_not_answer(
         file = _record(job, error, WorkerContext())
     assert str(file) == f"{job.path}/non-finite-step-2.json"
     assert json.loads(file.read_bytes())["step"] == 2
+
+
+def test_chance_stands_beside_the_score_in_the_live_line() -> None:
+    result = StepResult(0.5, 0.2, 0, 0, 0, correct=9, triplets=12, gradient_norm=1, votes=0)
+    assert _note(StepEnd(2, 7, result, {}, 0.4, 0.23), epochs=3) == (
+        "epoch 2/3, loss 0.5000, triplet 0.2000, valid 0.4000 (chance 0.2300)"
+    )
+    assert "valid" not in _note(StepEnd(1, 1, result, {}, None, None), epochs=3)

@@ -226,6 +226,20 @@ def test_points_that_are_not_known_to_be_logged_are_carried_by_snapshots(
     assert steps == [(3, True), (4, False), (6, True), (8, False), (9, True), (12, True), (12, False)]
 
 
+def test_steps_tell_the_score_of_the_epoch_before_and_its_chance(dataset: Dataset, tmp_path: Path) -> None:
+    told: list[tuple[float | None, float | None]] = []
+    training = start(dataset, changed(epochs=2)).training
+    training.run(
+        stop=lambda: training.step == STEPS,
+        step_end=lambda end: told.append((end.score, end.chance)),
+    )
+    resumed = resume(dataset, write(training, tmp_path / "stopped"), changed(epochs=2)).training
+    resumed.run(step_end=lambda end: told.append((end.score, end.chance)))
+    (_, epoch), *_ = [point for point in resumed.points if "valid/map" in point[1]]
+    assert set(told[:STEPS]) == {(None, None)}
+    assert set(told[STEPS:]) == {(epoch["valid/map"], epoch["valid/chance"])}
+
+
 # Early stopping
 
 
