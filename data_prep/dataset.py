@@ -214,7 +214,7 @@ class ImageStore:
     The shards are read once, in order, a row group at a time, and only the `wanted` images are kept, so that each
     worker holds only the images it uses. Memory grows by 24 bytes an image. The file in TMPDIR has no name, is cached
     by the operating system, and is deleted with this object. Raises InputError if TMPDIR is full, or if `image_size`
-    is larger than the packed images.
+    is larger than the packed images. Pictures become square as `fit` says, by default as the dataset does.
     """
 
     def __init__(
@@ -224,9 +224,11 @@ class ImageStore:
         image_size: int,
         wanted: Iterable[int] | None = None,
         threads: int = 1,
+        fit: str | None = None,
     ):
         dataset.require_image_size(image_size)
         self.image_size = image_size
+        self.fit = fit or dataset.info.fit
         self._pool = ThreadPoolExecutor(threads)
         keep = None if wanted is None else pa.array(np.unique(np.fromiter(wanted, np.int64)))
         self._file = tempfile.TemporaryFile(prefix="agman-images-")  # noqa: SIM115
@@ -261,7 +263,7 @@ class ImageStore:
         return len(self.image_ids)
 
     def read(self, image_ids: np.ndarray) -> torch.Tensor:
-        """Decode images: U ids -> uint8 U×3×S×S (channels last in memory), centre-cropped to S = image_size.
+        """Decode images: U ids -> uint8 U×3×S×S (channels last in memory), S = image_size.
 
         An image that occurs several times is decoded once. Raises KeyError if an image was not wanted.
         """
@@ -281,4 +283,4 @@ class ImageStore:
         jpeg = np.empty(stop - start, np.uint8)
         os.preadv(self._file.fileno(), [jpeg.data], start)
         with Image.open(io.BytesIO(jpeg.data)) as image:
-            square[:] = to_square(image if image.mode == "RGB" else image.convert("RGB"), self.image_size)
+            square[:] = to_square(image if image.mode == "RGB" else image.convert("RGB"), self.image_size, self.fit)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+FITS = ("crop", "pad", "stretch")
+"""Ways of making a picture square: cut off the ends of the long side, add white beside the short one, or distort it."""
 MAX_PIXELS = 64_000_000
 """Pixels of the largest accepted picture: decoding a larger one would take a gigabyte."""
 MAX_BYTES = 64_000_000
@@ -112,8 +114,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
 
 
-def to_square(image: Image.Image, side: int) -> np.ndarray:
-    """Return an RGB picture as uint8 S×S×3: the short side resized to S pixels, the long side centre-cropped."""
+def to_square(image: Image.Image, side: int, fit: str = "crop") -> np.ndarray:
+    """Return an RGB picture as uint8 S×S×3; `fit`, one of FITS, says what becomes of a picture that is not square."""
+    if fit == "pad":
+        return np.array(ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color="white"))
+    if fit == "stretch":
+        return np.array(image.resize((side, side), Image.Resampling.LANCZOS))
     if min(image.size) != side:
         return np.array(ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS))
     left, top = (image.width - side) // 2, (image.height - side) // 2

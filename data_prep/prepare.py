@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -75,6 +75,7 @@ def prepare(
     epochs: int | None = None,
     seed: int = 0,
     image_size: int = 224,
+    fit: Literal["crop", "pad", "stretch"] = "crop",
     max_rejects: float = 0.1,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -82,12 +83,11 @@ def prepare(
     """Turn the official files of `layout` below `root` into the tables of data_prep.tables at `out`.
 
     `split_files`, `annotation`, `categories`, `crop_boxes` and `table` are explained in Request. `out` is a folder or
-    a URI.
-    `image_size` is the short side of the packed images in pixels. `triplets` are drawn for each of `epochs` training
-    epochs; if the dataset brings triplets, those are divided over the epochs, by default all in one epoch. Equal input
-    and seed give equal tables. A second call continues a stopped preparation with the images packed so far. Returns
-    the description. Raises InputError for errors that a user can correct, and if more than the fraction `max_rejects`
-    of the rows is rejected.
+    a URI. `image_size` is the short side of the packed images in pixels, and `fit` says how models see images that are
+    not square. `triplets` are drawn for each of `epochs` training epochs; if the dataset brings triplets, those are
+    divided over the epochs, by default all in one epoch. Equal input and seed give equal tables. A second call
+    continues a stopped preparation with the images packed so far. Returns the description. Raises InputError for errors
+    that a user can correct, and if more than the fraction `max_rejects` of the rows is rejected.
     """
     name = name or layout
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -127,6 +127,7 @@ def prepare(
             layout=layout,
             attributes=packed.attributes,
             image_size=image_size,
+            fit=fit,
             seed=seed,
             images=_per_split(images),
             queries=_per_split(packed.rows[packed.rows["role"] == "query"]),
@@ -140,7 +141,7 @@ def prepare(
             split_origin=packed.split_origin,
             queries_of=_queries_of(packed),
             notes=packed.notes,
-            digest=digest_of(staging, packing.sha256),
+            digest=digest_of(staging, packing.sha256, fit),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
         )

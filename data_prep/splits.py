@@ -44,7 +44,8 @@ def make_split(
     if empty:
         raise InputError(
             f"no split without dividing groups: none would be in {empty[0]} ({np.count_nonzero(sizes):,} groups, the "
-            f"largest with {sizes.max():,} of {len(split):,} images); give --group another column, or none"
+            f"largest with {sizes.max():,} of {len(split):,} images); give --group another column or none, or "
+            "let near-duplicates be divided with --near-duplicates keep"
         )
     return split
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,6 +101,8 @@ class DatasetInfo(BaseModel):
     attributes: tuple[Attribute, ...]
     image_size: int
     """Short side of the packed images, in pixels."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How models see pictures that are not square: see pictures.to_square."""
     seed: int
     images: dict[str, int]
     """Number of images per split."""
@@ -138,8 +141,8 @@ def write_table(file: Storage, columns: dict, schema: pa.Schema, **options: obje
         pq.write_table(pa.table(columns, schema=schema), path, **options)
 
 
-def digest_of(folder: Storage, known: dict[str, str]) -> str:
-    """Return the sha256 of the names and bytes of every Parquet file below `folder`, ordered by name.
+def digest_of(folder: Storage, known: dict[str, str], fit: str = "crop") -> str:
+    """Return the sha256 of the names and bytes of every Parquet file below `folder`, ordered by name, and of `fit`.
 
     `known` maps names of files that need not be read again to their sha256.
     """
@@ -148,6 +151,8 @@ def digest_of(folder: Storage, known: dict[str, str]) -> str:
         if name.endswith(".parquet"):
             total.update(name.encode())
             total.update(bytes.fromhex(known[name]) if name in known else _sha256(folder / name))
+    if fit != "crop":  # so that datasets of earlier versions keep their digests
+        total.update(f"fit={fit}".encode())
     return total.hexdigest()
 
 

@@ -147,6 +147,13 @@ def table_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Short side of packed images, pixels.",
 )
 @click.option(
+    "--fit",
+    default="crop",
+    show_default=True,
+    type=click.Choice(["crop", "pad", "stretch"]),
+    help="How models see pictures that are not square: their middle, with white beside them, or distorted.",
+)
+@click.option(
     "--max-rejects",
     default=0.1,
     show_default=True,

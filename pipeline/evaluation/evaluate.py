@@ -68,6 +68,8 @@ class Evaluation:
     margin_known: bool = True
     """Whether the margin is the model's own; otherwise it is PUBLISHED_MARGIN."""
     precision: str = "fp32"
+    fit: str = "crop"
+    """How the model's pictures became square."""
     benchmark: Benchmark | None = None
     """Published results on datasets of this layout."""
     difference: str | None = None
@@ -126,7 +128,8 @@ def evaluate(
     torch.set_num_threads(threads)
     keep_freed_memory()
     model = model.to(device).eval()
-    images = ImageStore(dataset, split, config["image_size"], threads=threads)
+    fit = config.get("fit", "crop")
+    images = ImageStore(dataset, split, config["image_size"], threads=threads, fit=fit)
     distinct = asked.drop_duplicates(ignore_index=True)
     advance = progress("images embedded", distinct["image_id"].nunique())
     ids, attributes = (distinct[name].to_numpy() for name in ("image_id", "attribute"))
@@ -172,6 +175,7 @@ def evaluate(
         margin=margin,
         margin_known=known,
         precision=precision,
+        fit=fit,
         benchmark=benchmark,
         difference=benchmark.difference_to(dataset.info, split, dataset.drawn) if benchmark else None,
     )

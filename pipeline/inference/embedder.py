@@ -55,6 +55,8 @@ class Embedder:
         self.attributes: list[str] = list(description["attributes"])
         self.side: int = description["image_size"]
         """Side S of the model's images, in pixels."""
+        self.fit: str = description.get("fit", "crop")
+        """How pictures become square: one of data_prep.pictures.FITS."""
 
     @property
     def width(self) -> int:
@@ -78,7 +80,7 @@ class Embedder:
         return total.hexdigest()
 
     def read(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """Decode an image file to uint8 S×S×3: upright, the short side resized to S, the centre of the long side.
+        """Decode an image file to uint8 S×S×3: upright, and made square as the model's training pictures.
 
         Raises PictureError if the data is not an image, is cut off, or has more than `max_pixels`.
         """
@@ -86,7 +88,7 @@ class Embedder:
             with open_picture(data) as image:
                 if image.width * image.height > max_pixels:
                     raise TooLarge(f"{image.width}x{image.height} pixels, at most {max_pixels / 1e6:.0f} megapixels")
-                return to_square(upright_rgb(image), self.side)
+                return to_square(upright_rgb(image), self.side, self.fit)
         except TooLarge as error:
             raise PictureError(f"the picture is too large ({error})") from error
         except Exception as error:  # decoders raise nearly anything for bytes that are not an image

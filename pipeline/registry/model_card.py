@@ -98,7 +98,7 @@ def _data(description: Mapping[str, Any]) -> str:
         "dataset": description.get("dataset", "unknown"),
         "digest": description.get("dataset_digest") or "unknown",
         "layout": facts.get("layout", "unknown"),
-        "pictures": f"{pictures}, {description['image_size']} px",
+        "pictures": f"{pictures}, {description['image_size']} px, made square by {description.get('fit', 'crop')}",
     }
     if facts.get("split"):
         rows["split"] = facts["split"]

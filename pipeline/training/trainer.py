@@ -280,6 +280,7 @@ class Training:
         description = {
             "attributes": info.attribute_names,
             "image_size": self.image_size,
+            "fit": self.dataset.info.fit,
             "step": self.step,
             "dataset": info.name,
             "dataset_digest": info.digest,

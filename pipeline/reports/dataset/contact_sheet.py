@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from data_prep.dataset import Dataset
+from data_prep.pictures import to_square
 from data_prep.tables import SPLITS, Attribute
 from pipeline.reports.charts import jpeg
 
@@ -64,7 +65,7 @@ def contact_sheet(dataset: Dataset) -> list[Strip]:
         if all(len(rows) == SHOWN for rows in chosen):
             break
     return [
-        Strip(name, [Tile(jpeg(_marked(pictures[i]), SIDE), i, caption) for i, caption in rows])
+        Strip(name, [Tile(jpeg(_marked(pictures[i], dataset.info.fit), SIDE), i, caption) for i, caption in rows])
         for name, rows in zip(dataset.info.attribute_names, chosen, strict=True)
         if rows
     ]
@@ -88,10 +89,15 @@ def _of_triplets(triplets: pd.DataFrame, pictures: Collection[int]) -> list[tupl
     return [(i, role) for row in complete[roles].to_numpy().tolist() for i, role in zip(row, roles, strict=True)]
 
 
-def _marked(data: bytes) -> np.ndarray:
-    """Return the packed image, made small, uint8 H×W×3, with grey over the margins outside the model's square crop."""
+def _marked(data: bytes, fit: str) -> np.ndarray:
+    """Return the packed image, made small, uint8 H×W×3, with grey over the margins that a model's crop leaves out.
+
+    Where models see all of it, it is returned as they see it.
+    """
     with Image.open(io.BytesIO(data)) as opened:
         image = opened.convert("RGB")
+    if fit != "crop":
+        return to_square(image, SIDE, fit)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -141,6 +141,7 @@ def _facts(counted: Contents) -> dict[str, str]:
     return {
         "layout": info.layout,
         "image size": f"{info.image_size} px, the short side of a packed image",
+        "fit": info.fit,
         "split": info.split_origin or "unknown",
         "epochs of triplets": f"{info.triplet_epochs:,}; longer trainings repeat them",
         "seed": str(info.seed),

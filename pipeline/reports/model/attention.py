@@ -98,10 +98,10 @@ def attention(
     if pairs.empty:
         return Attention([], None, [])
     shown = _choose(pairs)
-    images = ImageStore(dataset, split, image_size, wanted=shown["image_id"])
+    images = ImageStore(dataset, split, image_size, wanted=shown["image_id"], fit=evaluation.fit)
     maps = attention_maps(model, images, shown)
     boxes = _boxes(shown, maps) if dataset.regions is not None else [None] * len(shown)
-    pictures = Pictures(dataset, split, shown["image_id"].to_numpy())
+    pictures = Pictures(dataset, split, shown["image_id"].to_numpy(), evaluation.fit)
     sections = []
     for number, attribute in enumerate(dataset.info.attributes):
         indices = np.flatnonzero(shown["attribute"] == number)

@@ -9,10 +9,10 @@ from pipeline.reports.charts import jpeg
 
 
 class Pictures:
-    """Images of one split; only those of `image_ids` are held in memory."""
+    """Images of one split, made square as `fit` says; only those of `image_ids` are held in memory."""
 
-    def __init__(self, dataset: Dataset, split: str, image_ids: np.ndarray):
-        self._images = ImageStore(dataset, split, dataset.info.image_size, wanted=image_ids)
+    def __init__(self, dataset: Dataset, split: str, image_ids: np.ndarray, fit: str | None = None):
+        self._images = ImageStore(dataset, split, dataset.info.image_size, wanted=image_ids, fit=fit)
 
     def array(self, image_id: int) -> np.ndarray:
         """Return an image as it is packed, uint8 S×S×3."""

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+import agman
 from data_prep.annotation import count_reasons
-from data_prep.dataset import Dataset
+from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError, TooManyRejects
 from data_prep.layouts import table
 from data_prep.layouts.table_columns import column_readings, command_for
@@ -20,6 +22,8 @@ from data_prep.layouts.table_file import opened
 from data_prep.prepare import prepare
 from data_prep.request import Request, TableOptions
 from data_prep.splits import Shares
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.inference.embedder import Embedder
 
 COLOURS = ("red", "green", "blue")
 
@@ -360,9 +364,16 @@ def test_without_attributes_every_column_is_explained(tmp_path: Path) -> None:
     assert "--attribute tags --separator ';'" in command_for(tmp_path, given, list(readings.values()))
 
 
-def prepared(root: Path, frame: pd.DataFrame, out: Path, **given: object) -> Dataset:
+def prepared(root: Path, frame: pd.DataFrame, out: Path, near: str = "group", **given: object) -> Dataset:
     prepare(
-        "table", root, out, table=options(write_as(frame, root, "csv")), image_size=32, triplets=20, epochs=1, **given
+        "table",
+        root,
+        out,
+        table=options(write_as(frame, root, "csv"), near_duplicates=near),
+        image_size=32,
+        triplets=20,
+        epochs=1,
+        **given,
     )  # type: ignore[arg-type]
     return Dataset(out)
 
@@ -381,6 +392,35 @@ def test_a_catalogue_is_prepared_with_names_and_notes(tmp_path: Path) -> None:
     assert dataset.info.split_origin == "made, seed 0"
     assert dataset.info.queries_of == {"valid": [1, 1], "test": [1, 1]}
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["layout"] == "table"
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_training_evaluation_and_service_see_a_picture_alike(tmp_path: Path, fit: str) -> None:
+    root = tmp_path / "photos"
+    frame = make_catalogue(root)
+    for number in range(60):  # a red upper and a blue lower half, higher than wide
+        halves = np.full((80, 40, 3), (200, 0, 0), np.uint8)
+        halves[40:] = (0, 0, 200)
+        Image.fromarray(halves).save(root / "pictures" / f"{number:03d}.png")
+    dataset = prepared(root, frame, tmp_path / fit, "keep", fit=fit)
+    assert dataset.info.fit == fit
+    packed = next(dataset.packed("test"))
+    store = ImageStore(dataset, "test", 32)
+    square = store.read(np.array(packed["image_id"][:1].to_numpy()))[0].permute(1, 2, 0).numpy()
+    torch.manual_seed(0)
+    description = {"attributes": ["colour", "kids"], "image_size": 32, "fit": fit}
+    embedder = Embedder(agman.build("csn", n_attributes=2, backbone="tiny"), description, "cpu")
+    assert np.array_equal(embedder.read(packed["jpeg"][0].as_py()), square)
+    unlike = prepared(root, frame, tmp_path / "unlike", "keep", fit="pad" if fit == "crop" else "crop")
+    scored = evaluate(embedder.network, description, unlike, threads=1)  # the model's way counts, not the dataset's
+    first = scored.pairs.iloc[0]
+    own = embedder.embed(store.read(np.array([first["image_id"]])).permute(0, 2, 3, 1).numpy())[0, first["attribute"]]
+    assert np.allclose(scored.embeddings[0].numpy(), own, atol=1e-5)
+    assert unlike.info.digest != dataset.info.digest
+    of_red = [i for i in range(32) if square[i, 16, 0] > 120 and square[i, 16, 2] < 120]
+    assert abs(len(of_red) - 16) <= 1
+    beside = square[16, 2]
+    assert (beside > 240).all() == (fit == "pad")
 
 
 def make_near_duplicates(root: Path) -> pd.DataFrame:

@@ -217,7 +217,7 @@ def test_the_contact_sheet_reads_few_pictures(report: Report, monkeypatch: pytes
 
 
 def test_what_the_model_does_not_see_is_faded() -> None:
-    shown = contact_sheet._marked(jpeg(0)).astype(int)
+    shown = contact_sheet._marked(jpeg(0), "crop").astype(int)
     assert shown.shape == (48, 32, 3)
     assert abs(shown[2] - 255).min() > 60 and abs(shown[45] - COLOURS[0]).max() > 60  # above and below the square
     assert abs(shown[10] - 255).max() < 12 and abs(shown[30] - COLOURS[0]).max() < 25

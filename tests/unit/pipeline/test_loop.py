@@ -379,6 +379,7 @@ def test_every_triplet_is_used_once_in_the_same_micro_batches_on_any_number_of_w
 def test_the_next_snapshot_reuses_the_memory_and_the_written_one_stays(dataset: Dataset, tmp_path: Path) -> None:
     ran = start(dataset).run(stop_after=2)
     first = ran.training.snapshot()
+    assert first.description["fit"] == "crop"
     (tmp_path / "first").mkdir()
     first.write(tmp_path / "first")
     then = ran.state
