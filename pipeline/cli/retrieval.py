@@ -163,6 +163,9 @@ def show_hits(gallery: Gallery, hits: list[Hit], weights: dict[str, float], *, a
 )
 def serve(gallery: Path, model: str | None, **options: Any) -> None:
     """Serve GALLERY over HTTP, with a page to search it by image and attribute. Ctrl-C stops it."""
+    from pipeline.retrieval.gallery import Gallery
+
+    Gallery.open(gallery)  # a wrong folder is refused before Ray Serve is imported
     from pipeline.serving.run import Options, serve_until_stopped
 
     serve_until_stopped(gallery, model, Options(**options))

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_prep.errors import InputError
 from data_prep.pictures import read_file
 from pipeline.common.console import say
-from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder, PictureError
-from pipeline.registry.loading import load
 from pipeline.retrieval.gallery import Attributes, Gallery, weights_of
+
+if TYPE_CHECKING:  # torch is imported where a model is loaded: a refusal needs none
+    from pipeline.inference.embedder import Embedder
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ def _of_alias(gallery: Gallery, alias: str, device: str | None) -> Embedder | No
 
 def _with_same_weights(gallery: Gallery, model: str, device: str | None) -> Embedder | None:
     """Load a model; return None if it is not the one that embedded the gallery. Raises InputError."""
+    from pipeline.inference.embedder import Embedder
+    from pipeline.registry.loading import load
+
     info = gallery.info
     embedder = Embedder(*load(model, list(info.attributes)), device=device, precision=info.precision)
     same = (embedder.digest, embedder.side) == (info.model_digest, info.image_size)
@@ -97,6 +102,8 @@ def search(
 
     Raises PictureError for a file that is no picture, and InputError for unknown attributes.
     """
+    from pipeline.inference.embedder import MAX_QUERY_PIXELS
+
     gallery.numbers(attributes)  # first, because it is cheap
     (query,) = embedder.embed([embedder.read(picture, MAX_QUERY_PIXELS)])
     return ranked(gallery, query, attributes, top, approximate, without)
@@ -156,6 +163,8 @@ def run_search(
     gallery.numbers(attributes)
     weights_of(attributes)
     picture = read_query(query)
+    from pipeline.inference.embedder import PictureError
+
     embedder = embedder_of(gallery, model)
     try:
         return search(gallery, embedder, picture, attributes, top, approximate, without=gallery.row_of(query))

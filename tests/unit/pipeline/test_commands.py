@@ -47,7 +47,8 @@ for mistake in ("trian", "train --dta x", "train --data x margn=0.3", "train", "
                 "compare --data nowhere --system csm", "compare --data nowhere seed=3", "evaluate nowhere --data x",
                 "evaluate models:/agman-x@champion --data nowhere", "report runs:/1 --data nowhere",
                 "promote agman-x --data nowhere", "export nowhere --out x", "embed nowhere --images x --out y",
-                "submit --working-dir nowhere -- train"):
+                "submit --working-dir nowhere -- train", "index nowhere", "search nowhere --query x --attribute a",
+                "serve nowhere"):
     assert run(mistake.split()) == 2, mistake
 heavy = [name for name in ("torch", "ray", "mlflow", "pandas", "matplotlib", "rich") if name in sys.modules]
 assert not heavy, heavy

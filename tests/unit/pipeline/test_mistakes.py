@@ -22,6 +22,7 @@ MISTAKES = {
         "submit --working-dir nowhere -- train",
         "index nowhere",
         "search nowhere --query file --attribute a",
+        "serve nowhere",
         "export nowhere --out new",
         "embed nowhere --images empty --out new",
         "evaluate nowhere --data empty",
