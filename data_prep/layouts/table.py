@@ -259,7 +259,8 @@ def _leave_out_missing(catalogue: Catalogue, root: Path, files: list[str]) -> No
     named = catalogue.image >= 0
     bad = np.flatnonzero(named & ~there[catalogue.image])
     if not len(catalogue.paths):
-        raise InputError(f"{catalogue.source}: no row names a picture; is --image right?")
+        first = f" (line {catalogue.rejects[0].line}: {catalogue.rejects[0].detail})" if catalogue.rejects else ""
+        raise InputError(f"{catalogue.source}: no row names a picture{first}; is --image right?")
     if not there.any():
         raise InputError(
             f"{root}: has none of the pictures, such as {catalogue.paths[0]}{_pattern_hint(catalogue, files)}"

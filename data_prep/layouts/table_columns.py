@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -101,11 +100,12 @@ def _pattern(name: str, texts: list[str], known: set[str], stems: dict[str, str]
 
 
 def _separator(frequency: Counter[str]) -> str | None:
-    """Return the separator of a column whose texts are made of fewer, shorter ones; None if there is none."""
+    """Return the separator of a column of which some texts are made of the same parts; None if there is none."""
     for separator in (INNER, *SEPARATORS):
-        cut = [text for text in frequency if separator in text]
-        parts = {part.strip() for text in frequency for part in text.split(separator)}
-        if cut and len(parts) < len(frequency) and not any(re.search(r"\s{2}|\.", part) for part in parts):
+        if not any(separator in text for text in frequency):
+            continue
+        parts = Counter(part.strip() for text in frequency for part in text.split(separator))
+        if len(parts) <= len(frequency) and max(parts.values()) > 1 and "" not in parts:
             return separator
     return None
 

@@ -38,6 +38,8 @@ BLOCK = 8 << 20
 """Bytes that are read at a time."""
 ROWS = 50_000
 """Rows of JSON Lines or Parquet that are read at a time."""
+LONGEST_RECORD = 100
+"""Lines of one row; a quoted cell with more is a quote that is not closed."""
 DELIMITERS = (",", ";", "\t", "|")
 ENCODINGS = ("cp1252", "cp1251", "gb18030", "cp932", "big5", "cp949", "euc_jp")
 """Encodings that a table may have if it is neither UTF-8 nor UTF-16."""
@@ -269,7 +271,12 @@ def _read_csv(table: TableFile, wanted: Sequence[str]) -> Records:
     skipped = np.array([number for number, _ in bad], np.int64)
     records = np.setdiff1d(np.arange(2, 2 + len(read) + len(bad)), skipped, assume_unique=True)
     line_of = _first_lines(table, len(read) + len(bad) + 1)
-    rejects = [bad_line(table.source, int(line_of[number - 1]), text) for number, text in bad]
+    rejects = [
+        bad_line(table.source, int(line_of[number - 1]) + below, line)
+        for number, text in bad
+        for below, line in enumerate(text.splitlines())
+        if line.strip()
+    ]
     return Records(columns, line_of[records - 1], rejects)
 
 
@@ -287,8 +294,16 @@ def _first_lines(table: TableFile, records: int) -> np.ndarray:
             starts.append(line + 1 + np.flatnonzero(outside))
             line, quoted = line + len(ends), (quoted + len(quotes)) % 2
     found = np.concatenate(starts)
-    # With lone CRs as line ends, or a quote inside an unquoted cell, the count fails: then records are counted.
-    return found[:records] if records <= len(found) <= records + 1 else np.arange(1, records + 1)
+    if not records <= len(found) <= records + 1:
+        # Lone CRs are the line ends, or a quote is inside an unquoted cell: then records are counted.
+        return np.arange(1, records + 1)
+    lines = np.diff(found[:records], append=line + 1)
+    if lines.max() > LONGEST_RECORD:
+        raise InputError(
+            f"{table.source}: the row that begins on line {found[lines.argmax()]} goes on for {lines.max():,} lines; "
+            "is a quote not closed?"
+        )
+    return found[:records]
 
 
 def _read_json(table: TableFile, wanted: Sequence[str]) -> Records:

@@ -319,6 +319,21 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes, mess
         table.read(Request(tmp_path, table=options(file)))
 
 
+def test_a_quote_that_is_not_closed_loses_no_lines_in_silence(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 60)
+    lines = frame[["file", "colour"]].to_csv(index=False).splitlines()
+    file = tmp_path / "t.csv"
+    lines[40] = '"' + lines[40]
+    file.write_text("\n".join(lines) + "\n")
+    given = options(file, attributes=("colour",))
+    rejects = table.read(Request(tmp_path, table=given)).rejects
+    assert [(r.line, r.reason) for r in rejects] == [(line, "bad_line") for line in range(41, 62)]
+    lines[40] = lines[40].removeprefix('"').replace(",", ',"')
+    file.write_text("\n".join([*lines, *lines[1:10] * 10]) + "\n")
+    with pytest.raises(InputError, match="begins on line 41 goes on for 112 lines; is a quote not closed"):
+        table.read(Request(tmp_path, table=given))
+
+
 def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     file = write_as(make_catalogue(tmp_path, 3), tmp_path, "csv")
     with opened(file) as found:
