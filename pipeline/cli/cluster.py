@@ -57,7 +57,7 @@ def doctor(data: str | Path | None, storage: str | Path, as_json: bool) -> None:
     wrong = [finding.check for finding in findings if not finding.ok]
     emit({"checks": len(findings), "wrong": wrong}, as_json)
     if wrong:
-        raise JobFailed(f"{len(wrong)} of {len(findings)} checks: {', '.join(wrong)}")
+        raise JobFailed(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

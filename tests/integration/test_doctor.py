@@ -50,6 +50,7 @@ def test_problems_are_named_with_remedies_and_exit_with_1(
     assert "sesame" not in done.err + done.out and "http://127.0.0.1:9" in done.err
     assert "Traceback" not in done.err
     assert done.err.count("what to do:") == 3
+    assert done.err.endswith("agman: 3 of 8 checks failed: storage, mlflow store, dataset\n")
 
 
 def test_all_pictures_are_read_and_a_torn_one_is_found(dataset: Dataset, tmp_path: Path) -> None:
