@@ -24,6 +24,7 @@ from data_prep.request import Request, TableOptions
 from data_prep.splits import Shares
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.inference.embedder import Embedder
+from pipeline.reports.dataset.page import write_prep_report
 
 COLOURS = ("red", "green", "blue")
 
@@ -468,6 +469,19 @@ def test_near_duplicates_are_found_and_kept_grouped_or_dropped(tmp_path: Path, c
     }
     assert any("of one colour: 1, such as pictures/007.png" in note for note in annotation.notes)
     assert any("enlarged to 224 px: 60" in note for note in annotation.notes)
+
+
+def test_the_page_names_near_duplicates_across_splits_and_with_different_labels(tmp_path: Path) -> None:
+    frame = make_near_duplicates(tmp_path / "photos").assign(split=["train"] * 55 + ["test"] * 5)
+    frame.loc[55:, "colour"] = frame.loc[:4, "colour"].to_numpy()
+    frame.loc[55:, "kids"] = frame.loc[:4, "kids"].to_numpy()
+    frame.loc[56, "colour"] = "blue"
+    dataset = prepared(tmp_path / "photos", frame, tmp_path / "out", "keep")
+    summary = write_prep_report(dataset)
+    said = "5 pairs, 5 across splits, 1 with different labels; they make scores of test and valid too good"
+    assert summary.contents.near_duplicates is not None and summary.contents.near_duplicates.startswith(said)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data-pair") == 5 and "colour: green / blue" in page and said in page
 
 
 def test_dropping_keeps_the_picture_of_a_given_test_split(tmp_path: Path) -> None:
