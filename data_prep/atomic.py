@@ -26,7 +26,12 @@ LONGEST_NAME = 200
 
 @contextmanager
 def file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; the file there becomes `path` if the block ends without an error."""
+    """Give a path to write to; the file there becomes `path` if the block ends without an error.
+
+    Raises FileExistsError if `path` is a folder, or a device or pipe, which the rename would remove from the system.
+    """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "exists and is no file; give another path", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = _staging(path)
     try:

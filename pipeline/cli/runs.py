@@ -41,14 +41,14 @@ def runs(context: click.Context, storage: str | Path, as_json: bool) -> None:
             str(job.folder).rpartition("/")[2],
             job.kind,
             job.state,
-            "" if job.score is None else f"{job.score:.4f}",
+            *("" if number is None else f"{number:.4f}" for number in (job.score, job.chance)),
             _size(job.size),
             _size(sum(job.checkpoints.values())),
         ]
         for job in jobs
     ]
-    show_table(str(storage), ["name", "kind", "state", "best score", "size", "of it checkpoints"], rows)
-    fields = ("kind", "state", "score", "size")
+    show_table(str(storage), ["name", "kind", "state", "best score", "chance", "size", "of it checkpoints"], rows)
+    fields = ("kind", "state", "score", "chance", "size")
     emit(
         {"jobs": [{"folder": str(job.folder)} | {name: getattr(job, name) for name in fields} for job in jobs]}, as_json
     )

@@ -6,6 +6,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from data_prep.errors import InputError
@@ -19,8 +20,8 @@ CHECKPOINTS, OUTCOME, DESCRIPTION = "checkpoints", "outcome.json", "training.jso
 SEARCH, COMPARISON = "search.json", "comparison.json"
 """Files that make a folder that of a study or of a comparison."""
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
-SCORE = "score"
-"""Key for the best score in the file of a job whose checkpoints are removed."""
+SCORE, CHANCE = "score", "chance"
+"""Keys for the best score and its chance in the file of a job whose checkpoints are removed."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Job:
     """finished, stopped, failed, unfinished, or running; comparisons: kept or running."""
     score: float | None
     """Best validation score of its checkpoints."""
+    chance: float | None
+    """Validation MAP of a random ranking; None if the score is triplet accuracy."""
     size: int
     """Bytes of all files."""
     checkpoints: dict[str, int]
@@ -64,7 +67,7 @@ def clean(job: Job) -> int:
             except InputError:  # begun again since it was listed
                 return 0
         file = job.folder / (SEARCH if job.kind == "study" else OUTCOME)
-        write_json(file, read_json(file) | {SCORE: job.score})
+        write_json(file, read_json(file) | {SCORE: job.score, CHANCE: job.chance})
         for folder in job.checkpoints:
             (job.folder / folder).delete()
     return sum(job.checkpoints.values())
@@ -72,16 +75,19 @@ def clean(job: Job) -> int:
 
 def _job(folder: Storage, kind: str, files: dict[str, int]) -> Job:
     checkpoints: dict[str, int] = {}
-    scores = []
+    found = []
     for path, size in files.items():
         before, inside, rest = path.rpartition(f"{CHECKPOINTS}/")
         if inside and (not before or before.endswith("/")):
             checkpoints[before + CHECKPOINTS] = checkpoints.get(before + CHECKPOINTS, 0) + size
             if rest.endswith(f"/{MARKER}"):
-                scores.append(read_json(folder / path).get(SCORE))
+                marker = read_json(folder / path)
+                found.append((marker.get(SCORE), marker.get("metrics", {}).get("valid/chance")))
     state, content = _state(folder, kind)
-    known = [float(score) for score in (*scores, content.get(SCORE)) if score is not None]
-    return Job(folder, kind, state, max(known, default=None), sum(files.values()), checkpoints)
+    found.append((content.get(SCORE), content.get(CHANCE)))
+    known = [each for each in found if each[0] is not None]
+    score, chance = max(known, key=itemgetter(0), default=(None, None))
+    return Job(folder, kind, state, score, chance, sum(files.values()), checkpoints)
 
 
 def _state(folder: Storage, kind: str) -> tuple[str, dict[str, Any]]:

@@ -79,7 +79,7 @@ def test_pictures_too_small_for_the_published_model_are_one_line(
     small = prepare_small(drawn, tmp_path / "out", image_size=64)
     file = original_csn(tmp_path / "csn.pth.tar", n_attributes=8)
     assert agman_exit_code("evaluate", str(file), "--data", str(small.path)) == 2
-    assert "image_size=112" in capsys.readouterr().err
+    assert "holds images of 64 px, and the model takes 112 px" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_one_line(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:

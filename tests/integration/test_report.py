@@ -160,7 +160,7 @@ def test_the_table_has_a_row_for_every_attribute(report: Report, page: Element) 
         result = report.evaluation.results[name]
         assert cells[0] == f"{100 * report.figures[f'test/map/{name}']:.2f}"
         assert cells[3] == f"{100 * float(result.precision[1].mean()):.2f}"
-        assert cells[-2] == str(len(result.relevant))
+        assert cells[-2] == f"{len(result.relevant)} (few)"
     assert len(with_class(table, "summary")) == 2
 
 

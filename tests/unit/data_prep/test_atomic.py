@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -90,3 +91,14 @@ def test_a_full_disk_is_reported_with_the_file(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
     assert full.value.filename == str(tmp_path / "training.json")
     assert tree(tmp_path) == []
+
+
+def test_only_a_file_is_replaced_by_a_file(tmp_path: Path) -> None:
+    """A rename over a device would remove it from the system."""
+    pipe, directory = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    directory.mkdir()
+    for path in (pipe, directory):
+        with pytest.raises(FileExistsError, match="exists and is no file; give another path"), atomic.file(path):
+            pytest.fail("nothing is to be written")
+    assert pipe.is_fifo() and tree(tmp_path) == ["folder", "pipe"]

@@ -19,8 +19,9 @@ SIZE = 1_000
 def checkpoint(folder: Path, step: int, score: float | None) -> None:
     place = folder / "checkpoints" / f"step-{step:08d}-0123abcd"
     place.mkdir(parents=True)
+    metrics = {"train/loss": 1.0} if score is None else {"valid/map": score, "valid/chance": 0.125}
     (place / "model.safetensors").write_bytes(b"x" * SIZE)
-    (place / "checkpoint.json").write_text(json.dumps({"step": step, "score": score}))
+    (place / "checkpoint.json").write_text(json.dumps({"step": step, "score": score, "metrics": metrics}))
 
 
 def training(folder: Path, outcome: dict[str, Any] | None, description: str = "training.json") -> None:
@@ -61,7 +62,7 @@ def test_trainings_and_studies_are_listed_with_state_score_and_size(agman_here: 
         "study-done": ("study", "finished"),
         "study-open": ("study", "unfinished"),
     }
-    assert all(job["score"] == 0.5 and job["size"] > 3 * SIZE for job in jobs.values())
+    assert all((job["score"], job["chance"]) == (0.5, 0.125) and job["size"] > 3 * SIZE for job in jobs.values())
     assert "not-registered" in agman_here("runs").out
 
 
@@ -81,8 +82,8 @@ def test_clean_removes_checkpoints_of_finished_jobs_only(agman_here: Agman, stor
     }
     assert json.loads((storage / "done" / "outcome.json").read_text())["registered"] == "models:/agman-x/1"
     assert json.loads((storage / "study-done" / "search.json").read_text())["finished"] is True
-    scores = {job.folder.local.name: job.score for job in jobs_in(Storage(storage)) if job.folder.local}
-    assert scores["done"] == scores["study-done"] == 0.5, "the score is kept"
+    scores = {job.folder.local.name: (job.score, job.chance) for job in jobs_in(Storage(storage)) if job.folder.local}
+    assert scores["done"] == scores["study-done"] == (0.5, 0.125), "they are kept"
     assert json.loads(agman_here(*typed.split(), "--json").out)["freed"] == 0
 
 
