@@ -6,6 +6,7 @@ import json
 from io import BytesIO
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -497,6 +498,23 @@ def test_groups_that_share_a_near_duplicate_are_not_divided(tmp_path: Path) -> N
     rows = annotation.rows.merge(frame, left_on="path", right_on="file")
     rows["shop"] = rows["shop"].replace("shop 11", "shop 0")
     assert rows.groupby("shop")["split"].nunique().max() == 1
+
+
+def test_table_and_pictures_can_be_at_uris(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path)
+    store = fsspec.filesystem("memory")
+    for name in frame["file"]:
+        store.pipe(f"/shop/{name}", (tmp_path / name).read_bytes())
+    (tmp_path / "root").mkdir()
+    frame["file"] = "memory://shop/" + frame["file"]
+    frame.loc[1, "file"] = "memory://shop/lost.png"
+    store.pipe("/shop/table.csv", frame.to_csv(index=False).encode())
+    given = {"table": options(Path(), table="memory://shop/table.csv"), "image_size": 32, "triplets": 20, "epochs": 1}
+    info = prepare("table", tmp_path / "root", tmp_path / "out", **given)  # type: ignore[arg-type]
+    assert sum(info.images.values()) == 59
+    assert info.rejects == {"missing_image": 2}
+    with pytest.raises(InputError, match=r"memory://shop/nothing\.csv: no such file"):
+        table.read(Request(tmp_path, table=options(Path(), table="memory://shop/nothing.csv")))
 
 
 def test_missing_pictures_stop_the_job_beyond_the_limit(tmp_path: Path) -> None:
