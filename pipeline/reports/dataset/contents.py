@@ -130,11 +130,37 @@ def _near_duplicates(dataset: Dataset) -> str | None:
         return None
     used = pairs[(pairs["split"] != "") & (pairs["other_split"] != "")]
     across = int((used["split"] != used["other_split"]).sum())
-    left_out = f", {len(pairs) - len(used):,} with a picture that is left out" if len(used) < len(pairs) else ""
-    advice = (
-        "; they make scores of test and valid too good: --near-duplicates drop leaves one of each out" if across else ""
-    )
-    return f"{len(pairs):,} pairs, {across:,} across splits{left_out}{advice}"
+    unlike = sum(map(bool, label_differences(dataset, pairs)))
+    parts = [f"{len(pairs):,} pairs", f"{across:,} across splits"]
+    parts += [f"{unlike:,} with different labels"] * (unlike > 0)
+    parts += [f"{len(pairs) - len(used):,} with a picture that is left out"] * (len(used) < len(pairs))
+    advice = "; they make scores of test and valid too good: --near-duplicates drop leaves one of each out"
+    return ", ".join(parts) + advice * (across > 0)
+
+
+def label_differences(dataset: Dataset, pairs: pd.DataFrame) -> list[str]:
+    """Return for each pair of pictures the attributes under which their labels differ, with both; empty for none."""
+    path_of = dataset.images.set_index("image_id")["path"]
+    path_of = path_of[path_of.isin([*pairs["path"], *pairs["other_path"]])]
+    labels = dataset.labels[dataset.labels["image_id"].isin(path_of.index)]
+    found: dict[str, dict[int, set[str]]] = {}
+    for image_id, number, value in labels[["image_id", "attribute", "value"]].to_numpy().tolist():
+        name = dataset.info.attributes[number].values[value]
+        found.setdefault(path_of[image_id], {}).setdefault(number, set()).add(name)
+    differences = []
+    for path, other in zip(pairs["path"], pairs["other_path"], strict=True):
+        one, two = found.get(path, {}), found.get(other, {})
+        words = [
+            f"{dataset.info.attributes[number].name}: {_listed(one[number])} / {_listed(two[number])}"
+            for number in sorted(one.keys() & two.keys())
+            if one[number] != two[number]
+        ]
+        differences.append("; ".join(words))
+    return differences
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _counted(labels: pd.DataFrame, info: DatasetInfo) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from pipeline.evaluation.expectations import Expectations, expectations
 from pipeline.reports.charts import DARK, LIGHT, data_uri
 from pipeline.reports.dataset.charts import Distribution, distributions
 from pipeline.reports.dataset.contact_sheet import Strip, contact_sheet
-from pipeline.reports.dataset.contents import EXAMPLES, Contents, contents
+from pipeline.reports.dataset.contents import EXAMPLES, Contents, contents, label_differences
 from pipeline.reports.html import render
 
 
@@ -41,6 +41,8 @@ class Pair:
 
     picture: Picture
     other: Picture
+    differences: str
+    """Attributes under which their labels differ, with both labels; empty for none."""
     distance: int
 
 
@@ -95,14 +97,16 @@ def _pairs(dataset: Dataset) -> list[Pair]:
     found = dataset.near_duplicates
     if found is None:
         return []
-    shown = found[found["jpeg"].notna()].to_dict("records")
+    shown = found[found["jpeg"].notna()]
+    differences = label_differences(dataset, shown)
     return [
         Pair(
             Picture(data_uri("image/jpeg", row["jpeg"]), row["path"], row["split"] or "left out"),
             Picture(data_uri("image/jpeg", row["other_jpeg"]), row["other_path"], row["other_split"] or "left out"),
+            different,
             row["distance"],
         )
-        for row in shown
+        for row, different in zip(shown.to_dict("records"), differences, strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ import json
 from io import BytesIO
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +25,7 @@ from data_prep.request import Request, TableOptions
 from data_prep.splits import Shares
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.inference.embedder import Embedder
+from pipeline.reports.dataset.page import write_prep_report
 
 COLOURS = ("red", "green", "blue")
 
@@ -470,6 +472,19 @@ def test_near_duplicates_are_found_and_kept_grouped_or_dropped(tmp_path: Path, c
     assert any("enlarged to 224 px: 60" in note for note in annotation.notes)
 
 
+def test_the_page_names_near_duplicates_across_splits_and_with_different_labels(tmp_path: Path) -> None:
+    frame = make_near_duplicates(tmp_path / "photos").assign(split=["train"] * 55 + ["test"] * 5)
+    frame.loc[55:, "colour"] = frame.loc[:4, "colour"].to_numpy()
+    frame.loc[55:, "kids"] = frame.loc[:4, "kids"].to_numpy()
+    frame.loc[56, "colour"] = "blue"
+    dataset = prepared(tmp_path / "photos", frame, tmp_path / "out", "keep")
+    summary = write_prep_report(dataset)
+    said = "5 pairs, 5 across splits, 1 with different labels; they make scores of test and valid too good"
+    assert summary.contents.near_duplicates is not None and summary.contents.near_duplicates.startswith(said)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data-pair") == 5 and "colour: green / blue" in page and said in page
+
+
 def test_dropping_keeps_the_picture_of_a_given_test_split(tmp_path: Path) -> None:
     frame = make_near_duplicates(tmp_path).assign(split=["train"] * 55 + ["test"] * 5)
     given = options(write_as(frame, tmp_path, "csv"), near_duplicates="drop")
@@ -483,6 +498,23 @@ def test_groups_that_share_a_near_duplicate_are_not_divided(tmp_path: Path) -> N
     rows = annotation.rows.merge(frame, left_on="path", right_on="file")
     rows["shop"] = rows["shop"].replace("shop 11", "shop 0")
     assert rows.groupby("shop")["split"].nunique().max() == 1
+
+
+def test_table_and_pictures_can_be_at_uris(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path)
+    store = fsspec.filesystem("memory")
+    for name in frame["file"]:
+        store.pipe(f"/shop/{name}", (tmp_path / name).read_bytes())
+    (tmp_path / "root").mkdir()
+    frame["file"] = "memory://shop/" + frame["file"]
+    frame.loc[1, "file"] = "memory://shop/lost.png"
+    store.pipe("/shop/table.csv", frame.to_csv(index=False).encode())
+    given = {"table": options(Path(), table="memory://shop/table.csv"), "image_size": 32, "triplets": 20, "epochs": 1}
+    info = prepare("table", tmp_path / "root", tmp_path / "out", **given)  # type: ignore[arg-type]
+    assert sum(info.images.values()) == 59
+    assert info.rejects == {"missing_image": 2}
+    with pytest.raises(InputError, match=r"memory://shop/nothing\.csv: no such file"):
+        table.read(Request(tmp_path, table=options(Path(), table="memory://shop/nothing.csv")))
 
 
 def test_missing_pictures_stop_the_job_beyond_the_limit(tmp_path: Path) -> None:
