@@ -107,7 +107,8 @@ class TrainingSnapshot:
 
     def write(self, folder: Path) -> None:
         """Write the model, loadable by itself, and the rest of the state that a resumed training needs."""
-        torch.save(self.state, folder / STATE_FILE)
+        with (folder / STATE_FILE).open("wb") as file:  # to a path, torch hides that the disk is full
+            torch.save(self.state, file)
         write_model(folder, self.model, self.build, self.description)
 
 

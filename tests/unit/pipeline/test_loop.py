@@ -29,7 +29,7 @@ from data_prep.triplets import Triplets
 from pipeline.config.schema import TrainConfig
 from pipeline.training.build import check, computes_in_bfloat16, resolved
 from pipeline.training.checkpoints import Checkpoints, Saver
-from pipeline.training.trainer import EpochEnd, NonFiniteBatch, Training, WorkerContext, collapse
+from pipeline.training.trainer import STATE_FILE, EpochEnd, NonFiniteBatch, Training, WorkerContext, collapse
 
 CONFIG = TrainConfig(
     backbone="tiny",
@@ -224,6 +224,13 @@ def test_points_that_are_not_known_to_be_logged_are_carried_by_snapshots(
     assert [(step, without_times(metrics)) for step, metrics in logged] == expected
     steps = [(step, "steps/loss" in metrics) for step, metrics in logged]
     assert steps == [(3, True), (4, False), (6, True), (8, False), (9, True), (12, True), (12, False)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+def test_a_snapshot_on_a_full_disk_says_so(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / STATE_FILE).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        start(dataset).training.snapshot().write(tmp_path)
 
 
 def test_steps_tell_the_score_of_the_epoch_before_and_its_chance(dataset: Dataset, tmp_path: Path) -> None:
