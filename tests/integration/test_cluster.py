@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from support.commands import Agman
+from support.galleries import embed_folder, jpeg, random_model
 
+from agman.checkpoint import write_model
 from data_prep import cluster
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
@@ -124,3 +127,21 @@ def test_every_command_says_it_in_one_line(
         for line in (done.out + done.err).splitlines()
         if "RAY_ADDRESS=nonsense: no Ray cluster answers there" in line
     ]
+
+
+def test_embed_and_serve_say_it_too(agman_here: Agman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, description = random_model(["sleeve"])
+    model, images = tmp_path / "model", tmp_path / "images"
+    model.mkdir()
+    images.mkdir()
+    write_model(model, network.state_dict(), dict(network.config), description)
+    (images / "a.jpg").write_bytes(jpeg(1))
+    embed_folder(model, images, tmp_path / "gallery")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # it is, for the other tests
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    for typed in (("embed", model, "--images", images, "--out", "new"), ("serve", "gallery", "--port", "0")):
+        done = agman_here(*typed)
+        assert done.code == 2, done.err
+        assert done.err.startswith("agman: RAY_ADDRESS=nonsense: no Ray cluster answers there")
+        assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
