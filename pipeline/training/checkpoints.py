@@ -439,5 +439,10 @@ def _remove(folder: Storage) -> None:
         folder.delete()
 
 
-def _is_full(error: BaseException) -> bool:
-    return is_full(error) if isinstance(error, OSError) else bool(FULL_IN_RUST.search(str(error)))
+def _is_full(error: BaseException | None) -> bool:
+    """Return whether a full disk is the cause; torch raises an error of its own, whose context names it."""
+    while error:
+        if is_full(error) if isinstance(error, OSError) else FULL_IN_RUST.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
