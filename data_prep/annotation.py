@@ -112,7 +112,7 @@ class Annotation:
     split_origin: str = ""
     """Who made the split: the dataset's authors, a column, or this package, with the seed."""
     notes: tuple[str, ...] = ()
-    """What the user should know about how the annotation was read."""
+    """Notes for the user on how the annotation was read."""
     near_duplicates: pd.DataFrame | None = None
     """Pairs with the columns of tables.NEAR_DUPLICATES; None if they were not looked for."""
     unused: pd.DataFrame | None = None

@@ -36,7 +36,7 @@ FLAT = 2.0
 
 @dataclass(frozen=True)
 class Look:
-    """What a first look at N pictures shows; pictures that cannot be read have no hash, and a size of 0."""
+    """Results of a first look at N pictures; pictures that cannot be read have no hash, and a size of 0."""
 
     hashes: np.ndarray
     """N×8 uint8."""

@@ -124,7 +124,7 @@ class DatasetInfo(BaseModel):
     queries_of: dict[str, list[int]] = {}
     """Split -> number of queries of each attribute; empty for datasets of an earlier version."""
     notes: tuple[str, ...] = ()
-    """What the user should know about how the annotation was read."""
+    """Notes for the user on how the annotation was read."""
     digest: str
     """sha256 of the tables' files. Datasets with equal digests are equal."""
     versions: dict[str, str]

@@ -1,4 +1,4 @@
-"""What a prepared dataset says about its images: their files' names and their labels."""
+"""File names and labels of a prepared dataset's images."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Replicas:
     def __init__(self, handle: DeploymentHandle, facts: dict[str, Any]):
         self._handle = handle
         self.facts = facts
-        """What is served."""
+        """Facts about the gallery and its model."""
         self._answering, self._none_left = asyncio.Event(), asyncio.Event()
         self._none_left.set()
 

@@ -1,4 +1,4 @@
-"""What a storage folder holds: trainings, studies and comparisons, and the space that their checkpoints take."""
+"""Trainings, studies and comparisons in a storage folder, and the space that their checkpoints take."""
 
 from __future__ import annotations
 
