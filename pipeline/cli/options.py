@@ -58,6 +58,14 @@ class Model(click.ParamType):
 PATH_OR_URI = PathOrUri()
 MODEL = Model()
 
+storage_option = click.option(
+    "--storage",
+    default="runs",
+    show_default=True,
+    type=PATH_OR_URI,
+    metavar="DIR",
+    help="Where trainings are kept: folder or URI.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON on stdout.")
 seed_option = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all random choices."

@@ -7,20 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.options import PATH_OR_URI, json_option
+from pipeline.cli.options import json_option, storage_option
 from pipeline.common.console import emit, show, show_table
 
 if TYPE_CHECKING:
     from pipeline.training.jobs import Job
-
-storage_option = click.option(
-    "--storage",
-    default="runs",
-    show_default=True,
-    type=PATH_OR_URI,
-    metavar="DIR",
-    help="Where trainings are kept: folder or URI.",
-)
 
 
 @click.group(invoke_without_command=True)

@@ -16,6 +16,7 @@ from pipeline.cli.options import (
     precision_option,
     recipe_options,
     split_option,
+    storage_option,
 )
 from pipeline.common.console import emit, progress_bar, say, show, show_table
 
@@ -33,14 +34,7 @@ if TYPE_CHECKING:
     type=WorkerRange(),
     help="DDP workers, one GPU each if there are GPUs; MIN-MAX: as many as the cluster has resources for.",
 )
-@click.option(
-    "--storage",
-    default="runs",
-    show_default=True,
-    type=PATH_OR_URI,
-    metavar="DIR",
-    help="Where trainings are kept: folder or URI.",
-)
+@storage_option
 @click.option("--fresh", is_flag=True, help="Start a new training, even if the same training can be continued.")
 @click.option("--show-config", is_flag=True, help="List every setting with its value and meaning, and stop.")
 @recipe_options
