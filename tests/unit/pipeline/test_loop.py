@@ -226,7 +226,7 @@ def test_points_that_are_not_known_to_be_logged_are_carried_by_snapshots(
     assert steps == [(3, True), (4, False), (6, True), (8, False), (9, True), (12, True), (12, False)]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that has no space exists on Linux only")
 def test_a_snapshot_on_a_full_disk_says_so(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):

@@ -1,4 +1,4 @@
-"""The same mistakes in every command: exit code 2, one line on stderr that names the thing, nothing written."""
+"""Common mistakes in every command: exit code 2, one line on stderr that names the wrong word, nothing written."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_an_unreadable_folder_is_one_line(
     (tmp_path / "locked").mkdir(mode=0)
     try:
         (tmp_path / "locked" / "x").exists()
-        pytest.skip("this user may read everything")
+        pytest.skip("root reads every folder, so none is unreadable")
     except PermissionError:
         pass
     done = agman_here(*typed.split())
