@@ -266,7 +266,7 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
 
 
 def _show_expected(expected: Expectations) -> None:
-    from pipeline.evaluation.expectations import FEW, query_count
+    from pipeline.evaluation.few import meaning_for, query_count
 
     rows = [
         [one.name, query_count(one.queries), f"{one.candidates:,}", f"{one.chance:.4f}", f"{one.ceiling:.4f}"]
@@ -274,5 +274,5 @@ def _show_expected(expected: Expectations) -> None:
     ]
     title = f"MAP to expect on {expected.split}: of a random ranking, and at most"
     show_table(title, ["attribute", "queries", "candidates", "chance MAP", "ceiling"], rows)
-    if any(one.queries < FEW for one in expected.attributes):
-        say(f"few: fewer than {FEW} queries are too few to judge an attribute by")
+    for line in meaning_for(one.queries for one in expected.attributes):
+        say(line)

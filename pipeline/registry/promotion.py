@@ -58,6 +58,8 @@ class Decision:
     challenger_scores: dict[str, Interval]
     chance: dict[str, float]
     """Chance in the same form."""
+    queries: dict[str, int]
+    """Number of queries of every attribute; empty for triplets."""
     verdict: Verdict
 
     @property
@@ -120,7 +122,8 @@ def promote(
                 if force is None:
                     raise
                 say(f"note: the champion, version {champion}, cannot be scored ({error})")
-        challenger = evaluate(*mine, dataset, split, progress=progress).scores
+        evaluation = evaluate(*mine, dataset, split, progress=progress)
+        challenger = evaluation.scores
         before = evaluate(*theirs, dataset, split, progress=progress).scores if theirs else None
         verdict = judge(before, challenger, tolerance)
         overruled = not verdict.better or (champion is not None and theirs is None)
@@ -134,6 +137,7 @@ def promote(
             metric=challenger.metric,
             challenger_scores=intervals(challenger.of),
             chance=challenger.mean_chance,
+            queries=evaluation.queries,
             verdict=verdict,
         )
         if champion_of(client, name) != champion:
