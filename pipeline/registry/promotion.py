@@ -59,7 +59,7 @@ class Decision:
     chance: dict[str, float]
     """Chance in the same form."""
     queries: dict[str, int]
-    """Number of queries of every attribute; empty for triplets."""
+    """Number of queries (or triplets) of every attribute."""
     verdict: Verdict
 
     @property
@@ -122,8 +122,7 @@ def promote(
                 if force is None:
                     raise
                 say(f"note: the champion, version {champion}, cannot be scored ({error})")
-        evaluation = evaluate(*mine, dataset, split, progress=progress)
-        challenger = evaluation.scores
+        challenger = evaluate(*mine, dataset, split, progress=progress).scores
         before = evaluate(*theirs, dataset, split, progress=progress).scores if theirs else None
         verdict = judge(before, challenger, tolerance)
         overruled = not verdict.better or (champion is not None and theirs is None)
@@ -137,7 +136,7 @@ def promote(
             metric=challenger.metric,
             challenger_scores=intervals(challenger.of),
             chance=challenger.mean_chance,
-            queries=evaluation.queries,
+            queries={name: len(one) for name, one in challenger.of.items()},
             verdict=verdict,
         )
         if champion_of(client, name) != champion:
