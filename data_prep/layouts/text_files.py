@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -95,6 +96,16 @@ def check_commas(file: Path, line: str) -> None:
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if "," not in line and line.count(separator) > 1:
             raise InputError(f"{file}: its columns are separated by {name}; save it with commas")
+
+
+def csv_cells(line: str) -> list[str] | None:
+    """Return the cells of a line of a CSV file; None if it cannot be read."""
+    if len(line) > LONGEST_LINE:
+        return None
+    try:
+        return next(csv.reader([line], strict=True), None)
+    except csv.Error:
+        return None
 
 
 def integers(line: str) -> list[int] | None:
