@@ -125,7 +125,7 @@ class Embedder:
 
     def _normalised(self, squares: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         images = torch.from_numpy(np.stack(list(squares))).to(self.device).permute(0, 3, 1, 2)
-        return agman.normalise(images)
+        return agman.normalise(images, self.network.pixels)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

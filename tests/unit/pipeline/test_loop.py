@@ -458,7 +458,7 @@ def test_a_dataset_of_triplets_alone_selects_the_best_checkpoint_by_them(lists: 
     model.eval()
     with torch.no_grad():
         for ids in (triplets.anchor, triplets.positive, triplets.negative):
-            pixels = agman.normalise(images.read(ids))
+            pixels = agman.normalise(images.read(ids), model.pixels)
             embedded.append(model(pixels, torch.from_numpy(triplets.attribute.astype(np.int64))).embedding.double())
     anchor, positive, negative = embedded
     right = (anchor * positive).sum(1) > (anchor * negative).sum(1)
