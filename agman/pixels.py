@@ -22,6 +22,12 @@ class Pixels(NamedTuple):
         """Return what `_asdict` gave, after it was JSON."""
         return cls(tuple(values["mean"]), tuple(values["std"]), values["interpolation"])
 
+    @property
+    def words(self) -> str:
+        """One line for people."""
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"resized by {self.interpolation}, minus the mean {mean}, over the deviation {std}"
+
 
 IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Those of torchvision's networks, and of every model whose description names none."""

@@ -88,7 +88,7 @@ class Embedder:
             with open_picture(data) as image:
                 if image.width * image.height > max_pixels:
                     raise TooLarge(f"{image.width}x{image.height} pixels, at most {max_pixels / 1e6:.0f} megapixels")
-                return to_square(upright_rgb(image), self.side, self.fit)
+                return to_square(upright_rgb(image), self.side, self.fit, self.network.pixels.interpolation)
         except TooLarge as error:
             raise PictureError(f"the picture is too large ({error})") from error
         except Exception as error:  # decoders raise nearly anything for bytes that are not an image
