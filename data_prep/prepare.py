@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import tables
-from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
+from data_prep.annotation import CHOSEN, REASONS, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
 from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, table, zappos50k
 from data_prep.packing import Packing, pack
@@ -159,15 +159,25 @@ def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> No
     if left and len(damaged) <= max_rejects * annotation.rows_in:
         return
     rejects = damaged or annotation.rejects
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in count_reasons(rejects).items())
-    first = rejects[0]
+    counts = count_reasons(rejects)
+    reason = next(iter(counts))
+    first = next(reject for reject in rejects if reject.reason == reason)
+    where = f"{first.source} line {first.line}: {first.detail}"
+    expected = annotation.expected.get((first.source, reason)) or annotation.expected.get(("", reason))
+    instead = f"; {expected}" if expected else ""
+    if not left and len(counts) == 1:
+        raise InputError(
+            f"{root}: all {len(rejects):,} annotation rows are rejected for one reason, {reason} ({REASONS[reason]}), "
+            f"the first in {where}{instead}"
+        )
+    named = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     summary = (
-        f"{root}: {len(rejects):,} of {annotation.rows_in:,} annotation rows rejected ({counts}), the first at "
-        f"{first.source} line {first.line} ({first.detail})"
+        f"{root}: {len(rejects):,} of {annotation.rows_in:,} annotation rows rejected ({named}), the first {reason} in "
+        f"{where}{instead}"
     )
     if not left:
         raise InputError(f"{summary}; nothing is left: is this the right layout, and are the pictures below the root?")
-    doubt = "; is this the right layout?" if len(rejects) > annotation.rows_in / 2 else ""
+    doubt = "; is this the right layout?" if not instead and len(rejects) > annotation.rows_in / 2 else ""
     raise TooManyRejects(f"{summary}{doubt}; mend them, or allow more than --max-rejects {max_rejects:g}")
 
 
