@@ -497,7 +497,7 @@ def test_synchronised_batch_norm_needs_gpus_and_takes_no_micro_batches() -> None
     [
         ({"embedding_dim": 3}, "embedding_dim 3 is less than n_attributes 8"),
         ({"image_size": 64}, "holds images of 32 px"),
-        ({"weights": "no_such_file.pth"}, "neither a file nor a name"),
+        ({"weights": "no_such_file.pth"}, "neither a file nor a tag"),
         ({"model": "agmn"}, "did you mean 'agman'"),
         ({"batch_norm": "sync", "micro_batches": 2}, "micro_batches=2 with batch_norm=sync"),
         ({"micro_batches": 13}, "batches of 12 triplets cannot be cut into 13 micro-batches"),
