@@ -78,6 +78,7 @@ def prepare(
     image_size: int = 224,
     fit: Literal["crop", "pad", "stretch"] = "crop",
     max_rejects: float = 0.1,
+    command: str = "",
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> DatasetInfo:
@@ -87,8 +88,9 @@ def prepare(
     a URI. `image_size` is the short side of the packed images in pixels, and `fit` says how models see images that are
     not square. `triplets` are drawn for each of `epochs` training epochs; if the dataset brings triplets, those are
     divided over the epochs, by default all in one epoch. Equal input and seed give equal tables. A second call
-    continues a stopped preparation with the images packed so far. Returns the description. Raises InputError for errors
-    that a user can correct, and if more than the fraction `max_rejects` of the rows is rejected.
+    continues a stopped preparation with the images packed so far. `command` is kept in the description. Returns the
+    description. Raises InputError for errors that a user can correct, and if more than the fraction `max_rejects` of
+    the rows is rejected.
     """
     name = name or layout
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -143,6 +145,7 @@ def prepare(
             split_origin=packed.split_origin,
             queries_of=_queries_of(packed),
             notes=packed.notes,
+            command=command,
             digest=digest_of(staging, packing.sha256, fit),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
