@@ -18,6 +18,7 @@ from data_prep import tables
 from data_prep.annotation import CHOSEN, REASONS, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
 from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, table, zappos50k
+from data_prep.layouts.whereabouts import located
 from data_prep.packing import Packing, pack
 from data_prep.progress import Progress, silent
 from data_prep.request import Request, TableOptions
@@ -109,6 +110,7 @@ def prepare(
     )
     with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as staging:
         read = LAYOUTS[layout](request)
+        read = read if layout == "table" else located(read, root)
         read.check()
         _check_rejects(read, root, max_rejects)
         images = read.images()
