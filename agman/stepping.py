@@ -73,6 +73,7 @@ class Stepper:
         self.several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._gradients = _GradientSums(torch.float32 if precision == "bf16" else torch.float64)
         self._statistics = RunningStatistics(objective)
+        self._recomputes = objective.model.backbone.checkpointing
         self._synced = any(isinstance(module, nn.SyncBatchNorm) for module in objective.modules())
         self._wrapped: Any = objective
         if self.several:
@@ -101,7 +102,8 @@ class Stepper:
             last = micro_batch is micro_batches[-1]
             with nullcontext() if last or not self.several else self._wrapped.no_sync():
                 losses = self._losses(micro_batch)
-                (losses.loss * (len(micro_batch.attributes) / batch.global_size)).backward()
+                with self._statistics.unchanged() if self._recomputes else nullcontext():
+                    (losses.loss * (len(micro_batch.attributes) / batch.global_size)).backward()
             sums[:-1] += _sums(losses, len(micro_batch.attributes))
             self._statistics.after_micro_batch()
             if not last:
