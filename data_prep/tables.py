@@ -90,6 +90,16 @@ class Attribute(BaseModel):
     model_config = ConfigDict(frozen=True)
     name: str
     values: tuple[str, ...]
+    forbids: tuple[Literal["crop", "jitter"], ...] | None = None
+    """Random changes of training pictures that would change the value; None: those that the name implies."""
+
+    @property
+    def forbidden(self) -> tuple[str, ...]:
+        """Random changes that are not made of pictures with a label under this attribute."""
+        if self.forbids is not None:
+            return self.forbids
+        implied = {"crop": ("length",), "jitter": ("color", "colour")}
+        return tuple(change for change, words in implied.items() if any(word in self.name.lower() for word in words))
 
 
 class DatasetInfo(BaseModel):
