@@ -14,9 +14,8 @@ from torch import Tensor
 
 from agman.augmentation import Augmentation
 from agman.base import RetrievalModel
+from agman.pixels import Pixels, normalise
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -177,21 +176,9 @@ def _mapped(batch: AnyBatch, function: Callable[[Tensor], Tensor]) -> dict[str, 
     return {name: function(one) for name, one in values.items() if isinstance(one, Tensor)}
 
 
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return uint8 images, N×3×S×S, normalised by ImageNet's mean and standard deviation.
-
-    The result is in the memory order channels_last, in which convolutions are faster on CPUs and GPUs.
-    Raises ValueError if the images are not uint8.
-    """
-    if images.dtype != torch.uint8:
-        raise ValueError(f"images to normalise must be uint8, not {images.dtype}: are they normalised already?")
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device, dtype=dtype)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=images.device, dtype=dtype)[:, None, None]
-    return ((images.to(dtype) / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
 def prepare(
     batch: Batch,
+    pixels: Pixels,
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
     augmentation: Augmentation | None = None,
@@ -209,11 +196,12 @@ def prepare(
         attributes_i = attributes.repeat(3)
         used_in = attributes_i[:, None] == torch.arange(int(attributes.max()) + 1, device=attributes.device)
         images_i = augmentation(images_i, used_in)
-    return normalise(images_i, dtype), attributes
+    return normalise(images_i, pixels, dtype), attributes
 
 
 def prepare_labelled(
     batch: LabelBatch,
+    pixels: Pixels,
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
     augmentation: Augmentation | None = None,
@@ -226,7 +214,7 @@ def prepare_labelled(
         used_un = torch.zeros(len(images), int(attributes.max()) + 1, dtype=torch.bool, device=images.device)
         used_un[batch.image_index[own].to(device) - batch.begin, attributes[own]] = True
         images = augmentation(images, used_un)
-    return normalise(images, dtype)
+    return normalise(images, pixels, dtype)
 
 
 def embed_batches(
@@ -249,7 +237,8 @@ def embed_batches(
         with torch.inference_mode(), autocast(device, precision):
             for batch in batches:
                 images, image_index, attributes = (tensor.to(device, non_blocking=True) for tensor in batch)
-                embeddings.append(model.embed_pairs(normalise(images, dtype), image_index, attributes).float().cpu())
+                images = normalise(images, model.pixels, dtype)
+                embeddings.append(model.embed_pairs(images, image_index, attributes).float().cpu())
     finally:
         model.train(was_training)
     return torch.cat(embeddings)

@@ -117,11 +117,11 @@ class Stepper:
     def _triplets(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the gradients of a batch of triplets; return this process's shares of the means."""
         means: dict[str, Tensor] = {}
-        micro_batches = batch.micro_batches
+        micro_batches, pixels = batch.micro_batches, self.objective.model.pixels
         for micro_batch in micro_batches:
             last = micro_batch is micro_batches[-1]
             _seed(micro_batch)
-            images, attributes = prepare(micro_batch, self.device, self._dtype, self.augmentation)
+            images, attributes = prepare(micro_batch, pixels, self.device, self._dtype, self.augmentation)
             values = None
             if micro_batch.values is not None:
                 values = micro_batch.values.flatten(0, 1).to(self.device, non_blocking=True)
@@ -148,10 +148,10 @@ class Stepper:
         objective = self.objective
         assert isinstance(objective, LabelObjective), "batches of labelled images are a LabelObjective's"
         batch = batch.map(lambda tensor: tensor.to(self.device, non_blocking=True))
-        micro_batches, outputs = batch.micro_batches, []
+        micro_batches, pixels, outputs = batch.micro_batches, objective.model.pixels, []
         for micro_batch in micro_batches:
             _seed(micro_batch)
-            images = prepare_labelled(micro_batch, self.device, self._dtype, self.augmentation)
+            images = prepare_labelled(micro_batch, pixels, self.device, self._dtype, self.augmentation)
             own = micro_batch.own_pairs
             image_index = batch.image_index[own] - micro_batch.begin
             with autocast(self.device, self.precision):

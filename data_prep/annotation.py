@@ -113,6 +113,8 @@ class Annotation:
     """Who made the split: the dataset's authors, a column, or this package, with the seed."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how the annotation was read."""
+    expected: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(source, reason) -> what was expected instead of a rejected row; a source "" stands for every source."""
     near_duplicates: pd.DataFrame | None = None
     """Pairs with the columns of tables.NEAR_DUPLICATES; None if they were not looked for."""
     unused: pd.DataFrame | None = None
@@ -245,6 +247,8 @@ def reconcile(split: Annotation, raw: Annotation) -> Annotation:
         several_values=split.several_values,
         boxes=raw.boxes,
         split_origin=split.split_origin,
+        notes=split.notes + raw.notes,
+        expected={**split.expected, **raw.expected},
     )
 
 

@@ -11,7 +11,6 @@ four conditions come from meta-data.csv, and triplets are drawn from them.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -37,11 +36,10 @@ from data_prep.annotation import (
 from data_prep.errors import InputError
 from data_prep.layouts.asen_split import assign_splits
 from data_prep.layouts.text_files import (
-    LONGEST_LINE,
     LONGEST_PATH,
     check_commas,
+    csv_cells,
     integers,
-    is_file,
     numbered_lines,
     read_lines,
 )
@@ -91,7 +89,8 @@ def read_lists(folder: Path, root: Path) -> Annotation:
         raise InputError(
             f"{folder / 'filenames.json'}: is JSON; CSN's file of this name is plain text, one path a line"
         )
-    paths = _paths(names, root)
+    prefix = next((f"{folder}/" for folder in IMAGE_FOLDERS if (root / folder).is_dir()), "")
+    paths = [name if name.startswith(prefix) else prefix + name for name in names]
     # A file that is listed twice is the same image.
     image_of, images = pd.factorize(pd.Series(paths, dtype="str"))
     columns: dict[str, list] = {name: [] for name in TRIPLET_COLUMNS}
@@ -155,26 +154,6 @@ def _within_splits(triplets: pd.DataFrame, paths: np.ndarray) -> tuple[pd.DataFr
     misplaced = triplets[bad].assign(path=[paths[i] for i in first], owner=[SPLITS[owner[i]] for i in first])
     rejects = rejected(misplaced, "in_two_splits", "{path}: already in {owner}")
     return triplets[~bad].reset_index(drop=True), rejects
-
-
-def _paths(names: list[str], root: Path) -> list[str]:
-    """Return the file names of the lists as paths below the root, spelled as on the disk.
-
-    Some file systems drop the full stop at the end of a brand's name, so that names are compared without it.
-    """
-    prefix = next((f"{folder}/" for folder in IMAGE_FOLDERS if (root / folder).is_dir()), "")
-    paths = [name if name.startswith(prefix) else prefix + name for name in names]
-    exist = [is_file(root / path) for path in paths]
-    if all(exist):
-        return paths
-    actual = {_undotted(path): path for path in _pictures(root)}
-    found = zip(paths, exist, strict=True)
-    return [path if exists else actual.get(_undotted(path), path) for path, exists in found]
-
-
-def _undotted(path: str) -> str:
-    *folders, name = path.split("/")
-    return "/".join([*(folder.rstrip(". ") for folder in folders), name])
 
 
 def _pictures(root: Path) -> Iterator[str]:
@@ -249,7 +228,7 @@ def _cid(text: str) -> str:
 def _records(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Yield (number, cells by column name) of every line, or (number, line) if its number of cells is wrong."""
     lines = read_lines(file, root)
-    header = _cells(lines[0]) if lines else None
+    header = csv_cells(lines[0]) if lines else None
     missing = {"CID", *CONDITIONS.values()} - set(header or [])
     if not header or missing:
         check_commas(file, lines[0] if lines else "")
@@ -257,15 +236,6 @@ def _records(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str] | str
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        cells = _cells(line)
+        cells = csv_cells(line)
         fits = cells is not None and len(cells) == len(header)
         yield number, dict(zip(header, cells or [], strict=False)) if fits else line
-
-
-def _cells(line: str) -> list[str] | None:
-    if len(line) > LONGEST_LINE:
-        return None
-    try:
-        return next(csv.reader([line], strict=True), None)
-    except csv.Error:
-        return None

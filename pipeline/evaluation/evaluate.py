@@ -81,6 +81,11 @@ class Evaluation:
         return retrieval_scores(self.results) if self.results else triplet_scores(self.triplets)
 
     @property
+    def queries(self) -> dict[str, int]:
+        """Number of queries of every attribute that has some."""
+        return {name: len(one.relevant) for name, one in self.results.items()}
+
+    @property
     def evidence(self) -> Evidence | None:
         """Comparison with chance; None if the metrics hold none."""
         return evidence_in(self.metrics, self.split, sum(map(len, self.scores.of.values())))
@@ -129,7 +134,8 @@ def evaluate(
     keep_freed_memory()
     model = model.to(device).eval()
     fit = config.get("fit", "crop")
-    images = ImageStore(dataset, split, config["image_size"], threads=threads, fit=fit)
+    side, interpolation = config["image_size"], model.pixels.interpolation
+    images = ImageStore(dataset, split, side, threads=threads, fit=fit, interpolation=interpolation)
     distinct = asked.drop_duplicates(ignore_index=True)
     advance = progress("images embedded", distinct["image_id"].nunique())
     ids, attributes = (distinct[name].to_numpy() for name in ("image_id", "attribute"))

@@ -12,11 +12,12 @@ from importlib.metadata import version
 from typing import Any
 
 from agman.bootstrap import Interval
+from agman.pixels import IMAGENET, Pixels
 from data_prep.tables import SPLITS
 from pipeline.common.console import printable
 from pipeline.common.errors import without_credentials
 from pipeline.evaluation.chance import chance_beside
-from pipeline.evaluation.expectations import FEW
+from pipeline.evaluation.few import marked, meaning_for, validation_queries
 from pipeline.evaluation.validation import SPLIT
 
 FILE = "MODEL_CARD.md"
@@ -67,6 +68,7 @@ def write_card(
         tested: scores on another split, if measured.
     """
     attributes = description["attributes"]
+    pixels = Pixels.of(build["pixels"]) if "pixels" in build else IMAGENET
     title = f"# {_plain(name)}: {build['name']} on {build['backbone']}"
     about = (
         f"Pictures in, one embedding of {build['embedding_dim']} numbers (unit length) for each of {len(attributes)} "
@@ -75,7 +77,7 @@ def write_card(
     )
     sections = [
         f"{title}\n\n{about}",
-        f"## Data\n\n{_data(description)}",
+        f"## Data\n\n{_data(description, pixels)}",
         f"## Recipe\n\n{_recipe(description, tags)}",
         f"## Scores\n\n{_scores(description, valid, tested)}",
         f"## Limits\n\n{_limits(description, tags, tested)}",
@@ -91,7 +93,7 @@ def as_description(card: str) -> str:
     return card[: DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
 
 
-def _data(description: Mapping[str, Any]) -> str:
+def _data(description: Mapping[str, Any], pixels: Pixels) -> str:
     facts = description.get("data", {})
     pictures = {True: "drawn by a program", False: "photographs", None: "unknown"}[facts.get("drawn")]
     rows = {
@@ -99,6 +101,7 @@ def _data(description: Mapping[str, Any]) -> str:
         "digest": description.get("dataset_digest") or "unknown",
         "layout": facts.get("layout", "unknown"),
         "pictures": f"{pictures}, {description['image_size']} px, made square by {description.get('fit', 'crop')}",
+        "pixels": pixels.words,
     }
     if facts.get("split"):
         rows["split"] = facts["split"]
@@ -125,13 +128,12 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
     metric = tested.metric if tested else "triplet accuracy" if f"{SPLIT}/triplet_accuracy" in valid else "MAP"
     key = f"{SPLIT}/triplet_accuracy" if metric == "triplet accuracy" else f"{SPLIT}/map"
     counts = description.get("data", {}).get("values")
-    queries_of = dict(enumerate(description.get("data", {}).get("queries_of", {}).get(SPLIT, [])))
+    queries = validation_queries(description["attributes"], description.get("data", {}).get("queries_of", {}))
     header = ["attribute", *(["values"] if counts else []), "validation", "chance"]
     header += [f"{_plain(tested.split)} [95 % interval]", "chance"] if tested else []
     rows = []
     for number, name in [*enumerate(description["attributes"]), (None, "")]:
-        few = number is not None and 0 < queries_of.get(number, FEW) < FEW
-        row = [f"{name} (few queries)" if few else name or "all"]
+        row = [marked(name, queries.get(name)) or "all"]
         if counts:
             row.append("" if number is None else str(counts[number]))
         metric_name = f"{key}/{name}" if name else key
@@ -149,7 +151,8 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
         )
     else:
         said += "Not measured on test yet; `agman promote` does that."
-    return f"{said}\n\n{_table(header, rows)}"
+    notes = "".join(f"\n\n{line}" for line in meaning_for(queries.values()))
+    return f"{said}\n\n{_table(header, rows)}{notes}"
 
 
 def _limits(description: Mapping[str, Any], tags: Mapping[str, str], tested: Tested | None) -> str:

@@ -15,6 +15,7 @@ from agman.engine import prepare, prepare_labelled
 from agman.loop import RunningMeans
 from agman.losses import ValueProxies
 from agman.memory import keep_freed_memory
+from agman.pixels import IMAGENET
 from agman.stepping import NonFiniteLoss
 
 
@@ -206,7 +207,7 @@ def test_micro_batches_equal_a_plain_loop_over_them():
             for name, tensor in objective.named_buffers():
                 if name in before:
                     tensor.copy_(before[name])
-            images, attributes = prepare(training_batch(step, slice(begin, end)), "cpu")
+            images, attributes = prepare(training_batch(step, slice(begin, end)), IMAGENET, "cpu")
             (objective(images, attributes).loss * ((end - begin) / 7)).backward()
             after.append({name: tensor.clone() for name, tensor in objective.named_buffers() if name in before})
         for name, tensor in objective.named_buffers():
@@ -238,7 +239,7 @@ def test_a_step_on_labelled_images_has_the_gradient_of_the_whole_batchs_loss():
     outputs = []
     for micro_batch in batch.micro_batches:
         own = micro_batch.own_pairs
-        images = prepare_labelled(micro_batch, "cpu", torch.float64)
+        images = prepare_labelled(micro_batch, IMAGENET, "cpu", torch.float64)
         outputs.append(plain.embed(images, IMAGE_INDEX[own] - micro_batch.begin, batch.attributes[own]))
     assert [len(output.embedding) for output in outputs] == [3, 4, 2, 3]
     embedding, logits = (torch.cat(one) for one in zip(*outputs, strict=True))
