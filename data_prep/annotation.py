@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -111,6 +111,8 @@ class Annotation:
     """Bounding boxes to crop pictures to: path, x0, y0, x1, y1 in pixels; None if pictures are not cropped."""
     split_origin: str = ""
     """Who made the split: the dataset's authors, a column, or this package, with the seed."""
+    made: Literal["split", "roles", ""] = ""
+    """What this package makes: split and roles, the roles alone, or nothing because all is given."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how the annotation was read."""
     near_duplicates: pd.DataFrame | None = None

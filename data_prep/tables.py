@@ -22,7 +22,7 @@ REPORT = "report.html"
 UNUSED_FILE = "unused.parquet"
 """Files below the root that no row of the annotation names; only a table's dataset has it."""
 NEAR_DUPLICATES_FILE = "near_duplicates.parquet"
-"""Pairs of pictures that are nearly the same; only a table's dataset has it."""
+"""Pairs of pictures that are nearly the same; datasets of an earlier version may lack it."""
 TABLES = (
     *("images.parquet", "labels.parquet", "retrieval.parquet", "regions.parquet", "rejects.parquet"),
     UNUSED_FILE,
