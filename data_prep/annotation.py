@@ -117,6 +117,8 @@ class Annotation:
     """Notes for the user on how the annotation was read."""
     near_duplicates: pd.DataFrame | None = None
     """Pairs with the columns of tables.NEAR_DUPLICATES; None if they were not looked for."""
+    groups: pd.Series | None = None
+    """Name of what is not divided between splits, by path; None if there are no groups."""
     unused: pd.DataFrame | None = None
     """Files below the root that no row names: path, and whether it is a `picture`; None if they were not looked for."""
 
@@ -131,13 +133,14 @@ class Annotation:
             raise AssertionError(f"{self.rows_in} rows in, but {out} accounted for")
 
     def images(self) -> pd.DataFrame:
-        """Return the distinct images: path and split, and the box (x0, y0, x1, y1) if pictures are cropped."""
+        """Return the distinct images: path, split, group (may be None), and the box (x0, y0, x1, y1) to crop to."""
         of_rows = [self.rows[["path", "split"]]]
         if self.triplets is not None:
             for name in TRIPLET_COLUMNS[:3]:
                 of_rows.append(self.triplets[[name, "split"]].rename(columns={name: "path"}))
         # Paths and splits may be categories, which sort by their codes.
         images = pd.concat(of_rows).drop_duplicates("path").astype({"path": "str", "split": "str"})
+        images["group"] = None if self.groups is None else images["path"].map(self.groups)
         if self.boxes is not None:
             images = images.merge(self.boxes, on="path", how="left")
         return images.sort_values("path", ignore_index=True)

@@ -41,8 +41,11 @@ IMAGES = pa.schema(
         ("split", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("group", pa.string()),
     ]
 )
+"""`group` names what is not divided between splits, such as a product; null where it is not known, and missing in
+datasets of an earlier version."""
 LABELS = pa.schema([("image_id", pa.int64()), ("attribute", pa.int16()), ("value", pa.int32()), ("split", pa.string())])
 RETRIEVAL = pa.schema(
     [

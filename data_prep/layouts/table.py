@@ -11,6 +11,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -123,6 +124,7 @@ class Catalogue:
         self.labels = labels
         self.groups: np.ndarray | None = None
         """Each record's group, -1 if it has none; None if there is no column of groups."""
+        self.group_names = pa.array([], pa.string())
         self.splits: np.ndarray | None = None
         """Each record's index in SPLITS; None if they have to be made."""
         self.roles: np.ndarray | None = None
@@ -155,7 +157,11 @@ def labelled(records: Records, source: str, options: TableOptions, root: Path) -
     labels = [labels_of(one, records.columns[one.column], options) for one in definitions(options, levels)]
     catalogue = Catalogue(pd.Index(image.texts.to_pandas()), image.codes, records, source, labels)
     if options.group:
-        catalogue.groups = records.columns[options.group].codes
+        column = records.columns[options.group]
+        missing = {"", *(word.casefold() for word in options.missing)}
+        named = [text.strip().casefold() not in missing for text in column.texts.to_pylist()]
+        catalogue.groups = np.where(np.array([*named, False])[column.codes], column.codes, -1)
+        catalogue.group_names = column.texts
     has_label = np.zeros(len(records), bool)
     for one in labels:
         has_label[one.records] = True
@@ -360,10 +366,13 @@ def _annotation(catalogue: Catalogue, request: Request, notes: list[str], unused
         notes.append(
             f"{without_row:,} pictures below the root have no row, such as {unused.path[unused.picture].iloc[0]}"
         )
+    made: Literal["split", "roles", ""] = "roles" if given is None or (given == BOTH).any() else ""
+    if catalogue.splits is None:
+        made = "split"
     return Annotation(
         attributes, rows, rejects, rows_in=rows_in, repeats=repeats, notes=tuple(notes), unused=unused,
         several_values=any(one.several for one in catalogue.labels), split_origin=origin,
-        made="split" if catalogue.splits is None else "roles" if given is None or (given == BOTH).any() else "",
+        groups=_named_groups(catalogue, distinct), made=made,
     )  # fmt: skip
 
 
@@ -405,6 +414,14 @@ def _groups(catalogue: Catalogue, images: np.ndarray) -> np.ndarray | None:
     # Groups with near-duplicates of each other are one.
     pairs = np.stack([group, int(group.max()) + 1 + alike], axis=1)
     return clusters(int(pairs.max()) + 1, pairs)[group]
+
+
+def _named_groups(catalogue: Catalogue, images: np.ndarray) -> pd.Series | None:
+    """Return the name of the group of each of `images`, by path; None if there are no groups."""
+    group = _of_images(catalogue, catalogue.groups, images)
+    if group is None:
+        return None
+    return pd.Series(_coded(group, catalogue.group_names).to_pandas(), index=catalogue.paths[images])
 
 
 def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.datasets import NECKS, make_photographs, prepare_small
@@ -13,6 +15,8 @@ from support.datasets import NECKS, make_photographs, prepare_small
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.near_duplicates import find_near_duplicates
+from data_prep.prepare import prepare
+from data_prep.request import TableOptions
 from data_prep.splits import SplitFractions
 
 FOLDER = "train1/Images/neck_design_labels"
@@ -87,3 +91,26 @@ def test_one_garment_in_two_colours_is_no_near_duplicate(tmp_path: Path) -> None
     found = find_near_duplicates(tmp_path, ["red.png", "small.png", "teal.png"], 32)
     assert found.pairs[["path", "other_path"]].to_numpy().tolist() == [["red.png", "small.png"]]
     assert len(np.unique(found.cluster)) == 2
+
+
+def test_the_groups_of_a_catalogue_are_in_the_table_of_images(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw")
+    names = [f"{number:03d}" for number in range(100)]
+    shops = [("", " ")[number % 2] if number > 89 else f"shop {number // 5}" for number in range(100)]
+    colours = [("red", "blue")[number % 2] for number in range(100)]
+    pd.DataFrame({"id": names, "shop": shops, "colour": colours}).to_csv(tmp_path / "t.csv", index=False)
+    table = TableOptions(tmp_path / "t.csv", image=FOLDER + "/{id}.jpg", attributes=("colour",), group="shop")
+    out = tmp_path / "out"
+    prepare("table", root, out, table=table, image_size=32, triplets=20, epochs=1)
+    images = Dataset(out).images
+    assert images["group"].iloc[:90].tolist() == shops[:90] and images["group"].iloc[90:].isna().all()
+    assert images["split"].iloc[90:].nunique() > 1, "pictures without a group are not one group"
+    assert images.groupby("group")["split"].nunique().max() == 1
+
+
+def test_a_dataset_of_an_earlier_version_without_groups_opens(dataset: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(dataset.path, tmp_path / "old")
+    file = tmp_path / "old" / "images.parquet"
+    pq.write_table(pq.read_table(file).drop_columns("group"), file)
+    old = Dataset(tmp_path / "old")
+    assert old.images["group"].isna().all() and len(old.images) == len(dataset.images)
