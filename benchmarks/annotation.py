@@ -50,9 +50,10 @@ def write_files(root: Path) -> None:
 
 def ours(root: Path) -> list[tuple[str, int]]:
     """Return the marks alone, as the plain readers do."""
-    from data_prep.layouts.deepfashion_matrix import read_marks
+    from data_prep.layouts.deepfashion_matrix import read_head, read_marks
 
-    marks = read_marks(root / "Anno_coarse/list_attr_img.txt", root, COLUMNS)
+    file = root / "Anno_coarse/list_attr_img.txt"
+    marks = read_marks(file, root, read_head(file, root), COLUMNS)
     return [(marks.paths[i], int(c)) for i, c in zip(marks.image, marks.column, strict=True)]
 
 

@@ -115,6 +115,8 @@ class Annotation:
     """What this package makes: split and roles, the roles alone, or nothing because all is given."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how the annotation was read."""
+    expected: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(source, reason) -> what was expected instead of a rejected row; a source "" stands for every source."""
     near_duplicates: pd.DataFrame | None = None
     """Pairs with the columns of tables.NEAR_DUPLICATES; None if they were not looked for."""
     groups: pd.Series | None = None
@@ -133,14 +135,13 @@ class Annotation:
             raise AssertionError(f"{self.rows_in} rows in, but {out} accounted for")
 
     def images(self) -> pd.DataFrame:
-        """Return the distinct images: path, split, group (may be None), and the box (x0, y0, x1, y1) to crop to."""
+        """Return the distinct images: path and split, and the box (x0, y0, x1, y1) if pictures are cropped."""
         of_rows = [self.rows[["path", "split"]]]
         if self.triplets is not None:
             for name in TRIPLET_COLUMNS[:3]:
                 of_rows.append(self.triplets[[name, "split"]].rename(columns={name: "path"}))
         # Paths and splits may be categories, which sort by their codes.
         images = pd.concat(of_rows).drop_duplicates("path").astype({"path": "str", "split": "str"})
-        images["group"] = None if self.groups is None else images["path"].map(self.groups)
         if self.boxes is not None:
             images = images.merge(self.boxes, on="path", how="left")
         return images.sort_values("path", ignore_index=True)
@@ -250,6 +251,8 @@ def reconcile(split: Annotation, raw: Annotation) -> Annotation:
         several_values=split.several_values,
         boxes=raw.boxes,
         split_origin=split.split_origin,
+        notes=split.notes + raw.notes,
+        expected={**split.expected, **raw.expected},
     )
 
 

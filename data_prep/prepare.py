@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import tables
-from data_prep.annotation import CHOSEN, TRIPLET_COLUMNS, Annotation, Reject, count_reasons, rejected
+from data_prep.annotation import CHOSEN, REASONS, TRIPLET_COLUMNS, Annotation, Reject, count_reasons, rejected
 from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, table, zappos50k
 from data_prep.near_duplicates import find_near_duplicates, kept_of
@@ -81,6 +81,7 @@ def prepare(
     fractions: SplitFractions | None = None,
     near_duplicates: Literal["keep", "group", "drop"] | None = None,
     max_rejects: float = 0.1,
+    command: str = "",
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> DatasetInfo:
@@ -91,9 +92,9 @@ def prepare(
     not square. `fractions` are the sizes of a made split, and `near_duplicates` says what becomes of nearly equal
     pictures in it, by default group (see Request). `triplets` are drawn for each of `epochs` training epochs; if the
     dataset brings triplets, those are divided over the epochs, by default all in one epoch. Equal input and seed give
-    equal tables. A second call continues a stopped preparation with the images packed so far. Returns the description.
-    Raises InputError for errors that a user can correct, and if more than the fraction `max_rejects` of the rows is
-    rejected.
+    equal tables. A second call continues a stopped preparation with the images packed so far. `command` is kept in the
+    description. Returns the description. Raises InputError for errors that a user can correct, and if more than the
+    fraction `max_rejects` of the rows is rejected.
     """
     name = name or layout
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -130,6 +131,7 @@ def prepare(
         read = _with_split(read, request)
         images = read.images()
         images.insert(0, "image_id", np.arange(len(images)))
+        images["group"] = None if read.groups is None else images["path"].map(read.groups)
         # Before packing, which takes long: everything that can already fail.
         _check_anchors(_numbered(read.rows, images))
         packing = pack(images, root, staging, image_size, seed, progress)
@@ -159,6 +161,7 @@ def prepare(
             split_origin=packed.split_origin,
             queries_of=_queries_of(packed),
             notes=packed.notes,
+            command=command,
             digest=digest_of(staging, packing.sha256, fit),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
@@ -220,15 +223,25 @@ def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> No
     if left and len(damaged) <= max_rejects * annotation.rows_in:
         return
     rejects = damaged or annotation.rejects
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in count_reasons(rejects).items())
-    first = rejects[0]
+    counts = count_reasons(rejects)
+    reason = next(iter(counts))
+    first = next(reject for reject in rejects if reject.reason == reason)
+    where = f"{first.source} line {first.line}: {first.detail}"
+    expected = annotation.expected.get((first.source, reason)) or annotation.expected.get(("", reason))
+    instead = f"; {expected}" if expected else ""
+    if not left and len(counts) == 1:
+        raise InputError(
+            f"{root}: all {len(rejects):,} annotation rows are rejected for one reason, {reason} ({REASONS[reason]}), "
+            f"the first in {where}{instead}"
+        )
+    named = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     summary = (
-        f"{root}: {len(rejects):,} of {annotation.rows_in:,} annotation rows rejected ({counts}), the first at "
-        f"{first.source} line {first.line} ({first.detail})"
+        f"{root}: {len(rejects):,} of {annotation.rows_in:,} annotation rows rejected ({named}), the first {reason} in "
+        f"{where}{instead}"
     )
     if not left:
         raise InputError(f"{summary}; nothing is left: is this the right layout, and are the pictures below the root?")
-    doubt = "; is this the right layout?" if len(rejects) > annotation.rows_in / 2 else ""
+    doubt = "; is this the right layout?" if not instead and len(rejects) > annotation.rows_in / 2 else ""
     raise TooManyRejects(f"{summary}{doubt}; mend them, or allow more than --max-rejects {max_rejects:g}")
 
 

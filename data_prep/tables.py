@@ -128,6 +128,8 @@ class DatasetInfo(BaseModel):
     """Split -> number of queries of each attribute; empty for datasets of an earlier version."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how the annotation was read."""
+    command: str = ""
+    """Command that made the dataset; empty if it was made from Python or by an earlier version."""
     digest: str
     """sha256 of the tables' files. Datasets with equal digests are equal."""
     versions: dict[str, str]

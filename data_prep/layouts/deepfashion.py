@@ -7,13 +7,13 @@
     Anno_fine/{train,val,test}.txt        path;  *_attr.txt (26 × 0/1), *_cate.txt, *_bbox.txt: row by row
 
 The paper's attributes are the five types. The values of an attribute are list_attr_cloth's rows of its type, in order.
-Files are found anywhere below the root.
+Files are found anywhere below the root, in folders of any name; Anno_fine has lists of its own, of the same names.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +37,14 @@ from data_prep.layouts.asen_split import (
     ranked,
     read_split_files,
 )
-from data_prep.layouts.deepfashion_matrix import read_marks
+from data_prep.layouts.deepfashion_matrix import read_head, read_marks
 from data_prep.layouts.text_files import (
-    HEADER,
     annotation_file,
-    check_header,
+    check_count,
+    find_files,
     integers,
     is_dir,
-    numbered_lines,
+    list_rows,
     read_lines,
 )
 from data_prep.request import Request
@@ -73,6 +73,48 @@ LARGEST_EDGE = 100_000
 """Pixels of the largest plausible edge; a larger number in a bounding box is an error."""
 
 
+@dataclass
+class Below:
+    """The text files below the root, and notes on how they are read."""
+
+    root: Path
+    files: list[Path]
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, root: Path) -> Below:
+        """Return the files below `root`."""
+        return cls(root, find_files(root, ".txt"))
+
+    @property
+    def fine(self) -> Path | None:
+        """Return the folder of Anno_fine, if any: the one of this name, else one with marks of a split."""
+        parts = {f"{official}_attr.txt" for official in SPLIT_OF}
+        named = (file.parent for file in self.files if _plain(file.parent.name) == _plain(FINE_FOLDER))
+        marked = (file.parent for file in self.files if file.name.lower() in parts)
+        return next(iter([*named, *marked]), None)
+
+    def find(self, name: str, folder: str = COARSE) -> Path | None:
+        """Return the file of this name outside of Anno_fine, preferably in a folder of that name, if there is one."""
+        found = [file for file in self.files if file.name.lower() == name and file.parent != self.fine]
+        return min(found, key=lambda file: _plain(file.parent.name) != _plain(folder), default=None)
+
+    def needed(self, name: str, purpose: str) -> Path:
+        """Return the file of this name. Raises InputError if there is none."""
+        if not (file := self.find(name)):
+            raise InputError(f"{self.root}: no {name} below it, which {purpose}")
+        return file
+
+    def rows(self, file: Path) -> list[tuple[int, str]]:
+        """Return the rows of a list_*.txt with their line numbers."""
+        return list_rows(file, self.root, self.notes)
+
+
+def _plain(name: str) -> str:
+    """Return a folder's name without case and punctuation: Anno_fine, anno-fine and AnnoFine are the same."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
 def read(request: Request) -> Annotation:
     """Read the annotation below the root.
 
@@ -81,36 +123,37 @@ def read(request: Request) -> Annotation:
     seed in ASEN's proportions. Raises InputError.
     """
     splits = find_split_files(request, NAME)
-    annotation = _read_split(splits, request) if splits else _read_unsplit(request)
-    return _below_root(_boxed(annotation, request) if request.crop_boxes else annotation, request.root)
+    below = Below.of(request.root)
+    annotation = _read_split(splits, request, below) if splits else _read_unsplit(request, below)
+    annotation = _boxed(annotation, below) if request.crop_boxes else annotation
+    return _below_root(replace(annotation, notes=annotation.notes + tuple(below.notes)), request.root)
 
 
-def _read_split(splits: Path, request: Request) -> Annotation:
+def _read_split(splits: Path, request: Request, below: Below) -> Annotation:
     if request.annotation == "fine" or request.categories:
         raise InputError(
             "--annotation fine and --categories go with the raw annotation alone; move ASEN's split files "
             f"(filenames_*.txt and so on) out of {splits}"
         )
-    cloth = _find(request.root, "list_attr_cloth.txt", COARSE)
-    schema, meaning = read_schema(cloth, request.root) if cloth else (UNNAMED, None)
+    cloth = below.find("list_attr_cloth.txt")
+    schema, meaning = read_schema(cloth, below) if cloth else (UNNAMED, None)
     split = read_split_files(splits, schema, several_values=True, global_values=meaning)
-    coarse = _find(request.root, "list_attr_img.txt", COARSE)
+    coarse = below.find("list_attr_img.txt")
     if not coarse:
         return split
-    raw = _read_coarse(coarse, request)
+    raw = _read_coarse(coarse, request, below)
     return reconcile(split, replace(raw, rows=raw.rows.assign(split="")))
 
 
-def _read_unsplit(request: Request) -> Annotation:
-    coarse = _find(request.root, "list_attr_img.txt", COARSE)
-    fine = _find(request.root, "train_attr.txt", FINE_FOLDER)
+def _read_unsplit(request: Request, below: Below) -> Annotation:
+    coarse, fine = below.find("list_attr_img.txt"), below.fine
     for asked, found, name in (("coarse", coarse, "list_attr_img.txt"), ("fine", fine, "Anno_fine/train_attr.txt")):
         if request.annotation == asked and not found:
             raise InputError(f"{request.root}: no {name} below it")
     if coarse and request.annotation != "fine":
-        raw = _read_coarse(coarse, request)
+        raw = _read_coarse(coarse, request, below)
     elif fine:
-        raw = _read_fine(fine.parent, request)
+        raw = _read_fine(fine, request, below)
     else:
         raise InputError(
             f"{request.root}: not DeepFashion's layout (no list_attr_img.txt and no Anno_fine/train_attr.txt below it, "
@@ -135,9 +178,9 @@ def _below_root(annotation: Annotation, root: Path) -> Annotation:
     )
 
 
-def _boxed(annotation: Annotation, request: Request) -> Annotation:
+def _boxed(annotation: Annotation, below: Below) -> Annotation:
     """Add the bounding boxes, and reject rows of images without one."""
-    boxes = _read_boxes(request.root) if annotation.boxes is None else annotation.boxes
+    boxes = _read_boxes(below) if annotation.boxes is None else annotation.boxes
     without = ~annotation.rows["path"].isin(boxes["path"])
     return replace(
         annotation,
@@ -147,30 +190,18 @@ def _boxed(annotation: Annotation, request: Request) -> Annotation:
     )
 
 
-def _find(root: Path, name: str, folder: str) -> Path | None:
-    """Return the file of this name below `root`, preferably the one in `folder`; None if there is none."""
-    found = sorted(root.rglob(name), key=lambda file: (file.parent.name != folder, file.as_posix()))
-    other = FINE_FOLDER if folder == COARSE else COARSE
-    return next((file for file in found if file.parent.name != other), None)
-
-
-def _needed(root: Path, name: str, folder: str) -> Path:
-    file = _find(root, name, folder)
-    if not file:
-        raise InputError(f"{root}: no {name} below it")
-    return file
-
-
-def read_schema(file: Path, root: Path) -> tuple[tuple[Attribute, ...], list[GlobalValue]]:
+def read_schema(file: Path, below: Below) -> tuple[tuple[Attribute, ...], list[GlobalValue]]:
     """Read list_attr_cloth.txt: the attributes with the names of their values, and the meaning of each row.
 
     Raises InputError for a line that is not a name and a type, because the meaning of later rows would be unknown.
     """
     names: list[list[str]] = [[] for _ in TYPE_NAMES]
     types = []
-    for number, line in _list_rows(file, root):
+    for number, line in below.rows(file):
         *name, kind = line.rsplit(maxsplit=1)
         if kind not in ("1", "2", "3", "4", "5") or not name:
+            if kind == "6":
+                raise InputError(f"{file} line {number}: type 6 is Anno_fine's; the list of Anno_coarse is needed")
             raise InputError(f"{file} line {number}: expected a name and a type from 1 to 5: {line.strip()[:80]!r}")
         types.append(int(kind) - 1)
         names[int(kind) - 1].append(name[0].strip())
@@ -178,22 +209,14 @@ def read_schema(file: Path, root: Path) -> tuple[tuple[Attribute, ...], list[Glo
     return tuple(Attribute(name=name, values=tuple(values)) for name, values in schema), ranked(types)
 
 
-def _list_rows(file: Path, root: Path) -> list[tuple[int, str]]:
-    """Return the rows of a list_*.txt with their line numbers. Raises InputError if their number is not as stated."""
-    lines = list(numbered_lines(file, root))
-    if len(lines) < HEADER:
-        raise InputError(f"{file}: line 1 should be the number of rows, line 2 the columns' names")
-    rows = lines[HEADER:]
-    check_header(file, lines[0][1], len(rows))
-    return rows
-
-
-def _read_coarse(file: Path, request: Request) -> Annotation:
+def _read_coarse(file: Path, request: Request, below: Below) -> Annotation:
     root = request.root
-    schema, meaning = read_schema(_needed(root, "list_attr_cloth.txt", COARSE), root)
+    schema, meaning = read_schema(below.needed("list_attr_cloth.txt", "names the columns of list_attr_img.txt"), below)
     source = file.relative_to(root).as_posix()
     advance = request.progress(f"{source} read, bytes", annotation_file(file, root).stat().st_size)
-    marks = read_marks(file, root, len(meaning), advance)
+    head = read_head(file, root)
+    marks = read_marks(file, root, head, len(meaning), advance)
+    check_count(file, head, len(marks.lines) + len(marks.rejects), below.notes)
     paths = pd.Series(marks.paths, dtype="str")
     of_column = np.array(meaning, np.int64).reshape(-1, 2)
     rows = pd.DataFrame(
@@ -210,14 +233,14 @@ def _read_coarse(file: Path, request: Request) -> Annotation:
     ]
     filled = {source: len(marks.lines) + len(marks.rejects)}
     if request.categories:
-        categories, listed, refused = _read_categories(root, set(marks.paths))
+        categories, listed, refused = _read_categories(below, set(marks.paths))
         schema += (categories,)
         rows = pd.concat([rows, listed.assign(attribute=len(schema) - 1)], ignore_index=True)
         rejects += refused
     rows_in = counted(rows, rejects, filled)
-    partition = _find(root, "list_eval_partition.txt", "Eval")
+    partition = below.find("list_eval_partition.txt", "Eval")
     if partition:
-        rows, refused = _with_partition(rows, partition, root)
+        rows, refused = _with_partition(rows, partition, below)
         rejects += refused
     else:
         rows = rows.assign(split="")
@@ -227,14 +250,20 @@ def _read_coarse(file: Path, request: Request) -> Annotation:
         rejects,
         rows_in=rows_in,
         several_values=True,
+        expected={
+            (source, "bad_line"): f"expected a path and {len(meaning):,} values of 1, -1 or 0, as list_attr_cloth.txt "
+            f"has {len(meaning):,} rows",
+            (source, "no_partition"): "expected a line for every picture in list_eval_partition.txt, whose paths are "
+            "those of list_attr_img.txt",
+        },
     )
     return settled(annotation)
 
 
-def _with_partition(rows: pd.DataFrame, file: Path, root: Path) -> tuple[pd.DataFrame, list[Reject]]:
+def _with_partition(rows: pd.DataFrame, file: Path, below: Below) -> tuple[pd.DataFrame, list[Reject]]:
     """Add the split of their image to rows, and reject rows of images without one."""
     split_of: dict[str, str] = {}
-    for number, line in _list_rows(file, root):
+    for number, line in below.rows(file):
         *path, name = line.rsplit(maxsplit=1)
         if name not in SPLIT_OF or not path:
             raise InputError(f"{file} line {number}: expected a path and train, val or test: {line.strip()[:80]!r}")
@@ -245,17 +274,20 @@ def _with_partition(rows: pd.DataFrame, file: Path, root: Path) -> tuple[pd.Data
     return rows[~without], rejected(rows[without], "no_partition", "{path}: no split given")
 
 
-def _read_categories(root: Path, paths: set[str]) -> tuple[Attribute, pd.DataFrame, list[Reject]]:
-    """Read the clothing category of every image of `paths`, one per image, as one more attribute."""
-    cloth = _needed(root, "list_category_cloth.txt", COARSE)
-    names = [line.split()[0] for _, line in _list_rows(cloth, root)]
-    file = _needed(root, "list_category_img.txt", COARSE)
-    source = file.relative_to(root).as_posix()
+def _read_categories(below: Below, paths: set[str]) -> tuple[Attribute, pd.DataFrame, list[Reject]]:
+    """Read the clothing category of every image of `paths`, one per image, as one more attribute.
+
+    Categories without an image are left out: the official files use 46 of 50.
+    """
+    cloth = below.needed("list_category_cloth.txt", "--categories reads")
+    names = [line.split()[0] for _, line in below.rows(cloth)]
+    file = below.needed("list_category_img.txt", "--categories reads")
+    source = file.relative_to(below.root).as_posix()
     rows: list[tuple[str, int, int]] = []
     rejects: list[Reject] = []
     first: dict[str, int] = {}
     filled = 0
-    for number, line in _list_rows(file, root):
+    for number, line in below.rows(file):
         filled += 1
         *path, number_text = line.rsplit(maxsplit=1)
         category = integers(number_text)
@@ -273,14 +305,18 @@ def _read_categories(root: Path, paths: set[str]) -> tuple[Attribute, pd.DataFra
             rows.append((image, category[0] - 1, number))
     frame = pd.DataFrame(rows, columns=["path", "value", "line"]).assign(source=source, role="")
     counted(frame, rejects, {source: filled})
-    return Attribute(name="category", values=tuple(names)), frame, rejects
+    used = sorted(set(frame["value"]))
+    if unused := [name for value, name in enumerate(names) if value not in used]:
+        below.notes.append(f"{len(unused)} of {len(names)} categories have no picture: {', '.join(unused)}")
+    frame["value"] = np.searchsorted(used, frame["value"])
+    return Attribute(name="category", values=tuple(names[value] for value in used)), frame, rejects
 
 
-def _read_boxes(root: Path) -> pd.DataFrame:
+def _read_boxes(below: Below) -> pd.DataFrame:
     """Read list_bbox.txt: path, x0, y0, x1, y1 in pixels. Raises InputError for any other line."""
-    file = _needed(root, "list_bbox.txt", COARSE)
+    file = below.needed("list_bbox.txt", "--crop-boxes reads")
     rows = []
-    for number, line in _list_rows(file, root):
+    for number, line in below.rows(file):
         path, *numbers = line.rsplit(maxsplit=4)
         rows.append((path.strip(), *_corners(" ".join(numbers), file, number)))
     return _box_frame(rows)
@@ -298,25 +334,33 @@ def _box_frame(rows: list[tuple]) -> pd.DataFrame:
     return boxes.astype({"path": "str"}).drop_duplicates("path")
 
 
-def _read_fine(folder: Path, request: Request) -> Annotation:
+def _read_fine(folder: Path, request: Request, below: Below) -> Annotation:
+    """Read the parts of Anno_fine, of which each is a split. Raises InputError if there is none."""
+    if request.categories:
+        raise InputError("--categories goes with --annotation coarse")
     schema = tuple(Attribute(name=name, values=values) for name, values in FINE.items())
     of_column = [(a, v) for a, values in enumerate(FINE.values()) for v in range(len(values))]
     rows: list[tuple] = []
     rejects: list[Reject] = []
     boxes: list[tuple] = []
     filled: Counter[str] = Counter()
-    if request.categories:
-        raise InputError("--categories goes with --annotation coarse")
-    for official, split in SPLIT_OF.items():
-        paths = _aligned(folder / f"{official}.txt", None)
-        if request.crop_boxes:
+    parts = {official: _part(folder, official, below) for official in SPLIT_OF}
+    for official, (paths, lines) in parts.items():
+        split = SPLIT_OF[official]
+        if request.crop_boxes and paths:
             file = folder / f"{official}_bbox.txt"
-            lines = zip(paths, _aligned(file, len(paths)), strict=True)
-            boxes += [(path, *_corners(line, file, n)) for n, (path, line) in enumerate(lines, start=1)]
+            corners = _lines_of(file, below)
+            if len(corners) != len(paths):
+                raise InputError(
+                    f"{file}: {_amount(file, corners)}, but {len(paths):,} images; leave out --crop-boxes to do without"
+                )
+            boxes += [
+                (path, *_corners(line, file, n)) for n, (path, line) in enumerate(zip(paths, corners, strict=True), 1)
+            ]
         source = f"{folder.name}/{official}_attr.txt"
         filled[source] = len(paths)
-        for number, line in enumerate(_aligned(folder / f"{official}_attr.txt", len(paths)), start=1):
-            path, marks = paths[number - 1], integers(line)
+        for number, (path, line) in enumerate(zip(paths, lines, strict=True), start=1):
+            marks = integers(line)
             if marks is None or len(marks) != len(of_column) or set(marks) - {0, 1}:
                 rejects.append(bad_line(source, number, line))
                 continue
@@ -332,15 +376,44 @@ def _read_fine(folder: Path, request: Request) -> Annotation:
         rows_in=counted(frame, rejects, filled),
         several_values=True,
         boxes=_box_frame(boxes) if request.crop_boxes else None,
+        expected={(source, "bad_line"): f"expected {len(of_column)} values of 0 or 1" for source in filled},
     )
     return settled(annotation)
 
 
-def _aligned(file: Path, rows: int | None) -> list[str]:
-    """Return the lines of a file without header. Raises InputError unless there are `rows` of them, if given."""
-    lines = [line.strip() for line in read_lines(file, file.parent)]
+def _part(folder: Path, official: str, below: Below) -> tuple[list[str], list[str]]:
+    """Return paths and marks of one part of Anno_fine, and note a part that is not there.
+
+    Raises InputError if only one of its two files is complete, or if no part is there.
+    """
+    split = SPLIT_OF[official]
+    files = folder / f"{official}.txt", folder / f"{official}_attr.txt"
+    paths, marks = (_lines_of(file, below) for file in files)
+    if len(paths) == len(marks):
+        if not paths:
+            if not any(_lines_of(folder / f"{other}_attr.txt", below) for other in SPLIT_OF):
+                raise InputError(
+                    f"{folder}: train.txt and train_attr.txt are missing or empty, and so are those of val and test; "
+                    "its list_*.txt alone are not read. Put them there, or Anno_coarse beside it"
+                )
+            below.notes.append(f"{folder.name}: {official}_attr.txt is missing or empty: there is no split {split}")
+        return paths, marks
+    short, whole = sorted(((files[0], paths), (files[1], marks)), key=lambda pair: len(pair[1]))
+    raise InputError(
+        f"{short[0]}: {_amount(*short)}, but {len(whole[1]):,} images in {whole[0].name}; is it complete? "
+        f"Without both files there is no split {split}: move them away to do without"
+    )
+
+
+def _amount(file: Path, lines: list[str]) -> str:
+    return f"{len(lines):,} lines" if lines else "is empty" if file.exists() else "is missing"
+
+
+def _lines_of(file: Path, below: Below) -> list[str]:
+    """Return the lines of a file of Anno_fine, which has no header; none if there is no such file."""
+    if not (file.exists() or file.is_symlink()):
+        return []
+    lines = [line.strip() for line in read_lines(file, below.root)]
     while lines and not lines[-1]:
         lines.pop()
-    if rows is not None and len(lines) != rows:
-        raise InputError(f"{file}: {len(lines):,} lines, but {rows:,} images; is it complete?")
     return lines

@@ -5,6 +5,7 @@ It is read in blocks, all lines of a block at once: without a Python loop over v
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.annotation import SHOWN, Reject
-from data_prep.layouts.text_files import HEADER, LONGEST_PATH, annotation_file, check_header
+from data_prep.layouts.text_files import LONGEST_PATH, ListHead, annotation_file, list_head
 
 BLOCK = 8_000_000
 """Bytes of a block."""
@@ -37,16 +38,25 @@ class Marks:
     rejects: list[Reject]
 
 
-def read_marks(file: Path, root: Path, n_columns: int, advance: Callable[[int], None] = lambda read: None) -> Marks:
-    """Read the complete file; `advance` is called with the bytes of every block.
+def read_head(file: Path, root: Path) -> ListHead:
+    """Return the head of the file. Raises InputError if it is not inside `root`."""
+    with annotation_file(file, root).open("rb") as stream:
+        lines = iter(lambda: stream.readline(LONGEST), b"")
+        return list_head(line.decode("utf-8-sig", errors="replace") for line in lines)
 
-    Raises InputError if the number of rows is not as stated, or if the file is not inside `root`.
+
+def read_marks(
+    file: Path, root: Path, head: ListHead, n_columns: int, advance: Callable[[int], None] = lambda read: None
+) -> Marks:
+    """Read the complete file after its `head`; `advance` is called with the bytes of every block.
+
+    Raises InputError if the file is not inside `root`.
     """
     source = annotation_file(file, root).relative_to(root).as_posix()
     marks = Marks([], np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int16), [])
     images, columns, numbers = [], [], []
-    line = HEADER + 1
-    for block in _blocks(file, advance):
+    line = head.lines + 1
+    for block in _blocks(file, head.lines, advance):
         parsed = _parse(block, line, source, n_columns)
         images.append(parsed.image + len(marks.paths))
         columns.append(parsed.column)
@@ -56,15 +66,15 @@ def read_marks(file: Path, root: Path, n_columns: int, advance: Callable[[int], 
         line += block.count(b"\n")
     if images:
         marks.image, marks.column, marks.lines = (np.concatenate(arrays) for arrays in (images, columns, numbers))
-    with file.open("rb") as stream:
-        check_header(file, stream.readline(100).decode(errors="replace"), len(marks.paths) + len(marks.rejects))
     return marks
 
 
-def _blocks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
-    """Yield blocks of complete lines after the header. A line that is too long is cut and made unreadable."""
+def _blocks(file: Path, skipped: int, advance: Callable[[int], None]) -> Iterator[bytes]:
+    """Yield blocks of complete lines after the first `skipped` ones. A line that is too long is made unreadable."""
     with file.open("rb") as stream:
-        for _ in range(HEADER):
+        if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            stream.seek(0)
+        for _ in range(skipped):
             stream.readline(LONGEST)
         rest = b""
         cutting = False

@@ -2,7 +2,8 @@
 
     {train1|train2|...}/Annotations/label.csv    Images/neck_design_labels/ab12.jpg,neck_design_labels,nnnyn
 
-The string has one letter for each value. Exactly one is `y`; its index is the value. `m` means maybe.
+The string has one letter for each value. Exactly one is `y`; its index is the value. `m` means maybe. Copies with the
+names of the columns, with quotes, or with more columns are read, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ import pandas as pd
 from data_prep.annotation import Annotation, Reject, Row, bad_line, counted, frame_of, reconcile, settled
 from data_prep.errors import InputError
 from data_prep.layouts.asen_split import find_split_files, read_split_files
-from data_prep.layouts.text_files import LONGEST_LINE, LONGEST_PATH, check_commas, is_dir, is_file, numbered_lines
+from data_prep.layouts.text_files import (
+    LONGEST_PATH,
+    check_commas,
+    csv_cells,
+    find_files,
+    is_dir,
+    is_file,
+    numbered_lines,
+)
 from data_prep.request import Request
 from data_prep.tables import Attribute
 
@@ -38,8 +47,17 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The eight attributes and the names of their 54 values, in the official order."""
 SCHEMA = tuple(Attribute(name=name, values=values) for name, values in ATTRIBUTES.items())
+EXPECTED = {
+    "bad_line": "expected PATH,ATTRIBUTE,MARKS such as Images/neck_design_labels/ab12.jpg,neck_design_labels,nnnyn",
+    "unknown_attribute": f"expected one of {', '.join(f'{name}_labels' for name in ATTRIBUTES)}",
+    "no_value": "expected one y",
+    "several_values": "expected one y",
+}
+"""Reason of a reject -> what was expected in its place."""
 _INDEX = {f"{attribute.name}_labels": i for i, attribute in enumerate(SCHEMA)}
-LABEL_FILE = "Annotations/label.csv"
+LABEL_FILE = "label.csv"
+FOLDER = "Annotations"
+"""Folder of a label file, beside that of its pictures."""
 
 
 def read(request: Request) -> Annotation:
@@ -56,45 +74,66 @@ def read(request: Request) -> Annotation:
         _align(split.rows, raw.rows, root)
         return reconcile(split, raw)
     if not raw.rows_in:
-        empty = next(root.rglob(LABEL_FILE), None)
+        empty = next(iter(_label_files(root)), None)
         if empty:
             raise InputError(f"{empty}: the annotation is empty")
         raise InputError(
-            f"{root}: not FashionAI's layout (no {LABEL_FILE} in or below it, no filenames_*.txt; "
+            f"{root}: not FashionAI's layout (no {FOLDER}/{LABEL_FILE} in or below it, no filenames_*.txt; "
             "give --split-files if they are elsewhere)"
         )
     return replace(raw, made="split")
 
 
 def read_raw(root: Path) -> Annotation:
-    """Read every `Annotations/label.csv` in or below `root`."""
+    """Read every `label.csv` in or below `root`. Paths start at the folder that holds its folder `Annotations`."""
     rows: list[Row] = []
     rejects: list[Reject] = []
     filled: Counter[str] = Counter()
-    for file in sorted(root.rglob(LABEL_FILE)):
-        folder = file.parent.parent.relative_to(root).as_posix()
-        prefix = "" if folder == "." else f"{folder}/"
+    expected: dict[tuple[str, str], str] = {}
+    for file in _label_files(root):
+        top = file.parent.parent if file.parent.name.casefold() == FOLDER.casefold() else file.parent
+        prefix = "" if top == root else f"{top.relative_to(root).as_posix()}/"
         source = file.relative_to(root).as_posix()
-        for number, line in numbered_lines(file, root):
-            if not filled[source]:
-                check_commas(file, line)
+        lines = list(numbered_lines(file, root))
+        if lines:
+            check_commas(file, lines[0][1])
+        first = _first_column(lines)
+        for number, line in lines[_has_names(lines, first) :]:
             filled[source] += 1
-            read = _read_line(line, prefix, source, number)
+            read = _read_line(line, first, prefix, source, number)
             (rows if isinstance(read, Row) else rejects).append(read)  # type: ignore[arg-type]
+        expected |= {(source, reason): words for reason, words in EXPECTED.items()}
     labels = frame_of(rows)
-    return settled(Annotation(SCHEMA, labels, rejects, rows_in=counted(labels, rejects, filled)))
+    rows_in = counted(labels, rejects, filled)
+    return settled(Annotation(SCHEMA, labels, rejects, rows_in=rows_in, expected=expected))
 
 
-def _read_line(line: str, prefix: str, source: str, number: int) -> Row | Reject:
-    parts = line.split(",", 3)
-    if (
-        len(line) > LONGEST_LINE
-        or len(parts) != 3
-        or not 0 < len(parts[0]) <= LONGEST_PATH
-        or set(parts[2]) - set("ynm")
-    ):
+def _label_files(root: Path) -> list[Path]:
+    return [file for file in find_files(root, LABEL_FILE) if file.name.lower() == LABEL_FILE]
+
+
+def _first_column(lines: list[tuple[int, str]]) -> int:
+    """Return the column of the path, which stands before the attribute; others may stand around them."""
+    for _, line in lines:
+        for column, cell in enumerate(csv_cells(line) or []):
+            if column and cell.strip() in _INDEX:
+                return column - 1
+    return 0
+
+
+def _has_names(lines: list[tuple[int, str]], first: int) -> bool:
+    """Return whether the first line has the names of the columns: neither a picture's path nor marks."""
+    cells = csv_cells(lines[0][1]) or [] if len(lines) > 1 else []
+    if len(cells) < first + 3 or set(cells[first]) & set("./"):
+        return False
+    return not any(cell.strip() in _INDEX for cell in cells) and bool(set(cells[first + 2]) - set("ynm"))
+
+
+def _read_line(line: str, first: int, prefix: str, source: str, number: int) -> Row | Reject:
+    cells = [cell.strip() for cell in csv_cells(line) or []]
+    path, key, marks = cells[first : first + 3] if len(cells) >= first + 3 else ("", "", "")
+    if not 0 < len(path) <= LONGEST_PATH or not marks or set(marks) - set("ynm"):
         return bad_line(source, number, line)
-    path, key, marks = parts
     if key not in _INDEX:
         return Reject(source, number, "unknown_attribute", f"{key[:100]} of {path}")
     attribute = _INDEX[key]

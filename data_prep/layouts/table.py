@@ -421,7 +421,7 @@ def _named_groups(catalogue: Catalogue, images: np.ndarray) -> pd.Series | None:
     group = _of_images(catalogue, catalogue.groups, images)
     if group is None:
         return None
-    return pd.Series(_coded(group, catalogue.group_names).to_pandas(), index=catalogue.paths[images])
+    return pd.Series(_coded(group, catalogue.group_names).to_pylist(), index=catalogue.paths[images])
 
 
 def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:

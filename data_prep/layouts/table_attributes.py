@@ -85,7 +85,7 @@ def _defined(file: Path, name: str, given: Any) -> Definition:
     if bins is not None or not rest:
         raise InputError(f"{file}: {name}: give either values, VALUE: [TEXT, …], or bins: {{VALUE: END, …}}")
     values = {
-        value: tuple(_folded(str(text)) for text in (texts if isinstance(texts, list) else [texts]))
+        value: tuple(folded(str(text)) for text in (texts if isinstance(texts, list) else [texts]))
         for value, texts in rest.items()
     }
     every = [text for texts in values.values() for text in texts]
@@ -102,7 +102,8 @@ def _checked_bins(where: str, bins: dict[Any, Any]) -> dict[str, Any]:
     return {str(name): end for name, end in bins.items()}
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """Return a text as it is compared: without blanks at its ends, in lower case."""
     return text.strip().casefold()
 
 
@@ -123,8 +124,8 @@ class Labels:
 
 def labels_of(definition: Definition, column: Column, options: TableOptions) -> Labels:
     """Read the labels of an attribute. Raises InputError for numbers, dates and ids."""
-    missing = {_folded(word) for word in options.missing}
-    cells = [_parts(text, options.separator, missing) for text in column.texts.to_pylist()]
+    missing = {folded(word) for word in options.missing}
+    cells = [parts_of(text, options.separator, missing) for text in column.texts.to_pylist()]
     counts = np.bincount(column.codes[column.codes >= 0], minlength=len(cells))
     frequency: dict[str, int] = {}
     for parts, count in zip(cells, counts.tolist(), strict=True):
@@ -139,7 +140,7 @@ def labels_of(definition: Definition, column: Column, options: TableOptions) -> 
     else:
         _check_texts(where, definition.column, frequency)
         notes = [f"{where}: {note}" for note in proposals(frequency, options.fold_case)]
-        value_of = _spelled(frequency) if options.fold_case else {text: text for text in frequency}
+        value_of = spelled(frequency) if options.fold_case else {text: text for text in frequency}
         order = tuple(sorted(set(value_of.values())))
     number = {value: index for index, value in enumerate(order)}
     of_cell = [list(dict.fromkeys(number[value_of[part]] for part in parts if part in value_of)) for parts in cells]
@@ -148,7 +149,7 @@ def labels_of(definition: Definition, column: Column, options: TableOptions) -> 
     return Labels(definition.name, order, records, values, several, notes)
 
 
-def _parts(text: str, separator: str | None, missing: set[str]) -> list[str]:
+def parts_of(text: str, separator: str | None, missing: set[str]) -> list[str]:
     """Return the values in a cell: trimmed, without empty ones and those that mean "no label"."""
     parts = text.split(INNER) if INNER in text else text.split(separator) if separator else [text]
     return [part for one in parts if (part := one.strip()) and part.casefold() not in missing]
@@ -228,7 +229,7 @@ def _counted(texts: Iterable[str], frequency: Mapping[str, int]) -> str:
     return ", ".join(f"{text!r} ({frequency[text]:,})" for text in texts)
 
 
-def _spelled(frequency: Mapping[str, int]) -> dict[str, str]:
+def spelled(frequency: Mapping[str, int]) -> dict[str, str]:
     """Return text -> the most frequent text that differs in case only."""
     best: dict[str, str] = {}
     for text in sorted(frequency, key=lambda text: (-frequency[text], text)):

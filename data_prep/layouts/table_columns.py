@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data_prep.layouts.folders import files_below, is_picture
-from data_prep.layouts.table_attributes import kind_of, proposals, quantiles
+from data_prep.layouts.table_attributes import folded, kind_of, parts_of, proposals, quantiles, spelled
 from data_prep.layouts.table_file import INNER, Column, opened
 from data_prep.request import TableOptions
 
@@ -38,6 +38,8 @@ class ColumnReading:
     """The most frequent texts."""
     option: str
     """Option that uses the column; empty if it is of no use."""
+    separator: str | None = None
+    """Separator of several values in one cell."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -48,31 +50,39 @@ def column_readings(root: Path, options: TableOptions) -> list[ColumnReading]:
     with opened(options.table) as table:
         names = [name for name in table.columns if name]
         records = table.read(names)
-    missing = {word.casefold() for word in options.missing}
     stems: dict[str, str] = {}
     for path in pictures:
         stems.setdefault(PurePosixPath(path).stem, path)
     known = set(pictures)
-    return [_reading(name, records.columns[name], len(records), known, stems, missing) for name in names]
+    return [_reading(name, records.columns[name], len(records), known, stems, options) for name in names]
 
 
 def _reading(
-    name: str, column: Column, rows: int, known: set[str], stems: dict[str, str], missing: set[str]
+    name: str, column: Column, rows: int, known: set[str], stems: dict[str, str], options: TableOptions
 ) -> ColumnReading:
     counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.texts)).tolist()
+    texts = {text: count for text, count in zip(column.texts.to_pylist(), counts, strict=True) if text.strip()}
+    separator = options.separator or _separator(list(texts))
+    missing = {folded(word) for word in options.missing}
+    cells = {text: parts_of(text, separator, missing) for text in texts}
     frequency: Counter[str] = Counter()
-    for text, count in zip(column.texts.to_pylist(), counts, strict=True):
-        if text.strip() and text.strip().casefold() not in missing:
-            frequency[text.strip()] += count
-    coverage = sum(frequency.values()) / max(rows, 1)
-    examples = ", ".join(text.replace(INNER, ", ") for text, _ in frequency.most_common(EXAMPLES))
+    for text, parts in cells.items():
+        for part in parts:
+            frequency[part] += texts[text]
+    if options.fold_case:
+        spelling, every = spelled(frequency), frequency
+        frequency = Counter()
+        for part, count in every.items():
+            frequency[spelling[part]] += count
+    coverage = sum(texts[text] for text, parts in cells.items() if parts) / max(rows, 1)
+    examples = ", ".join(text for text, _ in frequency.most_common(EXAMPLES))
     kind, option = kind_of(frequency), ""
     notes: list[str] = []
-    if pattern := _pattern(name, list(frequency)[:LOOKED_UP], known, stems):
+    if pattern := _pattern(name, list(texts)[:LOOKED_UP], known, stems):
         kind, option = "pictures", f"--image {shlex.quote(pattern)}"
-    elif separator := _separator(frequency):
-        kind = "several values"
-        option = f"--attribute {shlex.quote(name)}" + (f" --separator '{separator}'" if separator != INNER else "")
+    elif kind == "values" and any(len(parts) > 1 for parts in cells.values()):
+        kind, notes = "several values", proposals(frequency, options.fold_case)
+        option = f"--attribute {shlex.quote(name)}"
     elif kind == "numbers" and name.lower().endswith("id"):
         option = f"--group {shlex.quote(name)}"
     elif kind in ("numbers", "dates"):
@@ -80,8 +90,9 @@ def _reading(
         option = f"in --attributes-file: {{from: {name}, bins: {{low: {low}, middle: {middle}, high: }}}}"
     elif kind == "values":
         option = f"--attribute {shlex.quote(name)}" if len(frequency) <= MANY_VALUES else f"--group {shlex.quote(name)}"
-        notes = proposals(frequency)
-    return ColumnReading(name, kind, len(frequency), coverage, examples, option, notes)
+        notes = proposals(frequency, options.fold_case)
+    between = separator if kind == "several values" and separator != INNER else None
+    return ColumnReading(name, kind, len(frequency), coverage, examples, option, between, notes)
 
 
 def _pattern(name: str, texts: list[str], known: set[str], stems: dict[str, str]) -> str | None:
@@ -99,21 +110,22 @@ def _pattern(name: str, texts: list[str], known: set[str], stems: dict[str, str]
     return best[0][0] if best and best[0][1] > len(texts) / 2 else None
 
 
-def _separator(frequency: Counter[str]) -> str | None:
+def _separator(texts: Sequence[str]) -> str | None:
     """Return the separator of a column of which some texts are made of the same parts; None if there is none."""
     for separator in (INNER, *SEPARATORS):
-        if not any(separator in text for text in frequency):
+        if not any(separator in text for text in texts):
             continue
-        parts = Counter(part.strip() for text in frequency for part in text.split(separator))
-        if len(parts) <= len(frequency) and max(parts.values()) > 1 and "" not in parts:
+        parts = Counter(part.strip() for text in texts for part in text.split(separator))
+        if len(parts) <= len(texts) and max(parts.values()) > 1 and "" not in parts:
             return separator
     return None
 
 
-def command_for(root: Path, options: TableOptions, readings: Sequence[ColumnReading]) -> str:
-    """Return the command that reads every column that is an attribute."""
-    image = [f"--image {shlex.quote(options.image)}"] if options.image else []
-    image = image or [one.option for one in readings if one.kind == "pictures"][:1] or ["--image COLUMN"]
+def to_add(options: TableOptions, readings: Sequence[ColumnReading]) -> str:
+    """Return what to add to the given options, so that every column that is an attribute is read."""
+    pictures = [one.option for one in readings if one.kind == "pictures"]
+    image = [] if options.image else pictures[:1] or ["--image COLUMN"]
     used = [one.option for one in readings if one.option.startswith("--attribute")]
-    words = ["agman prep table", f"--root {shlex.quote(str(root))}", f"--table {shlex.quote(str(options.table))}"]
-    return " ".join([*words, *image, *(used or ["--attribute NAME"]), "--out OUT"])
+    separators = Counter(one.separator for one in readings if one.separator)  # a command has one for all columns
+    separator = [f"--separator {shlex.quote(one)}" for one, _ in separators.most_common(1) if not options.separator]
+    return " ".join([*image, *(used or ["--attribute NAME"]), *separator])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import csv
+import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from data_prep.annotation import SPLIT_OF
 from data_prep.errors import InputError
 
 LONGEST_LINE = 10_000
@@ -15,6 +19,8 @@ LONGEST_PATH = 1_000
 """Characters of a path that is looked up."""
 LARGEST_FILE = 1_000_000_000
 """Bytes of a file that is read at once; real files have a few million."""
+HEAD_LINES = 2
+"""Lines before the rows of DeepFashion's list_*.txt."""
 
 
 def annotation_file(path: Path, root: Path) -> Path:
@@ -31,6 +37,15 @@ def annotation_file(path: Path, root: Path) -> Path:
     if not regular:
         raise InputError(f"{path}: is not a regular file")
     return path
+
+
+def find_files(root: Path, suffix: str) -> list[Path]:
+    """Return the sorted files below `root` whose names end so, in any case; hidden folders and links are left out."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in files if name.lower().endswith(suffix)]
+    return sorted(found)
 
 
 def is_file(path: Path) -> bool:
@@ -83,6 +98,16 @@ def check_commas(file: Path, line: str) -> None:
             raise InputError(f"{file}: its columns are separated by {name}; save it with commas")
 
 
+def csv_cells(line: str) -> list[str] | None:
+    """Return the cells of a line of a CSV file; None if it cannot be read."""
+    if len(line) > LONGEST_LINE:
+        return None
+    try:
+        return next(csv.reader([line], strict=True), None)
+    except csv.Error:
+        return None
+
+
 def integers(line: str) -> list[int] | None:
     """Return the integers, separated by blanks, of a line; None if the line contains anything else."""
     # int() would also accept digits of other scripts and underscores between digits.
@@ -94,14 +119,48 @@ def integers(line: str) -> list[int] | None:
         return None
 
 
-HEADER = 2
-"""Lines before the rows of DeepFashion's list_*.txt: the number of rows, and the names of the columns."""
+class ListHead(NamedTuple):
+    """What stands before the rows of one of DeepFashion's list_*.txt: their number, and the names of the columns."""
+
+    said: int | None
+    """Number of rows that the first line gives; None if it gives none."""
+    lines: int
+    """Lines before the first row."""
 
 
-def check_header(file: Path, first: str, rows: int) -> None:
-    """Raise InputError unless the first line is the number of rows; an interrupted download has fewer."""
-    said = integers(first)
-    if said is None or len(said) != 1:
-        raise InputError(f"{file}: line 1 should be the number of rows, it is {first.strip()[:40]!r}")
-    if said[0] != rows:
-        raise InputError(f"{file}: line 1 says {said[0]:,} rows, the file has {rows:,}; is it complete?")
+def list_head(lines: Iterable[str]) -> ListHead:
+    """Return the head of a list, of which copies lack one line or both. Blank lines do not count.
+
+    A row ends in a number or in the name of a split, or has a path; a line that does not is one of the head.
+    """
+    said, before, found = None, 0, 0
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if words and not found and (count := integers(line)) and len(count) == 1:
+            said = count[0]
+        elif words and (found == HEAD_LINES or "/" in line or words[-1] in SPLIT_OF or integers(words[-1])):
+            break
+        before, found = number, found + bool(words)
+    return ListHead(said, before)
+
+
+def list_rows(file: Path, root: Path, notes: list[str]) -> list[tuple[int, str]]:
+    """Return the rows of a list_*.txt with their line numbers, and note a number of rows that is not as stated."""
+    lines = read_lines(file, root)
+    head = list_head(lines)
+    rows = [(number, line) for number, line in enumerate(lines, start=1) if number > head.lines and line.strip()]
+    check_count(file, head, len(rows), notes)
+    return rows
+
+
+def check_count(file: Path, head: ListHead, rows: int, notes: list[str]) -> None:
+    """Add a note unless the head gives the number of rows. Raises InputError if rows are expected and there are none.
+
+    An interrupted download has fewer rows, and a file that a user edited has others.
+    """
+    if not rows and head.said != 0:
+        raise InputError(f"{file}: has no rows; is it complete?")
+    if head.said is None:
+        notes.append(f"{file.name}: line 1 does not give the number of rows; {rows:,} are read")
+    elif head.said != rows:
+        notes.append(f"{file.name}: line 1 says {head.said:,} rows, and {rows:,} are read; is the file complete?")

@@ -11,7 +11,6 @@ four conditions come from meta-data.csv, and triplets are drawn from them.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -36,9 +35,9 @@ from data_prep.annotation import (
 )
 from data_prep.errors import InputError
 from data_prep.layouts.text_files import (
-    LONGEST_LINE,
     LONGEST_PATH,
     check_commas,
+    csv_cells,
     integers,
     is_file,
     numbered_lines,
@@ -246,7 +245,7 @@ def _cid(text: str) -> str:
 def _records(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Yield (number, cells by column name) of every line, or (number, line) if its number of cells is wrong."""
     lines = read_lines(file, root)
-    header = _cells(lines[0]) if lines else None
+    header = csv_cells(lines[0]) if lines else None
     missing = {"CID", *CONDITIONS.values()} - set(header or [])
     if not header or missing:
         check_commas(file, lines[0] if lines else "")
@@ -254,15 +253,6 @@ def _records(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str] | str
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        cells = _cells(line)
+        cells = csv_cells(line)
         fits = cells is not None and len(cells) == len(header)
         yield number, dict(zip(header, cells or [], strict=False)) if fits else line
-
-
-def _cells(line: str) -> list[str] | None:
-    if len(line) > LONGEST_LINE:
-        return None
-    try:
-        return next(csv.reader([line], strict=True), None)
-    except csv.Error:
-        return None

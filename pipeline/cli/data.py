@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_prep.errors import InputError
-from pipeline.cli.options import PATH, PATH_OR_URI, json_option, overwrite_option, seed_option
+from pipeline.cli.options import PATH, PATH_OR_URI, json_option, overwrite_option, seed_option, typed
 from pipeline.common.console import emit, printable, progress_bar, say, show_table
 
 if TYPE_CHECKING:
@@ -166,11 +167,12 @@ def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any
 
     given = {name: options.pop(f"{name}_share") for name in ("valid", "test", "query")}
     fractions = SplitFractions(**{name: fraction for name, fraction in given.items() if fraction is not None})
+    command = typed(click.get_current_context(), without=("as_json", "overwrite"))
     table = _table_options(layout, options)
     if table and table.table and not (table.attributes or table.attributes_file):
-        propose(root, table, as_json)
+        propose(root, table, command, as_json)
         raise InputError("no attribute is given; the columns are listed above, with what to type")
-    prepare(layout, root, out, progress=progress_bar, table=table, fractions=fractions, **options)
+    prepare(layout, root, out, progress=progress_bar, table=table, fractions=fractions, command=command, **options)
     from pipeline.reports.dataset.page import write_prep_report
 
     dataset = Dataset(out)
@@ -191,20 +193,27 @@ def _table_options(layout: str, options: dict[str, Any]) -> TableOptions | None:
     return TableOptions(**given)
 
 
-def propose(root: Path, table: TableOptions, as_json: bool) -> None:
-    """List how every column of a table would be read, and what to type."""
-    from data_prep.layouts.table_columns import column_readings, command_for
+def propose(root: Path, table: TableOptions, command: str, as_json: bool) -> None:
+    """List how every column of a table would be read, and what to add to the command."""
+    from data_prep.layouts.table_columns import column_readings, to_add
 
     readings = column_readings(root, table)
     rows = [
-        [one.name, one.kind, f"{one.values:,}", f"{one.coverage:.0%}", printable(one.examples, 60), one.option]
+        [
+            one.name,
+            one.kind,
+            f"{one.values:,}",
+            f"{one.coverage:.0%}",
+            printable(one.examples, 60),
+            f"{one.option} --separator {shlex.quote(one.separator)}" if one.separator else one.option,
+        ]
         for one in readings
     ]
     show_table(f"columns of {table.table}", ["column", "is", "values", "filled", "examples", "type"], rows)
     for one in readings:
         for note in one.notes:
             say(f"note: {one.name}: {note}")
-    say(f"to read all of these: {command_for(root, table, readings)}")
+    say(f"to read all of these: {command} {to_add(table, readings)}")
     emit({"columns": [vars(one) for one in readings]}, as_json)
 
 
@@ -258,7 +267,7 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
 
 
 def _show_expected(expected: Expectations) -> None:
-    from pipeline.evaluation.expectations import FEW, query_count
+    from pipeline.evaluation.few import meaning_for, query_count
 
     rows = [
         [one.name, query_count(one.queries), f"{one.candidates:,}", f"{one.chance:.4f}", f"{one.ceiling:.4f}"]
@@ -266,5 +275,5 @@ def _show_expected(expected: Expectations) -> None:
     ]
     title = f"MAP to expect on {expected.split}: of a random ranking, and at most"
     show_table(title, ["attribute", "queries", "candidates", "chance MAP", "ceiling"], rows)
-    if any(one.queries < FEW for one in expected.attributes):
-        say(f"few: fewer than {FEW} queries are too few to judge an attribute by")
+    for line in meaning_for(one.queries for one in expected.attributes):
+        say(line)

@@ -44,9 +44,11 @@ def promote(model: str, data: str | Path, as_json: bool, **options: Any) -> None
 
 def show_decision(decision: Decision) -> None:
     """Show chance and the scores of the models under every attribute, and the decision."""
+    from pipeline.evaluation.few import marked, meaning_for
+
     rows = []
     for name, score in decision.challenger_scores.items():
-        cells = [name or "all", f"{100 * decision.chance[name]:.2f}"]
+        cells = [marked(name, decision.queries.get(name)) or "all", f"{100 * decision.chance[name]:.2f}"]
         if one := decision.verdict.differences.get(name):
             cells.append(f"{100 * (score.mean - one.mean):.2f}")
         cells.append(f"{100 * score.mean:.2f}")
@@ -57,6 +59,8 @@ def show_decision(decision: Decision) -> None:
     if decision.verdict.differences:
         header = [*header[:2], f"champion ({decision.champion})", header[2], "difference", "95 %"]
     show_table(f"{decision.metric} of {decision.name}, times 100", header, rows)
+    for line in meaning_for(decision.queries.values()):
+        say(line)
     what = "promoted" if decision.promoted else "not promoted"
     how = f", although {decision.verdict.reason}" if decision.forced and not decision.verdict.better else ""
     say(f"{decision.name} version {decision.version} is {what}: {decision.reason}{how}")

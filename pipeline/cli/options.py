@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from pipeline.common.errors import without_credentials
 from pipeline.config.presets import PRESETS
 from pipeline.registry.names import check_model
 
@@ -76,6 +79,22 @@ data_option = click.option(
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace the folder, if this command has written it before."
 )
+
+
+def typed(context: click.Context, without: Sequence[str] = ()) -> str:
+    """Return the command as it was typed, for a shell: without the options `without`, and without credentials."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        name, value = parameter.name or "", context.params.get(parameter.name or "")
+        if name in without or context.get_parameter_source(name) != ParameterSource.COMMANDLINE:
+            continue
+        option = [max(parameter.opts, key=len)] if isinstance(parameter, click.Option) else []
+        if isinstance(parameter, click.Option) and parameter.is_flag:
+            words += option
+            continue
+        for one in value if isinstance(value, tuple) else [value]:
+            words += [*option, without_credentials(str(one))]
+    return shlex.join(words)
 
 
 def split_option(purpose: str) -> Callable[[Function], Function]:

@@ -111,7 +111,11 @@ def search(
 
 def show_hits(gallery: Gallery, hits: list[Hit], weights: dict[str, float], *, absolute: bool) -> dict[str, Any]:
     """Show a row for each hit; return them for --json."""
-    several = list(weights) if len(weights) > 1 else []
+    from pipeline.evaluation.few import marked, meaning_for
+
+    queries = [gallery.info.queries.get(name) for name in weights]
+    names = [marked(name, count) for name, count in zip(weights, queries, strict=True)]
+    several = names if len(weights) > 1 else []
     labels = [", ".join(hit.labels[name] for name in weights if name in hit.labels) for hit in hits]
     paths = [gallery.path(hit.row) for hit in hits]
     rows = [
@@ -124,11 +128,15 @@ def show_hits(gallery: Gallery, hits: list[Hit], weights: dict[str, float], *, a
         ]
         for rank, (hit, label, path) in enumerate(zip(hits, labels, paths, strict=True), 1)
     ]
-    summed = " + ".join(name if weight == 1 else f"{weight:g} × {name}" for name, weight in weights.items())
+    summed = " + ".join(
+        name if weight == 1 else f"{weight:g} × {name}" for name, weight in zip(names, weights.values(), strict=True)
+    )
     title = f"most similar under {summed} (sum of cosines)" if several else f"by {summed} (cosine)"
     show_table(title, ["rank", "score", *several, *(["label"] if any(labels) else []), "image"], rows)
     if not hits:
         say("nothing found")
+    for line in meaning_for(queries):
+        say(line)
     return {
         "attributes": list(weights),
         "hits": [asdict(hit) | {"path": path} for hit, path in zip(hits, paths, strict=True)],

@@ -86,6 +86,7 @@ def show_trained(trained: Trained) -> dict[str, Any]:
     """Show the metrics of the best checkpoint, and where the model is; return the result for --json."""
     from pipeline.common.errors import without_credentials
     from pipeline.evaluation.chance import chance_beside
+    from pipeline.evaluation.few import marked, meaning_for
 
     shown = {  # a part of the loss that is switched off is 0; chance stands beside its score
         name: value
@@ -95,9 +96,14 @@ def show_trained(trained: Trained) -> dict[str, Any]:
     rows = []
     for name, value in shown.items():
         chance = chance_beside(name, trained.metrics)
-        rows.append([name, f"{value:.4f}", "" if chance is None else f"{chance:.4f}"])
+        attribute = name.removeprefix("valid/map/")
+        rows.append(
+            [marked(name, trained.queries.get(attribute)), f"{value:.4f}", "" if chance is None else f"{chance:.4f}"]
+        )
     title = f"trained: {trained.steps:,} steps in {trained.seconds:,.0f} s; at the epoch of the best checkpoint"
     show_table(title, ["metric", "value", "chance"], rows)
+    for line in meaning_for(trained.queries.values()):
+        say(line)
     say(f"checkpoint  {trained.checkpoint}")
     if trained.registered:
         say(f"registered  {trained.registered.uri} ({trained.registered.alias})")

@@ -175,12 +175,15 @@ def compare(
 def show_comparison(comparison: Comparison, page: Path) -> dict[str, Any]:
     """Show the table, a row for each system; return the result for --json."""
     from pipeline.compare.compare import SPLIT
+    from pipeline.evaluation.few import meaning_for
     from pipeline.reports.compare import comparison_table
 
     header, rows = comparison_table(comparison)
     seeds = len({one.seed for one in comparison.scored})
     over = "one seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds"
     show_table(f"MAP on {SPLIT} of {comparison.dataset}, times 100, {over}", header, rows)
+    for line in meaning_for(comparison.queries.values()):
+        say(line)
     if any(SYSTEMS[key].interpretation for key in comparison.systems):
         say("* an interpretation: its paper has neither public code nor equations")
     say(f"page: {page}")

@@ -71,6 +71,8 @@ class Comparison:
     drawn: bool
     attributes: list[str]
     """Attributes that have queries."""
+    queries: dict[str, int]
+    """Attribute -> number of test queries."""
     chance: dict[str, float]
     """Attribute -> test MAP of a random ranking; over all queries under ""."""
     valid_chance: float
@@ -155,6 +157,7 @@ def compare(
         digest=dataset.info.digest,
         drawn=dataset.drawn,
         attributes=[one.name for one in expected.attributes],
+        queries={one.name: one.queries for one in expected.attributes},
         chance={one.name: one.chance for one in expected.attributes} | {"": expected.over_all.chance},
         valid_chance=before.over_all.chance,
         settings=settings,

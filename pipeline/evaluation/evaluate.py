@@ -81,6 +81,11 @@ class Evaluation:
         return retrieval_scores(self.results) if self.results else triplet_scores(self.triplets)
 
     @property
+    def queries(self) -> dict[str, int]:
+        """Number of queries of every attribute that has some."""
+        return {name: len(one.relevant) for name, one in self.results.items()}
+
+    @property
     def evidence(self) -> Evidence | None:
         """Comparison with chance; None if the metrics hold none."""
         return evidence_in(self.metrics, self.split, sum(map(len, self.scores.of.values())))

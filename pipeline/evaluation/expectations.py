@@ -16,14 +16,6 @@ import torch
 from agman.metrics import chance_average_precision
 from data_prep.dataset import Dataset
 
-FEW = 100
-"""Fewer queries are too few to judge an attribute by: its figures are marked wherever they are shown."""
-
-
-def query_count(queries: int) -> str:
-    """Return the number of queries as a text, marked if they are few."""
-    return f"{queries:,} (few)" if queries < FEW else f"{queries:,}"
-
 
 @dataclass(frozen=True)
 class Expectation:

@@ -16,7 +16,7 @@ from data_prep.tables import SPLITS
 from pipeline.common.console import printable
 from pipeline.common.errors import without_credentials
 from pipeline.evaluation.chance import chance_beside
-from pipeline.evaluation.expectations import FEW
+from pipeline.evaluation.few import marked, meaning_for, validation_queries
 from pipeline.evaluation.validation import SPLIT
 
 FILE = "MODEL_CARD.md"
@@ -125,13 +125,12 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
     metric = tested.metric if tested else "triplet accuracy" if f"{SPLIT}/triplet_accuracy" in valid else "MAP"
     key = f"{SPLIT}/triplet_accuracy" if metric == "triplet accuracy" else f"{SPLIT}/map"
     counts = description.get("data", {}).get("values")
-    queries_of = dict(enumerate(description.get("data", {}).get("queries_of", {}).get(SPLIT, [])))
+    queries = validation_queries(description["attributes"], description.get("data", {}).get("queries_of", {}))
     header = ["attribute", *(["values"] if counts else []), "validation", "chance"]
     header += [f"{_plain(tested.split)} [95 % interval]", "chance"] if tested else []
     rows = []
     for number, name in [*enumerate(description["attributes"]), (None, "")]:
-        few = number is not None and 0 < queries_of.get(number, FEW) < FEW
-        row = [f"{name} (few queries)" if few else name or "all"]
+        row = [marked(name, queries.get(name)) or "all"]
         if counts:
             row.append("" if number is None else str(counts[number]))
         metric_name = f"{key}/{name}" if name else key
@@ -149,7 +148,8 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
         )
     else:
         said += "Not measured on test yet; `agman promote` does that."
-    return f"{said}\n\n{_table(header, rows)}"
+    notes = "".join(f"\n\n{line}" for line in meaning_for(queries.values()))
+    return f"{said}\n\n{_table(header, rows)}{notes}"
 
 
 def _limits(description: Mapping[str, Any], tags: Mapping[str, str], tested: Tested | None) -> str:

@@ -58,6 +58,8 @@ class Decision:
     challenger_scores: dict[str, Interval]
     chance: dict[str, float]
     """Chance in the same form."""
+    queries: dict[str, int]
+    """Number of queries (or triplets) of every attribute."""
     verdict: Verdict
 
     @property
@@ -134,6 +136,7 @@ def promote(
             metric=challenger.metric,
             challenger_scores=intervals(challenger.of),
             chance=challenger.mean_chance,
+            queries={name: len(one) for name, one in challenger.of.items()},
             verdict=verdict,
         )
         if champion_of(client, name) != champion:

@@ -16,6 +16,7 @@ from pipeline.common.console import mean_and_deviation, say
 from pipeline.compare.compare import Comparison
 from pipeline.compare.systems import BASE, SYSTEMS
 from pipeline.evaluation.chance import GUESSING
+from pipeline.evaluation.few import marked
 from pipeline.reports import charts
 from pipeline.reports.html import render
 from pipeline.tracking import runs as tracking
@@ -35,6 +36,8 @@ class ComparisonPage:
     header: list[str]
     rows: list[tuple[bool, list[str]]]
     """Whether the row is the base system's, and its cells."""
+    queries: list[int]
+    """Number of test queries of each attribute."""
     interpreted: bool
     failed: list[str]
     curves: charts.Chart
@@ -69,7 +72,8 @@ def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
 
     The overall MAP stands before the attributes, so that it is seen in a narrow window.
     """
-    header = ["system", "overall", "− AG-MAN [95 %]", "triplets, %", *comparison.attributes]
+    names = [marked(name, comparison.queries[name]) for name in comparison.attributes]
+    header = ["system", "overall", "− AG-MAN [95 %]", "triplets, %", *names]
     rows = []
     for key in comparison.systems:
         title = SYSTEMS[key].title + (" *" if SYSTEMS[key].interpretation else "")
@@ -112,6 +116,7 @@ def _write_page(comparison: Comparison, out: Path) -> None:
         seeds=len({one.seed for one in comparison.scored}),
         header=header,
         rows=[(key == BASE, row) for key, row in zip((*comparison.systems, "chance"), rows, strict=True)],
+        queries=list(comparison.queries.values()),
         interpreted=any(SYSTEMS[key].interpretation for key in comparison.systems),
         failed=[f"{one.system}, seed {one.seed}: {one.failed}" for one in comparison.scored if one.failed],
         curves=_curves(comparison),

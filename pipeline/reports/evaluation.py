@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import agman
 from pipeline.common.console import line_width, say, show, show_table
 from pipeline.evaluation.evaluate import Evaluation
-from pipeline.evaluation.expectations import query_count
+from pipeline.evaluation.few import marked, meaning_for, query_count
 from pipeline.evaluation.published_results import Benchmark
 
 OVERALL = "overall"
@@ -37,6 +37,8 @@ def show_evaluation(evaluation: Evaluation) -> None:
         show(f"published: {evaluation.benchmark.sources}")
     if evaluation.evidence and evaluation.evidence.doubt:
         say(f"note: {evaluation.evidence.doubt}")
+    for line in meaning_for(evaluation.queries.values()):
+        say(line)
 
 
 def _show_map(evaluation: Evaluation) -> None:
@@ -56,7 +58,7 @@ def map_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
     ]
     chance = evaluation.scores.mean_chance
     rows.append(["chance", *(f"{100 * chance[name]:.2f}" for name in (*names, ""))])
-    counts = {name: len(of_name) for name, of_name in evaluation.scores.of.items()}
+    counts = evaluation.queries
     rows.append(["queries", *(query_count(counts[name]) for name in names), query_count(sum(counts.values()))])
     title = f"MAP on {evaluation.split}, times 100{_precision(evaluation)}"
     if _beside(evaluation, of_triplets=False):
@@ -166,15 +168,16 @@ def _show_retrieval(evaluation: Evaluation) -> None:
     alone = {name: agman.summarise({name: result}) for name, result in evaluation.results.items()}
     macro = {key: sum(one[key] for one in alone.values()) / len(alone) for key in columns}
     macro["map_answerable"] = metrics["map_macro_answerable"]  # leaves out attributes without an answerable query
-    counts = {name: [f"{len(one.relevant):,}", f"{one.candidates:,}"] for name, one in evaluation.results.items()}
-    counts |= {"all": [f"{metrics['queries']:,.0f}", ""], "macro": ["", ""]}
+    queries = evaluation.queries
+    counts = {name: [query_count(queries[name]), f"{one.candidates:,}"] for name, one in evaluation.results.items()}
+    counts |= {"all": [query_count(int(metrics["queries"])), ""], "macro": ["", ""]}
     lines = alone | {"all": metrics, "macro": macro}
     header = ["attribute", *AVERAGE_PRECISION.values(), "queries", "cands"]
     rows = [[name, *_times_100(line, AVERAGE_PRECISION), *counts[name]] for name, line in lines.items()]
     show_table(
         f"Retrieval on {evaluation.split}, times 100 (all: mean over queries; macro: over attributes)", header, rows
     )
-    rows = [[name, *_times_100(line, at_k)] for name, line in lines.items()]
+    rows = [[marked(name, queries.get(name)), *_times_100(line, at_k)] for name, line in lines.items()]
     show_table(f"The first ranks on {evaluation.split}, times 100", ["attribute", *at_k.values()], rows)
     show(
         f"MAP*: without the {metrics['unanswerable']:,.0f} queries that have no relevant candidate. Those score 0, so "
@@ -186,7 +189,10 @@ def _show_attention(evaluation: Evaluation) -> None:
     metrics, split = evaluation.metrics, evaluation.split
     ends = {name: f"/{name}" for name in evaluation.results} | {"all": ""}
     rows = [
-        [name, *(f"{100 * metrics[f'{split}/attention_{key}{end}']:.2f}" for key in ("mass", "hits", "area"))]
+        [
+            marked(name, evaluation.queries.get(name)),
+            *(f"{100 * metrics[f'{split}/attention_{key}{end}']:.2f}" for key in ("mass", "hits", "area")),
+        ]
         for name, end in ends.items()
         if f"{split}/attention_mass{end}" in metrics
     ]

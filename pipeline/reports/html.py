@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 
 from pipeline.common.console import counted, printable
-from pipeline.evaluation.expectations import query_count
+from pipeline.evaluation.few import marked, meaning_for, query_count
 
 
 def render(template: str, page: Any) -> str:
@@ -25,4 +25,6 @@ def render(template: str, page: Any) -> str:
     environment.filters["printable"] = printable
     environment.filters["counted"] = counted
     environment.filters["query_count"] = query_count
+    environment.filters["marked"] = marked
+    environment.filters["meaning_for"] = meaning_for
     return environment.get_template(template).render(page=page)

@@ -38,6 +38,7 @@ from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
+from pipeline.evaluation.few import validation_queries
 from pipeline.inference.embedder import BATCH, Embedder, PictureError
 from pipeline.registry.loading import load, shown
 from pipeline.retrieval.gallery import DESCRIPTION, EMBEDDINGS, Gallery, GalleryInfo, write_gallery
@@ -86,7 +87,8 @@ def embed_images(
     if clash := {"image", "file", "row"} & set(embedder.attributes):
         raise InputError(f"{model}: an attribute named {min(clash)!r} cannot be a gallery's column")
     source = find_source(images)
-    info = _info(model, embedder, source)
+    queries = validation_queries(embedder.attributes, description.get("data", {}).get("queries_of", {}))
+    info = _info(model, embedder, source, queries)
     restore(out)
     if (gallery := _existing(out, info, overwrite)) is not None:
         say(f"{out}: contains these embeddings already")
@@ -128,7 +130,7 @@ def _checkpoint(model: str) -> str | None:
     return str(folder) if folder else None
 
 
-def _info(model: str, embedder: Embedder, source: Source) -> GalleryInfo:
+def _info(model: str, embedder: Embedder, source: Source, queries: dict[str, int]) -> GalleryInfo:
     """Describe the gallery, without the counts, which are known at the end."""
     decisive = [source.fingerprint, source.kind, str(source.root), embedder.digest, embedder.side, embedder.precision]
     return GalleryInfo(
@@ -136,6 +138,7 @@ def _info(model: str, embedder: Embedder, source: Source) -> GalleryInfo:
         model_digest=embedder.digest,
         checkpoint=_checkpoint(model),
         attributes=tuple(embedder.attributes),
+        queries=queries,
         width=embedder.width,
         image_size=embedder.side,
         precision=embedder.precision,

@@ -61,6 +61,8 @@ class GalleryInfo(BaseModel):
     checkpoint: str | None = None
     """Folder in which the registry kept the model. A search looks there first: the registry takes seconds to answer."""
     attributes: tuple[str, ...]
+    queries: dict[str, int] = {}
+    """Attribute -> number of validation queries that the model was judged by; empty if unknown."""
     width: int
     """Embedding width D."""
     image_size: int

@@ -35,6 +35,7 @@ class Engine:
             "model": info.model,
             "pictures": info.images,
             "attributes": list(info.attributes),
+            "queries": info.queries,
             "width": info.width,
             "device": self.embedder.device,
         }

@@ -27,6 +27,7 @@ from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig
 from pipeline.config.settings import typed
 from pipeline.evaluation.chance import evidence_in
+from pipeline.evaluation.few import validation_queries
 from pipeline.evaluation.validation import SPLIT, score_name
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
@@ -55,6 +56,8 @@ class Trained:
     """Folder of the best checkpoint by the validation score; of the latest one if there is no validation split."""
     metrics: dict[str, float]
     """Metrics of the checkpoint's epoch."""
+    queries: dict[str, int]
+    """Number of validation queries of every attribute."""
     steps: int
     seconds: float
     registered: registry.Registered | None
@@ -144,7 +147,9 @@ def train(
                     registered = registry.register(folder, dataset.info.name, run, doubt=doubt)
                 outcome["registered"] = registered.uri
         write_json(path / OUTCOME, outcome)
-        return Trained(run, best.path, best.metrics, outcome["step"], time.perf_counter() - started, registered)
+        queries = validation_queries(dataset.info.attribute_names, dataset.info.queries_of)
+        seconds = time.perf_counter() - started
+        return Trained(run, best.path, best.metrics, queries, outcome["step"], seconds, registered)
 
 
 def _doubt(dataset: Dataset, metrics: dict[str, float]) -> str:

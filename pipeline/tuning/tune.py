@@ -44,6 +44,7 @@ from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.expectations import expectations
+from pipeline.evaluation.few import meaning_for, query_count, validation_queries
 from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import models as registry
 from pipeline.registry.loading import load
@@ -181,6 +182,7 @@ def tune(
                 "search": f"{search}, seed {seed}",
                 "scheduler": scheduler,
                 "epochs of a trial": str(budget),
+                "validation queries": _queries(dataset) or f"{dataset.info.queries[SPLIT]:,}",
                 "run": parent.run_id,
             }
             write_report(record.study, report, facts)
@@ -199,6 +201,13 @@ def tune(
     seconds = time.perf_counter() - started
     page = report / "report.html" if write_report else None
     return StudyResult(parent, space.name, record.trials, record.best, record.chance, seconds, page, final)
+
+
+def _queries(dataset: Dataset) -> str:
+    """Return the number of validation queries of every attribute, marked if they are few."""
+    counts = validation_queries(dataset.info.attribute_names, dataset.info.queries_of)
+    said = ", ".join(f"{name} {query_count(count)}" for name, count in counts.items() if count)
+    return "; ".join([said, *meaning_for(counts.values())])
 
 
 def _chance(dataset: Dataset) -> float:

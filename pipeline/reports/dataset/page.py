@@ -142,7 +142,7 @@ def _counts(counted: Contents) -> dict[str, dict[str, int]]:
 
 def _facts(counted: Contents) -> dict[str, str]:
     info = counted.info
-    return {
+    return ({"command": info.command} if info.command else {}) | {
         "layout": info.layout,
         "image size": f"{info.image_size} px, the short side of a packed image",
         "fit": info.fit,

@@ -52,6 +52,8 @@ class Confusion:
     """Confusions of one attribute."""
 
     attribute: str
+    count: int
+    """Number of queries of the attribute."""
     k: int
     found: list[str]
     """Values of the columns; empty without a matrix."""
@@ -100,6 +102,7 @@ def _confusion(
     mistakes = list(_mistakes(attribute.values, shares_vw, queries_v, expected_w))
     return Confusion(
         attribute=attribute.name,
+        count=len(asked_q),
         k=neighbours_qk.shape[1],
         found=[attribute.values[w] for w in found],
         rows=[

@@ -50,6 +50,8 @@ class AttributeGallery:
     attribute: str
     map: float
     chance: float
+    count: int
+    """Number of queries of the attribute."""
     queries: list[Query]
 
 
@@ -78,6 +80,7 @@ def galleries(evaluation: Evaluation, dataset: Dataset) -> list[AttributeGallery
             attribute.name,
             evaluation.metrics[f"{evaluation.split}/map/{attribute.name}"],
             float(evaluation.results[attribute.name].chance.mean()),
+            evaluation.queries[attribute.name],
             [_query(ranking, evaluation, attribute, pictures) for ranking in found],
         )
         for attribute, found in rankings.items()

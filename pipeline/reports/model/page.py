@@ -159,10 +159,10 @@ def _commands(model: str, dataset: Dataset, out: Path, split: str, training: dic
     settings = [f"{key}={value}" for key, value in training.items() if value is not None]
     trained = [f"agman train --data {data} {shlex.join(settings)}"] if training else []
     table = " --table FILE --image COLUMN --attribute NAME" if info.layout == "table" else ""
-    fit = "" if info.fit == "crop" else f" --fit {info.fit}"
     return [
-        f"agman prep {info.layout} --root DIR{table} --out {data} --name {info.name} --image-size {info.image_size} "
-        f"--triplets {info.triplets} --epochs {info.triplet_epochs} --seed {info.seed}{fit}",
+        info.command
+        or f"agman prep {info.layout} --root DIR{table} --out {data} --name {info.name} --image-size {info.image_size} "
+        f"--triplets {info.triplets} --epochs {info.triplet_epochs} --seed {info.seed} --fit {info.fit}",
         *trained,
         f"agman evaluate {shlex.quote(model)} --data {data} --split {split}",
         f"agman report {shlex.quote(model)} --data {data} --out {shlex.quote(str(out))}",

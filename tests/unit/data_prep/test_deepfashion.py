@@ -139,8 +139,7 @@ def test_blank_lines_are_skipped(coarse: Path) -> None:
     assert labels(deepfashion.read(Request(coarse))) == expected
     lines = IMAGES.split("\n")
     write(coarse, "Anno_coarse/list_attr_img.txt", "\n".join([*lines[:3], "", *lines[4:]]))
-    with pytest.raises(InputError, match="says 4 rows, the file has 3"):
-        deepfashion.read(Request(coarse))
+    assert "list_attr_img.txt: line 1 says 4 rows, and 3 are read" in " ".join(deepfashion.read(Request(coarse)).notes)
 
 
 def test_columns_may_be_separated_by_tabs(coarse: Path) -> None:
@@ -173,9 +172,6 @@ def test_a_bad_line_of_a_list_is_an_error(coarse: Path, file: str, line: str) ->
     with pytest.raises(InputError, match=rf"{Path(file).name} line {count + 3}: ") as error:
         deepfashion.read(Request(coarse, crop_boxes=True))
     assert "\n" not in str(error.value)
-    write(coarse, file, text.replace(f"{count}\n", "²\n", 1))
-    with pytest.raises(InputError, match="line 1 should be the number of rows"):
-        deepfashion.read(Request(coarse, crop_boxes=True))
 
 
 def test_an_image_without_a_box_is_rejected_if_pictures_are_cropped(coarse: Path) -> None:
@@ -203,12 +199,65 @@ def test_split_files_are_not_compared_with_fine_annotation(tmp_path: Path) -> No
     assert annotation.rejects == []
 
 
-def test_a_truncated_list_is_an_error(coarse: Path) -> None:
-    write(coarse, "Anno_coarse/list_attr_img.txt", IMAGES.replace("4\n", "289222\n", 1))
-    with pytest.raises(InputError, match=r"list_attr_img\.txt: line 1 says 289,222 rows, the file has 4; is it compl"):
+LISTS = {
+    "Anno_coarse/list_attr_cloth.txt": CLOTH,
+    "Anno_coarse/list_attr_img.txt": IMAGES,
+    "Eval/list_eval_partition.txt": PARTITION,
+}
+
+
+@pytest.mark.parametrize("file", LISTS)
+@pytest.mark.parametrize(
+    ("head", "note"),
+    [
+        ("{n} \t\nNAMES\n", None),
+        ("\n{n}\n \nNAMES\n", None),
+        ("{n}\n", None),
+        ("\ufeff{n}\nNAMES\n", None),
+        ("\ufeff", "line 1 does not give the number of rows; {n} are read"),
+        ("NAMES\n", "line 1 does not give the number of rows; {n} are read"),
+        ("  \nNAMES\n", "line 1 does not give the number of rows; {n} are read"),
+        ("", "line 1 does not give the number of rows; {n} are read"),
+        ("{n} rows\nNAMES\n", "line 1 does not give the number of rows; {n} are read"),
+        ("²\nNAMES\n", "line 1 does not give the number of rows; {n} are read"),
+        ("289222\nNAMES\n", "line 1 says 289,222 rows, and {n} are read; is the file complete?"),
+        ("3\n", "line 1 says 3 rows, and {n} are read; is the file complete?"),
+    ],
+)
+def test_a_list_is_read_whatever_its_first_lines_are(coarse: Path, file: str, head: str, note: str | None) -> None:
+    """Copies of list_*.txt lack the number of rows or the columns' names, or have a wrong number."""
+    expected = labels(deepfashion.read(Request(coarse)))
+    count, names, rows = LISTS[file].split("\n", 2)
+    write(coarse, file, head.format(n=count).replace("NAMES", names) + rows)
+    annotation = deepfashion.read(Request(coarse))
+    assert labels(annotation) == expected
+    assert annotation.notes == ((f"{Path(file).name}: {note.format(n=count)}",) if note else ())
+
+
+def test_a_list_without_rows_is_an_error(coarse: Path) -> None:
+    for file, text in (("list_attr_img.txt", "junk"), ("list_attr_img.txt", "5\nx\n"), ("list_attr_cloth.txt", "")):
+        write(coarse, f"Anno_coarse/{file}", text)
+        with pytest.raises(InputError, match=rf"{file}: has no rows; is it complete\?"):
+            deepfashion.read(Request(coarse))
+
+
+def test_annotation_is_found_in_folders_of_any_name(coarse: Path) -> None:
+    """The fine lists, of the same names, are not taken for the coarse ones."""
+    expected = labels(deepfashion.read(Request(coarse)))
+    folder = coarse / "Category and Attribute Prediction Benchmark"
+    for coarse_name, fine_name in (("Anno", "anno_fine"), ("AnnoCoarse", "Anno-Fine"), ("z", "ANNO_FINE")):
+        shutil.rmtree(folder, ignore_errors=True)
+        for file, text in LISTS.items():
+            write(folder / coarse_name, Path(file).name, text)
+            write(folder / fine_name, Path(file).name, "1 \nname type\ntight 6\n")
+        shutil.rmtree(coarse / "Anno_coarse", ignore_errors=True)
+        shutil.rmtree(coarse / "Eval", ignore_errors=True)
+        assert labels(deepfashion.read(Request(coarse))) == expected
+    shutil.rmtree(folder / "z")
+    with pytest.raises(InputError, match=r"ANNO_FINE: train\.txt and train_attr\.txt are missing or .* Anno_coarse"):
         deepfashion.read(Request(coarse))
-    write(coarse, "Anno_coarse/list_attr_img.txt", "junk")
-    with pytest.raises(InputError, match="line 1 should be the number of rows"):
+    shutil.move(folder / "ANNO_FINE", folder / "Anno")
+    with pytest.raises(InputError, match=r"list_attr_cloth\.txt line 3: type 6 is Anno_fine's"):
         deepfashion.read(Request(coarse))
 
 
@@ -249,7 +298,8 @@ def test_marks_are_those_of_a_plain_reader(
     before = deepfashion_matrix.BLOCK
     deepfashion_matrix.BLOCK = block
     try:
-        marks = deepfashion_matrix.read_marks(file, file.parent, 3)
+        head = deepfashion_matrix.read_head(file, file.parent)
+        marks = deepfashion_matrix.read_marks(file, file.parent, head, 3)
     finally:
         deepfashion_matrix.BLOCK = before
     read = {
@@ -265,14 +315,15 @@ def test_categories_are_one_more_attribute(coarse: Path) -> None:
     write(
         coarse,
         "Anno_coarse/list_category_cloth.txt",
-        "2\ncategory_name  category_type\nAnorak   1\nSkirt  2\n",
+        "3\ncategory_name  category_type\nAnorak   1\nCape 3\nSkirt  2\n",
     )
-    listed = ["img/Dress_A/img_00000001.jpg  2", "img/Dress_A/img_00000002.jpg  1", "img/Top/img_00000002.jpg  3"]
-    twice = ["img/Top/img_00000001.jpg\t2", "img/Top/img_00000001.jpg 2", "img/Top/img_00000001.jpg 1"]
+    listed = ["img/Dress_A/img_00000001.jpg  3", "img/Dress_A/img_00000002.jpg  1", "img/Top/img_00000002.jpg  4"]
+    twice = ["img/Top/img_00000001.jpg\t3", "img/Top/img_00000001.jpg 3", "img/Top/img_00000001.jpg 1"]
     text = "\n".join(["7", "image_name  category_label", *listed, *twice, "img/other.jpg 1", ""])
     write(coarse, "Anno_coarse/list_category_img.txt", text)
     annotation = deepfashion.read(Request(coarse, categories=True))
     assert annotation.attributes[5].values == ("Anorak", "Skirt")
+    assert annotation.notes == ("1 of 3 categories have no picture: Cape",)
     assert [row[:2] + row[2:4] for row in labels(annotation) if row[1] == 5] == [
         ("Dress_A/img_00000001.jpg", 5, 1, "train"),
         ("Dress_A/img_00000002.jpg", 5, 0, "test"),
@@ -321,11 +372,39 @@ def test_raw_fine_annotation(tmp_path: Path) -> None:
     assert (images[["x0", "y0", "x1", "y1"]] == [1, 2, 30, 40]).all().all()
 
 
-def test_fine_files_with_different_numbers_of_lines_are_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("train_attr.txt", "0 1\n", r"train_attr\.txt: 1 lines, but 2 images in train\.txt; is it complete\?"),
+        ("train_attr.txt", "", r"train_attr\.txt: is empty, but 2 images in train\.txt"),
+        ("train_attr.txt", None, r"train_attr\.txt: is missing, but 2 images in train\.txt.* there is no split train"),
+        ("val.txt", None, r"val\.txt: is missing, but 1 images in val_attr\.txt.* no split valid: move them away"),
+        ("test_bbox.txt", None, r"test_bbox\.txt: is missing, but 1 images; leave out --crop-boxes"),
+        ("test_bbox.txt", "", r"test_bbox\.txt: is empty, but 1 images; leave out --crop-boxes"),
+    ],
+)
+def test_half_a_part_of_fine_annotation_is_an_error(tmp_path: Path, file: str, text: str | None, message: str) -> None:
     write_fine(tmp_path)
-    write(tmp_path, "Anno_fine/train_attr.txt", "0 1\n")
-    with pytest.raises(InputError, match=r"train_attr\.txt: 1 lines, but 2 images"):
-        deepfashion.read(Request(tmp_path))
+    write(tmp_path, f"Anno_fine/{file}", text or "")
+    if text is None:
+        (tmp_path / "Anno_fine" / file).unlink()
+    with pytest.raises(InputError, match=message) as error:
+        deepfashion.read(Request(tmp_path, crop_boxes=True))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize(("lost", "left"), [("train", {"test"}), ("test", {"train"}), ("val", {"train", "test"})])
+def test_a_part_that_fine_annotation_lacks_is_named(tmp_path: Path, lost: str, left: set[str], empty: bool) -> None:
+    write_fine(tmp_path)
+    for file in (f"{lost}.txt", f"{lost}_attr.txt", f"{lost}_bbox.txt"):
+        (tmp_path / "Anno_fine" / file).unlink()
+        if empty:
+            write(tmp_path, f"Anno_fine/{file}", "\n")
+    annotation = deepfashion.read(Request(tmp_path, crop_boxes=True))
+    split = deepfashion.SPLIT_OF[lost]
+    assert set(annotation.rows["split"]) == left
+    assert annotation.notes == (f"Anno_fine: {lost}_attr.txt is missing or empty: there is no split {split}",)
 
 
 def test_coarse_annotation_is_preferred(coarse: Path) -> None:

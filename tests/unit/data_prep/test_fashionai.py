@@ -12,6 +12,7 @@ from data_prep.errors import InputError
 from data_prep.layouts import fashionai
 from data_prep.layouts.asen_split import assign_splits, read_split_files
 from data_prep.layouts.fashionai import SCHEMA
+from data_prep.prepare import prepare
 from data_prep.request import Request
 from data_prep.synthetic.writers import write_split_files
 
@@ -67,6 +68,62 @@ def test_a_bad_raw_line_is_rejected_with_its_number_and_reason(tmp_path: Path, l
     (reject,) = annotation.rejects
     assert (reject.source, reject.line, reject.reason) == ("train1/Annotations/label.csv", 2, reason)
     assert len(reject.detail) < 400
+
+
+ROWS = (
+    ("Images/skirt_length_labels/a.jpg", "skirt_length_labels", "nnynnn"),
+    ("Images/neck_design_labels/b.jpg", "neck_design_labels", "ynnmn"),
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "row"),
+    [
+        ("", "{0},{1},{2},0.93"),
+        ("", "{0},{1},{2},"),
+        ("", '"{0}","{1}","{2}"'),
+        ("", "{0}, {1}, {2} "),
+        ("image,attribute,label", "{0},{1},{2}"),
+        ("image_id,attr_key,attr_value", '"{0}",{1},"{2}"'),
+        (",image,attribute,label,split", "7,{0},{1},{2},train"),
+        (",0,1,2", "7,{0},{1},{2}"),
+    ],
+)
+def test_a_label_csv_that_was_written_again_is_read(tmp_path: Path, names: str, row: str) -> None:
+    """With the names of the columns, with quotes, with more columns before or after."""
+    lines = [names] if names else []
+    write_label_csv(tmp_path, "\n".join(["", *lines, *(row.format(*cells) for cells in ROWS), ""]))
+    annotation = fashionai.read_raw(tmp_path)
+    assert rows_of(annotation) == [(f"train1/{ROWS[0][0]}", 0, 2), (f"train1/{ROWS[1][0]}", 7, 0)]
+    assert (annotation.rows_in, annotation.rejects) == (2, [])
+
+
+@pytest.mark.parametrize("folder", ["train1/annotations", "train1/ANNOTATIONS", "train1"])
+def test_a_label_csv_is_found_in_a_folder_of_another_name(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "Label.csv").write_text("Images/a.jpg,collar_design_labels,ynnnn\n" * 2)
+    assert rows_of(fashionai.read_raw(tmp_path)) == [("train1/Images/a.jpg", COLLAR, 0)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            "Images/{}.jpg;collar_design_labels",
+            "bad_line .* line 1: Images/0.jpg;.*; expected PATH,ATTRIBUTE,MARKS ",
+        ),
+        (
+            "Images/{}.jpg,collar,nnynn",
+            "unknown_attribute .* line 1: collar of Images/0.jpg; expected one of skirt",
+        ),
+        ("Images/{}.jpg,collar_design_labels,nnnnm", "no_value .*: Images/0.jpg: nnnnm; expected one y"),
+    ],
+)
+def test_rows_that_are_all_rejected_for_one_reason_are_one_line(tmp_path: Path, row: str, message: str) -> None:
+    write_label_csv(tmp_path, "".join(row.format(i) + "\n" for i in range(30)))
+    with pytest.raises(InputError, match=f"all 30 annotation rows are rejected for one reason, {message}") as error:
+        prepare("fashionai", tmp_path, tmp_path / "out")
+    assert "\n" not in str(error.value)
 
 
 def test_a_repeated_row_is_counted_as_a_repeat(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from data_prep.annotation import count_reasons
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError, TooManyRejects
 from data_prep.layouts import table
-from data_prep.layouts.table_columns import column_readings, command_for
+from data_prep.layouts.table_columns import column_readings, to_add
 from data_prep.layouts.table_file import opened
 from data_prep.prepare import prepare
 from data_prep.request import Request, TableOptions
@@ -378,7 +378,22 @@ def test_without_attributes_every_column_is_explained(tmp_path: Path) -> None:
     }
     assert readings["file"].option == "--image 'pictures/{file}.png'"
     assert readings["shop_id"].option == "--group shop_id"
-    assert "--attribute tags --separator ';'" in command_for(tmp_path, given, list(readings.values()))
+    assert (readings["tags"].values, readings["tags"].examples, readings["tags"].separator) == (3, "b, a, c", ";")
+    assert to_add(given, list(readings.values())) == (
+        "--image 'pictures/{file}.png' --attribute colour --attribute kids --attribute shop --attribute tags "
+        "--separator ';'"
+    )
+
+
+def test_the_proposals_use_the_options_that_are_given(tmp_path: Path) -> None:
+    tags = ["a/b", "b", "A/b/c", "none", "b/c/none", ""] * 10
+    frame = make_catalogue(tmp_path).assign(tags=tags, file=[f"{n:03d}" for n in range(60)])[["file", "tags"]]
+    choices = {"separator": "/", "missing": ("None",), "fold_case": True, "image": "pictures/{file}.png"}
+    given = options(write_as(frame, tmp_path, "csv"), attributes=(), **choices)
+    tag = column_readings(tmp_path, given)[1]
+    assert (tag.kind, tag.values, tag.examples, tag.notes) == ("several values", 3, "b, A, c", [])
+    assert tag.coverage == pytest.approx(4 / 6)
+    assert to_add(given, [tag]) == "--attribute tags"
 
 
 def prepared(root: Path, frame: pd.DataFrame, out: Path, near: str | None = None, **given: object) -> Dataset:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 from support.commands import Agman
 
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.cli import cli
 from pipeline.registry.names import check_model
@@ -34,6 +38,35 @@ def test_the_bare_command_shows_the_help(agman_here: Agman) -> None:
     assert done.code == 2
     assert "Commands:" in done.err
     assert len(done.err.splitlines()) > 8
+
+
+def test_the_proposals_continue_the_command_and_the_dataset_keeps_it(agman_here: Agman, tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    for number in range(24):
+        Image.new("RGB", (40, 40), (9 * number, 0, 0)).save(tmp_path / "p" / f"{number}.png")
+    rows = [f"{number},{('red', 'blue', 'Skip')[number % 3]},{number // 2}" for number in range(24)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,colour,shop id", *rows]))
+    given = {
+        "--root": tmp_path,
+        "--out": tmp_path / "out",
+        "--table": tmp_path / "t.csv",
+        "--missing": "Skip",
+        "--group": "shop id",
+        "--near-duplicates": "keep",
+        "--triplets": "20",
+        "--image-size": "32",
+    }
+    words = ["prep", "table", *(str(word) for pair in given.items() for word in pair)]
+    done = agman_here(*words, "--overwrite")
+    assert done.code == 2
+    begin = "to read all of these: "
+    proposed = next(line.removeprefix(begin) for line in done.err.splitlines() if line.startswith(begin))
+    found = shlex.split(proposed)
+    assert found == ["agman", *words, "--image", "p/{file}.png", "--attribute", "colour"]
+    assert agman_here(*found[1:]).code == 0
+    kept = Dataset(tmp_path / "out").info.command
+    assert sorted(shlex.split(kept)) == sorted(found)
+    assert html.escape(kept, quote=False).replace("'", "&#39;") in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_help_and_refusals_import_nothing_heavy() -> None:

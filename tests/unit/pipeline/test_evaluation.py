@@ -135,6 +135,8 @@ def test_the_table_has_a_column_for_each_attribute_and_the_interval_below(
     ends = [*(f"/{name}" for name in scored.triplets), ""]
     assert cells(lines, "loss") == [[f"{scored.metrics[f'test/triplet_loss{end}']:.4f}" for end in ends]]
     assert f"Triplets on test (guessing: 50 %; margin {MARGIN})" in lines
+    for name, count in scored.queries.items():  # the details with a column of queries, and those without
+        assert cells(lines, name)[0][-2] == f"{count} (few)" and len(cells(lines, f"{name} (few)")) == 2
 
 
 def test_a_score_that_shows_nothing_is_noted(scored: Evaluation, capsys: pytest.CaptureFixture[str]) -> None:
