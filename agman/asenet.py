@@ -4,8 +4,6 @@ Shape suffixes: B images, A attributes of each, N attributes known, D embedding 
 J width of the joint space, S positions.
 """
 
-from os import PathLike
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from agman.attention import sum_over_positions
 from agman.backbone import Backbone
 from agman.base import RetrievalModel
 from agman.numerics import at_least_float32, unit
+from agman.weights import Weights
 
 JOINT = 512
 
@@ -37,7 +36,7 @@ class ASENet(RetrievalModel):
         n_attributes: int,
         embedding_dim: int = 1024,
         backbone: str = "resnet50",
-        weights: str | PathLike[str] | None = None,
+        weights: Weights = None,
     ):
         super().__init__(n_attributes, embedding_dim, name="asenet", backbone=backbone)
         self.backbone = Backbone(backbone, weights)

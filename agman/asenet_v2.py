@@ -5,7 +5,6 @@ J width of the joint space, S positions.
 """
 
 import math
-from os import PathLike
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from agman.attention import sum_over_positions
 from agman.backbone import Backbone
 from agman.base import RetrievalModel
 from agman.numerics import at_least_float32, unit
+from agman.weights import Weights
 
 JOINT = 512
 
@@ -38,7 +38,7 @@ class ASENetV2(RetrievalModel):
         n_attributes: int,
         embedding_dim: int | None = None,
         backbone: str = "resnet50",
-        weights: str | PathLike[str] | None = None,
+        weights: Weights = None,
         project: bool = False,
     ):
         trunk = Backbone(backbone, weights)

@@ -15,7 +15,6 @@ J width of the joint space, S positions.
 """
 
 import math
-from os import PathLike
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from agman.attention import sum_over_positions
 from agman.backbone import Backbone
 from agman.base import RetrievalModel
 from agman.numerics import at_least_float32, unit
+from agman.weights import Weights
 
 JOINT = 512
 
@@ -45,7 +45,7 @@ class AttnFashion(RetrievalModel):
         n_attributes: int,
         embedding_dim: int = 1024,
         backbone: str = "resnet50",
-        weights: str | PathLike[str] | None = None,
+        weights: Weights = None,
     ):
         super().__init__(n_attributes, embedding_dim, name="attnfashion", backbone=backbone)
         self.backbone = Backbone(backbone, weights)

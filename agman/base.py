@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from agman.backbone import Backbone
+from agman.pixels import IMAGENET, Pixels
+
 SMALLEST_IMAGE = 32  # pixels a side; a ResNet divides by 32
 
 
@@ -31,15 +34,14 @@ class RetrievalModel(nn.Module):
     A subclass sets `backbone` and implements `embed` and `maps`. Users call the methods defined here.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     classify: bool = False
     """Whether forward returns logits."""
 
     def __init__(self, n_attributes: int, embedding_dim: int, **config: Any):
-        """Keep the arguments: `agman.build(**model.config)` builds a model of equal architecture.
+        """Keep the arguments: `config` holds those beside the two sizes, except for the initial weights.
 
-        `config` holds the arguments beside the two sizes, except for the initial weights. Raises ValueError if a size
-        is below 1.
+        Raises ValueError if a size is below 1.
         """
         super().__init__()
         for size, number in (("n_attributes", n_attributes), ("embedding_dim", embedding_dim)):
@@ -47,7 +49,20 @@ class RetrievalModel(nn.Module):
                 raise ValueError(f"{size} must be at least 1, not {number}")
         self.n_attributes = n_attributes
         self.embedding_dim = embedding_dim
-        self.config: dict[str, Any] = {"n_attributes": n_attributes, "embedding_dim": embedding_dim, **config}
+        self._config: dict[str, Any] = {"n_attributes": n_attributes, "embedding_dim": embedding_dim, **config}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments with which `agman.build` builds a model of equal architecture, for pictures made in the same way.
+
+        Models that take pictures as ImageNet's do not say so: models of before there were others do not either.
+        """
+        return self._config | ({} if self.pixels == IMAGENET else {"pixels": self.pixels._asdict()})
+
+    @property
+    def pixels(self) -> Pixels:
+        """How pictures are resized and normalised for this model."""
+        return self.backbone.pixels
 
     def features(self, images: Tensor) -> Tensor:
         """Return the map x, B×C×H×W, that all attributes share, from one pass of the backbone; by default layer3's."""

@@ -3,8 +3,6 @@
 Shape suffixes: B images, A attributes of each, N attributes known, D embedding width, C channels, S positions.
 """
 
-from os import PathLike
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from agman.backbone import Backbone
 from agman.base import RetrievalModel
 from agman.mask import MaskedEmbedding
 from agman.numerics import unit
+from agman.weights import Weights
 
 MASKS = {"learned": "random", "fixed": "fixed"}
 
@@ -38,7 +37,7 @@ class CSN(RetrievalModel):
         n_attributes: int,
         embedding_dim: int = 1024,
         backbone: str = "resnet50",
-        weights: str | PathLike[str] | None = None,
+        weights: Weights = None,
         mask: str = "learned",
     ):
         if mask not in MASKS:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from agman.base import RetrievalModel
+from agman.pixels import Pixels, normalise
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -94,20 +93,9 @@ class Batch:
         return replace(self, **mapped)
 
 
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return uint8 images, N×3×S×S, normalised by ImageNet's mean and standard deviation.
-
-    The result is in the memory order channels_last, in which convolutions are faster on CPUs and GPUs.
-    Raises ValueError if the images are not uint8.
-    """
-    if images.dtype != torch.uint8:
-        raise ValueError(f"images to normalise must be uint8, not {images.dtype}: are they normalised already?")
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device, dtype=dtype)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=images.device, dtype=dtype)[:, None, None]
-    return ((images.to(dtype) / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def prepare(batch: Batch, device: torch.device | str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def prepare(
+    batch: Batch, pixels: Pixels, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Return images 3B×3×S×S (anchors, positives, negatives) and attributes B, on the device.
 
     Bytes cross to the device once for each distinct image; gathering, mirroring and normalising happen there.
@@ -117,7 +105,7 @@ def prepare(batch: Batch, device: torch.device | str, dtype: torch.dtype = torch
     )
     images_i = images_u[index.flatten()]
     images_i = torch.where(flip.flatten()[:, None, None, None], images_i.flip(-1), images_i)
-    return normalise(images_i, dtype), attributes
+    return normalise(images_i, pixels, dtype), attributes
 
 
 def embed_batches(
@@ -140,7 +128,8 @@ def embed_batches(
         with torch.inference_mode(), autocast(device, precision):
             for batch in batches:
                 images, image_index, attributes = (tensor.to(device, non_blocking=True) for tensor in batch)
-                embeddings.append(model.embed_pairs(normalise(images, dtype), image_index, attributes).float().cpu())
+                images = normalise(images, model.pixels, dtype)
+                embeddings.append(model.embed_pairs(images, image_index, attributes).float().cpu())
     finally:
         model.train(was_training)
     return torch.cat(embeddings)

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from agman.base import SMALLEST_IMAGE, RetrievalModel
-from agman.engine import IMAGENET_MEAN, IMAGENET_STD
 
 INPUT, OUTPUT = "images", "embeddings"
 OPSET = 20  # onnxruntime reads it from 1.17
@@ -211,8 +210,7 @@ def _metadata(model: RetrievalModel, image_size: int, attributes: Sequence[str])
         "model": _name(model),
         "attributes": list(attributes),
         "image_size": image_size,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        **model.pixels._asdict(),
     }
 
 

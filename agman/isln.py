@@ -18,7 +18,6 @@ J width of the joint space, S positions.
 """
 
 import math
-from os import PathLike
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from agman.attention import sum_over_positions
 from agman.backbone import Backbone
 from agman.base import RetrievalModel
 from agman.numerics import at_least_float32, unit
+from agman.weights import Weights
 
 JOINT = 512
 
@@ -54,7 +54,7 @@ class ISLN(RetrievalModel):
         n_attributes: int,
         embedding_dim: int = 1024,
         backbone: str = "resnet50",
-        weights: str | PathLike[str] | None = None,
+        weights: Weights = None,
         rounds: int = 3,
     ):
         super().__init__(n_attributes, embedding_dim, name="isln", backbone=backbone, rounds=rounds)

@@ -5,8 +5,6 @@ Shape suffixes:
     D embedding width    C channels    H, W height and width of the images or of the feature map
 """
 
-from os import PathLike
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from agman.backbone import Levels, MultiLevelBackbone
 from agman.base import Output, RetrievalModel
 from agman.mask import MaskedEmbedding
 from agman.numerics import at_least_float32, unit
+from agman.weights import Weights
 
 PARTS = ("multi_level", "asa", "sa", "aca", "mask")
 """Components that a model can be built without, besides branch 1."""
@@ -34,8 +33,8 @@ class AGMAN(RetrievalModel):
     Args:
         n_attributes: number of attributes; they are counted from 0.
         embedding_dim: D, at least n_attributes.
-        backbone: a ResNet as in the paper, or any convolutional network of torchvision, see `Backbone`.
-        weights: weights of the backbone: a torchvision name such as "IMAGENET1K_V1", a file, or None (random).
+        backbone: a ResNet as in the paper, or another network, see `Backbone`.
+        weights: weights of the backbone: a tag such as "IMAGENET1K_V1", a file, "auto" or None, see `agman.weights`.
         classify: whether there is branch 1. Without it, there is no layer4 (the paper's Zappos50k setting).
         sa_kernel: SA's kernel; 7 is the published code's, 1 the paper's.
         without: one of PARTS, for an ablation. That component and its parameters are removed:
@@ -53,7 +52,7 @@ class AGMAN(RetrievalModel):
         n_attributes: int,
         embedding_dim: int = 512,
         backbone: str = "resnet50",
-        weights: str | PathLike[str] | None = None,
+        weights: Weights = None,
         classify: bool = True,
         sa_kernel: int = 7,
         without: str | None = None,
@@ -64,7 +63,7 @@ class AGMAN(RetrievalModel):
             n_attributes, embedding_dim, name="agman", backbone=backbone, classify=classify, sa_kernel=sa_kernel
         )
         if without is not None:
-            self.config["without"] = without
+            self._config["without"] = without
         self.classify = classify
         mask = None
         if without != "mask":

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from os import PathLike
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from agman.base import RetrievalModel
 from agman.csn import CSN
 from agman.isln import ISLN
 from agman.model import AGMAN
+from agman.pixels import Pixels
+from agman.weights import Weights
 
 MODELS: dict[str, type[RetrievalModel]] = {
     "agman": AGMAN,
@@ -35,12 +37,14 @@ def build(
     n_attributes: int,
     embedding_dim: int | None = None,
     backbone: str = "resnet50",
-    weights: str | PathLike[str] | None = None,
+    weights: Weights = None,
+    pixels: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RetrievalModel:
     """Return a new model, in training mode. Its class documents the arguments and its further `options`.
 
-    If embedding_dim is None, the model has its published width.
+    If embedding_dim is None, the model has its published width. `pixels`, from a model's `config`, says how its
+    pictures are made; if None, as the backbone's weights have it.
 
     Raises:
         ValueError: for an unknown name, option, backbone or weights, or for impossible sizes.
@@ -55,14 +59,17 @@ def build(
             raise ValueError(f"model {name!r} has no option {option!r}; {hint}it has: {', '.join(known)}")
     if embedding_dim is not None:
         options["embedding_dim"] = embedding_dim
-    return MODELS[name](n_attributes=n_attributes, backbone=backbone, weights=weights, **options)
+    model = MODELS[name](n_attributes=n_attributes, backbone=backbone, weights=weights, **options)
+    if pixels is not None:
+        model.backbone.pixels = Pixels.of(pixels)
+    return model
 
 
 def check_build(name: str = "agman", **arguments: Any) -> None:
     """Raise what `build` raises for the same arguments.
 
-    The model is built on the meta device: no weights are allocated, drawn or loaded. Named weights are fetched into
-    torch's cache, and a file of weights is compared with the backbone.
+    The model is built on the meta device: no weights are allocated, drawn or loaded. Weights of a tag are fetched into
+    their library's cache, and a file of weights is compared with the backbone.
     """
     with torch.device("meta"):
         build(name, **arguments)

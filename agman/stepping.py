@@ -116,7 +116,7 @@ class Stepper:
         return StepResult(**means, correct=int(correct), triplets=int(triplets), gradient_norm=norm, votes=int(votes))
 
     def _losses(self, micro_batch: Batch) -> Losses:
-        images, attributes = prepare(micro_batch, self.device, self.learned[0].dtype)
+        images, attributes = prepare(micro_batch, self.objective.model.pixels, self.device, self.learned[0].dtype)
         values = image_index = None
         if micro_batch.values is not None:
             values = micro_batch.values.flatten(0, 1).to(self.device, non_blocking=True)

@@ -34,7 +34,9 @@ def published(model: agman.RetrievalModel, ids: np.ndarray, attributes: np.ndarr
     with torch.no_grad():
         for start in range(0, len(ids), PAIRS):
             few = slice(start, start + PAIRS)
-            pixels = torch.cat([agman.normalise(images.read(ids[row : row + 1])) for row in range(len(ids))[few]])
+            pixels = torch.cat(
+                [agman.normalise(images.read(ids[row : row + 1]), model.pixels) for row in range(len(ids))[few]]
+            )
             found.append(model(pixels, torch.from_numpy(attributes[few])).embedding)
     return torch.cat(found)
 

@@ -215,7 +215,8 @@ class ImageStore:
     The shards are read once, in order, a row group at a time, and only the `wanted` images are kept, so that each
     worker holds only the images it uses. Memory grows by 24 bytes an image. The file in TMPDIR has no name, is cached
     by the operating system, and is deleted with this object. Raises InputError if TMPDIR is full, or if `image_size`
-    is larger than the packed images. Pictures become square as `fit` says, by default as the dataset does.
+    is larger than the packed images. Pictures become square as `fit` says, by default as the dataset does; those that
+    are packed larger are resized by `interpolation`, the network's own.
     """
 
     def __init__(
@@ -226,8 +227,10 @@ class ImageStore:
         wanted: Iterable[int] | None = None,
         threads: int = 1,
         fit: str | None = None,
+        interpolation: str = "lanczos",
     ):
         dataset.require_image_size(image_size)
+        self.interpolation = interpolation
         self.image_size = image_size
         self.fit = fit or dataset.info.fit
         self._pool = ThreadPoolExecutor(threads)
@@ -284,4 +287,5 @@ class ImageStore:
         jpeg = np.empty(stop - start, np.uint8)
         os.preadv(self._file.fileno(), [jpeg.data], start)
         with Image.open(io.BytesIO(jpeg.data)) as image:
-            square[:] = to_square(image if image.mode == "RGB" else image.convert("RGB"), self.image_size, self.fit)
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            square[:] = to_square(rgb, self.image_size, self.fit, self.interpolation)

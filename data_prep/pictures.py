@@ -14,6 +14,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FITS = ("crop", "pad", "stretch")
 """Ways of making a picture square: cut off the ends of the long side, add white beside the short one, or distort it."""
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+"""Ways of resizing a picture; datasets are packed by the last one, for whatever network."""
 MAX_PIXELS = 64_000_000
 """Pixels of the largest accepted picture: decoding a larger one would take a gigabyte."""
 MAX_BYTES = 64_000_000
@@ -114,13 +120,17 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
 
 
-def to_square(image: Image.Image, side: int, fit: str = "crop") -> np.ndarray:
-    """Return an RGB picture as uint8 S×S×3; `fit`, one of FITS, says what becomes of a picture that is not square."""
+def to_square(image: Image.Image, side: int, fit: str = "crop", interpolation: str = "lanczos") -> np.ndarray:
+    """Return an RGB picture as uint8 S×S×3, resized by `interpolation` if need be.
+
+    `fit`, one of FITS, says what becomes of a picture that is not square.
+    """
+    resampling = INTERPOLATIONS[interpolation]
     if fit == "pad":
-        return np.array(ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color="white"))
+        return np.array(ImageOps.pad(image, (side, side), resampling, color="white"))
     if fit == "stretch":
-        return np.array(image.resize((side, side), Image.Resampling.LANCZOS))
+        return np.array(image.resize((side, side), resampling))
     if min(image.size) != side:
-        return np.array(ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS))
+        return np.array(ImageOps.fit(image, (side, side), resampling))
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return np.array(image.crop((left, top, left + side, top + side)))

@@ -18,6 +18,7 @@ from data_prep import tables
 from data_prep.annotation import CHOSEN, REASONS, TRIPLET_COLUMNS, Annotation, Reject, count_reasons, rejected
 from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, table, zappos50k
+from data_prep.layouts.whereabouts import located
 from data_prep.near_duplicates import find_near_duplicates, kept_of
 from data_prep.packing import Packing, pack
 from data_prep.progress import Progress, silent
@@ -124,6 +125,7 @@ def prepare(
     )
     with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as staging:
         read = LAYOUTS[layout](request)
+        read = read if layout == "table" else located(read, root)
         read.check()
         _check_rejects(read, root, max_rejects)
         _check_unused_options(read, request.fractions, near_duplicates)

@@ -43,7 +43,6 @@ from data_prep.layouts.text_files import (
     check_count,
     find_files,
     integers,
-    is_dir,
     list_rows,
     read_lines,
 )
@@ -126,7 +125,7 @@ def read(request: Request) -> Annotation:
     below = Below.of(request.root)
     annotation = _read_split(splits, request, below) if splits else _read_unsplit(request, below)
     annotation = _boxed(annotation, below) if request.crop_boxes else annotation
-    return _below_root(replace(annotation, notes=annotation.notes + tuple(below.notes)), request.root)
+    return replace(annotation, notes=annotation.notes + tuple(below.notes))
 
 
 def _read_split(splits: Path, request: Request, below: Below) -> Annotation:
@@ -164,18 +163,6 @@ def _read_unsplit(request: Request, below: Below) -> Annotation:
     rows = assign_roles(raw.rows, request.seed, request.fractions)
     origin = f"the annotation's, queries made, seed {request.seed}"
     return replace(raw, rows=rows, made="roles", split_origin=origin)
-
-
-def _below_root(annotation: Annotation, root: Path) -> Annotation:
-    """Make paths relative to the root: the archives unpack to Img/img, but the annotation says img."""
-    if is_dir(root / "img") or not is_dir(root / "Img" / "img"):
-        return annotation
-    boxes = annotation.boxes
-    return replace(
-        annotation,
-        rows=annotation.rows.assign(path="Img/" + annotation.rows["path"]),
-        boxes=None if boxes is None else boxes.assign(path="Img/" + boxes["path"]),
-    )
 
 
 def _boxed(annotation: Annotation, below: Below) -> Annotation:

@@ -39,7 +39,6 @@ from data_prep.layouts.text_files import (
     check_commas,
     csv_cells,
     integers,
-    is_file,
     numbered_lines,
     read_lines,
 )
@@ -87,7 +86,8 @@ def read_lists(folder: Path, root: Path) -> Annotation:
         raise InputError(
             f"{folder / 'filenames.json'}: is JSON; CSN's file of this name is plain text, one path a line"
         )
-    paths = _paths(names, root)
+    prefix = next((f"{folder}/" for folder in IMAGE_FOLDERS if (root / folder).is_dir()), "")
+    paths = [name if name.startswith(prefix) else prefix + name for name in names]
     # A file that is listed twice is the same image.
     image_of, images = pd.factorize(pd.Series(paths, dtype="str"))
     columns: dict[str, list] = {name: [] for name in TRIPLET_COLUMNS}
@@ -151,26 +151,6 @@ def _within_splits(triplets: pd.DataFrame, paths: np.ndarray) -> tuple[pd.DataFr
     misplaced = triplets[bad].assign(path=[paths[i] for i in first], owner=[SPLITS[owner[i]] for i in first])
     rejects = rejected(misplaced, "in_two_splits", "{path}: already in {owner}")
     return triplets[~bad].reset_index(drop=True), rejects
-
-
-def _paths(names: list[str], root: Path) -> list[str]:
-    """Return the file names of the lists as paths below the root, spelled as on the disk.
-
-    Some file systems drop the full stop at the end of a brand's name, so that names are compared without it.
-    """
-    prefix = next((f"{folder}/" for folder in IMAGE_FOLDERS if (root / folder).is_dir()), "")
-    paths = [name if name.startswith(prefix) else prefix + name for name in names]
-    exist = [is_file(root / path) for path in paths]
-    if all(exist):
-        return paths
-    actual = {_undotted(path): path for path in _pictures(root)}
-    found = zip(paths, exist, strict=True)
-    return [path if exists else actual.get(_undotted(path), path) for path, exists in found]
-
-
-def _undotted(path: str) -> str:
-    *folders, name = path.split("/")
-    return "/".join([*(folder.rstrip(". ") for folder in folders), name])
 
 
 def _pictures(root: Path) -> Iterator[str]:

@@ -27,9 +27,9 @@ class TrainConfig(BaseModel):
     model: Literal["agman", "csn", "asenet", "asenet_v2", "attnfashion", "isln"] = "agman"
     """Name of the model (agman.build)."""
     backbone: str = "resnet50"
-    """Convolutional network under the model: a ResNet as in the papers, or another of torchvision's."""
+    """Network under the model: a ResNet as in the papers, or any of timm's with maps at 1/8 and 1/16."""
     weights: str | None = None
-    """Initial weights of the backbone: a torchvision weights name (IMAGENET1K_V1), a local file, or none."""
+    """Initial weights of the backbone: auto, a tag (IMAGENET1K_V1, ra_in1k ...), a local file, or none (random)."""
     embedding_dim: int | None = Field(default=None, ge=1)
     """Width of the embedding; at least the number of attributes. None: the model's published width (agman: 512)."""
     classify: bool | None = None

@@ -91,7 +91,7 @@ def attention_maps(
     maps = []
     for start in range(0, len(pairs), batch_size):
         batch = pairs.iloc[start : start + batch_size]
-        pixels = agman.normalise(images.read(batch["image_id"].to_numpy()).to(device))
+        pixels = agman.normalise(images.read(batch["image_id"].to_numpy()).to(device), model.pixels)
         attributes = torch.tensor(batch["attribute"].to_numpy(np.int64), device=device)
         maps.append(model.attention(pixels, attributes).float().cpu())
     return torch.cat(maps)

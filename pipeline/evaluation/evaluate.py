@@ -134,7 +134,8 @@ def evaluate(
     keep_freed_memory()
     model = model.to(device).eval()
     fit = config.get("fit", "crop")
-    images = ImageStore(dataset, split, config["image_size"], threads=threads, fit=fit)
+    side, interpolation = config["image_size"], model.pixels.interpolation
+    images = ImageStore(dataset, split, side, threads=threads, fit=fit, interpolation=interpolation)
     distinct = asked.drop_duplicates(ignore_index=True)
     advance = progress("images embedded", distinct["image_id"].nunique())
     ids, attributes = (distinct[name].to_numpy() for name in ("image_id", "attribute"))

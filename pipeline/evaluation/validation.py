@@ -31,7 +31,16 @@ def score_name(dataset: Dataset) -> str | None:
 class Validation:
     """Validation on several workers: each embeds some of the images, and rank 0 scores all embeddings."""
 
-    def __init__(self, dataset: Dataset, image_size: int, rank: int, workers: int, device: str, threads: int):
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_size: int,
+        rank: int,
+        workers: int,
+        device: str,
+        threads: int,
+        interpolation: str,
+    ):
         self.rank, self.workers, self.device = rank, workers, device
         self.names = dataset.info.attribute_names
         self.pairs = dataset.retrieval(SPLIT) if dataset.info.queries[SPLIT] else None
@@ -43,7 +52,7 @@ class Validation:
             self.attributes = np.tile(triplets.attribute, 3)
         mine = np.array_split(np.unique(self.image_ids), workers)[rank]
         self.rows = np.flatnonzero(np.isin(self.image_ids, mine))
-        self.images = ImageStore(dataset, SPLIT, image_size, wanted=mine, threads=threads)
+        self.images = ImageStore(dataset, SPLIT, image_size, mine, threads, interpolation=interpolation)
 
     def metrics(self, model: agman.RetrievalModel, precision: str) -> dict[str, float]:
         """Return the validation metrics, the same on every worker.

@@ -88,7 +88,7 @@ class Embedder:
             with open_picture(data) as image:
                 if image.width * image.height > max_pixels:
                     raise TooLarge(f"{image.width}x{image.height} pixels, at most {max_pixels / 1e6:.0f} megapixels")
-                return to_square(upright_rgb(image), self.side, self.fit)
+                return to_square(upright_rgb(image), self.side, self.fit, self.network.pixels.interpolation)
         except TooLarge as error:
             raise PictureError(f"the picture is too large ({error})") from error
         except Exception as error:  # decoders raise nearly anything for bytes that are not an image
@@ -125,7 +125,7 @@ class Embedder:
 
     def _normalised(self, squares: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         images = torch.from_numpy(np.stack(list(squares))).to(self.device).permute(0, 3, 1, 2)
-        return agman.normalise(images)
+        return agman.normalise(images, self.network.pixels)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

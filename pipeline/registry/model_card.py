@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from agman.bootstrap import Interval
+from agman.pixels import IMAGENET, Pixels
 from data_prep.tables import SPLITS
 from pipeline.common.console import printable
 from pipeline.common.errors import without_credentials
@@ -67,6 +68,7 @@ def write_card(
         tested: scores on another split, if measured.
     """
     attributes = description["attributes"]
+    pixels = Pixels.of(build["pixels"]) if "pixels" in build else IMAGENET
     title = f"# {_plain(name)}: {build['name']} on {build['backbone']}"
     about = (
         f"Pictures in, one embedding of {build['embedding_dim']} numbers (unit length) for each of {len(attributes)} "
@@ -75,7 +77,7 @@ def write_card(
     )
     sections = [
         f"{title}\n\n{about}",
-        f"## Data\n\n{_data(description)}",
+        f"## Data\n\n{_data(description, pixels)}",
         f"## Recipe\n\n{_recipe(description, tags)}",
         f"## Scores\n\n{_scores(description, valid, tested)}",
         f"## Limits\n\n{_limits(description, tags, tested)}",
@@ -91,7 +93,7 @@ def as_description(card: str) -> str:
     return card[: DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
 
 
-def _data(description: Mapping[str, Any]) -> str:
+def _data(description: Mapping[str, Any], pixels: Pixels) -> str:
     facts = description.get("data", {})
     pictures = {True: "drawn by a program", False: "photographs", None: "unknown"}[facts.get("drawn")]
     rows = {
@@ -99,6 +101,7 @@ def _data(description: Mapping[str, Any]) -> str:
         "digest": description.get("dataset_digest") or "unknown",
         "layout": facts.get("layout", "unknown"),
         "pictures": f"{pictures}, {description['image_size']} px, made square by {description.get('fit', 'crop')}",
+        "pixels": pixels.words,
     }
     if facts.get("split"):
         rows["split"] = facts["split"]

@@ -105,7 +105,7 @@ def train(
         config = config.model_copy(update={"threads": threads})
         say(f"settings: {typed(config)}")
         if config.weights is None and not config.proxy_weight:
-            say("note: the backbone starts from random weights; the paper's recipe has weights=IMAGENET1K_V1")
+            say("note: the backbone starts from random weights; weights=auto takes pretrained ones")
         label = str(path).rpartition("/")[2]
         params = config.model_dump() | {"workers": str(most) if least == most else f"{least}-{most}"}
         stack.enter_context(tracking.answering())

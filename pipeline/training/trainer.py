@@ -226,7 +226,8 @@ class Training:
     def _loader(self) -> Callable[[int], Prefetcher[agman.Batch]]:
         """Return a function that begins to load an epoch's batches."""
         threads = self.config.threads or 1
-        images = ImageStore(self.dataset, "train", self.image_size, wanted=self._images_needed(), threads=threads)
+        needed, interpolation = self._images_needed(), self.model.pixels.interpolation
+        images = ImageStore(self.dataset, "train", self.image_size, needed, threads, interpolation=interpolation)
         values_of = self.dataset.values_of() if self.config.needing_values else None
 
         def batch(plan: dict[str, Any]) -> agman.Batch:
@@ -245,7 +246,10 @@ class Training:
         if not score_name(self.dataset):
             return None
         worker, threads = self.worker, self.config.threads or 1
-        return Validation(self.dataset, self.image_size, worker.rank, worker.workers, worker.device, threads)
+        interpolation = self.model.pixels.interpolation
+        return Validation(
+            self.dataset, self.image_size, worker.rank, worker.workers, worker.device, threads, interpolation
+        )
 
     def _count_step(self) -> None:
         self.step += 1

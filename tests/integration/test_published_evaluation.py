@@ -12,6 +12,7 @@ from support.commands import agman_exit_code
 from support.datasets import prepare_small
 
 import agman
+from agman.pixels import IMAGENET
 from data_prep.dataset import Dataset, ImageStore
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.registry.loading import load
@@ -92,7 +93,7 @@ def test_the_embeddings_are_the_published_ones(dataset: Dataset, tmp_path: Path)
     network, description = load(str(file), dataset.info.attribute_names)
     scored = evaluation.evaluate(network, description, dataset)
     pairs = scored.pairs.head(5)
-    pixels = agman.normalise(ImageStore(dataset, "test", 112).read(pairs["image_id"].to_numpy()))
+    pixels = agman.normalise(ImageStore(dataset, "test", 112).read(pairs["image_id"].to_numpy()), IMAGENET)
 
     state = torch.load(file, weights_only=True)["state_dict"]
     trunk = torchvision.models.resnet18(weights=None)

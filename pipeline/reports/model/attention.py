@@ -98,7 +98,8 @@ def attention(
     if pairs.empty:
         return Attention([], None, [])
     shown = _choose(pairs)
-    images = ImageStore(dataset, split, image_size, wanted=shown["image_id"], fit=evaluation.fit)
+    interpolation = model.pixels.interpolation
+    images = ImageStore(dataset, split, image_size, shown["image_id"], fit=evaluation.fit, interpolation=interpolation)
     maps = attention_maps(model, images, shown)
     boxes = _boxes(shown, maps) if dataset.regions is not None else [None] * len(shown)
     pictures = Pictures(dataset, split, shown["image_id"].to_numpy(), evaluation.fit)

@@ -143,6 +143,7 @@ def _facts(dataset: Dataset, network: agman.RetrievalModel, description: dict[st
         "images": ", ".join(f"{count:,} {split}" for split, count in info.images.items()),
         "image size": f"{description['image_size']} px (packed: {info.image_size} px)",
         "made square by": description.get("fit", "crop"),
+        "pixels": network.pixels.words,
         "triplets": f"{info.triplets:,} in an epoch; epochs prepared: {info.triplet_epochs}",
         "dataset digest": info.digest,
         "trained on digest": description["dataset_digest"] or "unknown",

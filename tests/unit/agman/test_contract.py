@@ -297,9 +297,12 @@ IMPOSSIBLE = [
             ({"n_attributes": 0}, "n_attributes must be at least 1, not 0"),
             ({"embedding_dim": 0}, "embedding_dim must be at least 1, not 0"),
             ({"beta": 1}, f"model '{name}' has no option 'beta'; it has: "),
-            ({"backbone": "resnet20"}, "unknown backbone 'resnet20'; the nearest of torchvision's: "),
-            ({"backbone": "squeezenet1_1"}, "backbone 'squeezenet1_1' is not a chain of blocks"),
-            ({"backbone": "resnet18", "weights": "V9"}, "weights 'V9': neither a file nor a name that resnet18 has"),
+            ({"backbone": "resnet20"}, "unknown backbone 'resnet20'; the nearest of timm's: "),
+            (
+                {"backbone": "levit_128"},
+                "backbone 'levit_128' has maps at 1/16, 1/32, 1/64 of",
+            ),
+            ({"backbone": "resnet18", "weights": "V9"}, "weights 'V9': neither a file nor a tag of resnet18 "),
         ]
     ),
 ]

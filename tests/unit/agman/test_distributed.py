@@ -14,6 +14,7 @@ from agman.batchnorm import convert_batchnorm
 from agman.engine import prepare
 from agman.loop import RunningMeans
 from agman.memory import keep_freed_memory
+from agman.pixels import IMAGENET
 from agman.stepping import NonFiniteLoss
 
 
@@ -157,7 +158,7 @@ def test_micro_batches_equal_a_plain_loop_over_them():
             for name, tensor in objective.named_buffers():
                 if name in before:
                     tensor.copy_(before[name])
-            images, attributes = prepare(training_batch(step, slice(begin, end)), "cpu")
+            images, attributes = prepare(training_batch(step, slice(begin, end)), IMAGENET, "cpu")
             (objective(images, attributes).loss * ((end - begin) / 7)).backward()
             after.append({name: tensor.clone() for name, tensor in objective.named_buffers() if name in before})
         for name, tensor in objective.named_buffers():

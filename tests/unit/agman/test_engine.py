@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import agman
-from agman.engine import IMAGENET_MEAN, IMAGENET_STD, embed_batches, prepare
+from agman.engine import embed_batches, prepare
 from agman.loop import Prefetcher, RunningMeans
+from agman.pixels import IMAGENET, Pixels
 from agman.stepping import NonFiniteLoss, learning_rate
 
 
@@ -33,6 +34,9 @@ def fields_of(batch):
     return {name: getattr(batch, name) for name in ("images", "index", "flip", "attributes", "global_size")}
 
 
+PIXELS = Pixels((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
+
+
 def test_prepare_gathers_flips_and_normalises():
     batch = agman.Batch(
         images=torch.randint(256, (3, 3, 2, 5), dtype=torch.uint8),
@@ -41,13 +45,13 @@ def test_prepare_gathers_flips_and_normalises():
         attributes=torch.tensor([2, 0]),
         global_size=2,
     )
-    images, attributes = prepare(batch, "cpu")
+    images, attributes = prepare(batch, PIXELS, "cpu")
     assert attributes.tolist() == [2, 0]
     assert images.is_contiguous(memory_format=torch.channels_last)
     # anchors, positives, negatives
     for row, (source, flipped) in enumerate([(0, False), (2, True), (1, True), (1, False), (2, False), (0, False)]):
         for channel in range(3):
-            plain = (batch.images[source, channel] / 255 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+            plain = (batch.images[source, channel] / 255 - PIXELS.mean[channel]) / PIXELS.std[channel]
             torch.testing.assert_close(images[row, channel], plain.flip(-1) if flipped else plain)
 
 
@@ -81,7 +85,7 @@ def test_micro_batches_are_weighted_by_their_triplets():
     stepper = agman.Stepper(objective, torch.optim.SGD(objective.parameters(), lr=0.0))
     result = stepper.step(batch)
     plain = agman.TripletObjective(new_model()).double()
-    losses = [plain(*prepare(one, "cpu", dtype=torch.float64)).loss for one in batch.micro_batches]
+    losses = [plain(*prepare(one, IMAGENET, "cpu", dtype=torch.float64)).loss for one in batch.micro_batches]
     loss = losses[0] / 3 + losses[1] * 2 / 3
     loss.backward()
     assert result.loss == pytest.approx(loss.item(), rel=1e-12)
@@ -140,7 +144,9 @@ def test_embed_batches_returns_all_pairs_in_order_and_restores_the_models_mode(w
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     model.eval()
     with torch.no_grad():
-        expected = model(agman.normalise(images)[[2, 0, 2, 1, 3]], torch.tensor([0, 1, 2, 1, 2])).embedding
+        expected = model(
+            agman.normalise(images, model.pixels)[[2, 0, 2, 1, 3]], torch.tensor([0, 1, 2, 1, 2])
+        ).embedding
     torch.testing.assert_close(embeddings, expected)
 
 
@@ -174,7 +180,7 @@ def test_impossible_batches_are_refused(change, message):
 
 def test_images_that_are_normalised_already_are_refused():
     with pytest.raises(ValueError, match=r"must be uint8, not torch.float32: are they normalised already"):
-        agman.normalise(torch.randn(2, 3, 32, 32))
+        agman.normalise(torch.randn(2, 3, 32, 32), IMAGENET)
 
 
 # The loop around the steps
@@ -238,7 +244,7 @@ def test_ranking_over_a_dataset_is_ranking_by_hand():
     )
     model.eval()
     with torch.no_grad():
-        images = agman.normalise(pictures[[where[i] for i in ids]])
+        images = agman.normalise(pictures[[where[i] for i in ids]], model.pixels)
         torch.testing.assert_close(embeddings, model(images, torch.from_numpy(attributes)).embedding)
     ranked = agman.rank_candidates(embeddings, attributes, values, is_query, ["a", "b", "none"])
     assert list(ranked) == ["a", "b"]

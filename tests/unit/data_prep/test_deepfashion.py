@@ -182,14 +182,6 @@ def test_an_image_without_a_box_is_rejected_if_pictures_are_cropped(coarse: Path
     assert count_reasons(annotation.rejects) == {"bad_box": 6, "no_value": 1}
 
 
-def test_pictures_are_found_in_the_folder_of_the_archive(coarse: Path) -> None:
-    (coarse / "Img/img").mkdir(parents=True)
-    write(coarse, "Anno_coarse/list_bbox.txt", "1\nx\nimg/Dress_A/img_00000002.jpg 1 2 3 4\n")
-    annotation = deepfashion.read(Request(coarse, crop_boxes=True))
-    assert annotation.images()["path"].tolist() == ["Img/img/Dress_A/img_00000002.jpg"]
-    assert annotation.images()["x1"].tolist() == [3.0]
-
-
 def test_split_files_are_not_compared_with_fine_annotation(tmp_path: Path) -> None:
     write_fine(tmp_path)
     write(tmp_path, "filenames_train.txt", "img/a.jpg\nimg/b.jpg\n")

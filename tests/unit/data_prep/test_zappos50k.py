@@ -15,6 +15,7 @@ from support.datasets import SIZE, records
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.layouts import zappos50k
+from data_prep.layouts.whereabouts import located
 from data_prep.prepare import prepare
 from data_prep.request import Request
 from data_prep.synthetic.samples import sample
@@ -78,18 +79,23 @@ def test_pictures_are_found_with_or_without_the_full_stop_of_a_brand(tmp_path: P
     listed = ["Shoes/Oxfords/A. Testoni/1.2.jpg", "Shoes/Oxfords/Co./3.4.jpg", "Boots/Ankle/L.A.M.B./5.jpg"]
     write_pictures(tmp_path, listed[0], "Shoes/Oxfords/Co/3.4.jpg", listed[2])
     root = write_lists(tmp_path, listed, class_train="0 1 2\n")
-    assert zappos50k.read(Request(root)).images()["path"].tolist() == [
+    annotation = located(zappos50k.read(Request(root)), root)
+    assert annotation.images()["path"].tolist() == [
         "ut-zap50k-images/Boots/Ankle/L.A.M.B./5.jpg",
         "ut-zap50k-images/Shoes/Oxfords/A. Testoni/1.2.jpg",
         "ut-zap50k-images/Shoes/Oxfords/Co/3.4.jpg",
     ]
+    old, new = (f"ut-zap50k-images/Shoes/Oxfords/{brand}/" for brand in ("Co.", "Co"))
+    assert annotation.notes == (f"1 pictures were found elsewhere: those of {old} in {new} (1)",)
 
 
 def test_one_brand_without_its_full_stop_among_many_is_found(tmp_path: Path) -> None:
     listed = [f"Shoes/A/B/{i}.jpg" for i in range(150)] + ["Shoes/A/Brand./999.jpg"]
     write_pictures(tmp_path, *listed[:-1], "Shoes/A/Brand/999.jpg")
     root = write_lists(tmp_path, listed, class_train="0 1 150\n")
-    assert "ut-zap50k-images/Shoes/A/Brand/999.jpg" in set(zappos50k.read(Request(root)).images()["path"])
+    assert "ut-zap50k-images/Shoes/A/Brand/999.jpg" in set(
+        located(zappos50k.read(Request(root)), root).images()["path"]
+    )
 
 
 def test_a_file_that_is_listed_twice_is_one_image(tmp_path: Path) -> None:

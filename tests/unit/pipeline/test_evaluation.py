@@ -44,7 +44,7 @@ def test_triplet_metrics_equal_those_of_one_pair_at_a_time(
     triplets, images = dataset.triplets("test"), ImageStore(dataset, "test", SIZE)
 
     def embed(image: int, attribute: int) -> list[float]:
-        pixels = agman.normalise(images.read(np.array([image])))
+        pixels = agman.normalise(images.read(np.array([image])), network.pixels)
         with torch.no_grad():
             return network(pixels, torch.tensor([attribute])).embedding[0].double().tolist()
 

@@ -458,7 +458,7 @@ def test_a_dataset_of_triplets_alone_selects_the_best_checkpoint_by_them(lists: 
     model.eval()
     with torch.no_grad():
         for ids in (triplets.anchor, triplets.positive, triplets.negative):
-            pixels = agman.normalise(images.read(ids))
+            pixels = agman.normalise(images.read(ids), model.pixels)
             embedded.append(model(pixels, torch.from_numpy(triplets.attribute.astype(np.int64))).embedding.double())
     anchor, positive, negative = embedded
     right = (anchor * positive).sum(1) > (anchor * negative).sum(1)
@@ -497,7 +497,7 @@ def test_synchronised_batch_norm_needs_gpus_and_takes_no_micro_batches() -> None
     [
         ({"embedding_dim": 3}, "embedding_dim 3 is less than n_attributes 8"),
         ({"image_size": 64}, "holds images of 32 px"),
-        ({"weights": "no_such_file.pth"}, "neither a file nor a name"),
+        ({"weights": "no_such_file.pth"}, "neither a file nor a tag"),
         ({"model": "agmn"}, "did you mean 'agman'"),
         ({"batch_norm": "sync", "micro_batches": 2}, "micro_batches=2 with batch_norm=sync"),
         ({"micro_batches": 13}, "batches of 12 triplets cannot be cut into 13 micro-batches"),
