@@ -16,7 +16,7 @@ import pandas as pd
 
 from data_prep.annotation import Annotation, Reject, Row, bad_line, counted, frame_of, reconcile, settled
 from data_prep.errors import InputError
-from data_prep.layouts.asen_split import assign_splits, find_split_files, read_split_files
+from data_prep.layouts.asen_split import find_split_files, read_split_files
 from data_prep.layouts.text_files import (
     LONGEST_PATH,
     check_commas,
@@ -55,16 +55,15 @@ EXPECTED = {
 }
 """Reason of a reject -> what was expected in its place."""
 _INDEX = {f"{attribute.name}_labels": i for i, attribute in enumerate(SCHEMA)}
-LABEL_FILE = "label.csv"
-FOLDER = "Annotations"
-"""Folder of a label file, beside that of its pictures."""
+LABEL_FILE = "Annotations/label.csv"
+_FOLDER, _FILE = LABEL_FILE.split("/")
 
 
 def read(request: Request) -> Annotation:
-    """Read the annotation below the root, so that every row has a split.
+    """Read the annotation below the root.
 
     If there are split files (given, or in the root), they decide the split, and raw rows are checked against them.
-    Otherwise, a split in ASEN's proportions is made from the seed. Raises InputError.
+    Raises InputError.
     """
     root = request.root
     splits = find_split_files(request, NAME)
@@ -74,14 +73,14 @@ def read(request: Request) -> Annotation:
         _align(split.rows, raw.rows, root)
         return reconcile(split, raw)
     if not raw.rows_in:
-        empty = next(iter(_label_files(root)), None)
+        empty = next(iter(label_files(root)), None)
         if empty:
             raise InputError(f"{empty}: the annotation is empty")
         raise InputError(
-            f"{root}: not FashionAI's layout (no {FOLDER}/{LABEL_FILE} in or below it, no filenames_*.txt; "
+            f"{root}: not FashionAI's layout (no {LABEL_FILE} in or below it, no filenames_*.txt; "
             "give --split-files if they are elsewhere)"
         )
-    return replace(raw, rows=assign_splits(raw.rows, request.seed), split_origin=f"made, seed {request.seed}")
+    return replace(raw, made="split")
 
 
 def read_raw(root: Path) -> Annotation:
@@ -90,8 +89,8 @@ def read_raw(root: Path) -> Annotation:
     rejects: list[Reject] = []
     filled: Counter[str] = Counter()
     expected: dict[tuple[str, str], str] = {}
-    for file in _label_files(root):
-        top = file.parent.parent if file.parent.name.casefold() == FOLDER.casefold() else file.parent
+    for file in label_files(root):
+        top = file.parent.parent if file.parent.name.casefold() == _FOLDER.casefold() else file.parent
         prefix = "" if top == root else f"{top.relative_to(root).as_posix()}/"
         source = file.relative_to(root).as_posix()
         lines = list(numbered_lines(file, root))
@@ -108,8 +107,9 @@ def read_raw(root: Path) -> Annotation:
     return settled(Annotation(SCHEMA, labels, rejects, rows_in=rows_in, expected=expected))
 
 
-def _label_files(root: Path) -> list[Path]:
-    return [file for file in find_files(root, LABEL_FILE) if file.name.lower() == LABEL_FILE]
+def label_files(root: Path) -> list[Path]:
+    """Return every `label.csv` in or below `root`, in a folder of any name."""
+    return [file for file in find_files(root, _FILE) if file.name.lower() == _FILE]
 
 
 def _first_column(lines: list[tuple[int, str]]) -> int:

@@ -157,7 +157,7 @@ def _copy_fashionai(existing: Path, staging: Path) -> list[Sketch]:
         raise InputError(f"{existing}: neither split files nor a {fashionai.LABEL_FILE} with readable rows")
     else:
         sketches = _sketches(raw, fashionai.SCHEMA)
-    _copy_files(existing.rglob(fashionai.LABEL_FILE), existing, staging)
+    _copy_files(fashionai.label_files(existing), existing, staging)
     return sketches
 
 

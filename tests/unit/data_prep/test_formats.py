@@ -58,7 +58,7 @@ def test_label_csv(new_folder: Folder, labels: dict[str, tuple[int, int]], maybe
         for name, (attribute, value) in labels.items()
     )
     write_fashionai(root, rows)
-    for file in root.rglob("label.csv"):
+    for file in root.rglob("Annotations/label.csv"):
         text = file.read_text().replace("\n", end)
         file.write_bytes((text.replace("ny", "my") if maybe else text).encode())
     read = fashionai.read_raw(root)
