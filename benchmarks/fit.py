@@ -28,7 +28,7 @@ from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
 from data_prep.request import TableOptions
-from data_prep.splits import Shares
+from data_prep.splits import SplitFractions
 from pipeline.common.console import progress_bar, say
 from pipeline.evaluation.expectations import expectations
 
@@ -52,7 +52,7 @@ def photographs() -> Path:
     return folder
 
 
-def prepared(root: Path, out: Path, shares: Shares, **options: int) -> Dataset:
+def prepared(root: Path, out: Path, fractions: SplitFractions, **options: int) -> Dataset:
     """Prepare the photographs as docs/photographs.md does."""
     table = TableOptions(
         table=root / "images.csv",
@@ -61,9 +61,9 @@ def prepared(root: Path, out: Path, shares: Shares, **options: int) -> Dataset:
         attributes_file=ATTRIBUTES,
         missing=("Not sure", "Skip", "Other"),
         group="sender_id",
-        shares=shares,
     )
-    prepare("table", root, out, table=table, name="garments", progress=progress_bar, **options)  # type: ignore[arg-type]
+    given = {"fractions": fractions, "name": "garments", "progress": progress_bar}
+    prepare("table", root, out, table=table, **given, **options)  # type: ignore[arg-type]
     return Dataset(out)
 
 
@@ -122,8 +122,8 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     root = photographs()
     with tempfile.TemporaryDirectory() as folder:
-        shares = Shares(valid=0.0, test=TEST, query=0.5)
-        dataset = prepared(root, Path(folder) / "data", shares, triplets=100, epochs=1)
+        fractions = SplitFractions(valid=0.0, test=TEST, query=0.5)
+        dataset = prepared(root, Path(folder) / "data", fractions, triplets=100, epochs=1)
         expected = expectations(dataset, "test")
         assert expected
         rows = list(frozen(dataset))

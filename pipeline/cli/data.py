@@ -226,7 +226,7 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
     show_table(f"{info.name} in {out}", ["split", "images", "queries", "candidates"], rows)
     for split in ("test", "valid"):
         if split in summary.expected:
-            more = info.layout == "table" and info.split_origin.startswith("made")
+            more = info.split_origin.startswith("made")
             _show_expected(summary.expected[split], f"--{split}-share and --query-share make more" if more else "")
             break
     if info.split_origin:
