@@ -4,13 +4,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-MODES = ("per_micro_batch", "sync")
+MODES = ("per_micro_batch", "sync", "frozen")
 
 
 def convert_batchnorm(module: nn.Module, mode: str) -> nn.Module:
     """Make every batch norm layer in `module` follow `mode`, and return the module.
 
     "per_micro_batch" changes nothing: every micro-batch is normalised by its own statistics.
+    "frozen" changes nothing either: see `freeze_batchnorm`.
     "sync" replaces the layers by torch.nn.SyncBatchNorm, which normalises by the statistics of the global batch: then
     n processes compute what one would. Layers inside `module` are replaced in place. Names and shapes in the state
     dict do not change.
@@ -19,25 +20,35 @@ def convert_batchnorm(module: nn.Module, mode: str) -> nn.Module:
     """
     if mode not in MODES:
         raise ValueError(f"batch norm must be one of {', '.join(MODES)}, not {mode!r}")
-    if mode == "per_micro_batch":
+    if mode != "sync":
         return module
     if not all(tensor.is_cuda for tensor in module.state_dict().values()):
         raise ValueError("synchronised batch norm needs GPUs: move the module to one first")
     return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
+def freeze_batchnorm(module: nn.Module) -> None:
+    """Let every batch norm layer in `module` normalise by its running statistics and leave them as they are.
+
+    Its factors are learned as before. Call it after each `module.train()`.
+    """
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+            norm.eval()
+
+
 class RunningStatistics:
     """Running statistics of batch norm over micro-batches: one update a step, whichever process computes which.
 
     Each micro-batch updates the statistics from before the step; after the step they are the mean of these results over
-    all micro-batches of the global batch. Layers with synchronised statistics are left alone.
+    all micro-batches of the global batch. Layers with synchronised or frozen statistics are left alone.
     """
 
     def __init__(self, module: nn.Module):
         self._running: list[Tensor] = []
         self._counts: list[Tensor] = []
         for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d):
+            if isinstance(norm, nn.BatchNorm2d) and norm.training:
                 held = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
                 mean, variance, count = (tensor for tensor in held if tensor is not None)
                 self._running += [mean, variance]
@@ -78,4 +89,4 @@ class RunningStatistics:
 
     def _write(self, flat: Tensor) -> None:
         for buffer, values in zip(self._running, flat.split([len(buffer) for buffer in self._running]), strict=True):
-            buffer.copy_(values)
+            buffer.data.copy_(values)  # in place unseen by autograd: a backward pass may still be to come

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -111,12 +111,16 @@ class Annotation:
     """Bounding boxes to crop pictures to: path, x0, y0, x1, y1 in pixels; None if pictures are not cropped."""
     split_origin: str = ""
     """Who made the split: the dataset's authors, a column, or this package, with the seed."""
+    made: Literal["split", "roles", ""] = ""
+    """What this package makes: split and roles, the roles alone, or nothing because all is given."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how the annotation was read."""
     expected: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(source, reason) -> what was expected instead of a rejected row; a source "" stands for every source."""
     near_duplicates: pd.DataFrame | None = None
     """Pairs with the columns of tables.NEAR_DUPLICATES; None if they were not looked for."""
+    groups: pd.Series | None = None
+    """Name of what is not divided between splits, by path; None if there are no groups."""
     unused: pd.DataFrame | None = None
     """Files below the root that no row names: path, and whether it is a `picture`; None if they were not looked for."""
 

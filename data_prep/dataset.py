@@ -104,8 +104,9 @@ class Dataset:
 
     @cached_property
     def images(self) -> pd.DataFrame:
-        """Images: image_id, path, split, and the width and height of the source in pixels."""
-        return self._table("images.parquet").to_pandas()
+        """Images: image_id, path, split, the width and height of the source in pixels, and group (may be None)."""
+        images = self._table("images.parquet").to_pandas()
+        return images if "group" in images else images.assign(group=None)
 
     @cached_property
     def regions(self) -> pd.DataFrame | None:

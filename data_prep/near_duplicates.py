@@ -1,7 +1,8 @@
 """Near-duplicates among pictures: the same picture resized, encoded again or slightly changed.
 
 Pictures are compared by the perceptual hash of `imagehash`: 64 bits of the lowest frequencies of a small grey copy. Two
-hashes of near-duplicates differ in a few bits; those of other pictures differ in about half.
+hashes of near-duplicates differ in a few bits; those of other pictures differ in about half. Garments in one pose
+before one ground can have hashes as near: a pair's tiny copies in colour must be alike, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 import faiss
 import imagehash
 import numpy as np
+import pandas as pd
+from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -26,6 +29,18 @@ DISTANCE = 4
 """Bits in which the hashes of near-duplicates differ at most."""
 BANDS, BAND = 5, 12
 """A pair within DISTANCE has at least one of BANDS bands of BAND bits in common."""
+TINY_COPY = 8
+"""Side in pixels of the copies in colour."""
+UNLIKE = 12.0
+"""Root of the mean squared difference of the copies' pixels (0 to 255), up to which two pictures are near-duplicates.
+
+Copies of a picture that is resized, encoded again or cropped by 1 % of its sides differ by 0 to 7, those of one that is
+10 % brighter by 13; those of one garment in two colours by 25 and more.
+"""
+AT_ONCE = 10_000
+"""Pairs whose copies are compared at a time."""
+SHOWN = 12
+"""Pairs of which thumbnails are kept."""
 SMALL_COPY = 128
 """Side in pixels that a JPEG is decoded at, at least."""
 THUMBNAIL = 132
@@ -44,13 +59,22 @@ class Look:
     """N bool: whether the picture has a hash: it can be read, and is not of one colour."""
     one_colour: np.ndarray
     """N bool."""
+    copies: np.ndarray
+    """N×T×T×3 uint8, T = TINY_COPY."""
     short_side: np.ndarray
     """N int64: short side in pixels."""
 
 
 def look_at(root: Path, paths: Sequence[str], progress: Progress = silent) -> Look:
     """Look at pictures below `root`, in as many threads as there are cores."""
-    look = Look(np.zeros((len(paths), 8), np.uint8), *(np.zeros(len(paths), kind) for kind in (bool, bool, np.int64)))
+    n = len(paths)
+    look = Look(
+        hashes=np.zeros((n, 8), np.uint8),
+        hashed=np.zeros(n, bool),
+        one_colour=np.zeros(n, bool),
+        copies=np.zeros((n, TINY_COPY, TINY_COPY, 3), np.uint8),
+        short_side=np.zeros(n, np.int64),
+    )
     advance = progress("pictures looked at", len(paths))
 
     def fill(number: int) -> None:
@@ -58,13 +82,16 @@ def look_at(root: Path, paths: Sequence[str], progress: Progress = silent) -> Lo
             with open_picture(read_file(root / paths[number])) as image:
                 short = min(upright_size(image))
                 image.draft("RGB", (SMALL_COPY, SMALL_COPY))
-                grey = upright_rgb(image).convert("L")
+                colour = upright_rgb(image)
+                grey = colour.convert("L")
+                tiny = colour.resize((TINY_COPY, TINY_COPY), Image.Resampling.BOX)
         except Exception:  # a damaged picture can raise nearly anything; packing names the reason
             return
         look.short_side[number] = short
         look.one_colour[number] = np.asarray(grey).std() < FLAT
         if not look.one_colour[number]:
             look.hashes[number] = np.packbits(imagehash.phash(grey).hash.reshape(-1))
+            look.copies[number] = np.asarray(tiny)
             look.hashed[number] = True
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -86,13 +113,76 @@ def near_pairs(look: Look) -> np.ndarray:
     keep = first < found
     pairs = np.stack([numbers[first[keep]], numbers[found[keep]], distances[keep].astype(np.int64)], axis=1)
     pairs = np.unique(pairs, axis=0)
+    parts = np.array_split(pairs, len(pairs) // AT_ONCE + 1)
+    pairs = np.concatenate([part[_unlikeness(look.copies, part) <= UNLIKE] for part in parts])
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], pairs[:, 2]))]
+
+
+def _unlikeness(copies: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    difference = copies[pairs[:, 0]].astype(np.float32) - copies[pairs[:, 1]]
+    return np.sqrt(np.square(difference).mean((1, 2, 3)))
 
 
 def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
     """Return the cluster of each of `count` pictures: pictures that a chain of pairs connects have the same number."""
     graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def kept_of(cluster: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Return for each picture the one that is kept of its cluster: that of the lowest rank, the first of equal ones."""
+    order = np.lexsort((rank, cluster))
+    first = np.ones(len(order), bool)
+    first[1:] = cluster[order][1:] != cluster[order][:-1]
+    return order[first][np.unique(cluster, return_inverse=True)[1]]
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Near-duplicates among N pictures."""
+
+    pairs: pd.DataFrame
+    """path, other_path, distance, and thumbnails of the first pairs; nearest first."""
+    cluster: np.ndarray
+    """N int64: pictures that a chain of pairs connects have the same number."""
+    notes: tuple[str, ...]
+    """Notes for the user on pictures of one colour, and on pictures that have to be enlarged."""
+
+    def in_splits(self, images: pd.DataFrame) -> pd.DataFrame:
+        """Return the pairs with the splits of both pictures; empty for a picture that is not among `images`."""
+        split = images.set_index("path")["split"]
+        columns = {"split": "path", "other_split": "other_path"}
+        return self.pairs.assign(
+            **{name: self.pairs[path].map(split).fillna("").astype("str") for name, path in columns.items()}
+        )
+
+
+def find_near_duplicates(
+    root: Path, paths: Sequence[str], image_size: int, progress: Progress = silent
+) -> NearDuplicates:
+    """Look at pictures below `root`, whose short side is to be `image_size` pixels, and find near-duplicates."""
+    look = look_at(root, paths, progress)
+    notes = []
+    for marked, what in (
+        (look.one_colour, "of one colour"),
+        ((look.short_side > 0) & (look.short_side < image_size), f"enlarged to {image_size} px"),
+    ):
+        if marked.any():
+            notes.append(f"pictures {what}: {int(marked.sum()):,}, such as {paths[int(np.argmax(marked))]}")
+    pairs = near_pairs(look)
+    jpegs = [
+        [thumbnail(root, paths[i]) if row < SHOWN else None for i in pair] for row, pair in enumerate(pairs[:, :2])
+    ]
+    table = pd.DataFrame(
+        {
+            "path": [paths[i] for i in pairs[:, 0]],
+            "other_path": [paths[i] for i in pairs[:, 1]],
+            "distance": pairs[:, 2],
+            "jpeg": [one for one, _ in jpegs],
+            "other_jpeg": [other for _, other in jpegs],
+        }
+    )
+    return NearDuplicates(table, clusters(len(paths), pairs), tuple(notes))
 
 
 def thumbnail(root: Path, path: str) -> bytes:

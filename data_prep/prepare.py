@@ -15,13 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import tables
-from data_prep.annotation import CHOSEN, REASONS, TRIPLET_COLUMNS, Annotation, Reject, count_reasons
+from data_prep.annotation import CHOSEN, REASONS, TRIPLET_COLUMNS, Annotation, Reject, count_reasons, rejected
 from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, table, zappos50k
 from data_prep.layouts.whereabouts import located
+from data_prep.near_duplicates import find_near_duplicates, kept_of
 from data_prep.packing import Packing, pack
 from data_prep.progress import Progress, silent
 from data_prep.request import Request, TableOptions
+from data_prep.splits import SplitFractions, assign_splits
 from data_prep.staging import atomic_dataset
 from data_prep.storage import Storage
 from data_prep.tables import (
@@ -39,7 +41,7 @@ from data_prep.triplets import TripletSampler
 
 
 class Reader(Protocol):
-    """The adapter of a layout: reads the official files into rows that all have a split."""
+    """The adapter of a layout: reads the official files into rows; all have a split, or none has one."""
 
     def __call__(self, request: Request) -> Annotation:
         """Read the annotation. Raises InputError."""
@@ -77,6 +79,8 @@ def prepare(
     seed: int = 0,
     image_size: int = 224,
     fit: Literal["crop", "pad", "stretch"] = "crop",
+    fractions: SplitFractions | None = None,
+    near_duplicates: Literal["keep", "group", "drop"] | None = None,
     max_rejects: float = 0.1,
     command: str = "",
     overwrite: bool = False,
@@ -86,11 +90,12 @@ def prepare(
 
     `split_files`, `annotation`, `categories`, `crop_boxes` and `table` are explained in Request. `out` is a folder or
     a URI. `image_size` is the short side of the packed images in pixels, and `fit` says how models see images that are
-    not square. `triplets` are drawn for each of `epochs` training epochs; if the dataset brings triplets, those are
-    divided over the epochs, by default all in one epoch. Equal input and seed give equal tables. A second call
-    continues a stopped preparation with the images packed so far. `command` is kept in the description. Returns the
-    description. Raises InputError for errors that a user can correct, and if more than the fraction `max_rejects` of
-    the rows is rejected.
+    not square. `fractions` are the sizes of a made split, and `near_duplicates` says what becomes of nearly equal
+    pictures in it, by default group (see Request). `triplets` are drawn for each of `epochs` training epochs; if the
+    dataset brings triplets, those are divided over the epochs, by default all in one epoch. Equal input and seed give
+    equal tables. A second call continues a stopped preparation with the images packed so far. `command` is kept in the
+    description. Returns the description. Raises InputError for errors that a user can correct, and if more than the
+    fraction `max_rejects` of the rows is rejected.
     """
     name = name or layout
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -106,17 +111,30 @@ def prepare(
             raise InputError(f"{folder}: no such folder")
     root = root.resolve()
     request = Request(
-        root, split_files, seed, annotation, categories, crop_boxes, image_size, progress, table or TableOptions()
+        root,
+        split_files=split_files,
+        seed=seed,
+        fractions=fractions or SplitFractions(),
+        near_duplicates=near_duplicates or "group",
+        annotation=annotation,
+        categories=categories,
+        crop_boxes=crop_boxes,
+        image_size=image_size,
+        progress=progress,
+        table=table or TableOptions(),
     )
     with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as staging:
         read = LAYOUTS[layout](request)
         read = read if layout == "table" else located(read, root)
         read.check()
         _check_rejects(read, root, max_rejects)
+        _check_unused_options(read, request.fractions, near_duplicates)
+        regions = _read_regions(root, read)
+        read = _with_split(read, request)
         images = read.images()
         images.insert(0, "image_id", np.arange(len(images)))
+        images["group"] = None if read.groups is None else images["path"].map(read.groups)
         # Before packing, which takes long: everything that can already fail.
-        regions = _read_regions(root, read)
         _check_anchors(_numbered(read.rows, images))
         packing = pack(images, root, staging, image_size, seed, progress)
         packed = _without_refused(read, images, packing)
@@ -153,6 +171,49 @@ def prepare(
         _check_written(staging, info)
         (staging / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
     return info
+
+
+def _check_unused_options(read: Annotation, fractions: SplitFractions, near_duplicates: str | None) -> None:
+    """Raise InputError for options of a made split, if the annotation gives the split."""
+    default = SplitFractions()
+    unused = {
+        "--valid-share": read.made != "split" and fractions.valid != default.valid,
+        "--test-share": read.made != "split" and fractions.test != default.test,
+        "--query-share": read.made == "" and fractions.query != default.query,
+        "--near-duplicates group": read.made != "split" and near_duplicates == "group",
+        "--near-duplicates drop": read.made != "split" and near_duplicates == "drop" and read.near_duplicates is None,
+    }
+    for option, is_unused in unused.items():
+        if is_unused:
+            raise InputError(f"{option} is for a made split, and this one is given ({read.split_origin}); leave it out")
+
+
+def _with_split(read: Annotation, request: Request) -> Annotation:
+    """Look for near-duplicates, and make the split if the annotation gives none; tables have done both."""
+    if read.near_duplicates is not None:
+        return read
+    images = read.images()
+    paths = images["path"].tolist()
+    found = find_near_duplicates(request.root, paths, request.image_size, request.progress)
+    rows, rejects, origin = read.rows, read.rejects, read.split_origin
+    if read.made == "split":
+        if request.near_duplicates == "drop":
+            kept = images["path"].iloc[kept_of(found.cluster, np.zeros(len(paths)))].set_axis(paths)
+            lost = rows["path"] != rows["path"].map(kept)
+            dropped = rows[lost].assign(like=rows["path"].map(kept))
+            rejects = rejects + rejected(dropped, "near_duplicate", "{path}: like {like}")
+            rows = rows[~lost].reset_index(drop=True)
+        alike = pd.Series(found.cluster, paths) if request.near_duplicates == "group" and len(found.pairs) else None
+        rows = assign_splits(rows, request.seed, request.fractions, alike)
+        origin = f"made, seed {request.seed}"
+    done = replace(
+        read,
+        rows=rows,
+        rejects=rejects,
+        split_origin=origin,
+        notes=(*read.notes, *found.notes),
+    )
+    return replace(done, near_duplicates=found.in_splits(done.images()))
 
 
 def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> None:

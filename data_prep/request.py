@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.progress import Progress, silent
-from data_prep.splits import Shares
+from data_prep.splits import SplitFractions
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,6 @@ class TableOptions:
     """Whether texts that differ in case only are one value."""
     group: str | None = None
     """Column of what may not be divided between splits."""
-    near_duplicates: str = "group"
-    """keep: only name them; group: never divide them between splits; drop: keep one of each."""
-    shares: Shares = field(default_factory=Shares)
-    """Shares of a made split."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,10 @@ class Request:
     """Folder of ASEN's split files, if they are not in the root."""
     seed: int = 0
     """Seed of the split, if none is given."""
+    fractions: SplitFractions = field(default_factory=SplitFractions)
+    """Sizes of a made split."""
+    near_duplicates: str = "group"
+    """keep: only name them; group: never divide them between made splits; drop: keep one of each."""
     annotation: str | None = None
     """coarse or fine; if None, the one that exists, coarse before fine."""
     categories: bool = False

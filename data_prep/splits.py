@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from data_prep.errors import InputError
 from data_prep.tables import SPLITS
@@ -13,7 +14,7 @@ ROLES = ("query", "candidate")
 
 
 @dataclass(frozen=True)
-class Shares:
+class SplitFractions:
     """Fractions of the images in a made split; the defaults are the protocol's, 8 : 1 : 1 and 1 : 4."""
 
     valid: float = 0.1
@@ -25,7 +26,7 @@ class Shares:
 
 
 def make_split(
-    image: np.ndarray, label: np.ndarray, shares: Shares, seed: int, group: np.ndarray | None = None
+    image: np.ndarray, label: np.ndarray, fractions: SplitFractions, seed: int, group: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the index in SPLITS of every image.
 
@@ -35,12 +36,12 @@ def make_split(
     """
     rng = np.random.default_rng(seed)
     if group is None:
-        return _in_turn(_order(image, label, rng), shares)
+        return _in_turn(_order(image, label, rng), fractions)
     sizes = np.bincount(group)
-    split = _by_group(image, label, np.unique(group, return_inverse=True)[1], shares, rng)
+    split = _by_group(image, label, np.unique(group, return_inverse=True)[1], fractions, rng)
     counts = np.bincount(split, minlength=len(SPLITS))
-    wanted = (1.0, shares.valid, shares.test)
-    empty = [name for name, count, share in zip(SPLITS, counts, wanted, strict=True) if share and not count]
+    wanted = (1.0, fractions.valid, fractions.test)
+    empty = [name for name, count, fraction in zip(SPLITS, counts, wanted, strict=True) if fraction and not count]
     if empty:
         raise InputError(
             f"no split without dividing groups: none would be in {empty[0]} ({np.count_nonzero(sizes):,} groups, the "
@@ -50,12 +51,41 @@ def make_split(
     return split
 
 
-def make_roles(image: np.ndarray, label: np.ndarray, shares: Shares, seed: int | list[int]) -> np.ndarray:
+def make_roles(image: np.ndarray, label: np.ndarray, fractions: SplitFractions, seed: int | list[int]) -> np.ndarray:
     """Return for every image of one split whether it is a query; arguments as for `make_split`."""
     order = _order(image, label, np.random.default_rng(seed))
     query = np.zeros(len(order), bool)
-    query[order] = _evenly(len(order), shares.query)
+    query[order] = _evenly(len(order), fractions.query)
     return query
+
+
+def assign_splits(
+    rows: pd.DataFrame, seed: int, fractions: SplitFractions, groups: pd.Series | None = None
+) -> pd.DataFrame:
+    """Return the labels of an annotation with split and role, both made. All labels of an image have the same ones.
+
+    `groups` is the number of what is not divided between splits, by path. Raises InputError as `make_split` does.
+    """
+    image, paths = pd.factorize(rows["path"])
+    group = None if groups is None else groups.loc[paths].to_numpy()
+    split = make_split(image, _labels(rows), fractions, seed, group)
+    return assign_roles(rows.assign(split=np.array(SPLITS, object)[split[image]]), seed, fractions)
+
+
+def assign_roles(rows: pd.DataFrame, seed: int, fractions: SplitFractions) -> pd.DataFrame:
+    """Return labels that have a split with the roles of validation and test; all labels of an image have the same."""
+    role = np.full(len(rows), "", object)
+    for number, split in enumerate(SPLITS[1:], start=1):
+        own = np.flatnonzero(rows["split"] == split)
+        of_split = rows.iloc[own]
+        image = pd.factorize(of_split["path"])[0]
+        query = make_roles(image, _labels(of_split), fractions, [seed, number])
+        role[own] = np.where(query[image], *ROLES) if len(own) else ""
+    return rows.assign(role=role).astype({"split": "str", "role": "str"})
+
+
+def _labels(rows: pd.DataFrame) -> np.ndarray:
+    return rows.groupby(["attribute", "value"]).ngroup().to_numpy(np.int64)
 
 
 def _order(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -73,23 +103,23 @@ def _order(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> np
     return order[np.argsort(rarest[order], kind="stable")]
 
 
-def _evenly(n: int, share: float) -> np.ndarray:
-    """Return a mask of n items that marks a fraction `share` of them, evenly spaced."""
-    return np.diff(np.floor(np.arange(n + 1) * share + 0.5 + 1e-9)) > 0
+def _evenly(n: int, fraction: float) -> np.ndarray:
+    """Return a mask of n items that marks this fraction of them, evenly spaced."""
+    return np.diff(np.floor(np.arange(n + 1) * fraction + 0.5 + 1e-9)) > 0
 
 
-def _in_turn(order: np.ndarray, shares: Shares) -> np.ndarray:
+def _in_turn(order: np.ndarray, fractions: SplitFractions) -> np.ndarray:
     turn = np.zeros(len(order), np.int64)
-    turn[_evenly(len(order), shares.test)] = SPLITS.index("test")
+    turn[_evenly(len(order), fractions.test)] = SPLITS.index("test")
     rest = np.flatnonzero(turn == 0)
-    turn[rest[_evenly(len(rest), shares.valid / (1 - shares.test))]] = SPLITS.index("valid")
+    turn[rest[_evenly(len(rest), fractions.valid / (1 - fractions.test))]] = SPLITS.index("valid")
     split = np.empty(len(order), np.int64)
     split[order] = turn
     return split
 
 
 def _by_group(
-    image: np.ndarray, label: np.ndarray, group: np.ndarray, shares: Shares, rng: np.random.Generator
+    image: np.ndarray, label: np.ndarray, group: np.ndarray, fractions: SplitFractions, rng: np.random.Generator
 ) -> np.ndarray:
     """Assign the largest group first, each to the split that lacks most of its labels (Sechidis et al. 2011)."""
     totals = np.bincount(label)
@@ -102,7 +132,7 @@ def _by_group(
     # A rare label counts as much as a frequent one.
     weight = np.diff(start, append=len(key)) / totals[labels]
     starts = np.searchsorted(owner, np.arange(int(group.max()) + 2)).tolist()
-    parts = (1 - shares.valid - shares.test, shares.valid, shares.test)
+    parts = (1 - fractions.valid - fractions.test, fractions.valid, fractions.test)
     lacking = np.repeat(np.array(parts)[:, None], len(totals), axis=1)
     sizes = np.bincount(group)
     shuffled = rng.permutation(len(sizes))

@@ -22,7 +22,7 @@ REPORT = "report.html"
 UNUSED_FILE = "unused.parquet"
 """Files below the root that no row of the annotation names; only a table's dataset has it."""
 NEAR_DUPLICATES_FILE = "near_duplicates.parquet"
-"""Pairs of pictures that are nearly the same; only a table's dataset has it."""
+"""Pairs of pictures that are nearly the same; datasets of an earlier version may lack it."""
 TABLES = (
     *("images.parquet", "labels.parquet", "retrieval.parquet", "regions.parquet", "rejects.parquet"),
     UNUSED_FILE,
@@ -41,8 +41,11 @@ IMAGES = pa.schema(
         ("split", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("group", pa.string()),
     ]
 )
+"""`group` names what is not divided between splits, such as a product; null where it is not known, and missing in
+datasets of an earlier version."""
 LABELS = pa.schema([("image_id", pa.int64()), ("attribute", pa.int16()), ("value", pa.int32()), ("split", pa.string())])
 RETRIEVAL = pa.schema(
     [
@@ -90,6 +93,16 @@ class Attribute(BaseModel):
     model_config = ConfigDict(frozen=True)
     name: str
     values: tuple[str, ...]
+    forbids: tuple[Literal["crop", "jitter"], ...] | None = None
+    """Random changes of training pictures that would change the value; None: those that the name implies."""
+
+    @property
+    def forbidden(self) -> tuple[str, ...]:
+        """Random changes that are not made of pictures with a label under this attribute."""
+        if self.forbids is not None:
+            return self.forbids
+        implied = {"crop": ("length",), "jitter": ("color", "colour")}
+        return tuple(change for change, words in implied.items() if any(word in self.name.lower() for word in words))
 
 
 class DatasetInfo(BaseModel):

@@ -255,25 +255,10 @@ def assign_splits(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     image, position = _ordered(rows, seed)
     split = np.select([position % 10 == 8, position % 10 == 9], ["valid", "test"], "train")
     role = np.where(split == "train", "", np.where(position // 10 % QUERY_EVERY == 0, *ROLES))
-    return _with(rows, split[image], role[image])
+    return rows.assign(split=split[image], role=role[image]).astype({"split": "str", "role": "str"})
 
 
-def assign_roles(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Make queries and candidates, 1 : 4, of the images of validation and test in rows that have a split."""
-    assigned = [rows[rows["split"] == "train"]]
-    for number, split in enumerate(SPLITS[1:]):
-        of_split = rows[rows["split"] == split]
-        image, position = _ordered(of_split, [seed, number])
-        role = np.where(position % QUERY_EVERY == 0, *ROLES)
-        assigned.append(_with(of_split, split, role[image]))
-    return pd.concat(assigned).sort_index()
-
-
-def _with(rows: pd.DataFrame, split: np.ndarray | str, role: np.ndarray) -> pd.DataFrame:
-    return rows.assign(split=split, role=role).astype({"split": "str", "role": "str"})
-
-
-def _ordered(rows: pd.DataFrame, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _ordered(rows: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Order images by one of their labels, drawn by lot, and shuffled within equal ones.
 
     Returns every row's image, and every image's position in the order.

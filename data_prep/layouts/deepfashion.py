@@ -33,8 +33,6 @@ from data_prep.annotation import (
 from data_prep.errors import InputError
 from data_prep.layouts.asen_split import (
     GlobalValue,
-    assign_roles,
-    assign_splits,
     find_split_files,
     ranked,
     read_split_files,
@@ -49,6 +47,7 @@ from data_prep.layouts.text_files import (
     read_lines,
 )
 from data_prep.request import Request
+from data_prep.splits import assign_roles
 from data_prep.tables import Attribute
 
 NAME = "DeepFashion"
@@ -116,11 +115,11 @@ def _plain(name: str) -> str:
 
 
 def read(request: Request) -> Annotation:
-    """Read the annotation below the root, so that every row has a split.
+    """Read the annotation below the root.
 
     If there are split files, labels and split are theirs, and raw coarse labels, if any, are checked against them.
     Otherwise, the split is that of list_eval_partition.txt or Anno_fine, and queries and candidates are made from the
-    seed in ASEN's proportions. If there is no partition, the split is made from the seed, too. Raises InputError.
+    seed in ASEN's proportions. Raises InputError.
     """
     splits = find_split_files(request, NAME)
     below = Below.of(request.root)
@@ -159,10 +158,11 @@ def _read_unsplit(request: Request, below: Below) -> Annotation:
             f"{request.root}: not DeepFashion's layout (no list_attr_img.txt and no Anno_fine/train_attr.txt below it, "
             "no filenames_*.txt in it; give --split-files if they are elsewhere)"
         )
-    given = bool((raw.rows["split"] != "").all())
-    made = assign_roles if given else assign_splits
-    origin = f"the annotation's, queries made, seed {request.seed}" if given else f"made, seed {request.seed}"
-    return replace(raw, rows=made(raw.rows, request.seed), split_origin=origin)
+    if not (raw.rows["split"] != "").all():
+        return replace(raw, made="split")
+    rows = assign_roles(raw.rows, request.seed, request.fractions)
+    origin = f"the annotation's, queries made, seed {request.seed}"
+    return replace(raw, rows=rows, made="roles", split_origin=origin)
 
 
 def _boxed(annotation: Annotation, below: Below) -> Annotation:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from data_prep.annotation import Annotation, Reject, Row, bad_line, counted, frame_of, reconcile, settled
 from data_prep.errors import InputError
-from data_prep.layouts.asen_split import assign_splits, find_split_files, read_split_files
+from data_prep.layouts.asen_split import find_split_files, read_split_files
 from data_prep.layouts.text_files import (
     LONGEST_PATH,
     check_commas,
@@ -60,10 +60,10 @@ _FOLDER, _FILE = LABEL_FILE.split("/")
 
 
 def read(request: Request) -> Annotation:
-    """Read the annotation below the root, so that every row has a split.
+    """Read the annotation below the root.
 
     If there are split files (given, or in the root), they decide the split, and raw rows are checked against them.
-    Otherwise, a split in ASEN's proportions is made from the seed. Raises InputError.
+    Raises InputError.
     """
     root = request.root
     splits = find_split_files(request, NAME)
@@ -80,7 +80,7 @@ def read(request: Request) -> Annotation:
             f"{root}: not FashionAI's layout (no {LABEL_FILE} in or below it, no filenames_*.txt; "
             "give --split-files if they are elsewhere)"
         )
-    return replace(raw, rows=assign_splits(raw.rows, request.seed), split_origin=f"made, seed {request.seed}")
+    return replace(raw, made="split")
 
 
 def read_raw(root: Path) -> Annotation:

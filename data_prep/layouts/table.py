@@ -11,6 +11,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from data_prep.layouts.folders import IMAGE, files_below, is_picture, level_name
 from data_prep.layouts.table_attributes import Labels, definitions, labels_of
 from data_prep.layouts.table_file import Column, Records, check_columns, opened
 from data_prep.layouts.text_files import is_file
-from data_prep.near_duplicates import clusters, look_at, near_pairs, thumbnail
+from data_prep.near_duplicates import NearDuplicates, clusters, find_near_duplicates, kept_of
 from data_prep.request import Request, TableOptions
 from data_prep.splits import ROLES, make_roles, make_split
 from data_prep.tables import SPLITS, Attribute
@@ -38,8 +39,6 @@ SPLIT_WORDS = {
 YES, NO = ("true", "1", "1.0", "yes", "y", "t"), ("false", "0", "0.0", "no", "n", "f", "none", "nan", "")
 BOTH = 3
 """Role of a picture that the table names as query and as candidate; 1 is a query, 2 a candidate."""
-SHOWN = 12
-"""Pairs of near-duplicates of which small copies are kept."""
 NAMED = 8
 """Number of values that a note names."""
 
@@ -56,11 +55,11 @@ def annotated(request: Request, files: list[str] | None = None) -> Annotation:
     catalogue = labelled(records, source, options, request.root)
     del records  # as large as the labels
     if files is None:
-        return _annotation(catalogue, options, request.seed, notes, None)
+        return _annotation(catalogue, request, notes, None)
     _leave_out_missing(catalogue, request.root, files)
-    pairs = _near_duplicates(catalogue, request, notes)
-    annotation = _annotation(catalogue, options, request.seed, notes, _unused(catalogue, files))
-    return replace(annotation, near_duplicates=_across(pairs, annotation))
+    found = _near_duplicates(catalogue, request, notes)
+    annotation = _annotation(catalogue, request, notes, _unused(catalogue, files))
+    return replace(annotation, near_duplicates=found.in_splits(annotation.images()))
 
 
 def _records(request: Request, files: list[str]) -> tuple[Records, str, list[str]]:
@@ -125,6 +124,7 @@ class Catalogue:
         self.labels = labels
         self.groups: np.ndarray | None = None
         """Each record's group, -1 if it has none; None if there is no column of groups."""
+        self.group_names = pa.array([], pa.string())
         self.splits: np.ndarray | None = None
         """Each record's index in SPLITS; None if they have to be made."""
         self.roles: np.ndarray | None = None
@@ -157,7 +157,11 @@ def labelled(records: Records, source: str, options: TableOptions, root: Path) -
     labels = [labels_of(one, records.columns[one.column], options) for one in definitions(options, levels)]
     catalogue = Catalogue(pd.Index(image.texts.to_pandas()), image.codes, records, source, labels)
     if options.group:
-        catalogue.groups = records.columns[options.group].codes
+        column = records.columns[options.group]
+        missing = {"", *(word.casefold() for word in options.missing)}
+        named = [text.strip().casefold() not in missing for text in column.texts.to_pylist()]
+        catalogue.groups = np.where(np.array([*named, False])[column.codes], column.codes, -1)
+        catalogue.group_names = column.texts
     has_label = np.zeros(len(records), bool)
     for one in labels:
         has_label[one.records] = True
@@ -271,56 +275,28 @@ def _leave_out_missing(catalogue: Catalogue, root: Path, files: list[str]) -> No
         catalogue.leave_out(bad[chosen], reason, paths[chosen].tolist())
 
 
-def _near_duplicates(catalogue: Catalogue, request: Request, notes: list[str]) -> pd.DataFrame:
-    """Look for near-duplicates, and group or drop them as the option says.
-
-    Returns the pairs: path, other_path, distance, and small copies of the first pairs. Notes name pictures of one
-    colour and pictures that have to be enlarged.
-    """
+def _near_duplicates(catalogue: Catalogue, request: Request, notes: list[str]) -> NearDuplicates:
+    """Look for near-duplicates, and group or drop them as the option says."""
     used = np.zeros(len(catalogue.paths), bool)
     for one in catalogue.labels:
         used[catalogue.image[one.records]] = True
     numbers = np.flatnonzero(used)
     paths = catalogue.paths[numbers].tolist()
-    look = look_at(request.root, paths, request.progress)
-    for marked, what in (
-        (look.one_colour, "of one colour"),
-        ((look.short_side > 0) & (look.short_side < request.image_size), f"enlarged to {request.image_size} px"),
-    ):
-        if marked.any():
-            notes.append(f"pictures {what}: {int(marked.sum()):,}, such as {paths[int(np.argmax(marked))]}")
-    pairs = near_pairs(look)
-    shown: list[list[bytes | None]] = [
-        [thumbnail(request.root, paths[i]) for i in pair] for pair in pairs[:SHOWN, :2].tolist()
-    ]
-    missing: list[list[bytes | None]] = [[None, None]] * (len(pairs) - len(shown))
-    small = shown + missing
-    found = pd.DataFrame(
-        {
-            "path": [paths[i] for i in pairs[:, 0]],
-            "other_path": [paths[i] for i in pairs[:, 1]],
-            "distance": pairs[:, 2],
-            "jpeg": [one for one, _ in small],
-            "other_jpeg": [other for _, other in small],
-        }
-    )
-    alike = clusters(len(paths), pairs)
-    if len(pairs) and request.table.near_duplicates == "group" and catalogue.splits is None:
+    found = find_near_duplicates(request.root, paths, request.image_size, request.progress)
+    notes += found.notes
+    if len(found.pairs) and request.near_duplicates == "group" and catalogue.splits is None:
         # All others are clusters of their own.
-        catalogue.alike = len(alike) + np.arange(len(catalogue.paths))
-        catalogue.alike[numbers] = alike
-    if len(pairs) and request.table.near_duplicates == "drop":
-        _drop(catalogue, numbers, alike)
+        catalogue.alike = len(paths) + np.arange(len(catalogue.paths))
+        catalogue.alike[numbers] = found.cluster
+    if len(found.pairs) and request.near_duplicates == "drop":
+        _drop(catalogue, numbers, found.cluster)
     return found
 
 
-def _drop(catalogue: Catalogue, numbers: np.ndarray, alike: np.ndarray) -> None:
+def _drop(catalogue: Catalogue, numbers: np.ndarray, cluster: np.ndarray) -> None:
     """Keep one picture of each cluster: of test before valid before train, then the first one of the table."""
     split = _of_images(catalogue, catalogue.splits, numbers)
-    order = np.lexsort((np.arange(len(numbers)), np.zeros(len(numbers)) if split is None else -split, alike))
-    first = np.ones(len(numbers), bool)
-    first[1:] = alike[order][1:] != alike[order][:-1]
-    kept = numbers[order][first][alike]  # clusters are numbered from 0
+    kept = numbers[kept_of(cluster, np.zeros(len(numbers)) if split is None else -split)]
     lost = np.full(len(catalogue.paths), -1)
     lost[numbers] = np.where(kept == numbers, -1, kept)
     records = np.flatnonzero((catalogue.image >= 0) & (lost[catalogue.image] >= 0))
@@ -328,15 +304,6 @@ def _drop(catalogue: Catalogue, numbers: np.ndarray, alike: np.ndarray) -> None:
     images = catalogue.image[labelled_records]
     pairs = zip(catalogue.paths[images], catalogue.paths[lost[images]], strict=True)
     catalogue.leave_out(labelled_records, "near_duplicate", [f"{path}: like {other}" for path, other in pairs])
-
-
-def _across(pairs: pd.DataFrame, annotation: Annotation) -> pd.DataFrame:
-    """Return the pairs with the splits of both pictures; empty for a picture that is left out."""
-    split = annotation.images().set_index("path")["split"]
-    return pairs.assign(
-        split=pairs["path"].map(split).fillna("").astype("str"),
-        other_split=pairs["other_path"].map(split).fillna("").astype("str"),
-    )
 
 
 def _pattern_hint(catalogue: Catalogue, files: list[str]) -> str:
@@ -357,10 +324,9 @@ def _unused(catalogue: Catalogue, files: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"path": pd.Series(unused, dtype="str"), "picture": [is_picture(path) for path in unused]})
 
 
-def _annotation(
-    catalogue: Catalogue, options: TableOptions, seed: int, notes: list[str], unused: pd.DataFrame | None
-) -> Annotation:
+def _annotation(catalogue: Catalogue, request: Request, notes: list[str], unused: pd.DataFrame | None) -> Annotation:
     """Settle repeats and contradictions, leave out rare values, and make the split."""
+    options, seed = request.table, request.seed
     rows, rejects, repeats = _settled(catalogue)
     rows_in = len(rows) + len(rejects) + repeats
     notes += [note for one in catalogue.labels for note in one.notes]
@@ -373,7 +339,7 @@ def _annotation(
     image = np.searchsorted(distinct, path).astype(np.int32)
     first = np.cumsum([0, *(len(attribute.values) for attribute in attributes)]).astype(np.int32)
     label = first[rows["attribute"].to_numpy()] + rows["value"].to_numpy()
-    split, origin = _split(catalogue, options, seed, image, label, distinct)
+    split, origin = _split(catalogue, request, image, label, distinct)
     given = _of_images(catalogue, catalogue.roles, distinct)
     role = np.zeros(len(split), np.int8)
     for number in (1, 2):
@@ -381,13 +347,15 @@ def _annotation(
         place = np.zeros(len(split), np.int32)
         place[own] = np.arange(len(own))
         of_split = split[image] == number
-        role[own] = np.where(make_roles(place[image[of_split]], label[of_split], options.shares, [seed, number]), 1, 2)
+        role[own] = np.where(
+            make_roles(place[image[of_split]], label[of_split], request.fractions, [seed, number]), 1, 2
+        )
         if given is not None:
             role[own] = np.where(given[own] == BOTH, role[own], given[own])
     if given is not None and (given == BOTH).any():
         notes.append(
             f"{int((given == BOTH).sum()):,} pictures are queries and candidates in the table; here each is one of the "
-            f"two, drawn by lot: {options.shares.query:.0%} are queries"
+            f"two, drawn by lot: {request.fractions.query:.0%} are queries"
         )
     rows = rows.assign(
         split=pd.Categorical.from_codes(split[image], pd.Index(SPLITS)),
@@ -398,22 +366,27 @@ def _annotation(
         notes.append(
             f"{without_row:,} pictures below the root have no row, such as {unused.path[unused.picture].iloc[0]}"
         )
+    made: Literal["split", "roles", ""] = "roles" if given is None or (given == BOTH).any() else ""
+    if catalogue.splits is None:
+        made = "split"
     return Annotation(
         attributes, rows, rejects, rows_in=rows_in, repeats=repeats, notes=tuple(notes), unused=unused,
         several_values=any(one.several for one in catalogue.labels), split_origin=origin,
+        groups=_named_groups(catalogue, distinct), made=made,
     )  # fmt: skip
 
 
 def _split(
-    catalogue: Catalogue, options: TableOptions, seed: int, image: np.ndarray, label: np.ndarray, images: np.ndarray
+    catalogue: Catalogue, request: Request, image: np.ndarray, label: np.ndarray, images: np.ndarray
 ) -> tuple[np.ndarray, str]:
     """Return the split of each of `images`, and its origin."""
+    options, seed = request.table, request.seed
     given = _of_images(catalogue, catalogue.splits, images)
     if given is not None:
         if options.group:
             raise InputError(f"--group {options.group}: the table's columns give the split; leave one of both out")
         return given, catalogue.split_origin
-    split = make_split(image, label, options.shares, seed, _groups(catalogue, images))
+    split = make_split(image, label, request.fractions, seed, _groups(catalogue, images))
     return split, f"made, seed {seed}" + (f", groups by {options.group} undivided" if options.group else "")
 
 
@@ -441,6 +414,14 @@ def _groups(catalogue: Catalogue, images: np.ndarray) -> np.ndarray | None:
     # Groups with near-duplicates of each other are one.
     pairs = np.stack([group, int(group.max()) + 1 + alike], axis=1)
     return clusters(int(pairs.max()) + 1, pairs)[group]
+
+
+def _named_groups(catalogue: Catalogue, images: np.ndarray) -> pd.Series | None:
+    """Return the name of the group of each of `images`, by path; None if there are no groups."""
+    group = _of_images(catalogue, catalogue.groups, images)
+    if group is None:
+        return None
+    return pd.Series(_coded(group, catalogue.group_names).to_pylist(), index=catalogue.paths[images])
 
 
 def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:

@@ -33,7 +33,6 @@ from data_prep.annotation import (
     settled,
 )
 from data_prep.errors import InputError
-from data_prep.layouts.asen_split import assign_splits
 from data_prep.layouts.text_files import (
     LONGEST_PATH,
     check_commas,
@@ -67,9 +66,7 @@ def read(request: Request) -> Annotation:
             f"{request.root}: not UT-Zap50K's layout (neither filenames.json with tripletlists/ nor meta-data.csv "
             "below it; give --split-files if the lists are elsewhere)"
         )
-    annotation = read_table(table, request.root)
-    rows = assign_splits(annotation.rows, request.seed)
-    return replace(annotation, rows=rows, split_origin=f"made, seed {request.seed}")
+    return replace(read_table(table, request.root), made="split")
 
 
 def lists_below(folder: Path) -> Path | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.reports.dataset.page import PrepSummary
 
 LAYOUTS = ("fashionai", "deepfashion", "zappos50k", "darn")
-SHARE = click.FloatRange(0, 0.5)
+FRACTION = click.FloatRange(0, 0.5)
 TABLE_OPTIONS = (
     "table_file",
     "image",
@@ -32,10 +32,6 @@ TABLE_OPTIONS = (
     "fold_case",
     "min_images",
     "group",
-    "near_duplicates",
-    "valid_share",
-    "test_share",
-    "query_share",
 )
 """Options of `agman prep table` alone."""
 
@@ -93,18 +89,6 @@ def table_options(command: Callable[..., None]) -> Callable[..., None]:
             "--min-images", type=click.IntRange(1), help="table: leave out values with fewer images.  [default: 2]"
         ),
         click.option("--group", metavar="COLUMN", help="table: what is never divided between splits."),
-        click.option(
-            "--near-duplicates",
-            type=click.Choice(["keep", "group", "drop"]),
-            help="table: only name them, never divide them between splits, or keep one of each.  [default: group]",
-        ),
-        click.option("--valid-share", type=SHARE, help="table: share of valid in a made split.  [default: 0.1]"),
-        click.option("--test-share", type=SHARE, help="table: share of test in a made split.  [default: 0.1]"),
-        click.option(
-            "--query-share",
-            type=SHARE,
-            help="table: share of queries in valid and test of a made split.  [default: 0.2]",
-        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -129,6 +113,14 @@ def table_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--categories", is_flag=True, help="DeepFashion: add the clothing category as an attribute.")
 @click.option("--crop-boxes", is_flag=True, help="DeepFashion: crop every image to its bounding box.")
 @table_options
+@click.option(
+    "--near-duplicates",
+    type=click.Choice(["keep", "group", "drop"]),
+    help="Made split: only name them, never divide them between splits, or keep one of each.  [default: group]",
+)
+@click.option("--valid-share", type=FRACTION, help="Fraction of valid in a made split.  [default: 0.1]")
+@click.option("--test-share", type=FRACTION, help="Fraction of test in a made split.  [default: 0.1]")
+@click.option("--query-share", type=FRACTION, help="Fraction of queries in valid and test, if made.  [default: 0.2]")
 @click.option("--name", metavar="NAME", help="Name of the experiment and the registered model.  [default: the layout]")
 @click.option(
     "--triplets",
@@ -171,13 +163,16 @@ def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any
     """
     from data_prep.dataset import Dataset
     from data_prep.prepare import prepare
+    from data_prep.splits import SplitFractions
 
+    given = {name: options.pop(f"{name}_share") for name in ("valid", "test", "query")}
+    fractions = SplitFractions(**{name: fraction for name, fraction in given.items() if fraction is not None})
     command = typed(click.get_current_context(), without=("as_json", "overwrite"))
     table = _table_options(layout, options)
     if table and table.table and not (table.attributes or table.attributes_file):
         propose(root, table, command, as_json)
         raise InputError("no attribute is given; the columns are listed above, with what to type")
-    prepare(layout, root, out, progress=progress_bar, table=table, command=command, **options)
+    prepare(layout, root, out, progress=progress_bar, table=table, fractions=fractions, command=command, **options)
     from pipeline.reports.dataset.page import write_prep_report
 
     dataset = Dataset(out)
@@ -187,15 +182,12 @@ def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any
 def _table_options(layout: str, options: dict[str, Any]) -> TableOptions | None:
     """Take the options of tables out of `options`. Returns None if the layout is another, and none is given."""
     from data_prep.request import TableOptions
-    from data_prep.splits import Shares
 
     own = {name: options.pop(name) for name in TABLE_OPTIONS}
     given = {name: value for name, value in own.items() if value not in (None, (), False)}
     if layout != "table" and not given:
         return None
     given["missing"] = tuple(word.strip() for text in given.pop("missing", ()) for word in text.split(","))
-    shares = {name: given.pop(f"{name}_share") for name in ("valid", "test", "query") if f"{name}_share" in given}
-    given["shares"] = Shares(**shares)
     if "table_file" in given:
         given["table"] = given.pop("table_file")
     return TableOptions(**given)

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 
 import agman
+from agman.augmentation import CHANGES, Augmentation
 from agman.losses import ValueProxies
+from agman.objective import Objective
 from agman.registry import options_of
+from data_prep.balanced import LEAST_VALUES, BalancedSampler
 from data_prep.batches import batches_per_epoch
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
@@ -46,12 +49,46 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
     steps_per_epoch(dataset, config, config.micro_batches or workers)
+    if config.batches == "balanced":
+        _check_balanced(config, dataset)
+
+
+def _check_balanced(config: TrainConfig, dataset: Dataset) -> None:
+    """Raise InputError if balanced batches of this size, or of this dataset, cannot be drawn."""
+    least = LEAST_VALUES * config.images_per_value
+    if config.batch_size < least:
+        raise InputError(
+            f"batch_size={config.batch_size} with images_per_value={config.images_per_value}: a balanced batch has "
+            f"images of two values or more, so batch_size must be at least {least}"
+        )
+    sampler = BalancedSampler(dataset.labels[dataset.labels["split"] == "train"])
+    if sampler.undrawable:
+        name = dataset.info.attribute_names[sampler.undrawable[0]]
+        raise InputError(
+            f"batches=balanced: attribute {name!r} of {dataset.path} has fewer than two values with two training "
+            "images each, so nothing can be learned under it; prepare the dataset without it"
+        )
 
 
 def steps_per_epoch(dataset: Dataset, config: TrainConfig, micro_batches: int) -> int:
-    """Return the steps of one epoch. Raises InputError if a micro-batch would get no triplet."""
+    """Return the steps of one epoch. Raises InputError if a micro-batch would get nothing."""
+    if config.batches == "balanced":
+        return batches_per_epoch(dataset.info.images["train"], config.batch_size, micro_batches, "images")
     triplets = min(config.max_triplets or dataset.info.triplets, dataset.info.triplets)
     return batches_per_epoch(triplets, config.batch_size, micro_batches)
+
+
+def fitted(config: TrainConfig, dataset: Dataset, micro_batches: int) -> TrainConfig:
+    """Return `config` with the epochs that its `max_steps` take; the last one may be cut short."""
+    if config.max_steps is None:
+        return config
+    epochs = -(-config.max_steps // steps_per_epoch(dataset, config, micro_batches))
+    return config.model_copy(update={"epochs": epochs})
+
+
+def steps_of(config: TrainConfig, dataset: Dataset, micro_batches: int) -> int:
+    """Return the steps of a training of a fitted configuration, without early stopping."""
+    return config.max_steps or config.epochs * steps_per_epoch(dataset, config, micro_batches)
 
 
 def resolved(config: TrainConfig, device: str | None = None, workers: int = 1, threads: int = 1) -> TrainConfig:
@@ -101,23 +138,30 @@ def build_model(config: TrainConfig, dataset: Dataset) -> agman.RetrievalModel:
     return agman.build(**_architecture(config, dataset))
 
 
-def build_objective(config: TrainConfig, dataset: Dataset) -> agman.TripletObjective:
+def build_objective(config: TrainConfig, dataset: Dataset) -> Objective:
     """Build the model and all that is learned besides it. Raises ValueError as `build_model`."""
     model = build_model(config, dataset)
     proxies = None
     if config.proxy_weight:
         value_counts = [len(attribute.values) for attribute in dataset.info.attributes]
-        proxies = ValueProxies(value_counts, model.embedding_dim)
-    return agman.TripletObjective(
-        model,
-        config.margin,
-        agman.LossWeights(config.loss_weighting, config.triplet_weight, config.class_weight),
-        proxies,
-        config.proxy_weight,
-        mining=config.mining,
-        info_nce_weight=config.info_nce_weight,
-        info_nce_temperature=config.info_nce_temperature,
+        proxies = ValueProxies(value_counts, model.embedding_dim, config.proxy_loss, config.label_smoothing)
+    weights = agman.LossWeights(config.loss_weighting, config.triplet_weight, config.class_weight)
+    if config.batches == "triplets":
+        return agman.TripletObjective(model, config.margin, weights, proxies, config.proxy_weight)
+    return agman.LabelObjective(
+        model, config.pair_loss, config.temperature, config.margin, weights, proxies, config.proxy_weight
     )
+
+
+def build_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation | None:
+    """Build the random changes of training pictures that `config` names; None if it names none."""
+    if config.crop is None and not config.jitter and not config.erasing:
+        return None
+    forbidden = {
+        change: [a for a, attribute in enumerate(dataset.info.attributes) if change in attribute.forbidden]
+        for change in CHANGES
+    }
+    return Augmentation(config.crop, config.jitter, config.erasing, forbidden)
 
 
 def _architecture(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:

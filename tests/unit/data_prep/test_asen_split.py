@@ -14,8 +14,9 @@ from support.datasets import records, write_files
 from data_prep.annotation import Row, count_reasons, frame_of
 from data_prep.errors import InputError
 from data_prep.layouts import darn
-from data_prep.layouts.asen_split import GlobalValue, assign_roles, assign_splits, ranked, read_split_files
+from data_prep.layouts.asen_split import GlobalValue, assign_splits, ranked, read_split_files
 from data_prep.request import Request
+from data_prep.splits import SplitFractions, assign_roles
 from data_prep.synthetic.writers import write_split_files
 from data_prep.tables import Attribute
 
@@ -224,7 +225,7 @@ def test_every_label_of_a_picture_of_a_made_split_is_used(tmp_path: Path) -> Non
 
 def test_roles_are_made_within_a_given_partition() -> None:
     rows = frame_of(label(f"{i}.jpg", 0, i % 3, split=("train", "valid", "test")[i % 7 % 3]) for i in range(210))
-    with_roles = assign_roles(rows, seed=1)
+    with_roles = assign_roles(rows, seed=1, fractions=SplitFractions())
     pd.testing.assert_frame_equal(with_roles.drop(columns="role"), rows.drop(columns="role"))
     counts = with_roles.groupby(["split", "role"]).size().to_dict()
     assert counts == {

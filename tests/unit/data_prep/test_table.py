@@ -22,7 +22,7 @@ from data_prep.layouts.table_columns import column_readings, to_add
 from data_prep.layouts.table_file import opened
 from data_prep.prepare import prepare
 from data_prep.request import Request, TableOptions
-from data_prep.splits import Shares
+from data_prep.splits import SplitFractions
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.inference.embedder import Embedder
 from pipeline.reports.dataset.page import write_prep_report
@@ -249,8 +249,8 @@ def test_pictures_that_are_query_and_candidate_become_one_of_the_two(tmp_path: P
 
 def test_the_shares_of_a_made_split_can_be_set(tmp_path: Path) -> None:
     frame = make_catalogue(tmp_path, 100)
-    shares = Shares(valid=0, test=0.4, query=0.5)
-    annotation = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"), shares=shares)))
+    fractions = SplitFractions(valid=0, test=0.4, query=0.5)
+    annotation = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "csv")), fractions=fractions))
     images = annotation.rows.drop_duplicates("path")
     assert images["split"].astype(str).value_counts().to_dict() == {"train": 60, "test": 40}
     assert (images["role"] == "query").sum() == 20
@@ -396,12 +396,13 @@ def test_the_proposals_use_the_options_that_are_given(tmp_path: Path) -> None:
     assert to_add(given, [tag]) == "--attribute tags"
 
 
-def prepared(root: Path, frame: pd.DataFrame, out: Path, near: str = "group", **given: object) -> Dataset:
+def prepared(root: Path, frame: pd.DataFrame, out: Path, near: str | None = None, **given: object) -> Dataset:
     prepare(
         "table",
         root,
         out,
-        table=options(write_as(frame, root, "csv"), near_duplicates=near),
+        table=options(write_as(frame, root, "csv")),
+        near_duplicates=near,
         image_size=32,
         triplets=20,
         epochs=1,
@@ -469,8 +470,9 @@ def make_near_duplicates(root: Path) -> pd.DataFrame:
 @pytest.mark.parametrize("choice", ["keep", "group", "drop"])
 def test_near_duplicates_are_found_and_kept_grouped_or_dropped(tmp_path: Path, choice: str) -> None:
     frame = make_near_duplicates(tmp_path)
-    given = options(write_as(frame, tmp_path, "csv"), near_duplicates=choice, shares=Shares(0.25, 0.25))
-    annotation = table.read(Request(tmp_path, table=given))
+    given = options(write_as(frame, tmp_path, "csv"))
+    fractions = SplitFractions(0.25, 0.25)
+    annotation = table.read(Request(tmp_path, table=given, near_duplicates=choice, fractions=fractions))
     pairs = annotation.near_duplicates
     assert pairs is not None
     assert set(zip(pairs["path"], pairs["other_path"], strict=True)) == {
@@ -502,8 +504,8 @@ def test_the_page_names_near_duplicates_across_splits_and_with_different_labels(
 
 def test_dropping_keeps_the_picture_of_a_given_test_split(tmp_path: Path) -> None:
     frame = make_near_duplicates(tmp_path).assign(split=["train"] * 55 + ["test"] * 5)
-    given = options(write_as(frame, tmp_path, "csv"), near_duplicates="drop")
-    dropped = {r.detail for r in table.read(Request(tmp_path, table=given)).rejects}
+    given = options(write_as(frame, tmp_path, "csv"))
+    dropped = {r.detail for r in table.read(Request(tmp_path, table=given, near_duplicates="drop")).rejects}
     assert dropped == {f"pictures/{number:03d}.png: like pictures/{number + 55:03d}.png" for number in range(5)}
 
 

@@ -285,7 +285,7 @@ def test_without_lists_triplets_come_from_the_labels(shoes: Path, tmp_path: Path
     assert set(regions["attribute"]) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("setting", ["proxy_weight=1", "mining=semi_hard", "mining=hard", "info_nce_weight=0.5"])
+@pytest.mark.parametrize("setting", ["proxy_weight=1", "batches=balanced"])
 def test_lists_of_triplets_cannot_train_losses_that_need_values(prepared_lists: Dataset, setting: str) -> None:
     with pytest.raises(InputError) as error:
         check(load_config(None, [setting]), prepared_lists, workers=1)

@@ -49,7 +49,7 @@ CONFIG = TrainConfig(
 )
 STEPS = 4
 """In an epoch of CONFIG."""
-TIMES = ("triplets_per_second", "data_wait_share")
+TIMES = ("per_second", "data_wait_share")
 
 
 def changed(**settings: Any) -> TrainConfig:
@@ -547,15 +547,6 @@ def test_a_weights_file_is_checked(dataset: Dataset, tmp_path: Path) -> None:
 
 
 # How it learns
-
-
-@pytest.mark.parametrize("mining", ["semi_hard", "hard"])
-def test_mining_and_info_nce_train(dataset: Dataset, mining: str) -> None:
-    config = changed(epochs=1, mining=mining, info_nce_weight=0.5, loss_weighting="published", proxy_weight=0.0)
-    metrics = start(dataset, config).run().ends[0].metrics
-    assert metrics["train/loss_info_nce"] > 0
-    published = 1.3591409 * (metrics["train/loss_triplet"] + metrics["train/loss_class"]) + 2
-    assert metrics["train/loss"] == pytest.approx(published + 0.5 * metrics["train/loss_info_nce"], rel=1e-5)
 
 
 def test_training_lowers_the_loss(dataset: Dataset) -> None:
