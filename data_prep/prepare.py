@@ -192,7 +192,7 @@ def _with_split(read: Annotation, request: Request) -> Annotation:
     """Look for near-duplicates, and make the split if the annotation gives none; tables have done both."""
     if read.near_duplicates is not None:
         return read
-    images = read.images()
+    images = read.images().drop_duplicates("path")
     paths = images["path"].tolist()
     found = find_near_duplicates(request.root, paths, request.image_size, request.progress)
     rows, rejects, origin = read.rows, read.rejects, read.split_origin

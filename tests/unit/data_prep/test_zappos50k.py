@@ -72,8 +72,8 @@ def test_bad_triplets_are_rejected_and_counted(tmp_path: Path) -> None:
     ]
     assert annotation.rows_in == 11
     assert annotation.notes == (
-        "the lists share pictures between splits, as CSN published them: valid has 1 of 2 triplets with a picture of an "
-        "earlier split, test has 1 of 1 triplets with a picture of an earlier split",
+        "CSN's lists share pictures between splits: 1 of 2 triplets of valid, 1 of 1 triplets of test have one that an "
+        "earlier split has",
     )
 
 
@@ -159,6 +159,28 @@ def test_labels_from_the_table(tmp_path: Path) -> None:
     ]
 
 
+def test_the_values_of_the_real_table(tmp_path: Path) -> None:
+    """Values have blanks; a cell may have a pair; CIDs are written with a dash, names of files with a full stop."""
+    write_pictures(tmp_path, *(f"Shoes/X/A/{cid}.jpg" for cid in ("100627.72", "7.1", "7.2")), "Shoes/X/A/100627.7.PNG")
+    rows = (
+        "100627-72,Shoes,X,,,Ankle Wrap,Men;Women,,",
+        "100627-7,Boots,X,1in - 1 3/4in,,Monk Strap;Buckle,Boys;Girls,,",
+        "7-1,Shoes,X,,,Sling Back,Men,,",
+        "7-2,Shoes,X,,,Bungee,,,",
+    )
+    (tmp_path / "meta-data.csv").write_text(HEADER + "\n".join(rows))
+    annotation = zappos50k.read_table(tmp_path / "meta-data.csv", tmp_path)
+    assert annotation.rejects == []
+    assert [attribute.values for attribute in annotation.attributes] == [
+        ("Boots", "Shoes"),
+        ("Ankle Wrap", "Buckle", "Bungee", "Monk Strap", "Sling Back"),
+        ("Boys", "Girls", "Men", "Women"),
+        ("1in - 1 3/4in",),
+    ]
+    gender = [Path(row.path).name for row in records(annotation.rows) if row.attribute == 2]
+    assert gender == ["100627.72.jpg"] * 2 + ["100627.7.PNG"] * 2 + ["7.1.jpg"]
+
+
 def test_lists_without_file_names_are_an_error_even_if_there_is_a_table(tmp_path: Path) -> None:
     (tmp_path / "tripletlists").mkdir()
     (tmp_path / "meta-data.csv").write_text(HEADER)
@@ -237,9 +259,7 @@ def test_a_picture_in_triplets_of_two_splits_is_an_image_of_both(shoes: Path, tm
     prepare("zappos50k", root, tmp_path / "out", image_size=SIZE)
     dataset = Dataset(tmp_path / "out")
     assert dataset.info.rejects == {}
-    assert dataset.info.notes[0].startswith(
-        "the lists share pictures between splits, as CSN published them: test has 1"
-    )
+    assert dataset.info.notes[0].startswith("CSN's lists share pictures between splits: 1 of ")
     path_of = dataset.images.set_index("image_id")["path"]
     names = (root / "filenames.json").read_text().split("\n")
     shared = [f"ut-zap50k-images/{names[int(i)]}" for i in (anchor, close, far)]
