@@ -63,8 +63,10 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str = "resnet50", weights: Weights = None, top: bool = False):
         super().__init__()
-        self.body: nn.Module | None = None
-        self._checkpointing = False
+        self.name = name
+        self.body: Any = None
+        self.checkpointing = False
+        """Whether the backward pass computes activations again, see `checkpoint_gradients`."""
         self.one_stride = False
         """Whether the map that is fused into layer3's is as large."""
         if name == TINY or name in RESNETS:
@@ -92,9 +94,22 @@ class Backbone(nn.Module):
     def top(self, x_bchw: Tensor) -> Tensor:
         """Return branch 1's feature, the global average of layer4's map: B×top_channels."""
         assert self.layer4 is not None, "built with top=False"
-        if self._checkpointing and self.training:
+        if self.checkpointing and self.training:
             return checkpoint(self.layer4, x_bchw, use_reentrant=False).mean((2, 3))
         return self.layer4(x_bchw).mean((2, 3))
+
+    def checkpoint_gradients(self) -> None:
+        """Keep fewer activations for the backward pass, which computes them again: less memory, more time.
+
+        Raises ValueError for a network that timm cannot do it with.
+        """
+        try:
+            if self.body is None:
+                raise ValueError("only networks of timm have it")
+            self.body.network.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError, NotImplementedError, ValueError) as error:
+            raise ValueError(f"gradient_checkpointing: not with backbone {self.name!r} ({error})") from error
+        self.checkpointing = True
 
     def _channels(self) -> tuple[int, int, int]:
         """Return the numbers of channels after layer2, layer3 and layer4."""

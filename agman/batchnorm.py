@@ -1,5 +1,8 @@
 """Batch normalisation of micro-batches: which values normalise, and how the running statistics are kept equal."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,7 +27,9 @@ def convert_batchnorm(module: nn.Module, mode: str) -> nn.Module:
         return module
     if not all(tensor.is_cuda for tensor in module.state_dict().values()):
         raise ValueError("synchronised batch norm needs GPUs: move the module to one first")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    from timm.layers import convert_sync_batchnorm  # torch's own loses the activation in timm's layers
+
+    return convert_sync_batchnorm(module)
 
 
 def freeze_batchnorm(module: nn.Module) -> None:
@@ -45,12 +50,14 @@ class RunningStatistics:
     """
 
     def __init__(self, module: nn.Module):
+        self._norms: list[nn.BatchNorm2d] = []
         self._running: list[Tensor] = []
         self._counts: list[Tensor] = []
         for norm in module.modules():
             if isinstance(norm, nn.BatchNorm2d) and norm.training:
                 held = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
                 mean, variance, count = (tensor for tensor in held if tensor is not None)
+                self._norms.append(norm)
                 self._running += [mean, variance]
                 self._counts.append(count)
         self._micro_batches = 1
@@ -63,6 +70,19 @@ class RunningStatistics:
         self._before = torch.cat(self._running)
         self._counts_before = torch.stack(self._counts)
         self._total = torch.zeros_like(self._before, dtype=torch.float64)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Leave the statistics alone in a backward pass that computes activations again: it has seen the batch."""
+        momenta, counts = [norm.momentum for norm in self._norms], [count.clone() for count in self._counts]
+        for norm in self._norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, count, momentum, before in zip(self._norms, self._counts, momenta, counts, strict=True):
+                norm.momentum = momentum
+                count.copy_(before)
 
     def after_micro_batch(self) -> None:
         """Add the statistics after a micro-batch's forward pass to the mean, and restore those from before the step."""

@@ -81,6 +81,7 @@ class Stepper:
         self.several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._gradients = _GradientSums(torch.float32 if precision == "bf16" else torch.float64)
         self._statistics = RunningStatistics(objective)
+        self._recomputes = objective.model.backbone.checkpointing
         self._synced = any(isinstance(module, nn.SyncBatchNorm) for module in objective.modules())
         self._dtype = self.learned[0].dtype
         self._wrapped: Any = objective
@@ -129,7 +130,7 @@ class Stepper:
             with nullcontext() if last or not self.several else self._wrapped.no_sync():
                 with autocast(self.device, self.precision):
                     losses = self._wrapped(images, attributes, values)
-                (losses.loss * share).backward()
+                self._backward(losses.loss * share)
             for name, value in {"loss": losses.loss.detach(), **losses.terms}.items():
                 means[name] = means.get(name, 0) + value.double() * share
             self._statistics.after_micro_batch()
@@ -168,13 +169,17 @@ class Stepper:
             if output.logits is not None:
                 surrogate = surrogate + (output.logits * of_outputs[1][rows]).sum()
             if micro_batch is not micro_batches[-1]:
-                surrogate.backward()
+                self._backward(surrogate)
                 self._gradients.keep(self.learned)
             else:
-                self._wrapped(surrogate + beside).backward()
+                self._backward(self._wrapped(surrogate + beside))
         if not self.several:
             self._gradients.over_micro_batches(self.learned)
         return {name: value.double() * first for name, value in {"loss": losses.loss.detach(), **losses.terms}.items()}
+
+    def _backward(self, loss: Tensor) -> None:
+        with self._statistics.unchanged() if self._recomputes else nullcontext():
+            loss.backward()
 
     def _gradients_of(
         self, loss: Tensor, embedding_kd: Tensor, logits_gn: Tensor | None, first: bool

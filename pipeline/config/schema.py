@@ -115,6 +115,9 @@ class TrainConfig(BaseModel):
     only), or in the backbone those that its weights came with (frozen)."""
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better validation score after which training stops early; none: train all epochs."""
+    gradient_checkpointing: bool = False
+    """Keep fewer of the backbone's activations and compute them again in the backward pass: less memory, more time.
+    Networks of timm only."""
     precision: Literal["fp32", "bf16"] | None = None
     """bf16: autocast, with weights and losses in fp32. None: bf16 on GPUs and on CPUs that compute in it, else fp32."""
     compile: bool | None = None

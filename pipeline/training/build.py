@@ -45,7 +45,7 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
         )
     resolved(config)  # refuses settings that exclude each other
     try:
-        _check_architecture(**_architecture(config, dataset))
+        _check_architecture(config.gradient_checkpointing, **_architecture(config, dataset))
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
     steps_per_epoch(dataset, config, config.micro_batches or workers)
@@ -108,6 +108,8 @@ def resolved(config: TrainConfig, device: str | None = None, workers: int = 1, t
             f"micro_batches={config.micro_batches} with batch_norm=sync: synchronised statistics need the whole batch "
             "at once; leave micro_batches out, or take batch_norm=per_micro_batch"
         )
+    if synced and config.gradient_checkpointing:
+        raise InputError("gradient_checkpointing=true with batch_norm=sync: processes would wait for each other's pass")
     on_gpu = device is not None and torch.device(device).type == "cuda"
     if synced and device and not on_gpu:
         raise InputError("batch_norm=sync needs GPUs; on CPUs take batch_norm=per_micro_batch")
@@ -135,7 +137,7 @@ def build_model(config: TrainConfig, dataset: Dataset) -> agman.RetrievalModel:
 
     Raises ValueError for impossible sizes, or a setting that this model does not have.
     """
-    return agman.build(**_architecture(config, dataset))
+    return _build(config.gradient_checkpointing, **_architecture(config, dataset))
 
 
 def build_objective(config: TrainConfig, dataset: Dataset) -> Objective:
@@ -176,9 +178,16 @@ def _architecture(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _build(checkpointing: bool, **arguments: Any) -> agman.RetrievalModel:
+    model = agman.build(**arguments)
+    if checkpointing:
+        model.backbone.checkpoint_gradients()
+    return model
+
+
 @functools.cache
-def _check_architecture(**arguments: Any) -> None:
+def _check_architecture(checkpointing: bool, **arguments: Any) -> None:
     """Build a model without memory for its weights, once for each architecture. Raises what agman.build raises."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*no-op", UserWarning)  # the weights' file is checked, but not copied
-        agman.build(**arguments)
+        _build(checkpointing, **arguments)

@@ -10,6 +10,7 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 
 import agman
+from agman.backbone import Backbone
 from agman.batchnorm import convert_batchnorm
 from agman.engine import prepare, prepare_labelled
 from agman.loop import RunningMeans
@@ -54,6 +55,18 @@ def test_synchronised_batch_norm_is_refused_on_cpus_and_other_modes_everywhere()
         convert_batchnorm(model, "sync")
     with pytest.raises(ValueError, match="per_micro_batch, sync, frozen, not 'global'"):
         convert_batchnorm(nn.Identity(), "global")
+
+
+@torch.no_grad()
+def test_synchronised_layers_keep_the_activation_of_timms(monkeypatch):
+    """Timm's batch norm holds the activation behind it."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    torch.manual_seed(1)
+    backbone = Backbone("tf_efficientnet_lite0").eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = backbone(images)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in convert_batchnorm(backbone, "sync").modules())
+    torch.testing.assert_close(backbone.eval()(images), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="synchronised batch norm needs a GPU")

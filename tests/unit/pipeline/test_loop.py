@@ -512,6 +512,14 @@ def test_what_cannot_be_trained_is_refused(dataset: Dataset, change: dict[str, A
         check(config, dataset, workers=2)
 
 
+def test_gradient_checkpointing_needs_a_network_that_has_it(dataset: Dataset) -> None:
+    check(changed(backbone="convnext_atto", gradient_checkpointing=True), dataset, workers=1)
+    with pytest.raises(InputError, match="gradient_checkpointing: not with backbone 'resnet18'"):
+        check(changed(backbone="resnet18", gradient_checkpointing=True), dataset, workers=1)
+    with pytest.raises(InputError, match="gradient_checkpointing=true with batch_norm=sync"):
+        check(changed(gradient_checkpointing=True, batch_norm="sync", micro_batches=None), dataset, workers=1)
+
+
 def test_a_check_builds_each_architecture_once_and_without_weights(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
