@@ -97,7 +97,7 @@ def test_differences_of_trainings_are_those_of_a_plain_loop() -> None:
     bounds = torch.quantile(torch.tensor(every, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64))
     assert [found[""].low, found[""].high] == pytest.approx(bounds.tolist())
     assert found[""].mean == pytest.approx(
-        sum(float((second[n].mean() - first[n].mean())) * first[n].shape[1] / 10 for n in first)
+        sum(float(second[n].mean() - first[n].mean()) * first[n].shape[1] / 10 for n in first)
     )
     assert found[""].p_not_better == sum(one <= 0 for one in every) / 11
 
