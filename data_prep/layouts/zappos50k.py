@@ -155,11 +155,11 @@ def _sharing(triplets: pd.DataFrame, images: int) -> tuple[str, ...]:
     for split in SPLITS:
         own = triplets.loc[triplets["split"] == split, list(TRIPLET_COLUMNS[:3])].to_numpy(int)
         if count := int(seen[own].any(axis=1).sum()):
-            shared.append(f"{count:,} of {len(own):,} triplets of {split}")
+            shared.append(f"{count:,} of {len(own):,} {split} triplets")
         seen[own] = True
     if not shared:
         return ()
-    return (f"CSN's lists share pictures between splits: {', '.join(shared)} have one that an earlier split has",)
+    return (f"CSN's lists share pictures between splits: {' and '.join(shared)} have a picture of an earlier split",)
 
 
 def _pictures(root: Path) -> Iterator[str]:
