@@ -21,6 +21,7 @@ BENCHMARKS = [
     "options",
     "packing",
     "precision",
+    "quality",
     "retrieval",
     "scale",
     "search",
