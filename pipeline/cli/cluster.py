@@ -16,6 +16,7 @@ BENCHMARKS = [
     "annotation",
     "drawing",
     "evaluate",
+    "fit",
     "loader",
     "model",
     "options",
