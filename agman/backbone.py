@@ -115,6 +115,11 @@ class Backbone(nn.Module):
             raise ValueError(f"gradient_checkpointing: not with backbone {self.name!r} ({error})") from error
         self.checkpointing = True
 
+    def check_side(self, side: int) -> None:
+        """Raise ValueError if the network cannot compute images of this side, e.g. because patches do not fit."""
+        if self.body is not None:
+            self.body.check_side(self.name, side)
+
     def _channels(self) -> tuple[int, int, int]:
         """Return the numbers of channels after layer2, layer3 and layer4."""
         self.eval()  # batch norm's running statistics stay as they are

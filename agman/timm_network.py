@@ -53,6 +53,14 @@ class TimmBody(nn.Module):
             images_b3hw, indices=self.indices, stop_early=True, intermediates_only=True
         )
 
+    def check_side(self, name: str, side: int) -> None:
+        """Raise ValueError if the network called `name` cannot compute images of this side."""
+        try:
+            with torch.no_grad():
+                self(torch.zeros(2, 3, side, side))
+        except Exception as error:  # each network has its own way to refuse a size
+            raise ValueError(_wrong_side(name, side, error)) from error
+
 
 class LastStage(nn.Module):
     """timm's blocks after the map mid, for maps B×C×H×W whatever order they take their values in."""
@@ -187,8 +195,7 @@ def _order(name: str, network: Any, indices: list[int], units: list[nn.Module]) 
                 torch.zeros(1, 3, PROBE, PROBE), indices=indices, intermediates_only=True
             )
     except Exception as error:  # each network has its own way to refuse a size
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"backbone {name!r} does not take pictures of {PROBE} px ({reason})") from error
+        raise ValueError(f"{_wrong_side(name, PROBE, error)}; models take images of many sizes") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -200,3 +207,8 @@ def _order(name: str, network: Any, indices: list[int], units: list[nn.Module]) 
     if len(taken) == 3:
         return "BSC"
     return "BCHW" if taken[1] == mid.shape[1] else "BHWC"
+
+
+def _wrong_side(name: str, side: int, error: Exception) -> str:
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return f"backbone {name!r} does not take images of {side} px ({reason})"
