@@ -139,15 +139,15 @@ def test_a_negative_weight_of_the_map_is_exported_too(tmp_path):
 
 def test_both_files_carry_what_their_users_need(csn, tmp_path):
     names = ["x" * 70_000, "", "袖"]
-    export.save_program(csn, tmp_path / "m.pt2", SIZE, names)
-    export.export_onnx(csn, tmp_path / "m.onnx", SIZE, names)
+    export.save_program(csn, tmp_path / "m.pt2", SIZE, names, "pad")
+    export.export_onnx(csn, tmp_path / "m.onnx", SIZE, names, "pad")
     extra = {"agman.json": ""}
     torch.export.load(tmp_path / "m.pt2", extra_files=extra)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     in_onnx = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert json.loads(extra["agman.json"]) == in_onnx
     assert in_onnx["attributes"] == names
-    assert in_onnx["image_size"] == SIZE
+    assert (in_onnx["image_size"], in_onnx["fit"]) == (SIZE, "pad")
     assert in_onnx["mean"] == [0.485, 0.456, 0.406]
 
 
