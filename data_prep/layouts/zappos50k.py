@@ -33,6 +33,7 @@ from data_prep.annotation import (
     settled,
 )
 from data_prep.errors import InputError
+from data_prep.layouts.folders import is_picture
 from data_prep.layouts.text_files import (
     LONGEST_PATH,
     check_commas,
@@ -41,7 +42,6 @@ from data_prep.layouts.text_files import (
     numbered_lines,
     read_lines,
 )
-from data_prep.pictures import SUFFIXES
 from data_prep.request import Request
 from data_prep.tables import SPLITS, Attribute
 
@@ -155,11 +155,11 @@ def _sharing(triplets: pd.DataFrame, images: int) -> tuple[str, ...]:
     for split in SPLITS:
         own = triplets.loc[triplets["split"] == split, list(TRIPLET_COLUMNS[:3])].to_numpy(int)
         if count := int(seen[own].any(axis=1).sum()):
-            shared.append(f"{count:,} of {len(own):,} triplets of {split}")
+            shared.append(f"{count:,} of {len(own):,} {split} triplets")
         seen[own] = True
     if not shared:
         return ()
-    return (f"CSN's lists share pictures between splits: {', '.join(shared)} have one that an earlier split has",)
+    return (f"CSN's lists share pictures between splits: {' and '.join(shared)} have a picture of an earlier split",)
 
 
 def _pictures(root: Path) -> Iterator[str]:
@@ -169,7 +169,7 @@ def _pictures(root: Path) -> Iterator[str]:
         folders.sort()
         relative = Path(folder).relative_to(root).as_posix()
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES):
+            if is_picture(name):
                 yield name if relative == "." else f"{relative}/{name}"
 
 

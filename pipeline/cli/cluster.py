@@ -14,6 +14,7 @@ from pipeline.common.hints import nearest
 
 BENCHMARKS = [
     "annotation",
+    "backbones",
     "drawing",
     "evaluate",
     "fit",

@@ -72,8 +72,8 @@ def test_bad_triplets_are_rejected_and_counted(tmp_path: Path) -> None:
     ]
     assert annotation.rows_in == 11
     assert annotation.notes == (
-        "CSN's lists share pictures between splits: 1 of 2 triplets of valid, 1 of 1 triplets of test have one that an "
-        "earlier split has",
+        "CSN's lists share pictures between splits: 1 of 2 valid triplets and 1 of 1 test triplets have a picture of "
+        "an earlier split",
     )
 
 

@@ -80,5 +80,7 @@ def test_a_card_escapes_markup_in_names() -> None:
     build = {"name": "agman", "backbone": "resnet50", "embedding_dim": 8}
     card = model_card.write_card("agman-x", build, description, {}, {})
     assert "a\\|b" in card and "<img" not in card and "ImageNet" not in card and "IMAGENET1K_V1" in card
+    card = model_card.write_card("agman-x", build, description | {"initial_weights": "ra_in1k"}, {}, {})
+    assert "started from the weights `ra_in1k`" in card
     long = card + "line\n" * 3_000
     assert len(model_card.as_description(long)) <= model_card.DESCRIPTION_LENGTH
