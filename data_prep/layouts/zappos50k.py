@@ -33,6 +33,7 @@ from data_prep.annotation import (
     settled,
 )
 from data_prep.errors import InputError
+from data_prep.layouts.folders import is_picture
 from data_prep.layouts.text_files import (
     LONGEST_PATH,
     check_commas,
@@ -41,7 +42,6 @@ from data_prep.layouts.text_files import (
     numbered_lines,
     read_lines,
 )
-from data_prep.pictures import SUFFIXES
 from data_prep.request import Request
 from data_prep.tables import SPLITS, Attribute
 
@@ -169,7 +169,7 @@ def _pictures(root: Path) -> Iterator[str]:
         folders.sort()
         relative = Path(folder).relative_to(root).as_posix()
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES):
+            if is_picture(name):
                 yield name if relative == "." else f"{relative}/{name}"
 
 

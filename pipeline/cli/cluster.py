@@ -14,8 +14,10 @@ from pipeline.common.hints import nearest
 
 BENCHMARKS = [
     "annotation",
+    "backbones",
     "drawing",
     "evaluate",
+    "fit",
     "loader",
     "model",
     "options",

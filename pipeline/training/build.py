@@ -49,7 +49,8 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
         )
     resolved(config)  # refuses settings that exclude each other
     try:
-        _check_architecture(config.gradient_checkpointing, **_architecture(config, dataset))
+        side = config.image_size or info.image_size
+        _check_architecture(side, config.gradient_checkpointing, **_architecture(config, dataset))
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
     steps_per_epoch(dataset, config, config.micro_batches or workers)
@@ -190,8 +191,11 @@ def _build(checkpointing: bool, **arguments: Any) -> agman.RetrievalModel:
 
 
 @functools.cache
-def _check_architecture(checkpointing: bool, **arguments: Any) -> None:
-    """Build a model without memory for its weights, once for each architecture. Raises what agman.build raises."""
+def _check_architecture(side: int, checkpointing: bool, **arguments: Any) -> None:
+    """Build a model without memory for its weights, once for each architecture and side of its images.
+
+    Raises what agman.build raises.
+    """
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*no-op", UserWarning)  # the weights' file is checked, but not copied
-        _build(checkpointing, **arguments)
+        _build(checkpointing, **arguments).backbone.check_side(side)

@@ -366,6 +366,7 @@ class Training:
                 "triplets": info.triplets,
             },
             "training": self.config.model_dump(),
+            "initial_weights": self.model.backbone.origin,
             "run_id": self.run_id,
         }
         optimizer = self.optimizer.state_dict()

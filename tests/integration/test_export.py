@@ -120,8 +120,9 @@ def test_onnx_files_give_the_models_embeddings(name, tmp_path):
         {"name": "asenet_v2", "embedding_dim": None},
         {"name": "isln", "rounds": 1},
         {"name": "csn", "backbone": "resnet18"},
-        pytest.param({"name": "csn", "backbone": "mobilenet_v3_small"}, marks=pytest.mark.slow),
-        pytest.param({"name": "csn", "backbone": "convnext_tiny"}, marks=pytest.mark.slow),
+        pytest.param({"name": "csn", "backbone": "tf_efficientnet_lite0"}, marks=pytest.mark.slow),
+        pytest.param({"name": "csn", "backbone": "convnext_atto"}, marks=pytest.mark.slow),
+        pytest.param({"name": "csn", "backbone": "vit_tiny_patch16_224"}, marks=pytest.mark.slow),
     ],
 )
 def test_options_and_other_backbones(options, tmp_path):

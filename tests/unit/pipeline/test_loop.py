@@ -521,6 +521,15 @@ def test_gradient_checkpointing_needs_a_network_that_has_it(dataset: Dataset) ->
         check(changed(gradient_checkpointing=True, batch_norm="sync", micro_batches=None), dataset, workers=1)
 
 
+def test_a_network_that_does_not_take_the_image_size_is_refused(dataset: Dataset) -> None:
+    config = changed(backbone="samvit_base_patch16", model="csn", classify=None)
+    check(config, dataset, workers=1)
+    wrong = Dataset(dataset.path)
+    wrong.info = wrong.info.model_copy(update={"image_size": 40})
+    with pytest.raises(InputError, match="backbone 'samvit_base_patch16' does not take images of 40 px"):
+        check(config, wrong, workers=1)
+
+
 def test_a_check_builds_each_architecture_once_and_without_weights(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
