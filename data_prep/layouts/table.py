@@ -505,7 +505,7 @@ def _without_rare(
             rejects.append(
                 Reject(row.source, row.line, "too_rare", f"{row.path}: {one.name} {one.values[row.value]!r}")
             )
-        values = tuple(np.array(one.values, object)[frequent])
-        attributes.append(Attribute(name=one.name, values=values, forbids=one.forbids))
+        kept_values = tuple(np.array(one.values, object)[frequent])
+        attributes.append(Attribute(name=one.name, values=kept_values, forbids=one.forbids))
     rows = rows.assign(attribute=new_attribute, value=new_value)[keep].reset_index(drop=True)
     return rows, tuple(attributes), rejects
