@@ -89,6 +89,7 @@ PRESETS = {
             "backbone_lr_scale": 0.15,
             "schedule": "cosine",
             "warmup": 0.1,
+            "batch_norm": "frozen",
         },
     ),
 }
