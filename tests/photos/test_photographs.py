@@ -12,12 +12,8 @@ import shlex
 import shutil
 from pathlib import Path
 
-import httpx
 import pytest
 from support.commands import Agman
-
-from pipeline.retrieval.gallery import Gallery
-from pipeline.serving.run import Options, served
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "photographs.md").read_text(encoding="utf-8")
@@ -78,6 +74,11 @@ def test_every_command_of_the_page_runs(photographs: Path, agman_here: Agman, tm
 
 def _serve(gallery: Path, photographs: Path) -> None:
     """Serve a gallery, search it for one of its pictures, and open a picture that is found."""
+    import httpx
+
+    from pipeline.retrieval.gallery import Gallery
+    from pipeline.serving.run import Options, served
+
     with served(gallery, None, Options(port=0)) as address:
         attribute = Gallery.open(gallery).info.attributes[0]
         picture = next((photographs / "images").iterdir()).read_bytes()

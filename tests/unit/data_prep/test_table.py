@@ -29,6 +29,7 @@ from data_prep.layouts.table_file import opened
 from data_prep.prepare import prepare
 from data_prep.request import Request, TableOptions
 from data_prep.splits import SplitFractions
+from data_prep.tables import Attribute
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.inference.embedder import Embedder
 from pipeline.reports.dataset.page import write_prep_report
@@ -160,7 +161,8 @@ def test_attributes_are_derived_from_columns(tmp_path: Path) -> None:
     file = tmp_path / "derived.yaml"
     file.write_text(
         "tone: {from: colour, warm: [Red], cold: [green, blue]}\n"
-        "level: {from: price, bins: {low: 5, middle: 10, high: }}\n"
+        "level: {from: price, bins: {low: 5, middle: 10, high: }, forbids: []}\n"
+        "shade: {from: colour, forbids: [jitter, crop]}\n"
     )
     annotation = table.read(
         Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"), attributes=(), attributes_file=file))
@@ -168,7 +170,12 @@ def test_attributes_are_derived_from_columns(tmp_path: Path) -> None:
     assert [(a.name, a.values) for a in annotation.attributes] == [
         ("tone", ("warm", "cold")),
         ("level", ("low", "middle", "high")),
+        ("shade", ("blue", "green", "red")),
     ]
+    assert [a.forbidden for a in annotation.attributes] == [(), (), ("jitter", "crop")]
+    file.write_text("shade: {from: colour, forbids: [blur]}\n")
+    with pytest.raises(InputError, match="shade: forbids: a list of random changes of pictures, of crop, jitter"):
+        table.read(Request(tmp_path, table=options(tmp_path / "table.csv", attributes=(), attributes_file=file)))
     found = values_of(annotation)
     assert {("pictures/000.png", "tone", "warm"), ("pictures/010.png", "level", "middle")} <= found
     assert ("pictures/029.png", "level", "high") in found
@@ -621,3 +628,13 @@ def test_missing_pictures_stop_the_job_beyond_the_limit(tmp_path: Path) -> None:
     with pytest.raises(TooManyRejects, match="18 of 120 annotation rows rejected"):
         prepared(root, frame, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_names_imply_what_is_forbidden_unless_it_is_said() -> None:
+    def forbidden(name: str, forbids: tuple | None = None) -> tuple[str, ...]:
+        return Attribute(name=name, values=("a", "b"), forbids=forbids).forbidden
+
+    assert forbidden("Sleeve_Length") == forbidden("skirt length") == ("crop",)
+    assert forbidden("base colour") == forbidden("color") == ("jitter",)
+    assert forbidden("pattern") == forbidden("color", ()) == ()
+    assert forbidden("pattern", ("jitter",)) == ("jitter",)
