@@ -1,7 +1,7 @@
 """Training on Ray against a plain torch loop, with 1 and 2 workers, and the cost of checkpoints: `agman bench train`.
 
 Drawn garments are trained with small settings (ResNet-18, 64 px, 32 triplets, bf16) and the paper's (ResNet-50,
-224 px, 16 triplets, fp32 as published); on a GPU with ResNet-50 at 224 px, 64 triplets, bf16. Rates are those that
+224 px, 16 triplets, fp32 as published); on a GPU with the paper's alone. Rates are those that
 every training logs, for the epochs after the first. The ways take turns; a row is the median over its turns. A CPU
 worker has one thread. The hardware's limit is two trainings at once, with half the batch each, that exchange nothing.
 """
