@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install browser demo test test-unit test-integration test-slow cluster-test coverage check format constraints clean
+.PHONY: install browser demo test test-unit test-integration test-slow test-photos cluster-test coverage check format constraints clean
 
 install: $(READY)
 
@@ -32,6 +32,9 @@ test-integration: $(READY) browser  ## Ray, MLflow on sqlite, Chromium
 
 test-slow: $(READY)  ## minutes each: trainings, searches and preparations that are killed, clusters of several nodes
 	$(PYTEST) -m slow tests
+
+test-photos: $(READY)  ## the commands of docs/photographs.md; AGMAN_PHOTOS names the folder of the photographs
+	$(PYTEST) -rs tests/photos
 
 cluster-test: $(READY)  ## a cluster that grows and shrinks; ray up to ray down on three hosts of namespaces, as root
 	$(BIN)/python cluster/test_autoscaling.py

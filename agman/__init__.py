@@ -15,23 +15,26 @@ Start reading with `model.py` (the model), `attention.py` (equations 1-6), `loss
 
 from agman.base import RetrievalModel
 from agman.checkpoint import CheckpointError, load_model, save_model
-from agman.engine import Batch
+from agman.engine import Batch, LabelBatch
 from agman.export import export_onnx, save_program
 from agman.loop import embed_dataset, rank_candidates, train_epoch
 from agman.losses import LossWeights, cosine
 from agman.metrics import retrieval, summarise
 from agman.model import AGMAN
-from agman.objective import TripletObjective
+from agman.objective import LabelObjective, TripletObjective
+from agman.optimizer import build_optimizer
 from agman.pixels import Pixels, normalise
 from agman.published import load_published
 from agman.registry import MODELS, build
-from agman.stepping import Stepper, build_optimizer
+from agman.stepping import Stepper
 
 __all__ = [
     "AGMAN",
     "MODELS",
     "Batch",
     "CheckpointError",
+    "LabelBatch",
+    "LabelObjective",
     "LossWeights",
     "Pixels",
     "RetrievalModel",

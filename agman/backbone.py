@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from agman.pixels import IMAGENET, Pixels
-from agman.weights import Weights, cannot_be_had, choose, load_file, on_meta, require_answer
+from agman.weights import Weights, cannot_be_had, choose, described, load_file, on_meta, require_answer
 
 if TYPE_CHECKING:  # imported only where a network is built: it takes longer to import than PyTorch
     from torchvision.models import WeightsEnum
@@ -55,7 +55,8 @@ class Backbone(nn.Module):
     timm has `body`, which ends at 1/16 and gives the map at 1/8 as well, and `layer4`: the blocks behind it, see
     `agman.timm_network.cut`. `layer4` exists only with `top=True`.
 
-    `weights`: see `agman.weights`. `pixels` says how pictures are resized and normalised for this network.
+    `weights`: see `agman.weights`; `origin` says in words which they are. `pixels` says how pictures are resized and
+    normalised for this network.
 
     Raises ValueError if the name or the weights are unknown, or the network has no such maps; OSError if the weights
     cannot be fetched or read.
@@ -63,18 +64,23 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str = "resnet50", weights: Weights = None, top: bool = False):
         super().__init__()
-        self.body: nn.Module | None = None
-        self._checkpointing = False
+        self.name = name
+        self.origin: str | None
+        self.pixels: Pixels
+        self.body: Any = None
+        self.checkpointing = False
+        """Whether the backward pass computes activations again, see `checkpoint_gradients`."""
         self.one_stride = False
         """Whether the map that is fused into layer3's is as large."""
         if name == TINY or name in RESNETS:
-            stages, self.pixels = (_tiny(weights), IMAGENET) if name == TINY else _resnet(name, weights)
+            stages, self.origin = (_tiny(weights), None) if name == TINY else _resnet(name, weights)
+            self.pixels = IMAGENET
             self.stem, self.layer1, self.layer2, self.layer3 = stages[:4]
             self.layer4 = stages[4] if top else None
         else:
             from agman.timm_network import cut
 
-            self.body, self.layer4, self.one_stride, self.pixels = cut(name, weights, top)
+            self.body, self.layer4, self.one_stride, self.pixels, self.origin = cut(name, weights, top)
         self.low_channels, self.channels, self.top_channels = self._channels()
 
     def forward(self, images_b3hw: Tensor) -> Tensor:
@@ -92,9 +98,27 @@ class Backbone(nn.Module):
     def top(self, x_bchw: Tensor) -> Tensor:
         """Return branch 1's feature, the global average of layer4's map: B×top_channels."""
         assert self.layer4 is not None, "built with top=False"
-        if self._checkpointing and self.training:
+        if self.checkpointing and self.training:
             return checkpoint(self.layer4, x_bchw, use_reentrant=False).mean((2, 3))
         return self.layer4(x_bchw).mean((2, 3))
+
+    def checkpoint_gradients(self) -> None:
+        """Keep fewer activations for the backward pass, which computes them again: less memory, more time.
+
+        Raises ValueError for a network that timm cannot do it with.
+        """
+        try:
+            if self.body is None:
+                raise ValueError("only networks of timm have it")
+            self.body.network.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError, NotImplementedError, ValueError) as error:
+            raise ValueError(f"gradient_checkpointing: not with backbone {self.name!r} ({error})") from error
+        self.checkpointing = True
+
+    def check_side(self, side: int) -> None:
+        """Raise ValueError if the network cannot compute images of this side, e.g. because patches do not fit."""
+        if self.body is not None:
+            self.body.check_side(self.name, side)
 
     def _channels(self) -> tuple[int, int, int]:
         """Return the numbers of channels after layer2, layer3 and layer4."""
@@ -148,8 +172,11 @@ def _tiny(weights: Weights) -> list[nn.Module]:
     return stages
 
 
-def _resnet(name: str, weights: Weights) -> tuple[list[nn.Module], Pixels]:
-    """Return torchvision's ResNet as its five stages. On the meta device, weights are fetched or compared only."""
+def _resnet(name: str, weights: Weights) -> tuple[list[nn.Module], str | None]:
+    """Return torchvision's ResNet as its five stages, and where its weights are from.
+
+    On the meta device, weights are only fetched or compared.
+    """
     from torchvision import models
 
     named = models.get_model_weights(name).__members__
@@ -165,7 +192,7 @@ def _resnet(name: str, weights: Weights) -> tuple[list[nn.Module], Pixels]:
         if not on_meta():
             network.load_state_dict(state)
     stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-    return [stem, network.layer1, network.layer2, network.layer3, network.layer4], IMAGENET
+    return [stem, network.layer1, network.layer2, network.layer3, network.layer4], described(chosen)
 
 
 def _fetched(weights: WeightsEnum) -> Mapping[str, Any]:

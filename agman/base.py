@@ -19,9 +19,9 @@ class Output(NamedTuple):
     """The result of a model's forward pass."""
 
     embedding: Tensor
-    """B×D, unit length."""
+    """B×D or, of pairs, K×D; unit length."""
     logits: Tensor | None = None
-    """B×N, scores of the attribute types; None for models without a classification branch."""
+    """Scores of the attribute types, one row for each image; None for models without a classification branch."""
 
 
 class RetrievalModel(nn.Module):
@@ -76,10 +76,22 @@ class RetrievalModel(nn.Module):
         """Return how much each position counts for each attribute: B×A×S, every row summing to 1."""
         raise NotImplementedError
 
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return `features` of the images and branch 1's logits, B×N, of one pass; None without branch 1."""
+        return self.features(images), None
+
     def forward(self, images: Tensor, attributes: Tensor) -> Output:
         """Embed B images, each under its own one of B attributes."""
         self.check(images, attributes)
-        return Output(self.embed(self.features(images), attributes[:, None])[:, 0])
+        x_bchw, logits_bn = self.encode(images)
+        return Output(self.embed(x_bchw, attributes[:, None])[:, 0], logits_bn)
+
+    def forward_pairs(self, images: Tensor, image_index: Tensor, attributes: Tensor) -> Output:
+        """Embed K pairs as `embed_pairs` does, from one pass of the backbone; the logits are those of the B images."""
+        self._check_pairs(images, image_index, attributes)
+        x_bchw, logits_bn = self.encode(images)
+        every_bn = torch.arange(self.n_attributes, device=images.device).expand(len(images), -1)
+        return Output(self.embed(x_bchw, every_bn)[image_index, attributes], logits_bn)
 
     def embed_all(self, images: Tensor) -> Tensor:
         """Embed every image under every attribute, B×N×D, from one pass of the backbone."""
@@ -93,9 +105,7 @@ class RetrievalModel(nn.Module):
         The backbone sees every image once. All N attributes are computed and K pairs picked: for a few dozen
         attributes that costs little beside the backbone, and no feature map is copied.
         """
-        pairs = (image_index.numel(),)
-        check_indices("image_index", image_index, pairs, len(images))
-        check_indices("attributes", attributes, pairs, self.n_attributes)
+        self._check_pairs(images, image_index, attributes)
         return self.embed_all(images)[image_index, attributes]
 
     def attention(self, images: Tensor, attributes: Tensor) -> Tensor:
@@ -103,6 +113,12 @@ class RetrievalModel(nn.Module):
         self.check(images, attributes)
         x_bchw = self.features(images)
         return self.maps(x_bchw, attributes[:, None])[:, 0].unflatten(-1, x_bchw.shape[2:])
+
+    def _check_pairs(self, images: Tensor, image_index: Tensor, attributes: Tensor) -> None:
+        pairs = (image_index.numel(),)
+        check_images(images)
+        check_indices("image_index", image_index, pairs, len(images))
+        check_indices("attributes", attributes, pairs, self.n_attributes)
 
     def check(self, images: Tensor, attributes: Tensor) -> None:
         """Raise ValueError unless these are images and an attribute for each."""

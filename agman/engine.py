@@ -1,7 +1,7 @@
-"""Inputs and outputs of a model: batches of triplets, and embeddings of (image, attribute) pairs.
+"""Inputs and outputs of a model: batches of triplets or of labelled images, and embeddings of (image, attribute) pairs.
 
 Shape suffixes: U distinct images of a batch, B triplets, I = 3B images of the triplets, V values of an image,
-K pairs, S pixels.
+G images of a global batch, K pairs, S pixels.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agman.augmentation import Augmentation
 from agman.base import RetrievalModel
 from agman.pixels import Pixels, normalise
 
@@ -35,7 +36,7 @@ class Batch:
     values: Tensor | None = None
     """3×B×V, int64: the images' values under their triplet's attribute, ascending, at least one, then -1.
 
-    Only proxies, mining and InfoNCE need them.
+    Only proxies need them.
     """
     bounds: tuple[int, ...] = ()
     """Bounds of this process's micro-batches among its triplets, e.g. (0, 4, 8); by default one micro-batch."""
@@ -59,14 +60,7 @@ class Batch:
             )
         if self.global_size < triplets:
             raise ValueError(f"global_size {self.global_size} is less than this process's {triplets} triplets")
-        bounds = self.bounds or (0, triplets)
-        count = len(bounds) - 1
-        if bounds[0] != 0 or bounds[-1] != triplets or any(b <= a for a, b in itertools.pairwise(bounds)):
-            raise ValueError(f"bounds {self.bounds} do not cut {triplets} triplets into micro-batches of at least one")
-        if self.global_micro_batches < count:
-            raise ValueError(f"global_micro_batches {self.global_micro_batches} is less than this process's {count}")
-        if self.seeds and len(self.seeds) != count:
-            raise ValueError(f"{len(self.seeds)} seeds for {count} micro-batches")
+        _check_micro_batches(self, triplets, "triplets")
 
     @property
     def micro_batches(self) -> list["Batch"]:
@@ -88,24 +82,139 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Return a batch whose tensors are `function` of this one's, e.g. copies on another device."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        mapped: dict[str, Any] = {name: function(one) for name, one in values.items() if isinstance(one, Tensor)}
-        return replace(self, **mapped)
+        return replace(self, **_mapped(self, function))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelBatch:
+    """The images that one process computes of a global batch of G labelled images, and the labels of all G.
+
+    An image occurs once, and is used under every attribute that it has a label for.
+    """
+
+    images: Tensor
+    """U×3×S×S, uint8: this process's images, neighbours in the global batch."""
+    flip: Tensor
+    """U, bool: which of them are mirrored left to right."""
+    begin: int
+    """Row of this process's first image in the global batch."""
+    global_size: int
+    """G, over all processes."""
+    image_index: Tensor
+    """K, int64: the image of each pair of the global batch as its row there, ascending."""
+    attributes: Tensor
+    """K, int64."""
+    values: Tensor
+    """K×V, int64: the image's values under the attribute, ascending, at least one, then -1."""
+    bounds: tuple[int, ...] = ()
+    """Bounds of this process's micro-batches among its images, e.g. (0, 4, 8); by default one micro-batch."""
+    global_micro_batches: int = 1
+    """Micro-batches of the global batch, over all processes."""
+    seeds: tuple[int, ...] = ()
+    """Seed of torch's generator for each micro-batch's forward pass; if empty, the generator is not reseeded."""
+
+    def __post_init__(self) -> None:
+        images, pairs = len(self.images), len(self.image_index)
+        if images == 0:
+            raise ValueError("a batch needs at least one image on every process")
+        if self.images.ndim != 4 or self.images.shape[1] != 3 or self.images.dtype != torch.uint8:
+            raise ValueError(f"images must be U×3×S×S uint8, not {tuple(self.images.shape)} {self.images.dtype}")
+        if self.flip.shape != (images,):
+            raise ValueError(f"{images} images need flip of shape {(images,)}, not {tuple(self.flip.shape)}")
+        if self.attributes.shape != (pairs,) or self.values.ndim != 2 or len(self.values) != pairs:
+            found = f"{tuple(self.attributes.shape)} and {tuple(self.values.shape)}"
+            raise ValueError(f"{pairs} pairs need attributes of shape {(pairs,)} and values {pairs}×V, not {found}")
+        if self.begin + images > self.global_size:
+            raise ValueError(
+                f"images {self.begin} to {self.begin + images - 1} are not in a batch of {self.global_size}"
+            )
+        _check_micro_batches(self, images, "images")
+
+    @property
+    def micro_batches(self) -> list["LabelBatch"]:
+        """Micro-batches as separate batches."""
+        bounds = self.bounds or (0, len(self.images))
+        return [
+            replace(
+                self,
+                images=self.images[begin:end],
+                flip=self.flip[begin:end],
+                begin=self.begin + begin,
+                bounds=(),
+                seeds=self.seeds[number : number + 1],
+            )
+            for number, (begin, end) in enumerate(itertools.pairwise(bounds))
+        ]
+
+    @property
+    def own_pairs(self) -> slice:
+        """Rows of the pairs whose images this process has."""
+        edges = torch.tensor([self.begin, self.begin + len(self.images)], device=self.image_index.device)
+        return slice(*torch.searchsorted(self.image_index, edges).tolist())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "LabelBatch":
+        """Return a batch whose tensors are `function` of this one's, e.g. copies on another device."""
+        return replace(self, **_mapped(self, function))
+
+
+AnyBatch = Batch | LabelBatch
+
+
+def _check_micro_batches(batch: AnyBatch, size: int, unit: str) -> None:
+    bounds = batch.bounds or (0, size)
+    count = len(bounds) - 1
+    if bounds[0] != 0 or bounds[-1] != size or any(b <= a for a, b in itertools.pairwise(bounds)):
+        raise ValueError(f"bounds {batch.bounds} do not cut {size} {unit} into micro-batches of at least one")
+    if batch.global_micro_batches < count:
+        raise ValueError(f"global_micro_batches {batch.global_micro_batches} is less than this process's {count}")
+    if batch.seeds and len(batch.seeds) != count:
+        raise ValueError(f"{len(batch.seeds)} seeds for {count} micro-batches")
+
+
+def _mapped(batch: AnyBatch, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    values = {one.name: getattr(batch, one.name) for one in fields(batch)}
+    return {name: function(one) for name, one in values.items() if isinstance(one, Tensor)}
 
 
 def prepare(
-    batch: Batch, pixels: Pixels, device: torch.device | str, dtype: torch.dtype = torch.float32
+    batch: Batch,
+    pixels: Pixels,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    augmentation: Augmentation | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return images 3B×3×S×S (anchors, positives, negatives) and attributes B, on the device.
 
-    Bytes cross to the device once for each distinct image; gathering, mirroring and normalising happen there.
+    Bytes cross to the device once for each distinct image; gathering, mirroring, changing and normalising happen there.
     """
     images_u, index, flip, attributes = (
         tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.index, batch.flip, batch.attributes)
     )
     images_i = images_u[index.flatten()]
     images_i = torch.where(flip.flatten()[:, None, None, None], images_i.flip(-1), images_i)
+    if augmentation:
+        attributes_i = attributes.repeat(3)
+        used_in = attributes_i[:, None] == torch.arange(int(attributes.max()) + 1, device=attributes.device)
+        images_i = augmentation(images_i, used_in)
     return normalise(images_i, pixels, dtype), attributes
+
+
+def prepare_labelled(
+    batch: LabelBatch,
+    pixels: Pixels,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    augmentation: Augmentation | None = None,
+) -> Tensor:
+    """Return a batch's own images U×3×S×S on the device, mirrored, changed and normalised."""
+    images, flip = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.flip))
+    images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+    if augmentation:
+        own, attributes = batch.own_pairs, batch.attributes.to(device)
+        used_un = torch.zeros(len(images), int(attributes.max()) + 1, dtype=torch.bool, device=images.device)
+        used_un[batch.image_index[own].to(device) - batch.begin, attributes[own]] = True
+        images = augmentation(images, used_un)
+    return normalise(images, pixels, dtype)
 
 
 def embed_batches(

@@ -70,12 +70,16 @@ def export_program(model: RetrievalModel, image_size: int) -> torch.export.Expor
 
 
 def save_program(
-    model: RetrievalModel, path: str | PathLike[str], image_size: int, attributes: Sequence[str] = ()
+    model: RetrievalModel,
+    path: str | PathLike[str],
+    image_size: int,
+    attributes: Sequence[str] = (),
+    fit: str = "crop",
 ) -> Exported:
     """Write `export_program` to `path`, for `torch.export.load`, which needs no package but torch.
 
     The file appears complete or not at all. Its extra file `agman.json` names the `attributes` in order, the image
-    size and the normalisation.
+    size, the normalisation, and how pictures became square in the training (`fit`).
 
     Raises:
         ValueError: as export_program does, or if `path` does not end in .pt2, or if there are not as many names as
@@ -83,7 +87,7 @@ def save_program(
         ExportError: as export_program does.
         OSError: if the file cannot be written.
     """
-    metadata = json.dumps(_metadata(model, image_size, attributes))
+    metadata = json.dumps(_metadata(model, image_size, attributes, fit))
     model = _copy_for_export(model, image_size)
     with _atomic_file(path, ".pt2") as staging:
         buffer = io.BytesIO()
@@ -95,7 +99,11 @@ def save_program(
 
 
 def export_onnx(
-    model: RetrievalModel, path: str | PathLike[str], image_size: int, attributes: Sequence[str] = ()
+    model: RetrievalModel,
+    path: str | PathLike[str],
+    image_size: int,
+    attributes: Sequence[str] = (),
+    fit: str = "crop",
 ) -> Exported:
     """Write `embed_all` to `path` as ONNX, from input `images` to output `embeddings`.
 
@@ -106,7 +114,7 @@ def export_onnx(
         ExportError: as save_program does, or if a package of the extra `export` is missing.
     """
     require_onnx()
-    metadata = _metadata(model, image_size, attributes)
+    metadata = _metadata(model, image_size, attributes, fit)
     model = _copy_for_export(model, image_size)
     with _atomic_file(path, ".onnx") as staging:
         graph = _onnx(model, image_size, metadata)
@@ -203,13 +211,14 @@ def _check(model: RetrievalModel, exported: Callable[[Tensor], Tensor], image_si
     return float(largest)
 
 
-def _metadata(model: RetrievalModel, image_size: int, attributes: Sequence[str]) -> dict[str, Any]:
+def _metadata(model: RetrievalModel, image_size: int, attributes: Sequence[str], fit: str) -> dict[str, Any]:
     if attributes and len(attributes) != model.n_attributes:
         raise ValueError(f"the model has {model.n_attributes} attributes, but {len(attributes)} names: {attributes}")
     return {
         "model": _name(model),
         "attributes": list(attributes),
         "image_size": image_size,
+        "fit": fit,
         **model.pixels._asdict(),
     }
 

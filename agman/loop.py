@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from agman.base import RetrievalModel
-from agman.engine import Batch, embed_batches
+from agman.engine import AnyBatch, embed_batches
 from agman.metrics import Retrieval, retrieval
-from agman.stepping import LOSSES, Stepper, StepResult
+from agman.stepping import Stepper, StepResult
 
 Item = TypeVar("Item")
 
@@ -59,7 +59,7 @@ class Prefetcher(Iterator[Item]):
         self._waiting.append(self._pool.submit(next, self._items, self._end))
 
 
-def pinned(batch: Batch, device: torch.device | str) -> Batch:
+def pinned(batch: AnyBatch, device: torch.device | str) -> AnyBatch:
     """Return the batch in memory that a GPU can copy from while it computes; for other devices, the batch itself.
 
     Call it in the thread that loads batches.
@@ -67,7 +67,7 @@ def pinned(batch: Batch, device: torch.device | str) -> Batch:
     return batch.map(torch.Tensor.pin_memory) if torch.device(device).type == "cuda" else batch
 
 
-def on_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[Batch]:
+def on_device(batches: Iterable[AnyBatch], device: torch.device | str) -> Iterator[AnyBatch]:
     """Yield the batches on the device. A GPU copies each one while it computes on the one before, if it is `pinned`."""
     if torch.device(device).type != "cuda":
         yield from batches
@@ -96,24 +96,25 @@ class RunningMeans:
     """Means over an interval of steps; `as_dict` and `RunningMeans(**…)` store them in a checkpoint."""
 
     sums: dict[str, float] = field(default_factory=dict)
-    """Sums over all triplets: of each loss, and of the correct ones."""
+    """Sums of the means of `StepResult`, each times the number of its step's triplets or, without triplets, images."""
     triplets: int = 0
+    images: int = 0
     steps: int = 0
     gradient_norm: float = 0.0
     """The largest norm before clipping."""
     timed: int = 0
-    """Triplets of the steps that this process made itself, in `seconds`."""
+    """Images of the steps that this process made itself, in `seconds`."""
     seconds: float = 0.0
     waited: float = 0.0
     """Seconds spent waiting for a batch."""
 
     def add(self, result: StepResult, seconds: float = 0.0, waited: float = 0.0) -> None:
         """Add a step that took `seconds`, of which `waited` were spent waiting for its batch."""
-        for name in LOSSES:
-            self.sums[name] = self.sums.get(name, 0.0) + getattr(result, name) * result.triplets
-        self.sums["correct"] = self.sums.get("correct", 0.0) + result.correct
+        for name, mean in result.means.items():
+            self.sums[name] = self.sums.get(name, 0.0) + mean * (result.triplets or result.images)
         self.triplets += result.triplets
-        self.timed += result.triplets
+        self.images += result.images
+        self.timed += result.images
         self.steps += 1
         self.seconds += seconds
         self.waited += waited
@@ -125,25 +126,29 @@ class RunningMeans:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the state without the times, which belong to one process's life."""
-        kept = ("sums", "triplets", "steps", "gradient_norm")
+        kept = ("sums", "triplets", "images", "steps", "gradient_norm")
         return {name: value for name, value in vars(self).items() if name in kept} | {"sums": dict(self.sums)}
 
     def means(self) -> dict[str, float]:
-        """Return losses per triplet, triplet_accuracy, gradient_norm_max, triplets_per_second and data_wait_share."""
-        if not self.triplets:
+        """Return the means of `StepResult`, gradient_norm_max, images_per_second and data_wait_share.
+
+        Of triplets also triplets_per_second, a third of images_per_second.
+        """
+        if not self.steps:
             return {}
-        means = {name: total / self.triplets for name, total in self.sums.items()}
-        means["triplet_accuracy"] = means.pop("correct")
+        means = {name: total / (self.triplets or self.images) for name, total in self.sums.items()}
         means["gradient_norm_max"] = self.gradient_norm
         if self.seconds:
-            means["triplets_per_second"] = self.timed / self.seconds
+            means["images_per_second"] = self.timed / self.seconds
+            if self.triplets:
+                means["triplets_per_second"] = self.timed / 3 / self.seconds
             means["data_wait_share"] = self.waited / self.seconds
         return means
 
 
 def train_epoch(
     stepper: Stepper,
-    batches: Iterable[Batch],
+    batches: Iterable[AnyBatch],
     means: Sequence[RunningMeans] = (),
     *,
     stop: Callable[[], bool] = lambda: False,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agman.attention import MultiLevelAttention
 from agman.backbone import Levels, MultiLevelBackbone
-from agman.base import Output, RetrievalModel
+from agman.base import RetrievalModel
 from agman.mask import MaskedEmbedding
 from agman.numerics import at_least_float32, unit
 from agman.weights import Weights
@@ -76,15 +76,13 @@ class AGMAN(RetrievalModel):
         self.multi_level = MultiLevelAttention(n_attributes, embedding_dim, sa_kernel, without)
         self.mask = mask
 
-    def forward(self, images: Tensor, attributes: Tensor) -> Output:
-        """Return embeddings B×D and logits B×N of B×3×H×W images, each under its own one of B attributes."""
-        self.check(images, attributes)
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return x of branch 2, B×D×H×W, and branch 1's logits, B×N, of B×3×H×W images."""
         levels = self.backbone(images)
-        embedding_bad = self.embed(self._branch2(levels), attributes[:, None])
         logits_bn = None
         if self.classifier is not None:
             logits_bn = at_least_float32(self.classifier(self.backbone.top(levels.fused_bchw)))
-        return Output(embedding_bad[:, 0], logits_bn)
+        return self._branch2(levels), logits_bn
 
     def features(self, images: Tensor) -> Tensor:
         """Return x of branch 2, B×D×H×W."""

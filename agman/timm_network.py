@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -15,7 +16,7 @@ from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from agman.pixels import Pixels
-from agman.weights import Weights, cannot_be_had, choose, hub_file, load_file, on_meta
+from agman.weights import Weights, cannot_be_had, choose, described, hub_file, load_file, on_meta
 
 PROBE = 64  # side in pixels of the blank image that shows what a network's maps are like
 ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True, "strict_img_size": False}
@@ -34,6 +35,8 @@ class Cut(NamedTuple):
     one_stride: bool
     """Whether low is as large as mid, as a plain transformer's."""
     pixels: Pixels
+    origin: str | None
+    """Where its weights are from."""
 
 
 class TimmBody(nn.Module):
@@ -49,6 +52,14 @@ class TimmBody(nn.Module):
         return self.network.forward_intermediates(
             images_b3hw, indices=self.indices, stop_early=True, intermediates_only=True
         )
+
+    def check_side(self, name: str, side: int) -> None:
+        """Raise ValueError if the network called `name` cannot compute images of this side."""
+        try:
+            with torch.no_grad():
+                self(torch.zeros(2, 3, side, side))
+        except Exception as error:  # each network has its own way to refuse a size
+            raise ValueError(_wrong_side(name, side, error)) from error
 
 
 class LastStage(nn.Module):
@@ -77,7 +88,7 @@ def cut(name: str, weights: Weights, top: bool) -> Cut:
     On the meta device, weights are fetched or compared, but not loaded. Raises ValueError if the name or the weights
     are unknown, or the network has no such maps; OSError if the weights cannot be fetched or read.
     """
-    network = _network(name, weights)
+    network, chosen = _network(name, weights)
     low, mid, end = _levels(name, network)
     if top and end is None:
         raise ValueError(f"backbone {name!r} has no map at 1/32 of the image's size for branch 1: take classify=false")
@@ -89,10 +100,11 @@ def cut(name: str, weights: Weights, top: bool) -> Cut:
     one_stride = network.feature_info[low]["reduction"] == network.feature_info[mid]["reduction"]
     last = LastStage(units, order) if top else None
     cfg = network.pretrained_cfg
-    return Cut(TimmBody(network.train(), low, mid), last, one_stride, Pixels.of(cfg))
+    return Cut(TimmBody(network.train(), low, mid), last, one_stride, Pixels.of(cfg), described(chosen))
 
 
-def _network(name: str, weights: Weights) -> Any:
+def _network(name: str, weights: Weights) -> tuple[Any, str | Path | None]:
+    """Return the whole network but its classifier, and the tag or file that `weights` stands for."""
     plain, _, tag = name.partition(".")
     if tag and timm.is_model(plain):
         raise ValueError(f"backbone {name!r} names its weights: take backbone={plain} weights={tag}")
@@ -108,7 +120,7 @@ def _network(name: str, weights: Weights) -> Any:
         if chosen is not None:
             heads = network.pretrained_cfg.get("classifier") or ()
             load_file(network, name, chosen, (heads,) if isinstance(heads, str) else tuple(heads))
-        return network
+        return network, chosen
     cfg = cfgs[chosen]
     try:
         file = hub_file(cfg)
@@ -116,7 +128,8 @@ def _network(name: str, weights: Weights) -> Any:
         raise cannot_be_had(name, chosen, error) from error
     overlay = {"file": str(file), "custom_load": cfg.custom_load == "hf"}
     tagged = f"{name}.{chosen}"
-    return timm.create_model(tagged, pretrained=not on_meta(), pretrained_cfg_overlay=overlay, num_classes=0, **options)
+    pretrained = not on_meta()
+    return timm.create_model(tagged, pretrained, pretrained_cfg_overlay=overlay, num_classes=0, **options), chosen
 
 
 def _nearest(name: str) -> list[str]:
@@ -182,8 +195,7 @@ def _order(name: str, network: Any, indices: list[int], units: list[nn.Module]) 
                 torch.zeros(1, 3, PROBE, PROBE), indices=indices, intermediates_only=True
             )
     except Exception as error:  # each network has its own way to refuse a size
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"backbone {name!r} does not take pictures of {PROBE} px ({reason})") from error
+        raise ValueError(f"{_wrong_side(name, PROBE, error)}; models take images of many sizes") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -195,3 +207,8 @@ def _order(name: str, network: Any, indices: list[int], units: list[nn.Module]) 
     if len(taken) == 3:
         return "BSC"
     return "BCHW" if taken[1] == mid.shape[1] else "BHWC"
+
+
+def _wrong_side(name: str, side: int, error: Exception) -> str:
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return f"backbone {name!r} does not take images of {side} px ({reason})"

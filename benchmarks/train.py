@@ -61,7 +61,11 @@ class Work:
         return make_config(PRESETS[self.preset].settings | COMMON | only_at_the_end)
 
 
-WORKS = (Work("fast", 224, 6_400, 3),) if ON_GPU else (Work("demo", 64, 1_280, 3), Work("paper-fashionai", 224, 64, 1))
+WORKS = (
+    (Work("paper-fashionai", 224, 6_400, 3),)
+    if ON_GPU
+    else (Work("demo", 64, 1_280, 3), Work("paper-fashionai", 224, 64, 1))
+)
 PLAIN, APART, RAY = "plain torch", "plain torch, nothing exchanged", "Ray Train"
 Rates = tuple[float, float]
 """Triplets per second, and the fraction of the time spent waiting for data."""

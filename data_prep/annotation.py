@@ -140,16 +140,19 @@ class Annotation:
             raise AssertionError(f"{self.rows_in} rows in, but {out} accounted for")
 
     def images(self) -> pd.DataFrame:
-        """Return the distinct images: path and split, and the box (x0, y0, x1, y1) if pictures are cropped."""
+        """Return the distinct images: path and split, and the box (x0, y0, x1, y1) if pictures are cropped.
+
+        A path has one split, unless triplets that the dataset brings use the picture in several.
+        """
         of_rows = [self.rows[["path", "split"]]]
         if self.triplets is not None:
             for name in TRIPLET_COLUMNS[:3]:
                 of_rows.append(self.triplets[[name, "split"]].rename(columns={name: "path"}))
         # Paths and splits may be categories, which sort by their codes.
-        images = pd.concat(of_rows).drop_duplicates("path").astype({"path": "str", "split": "str"})
+        images = pd.concat(of_rows).drop_duplicates(["path", "split"]).astype({"path": "str", "split": "str"})
         if self.boxes is not None:
             images = images.merge(self.boxes, on="path", how="left")
-        return images.sort_values("path", ignore_index=True)
+        return images.sort_values(["path", "split"], ignore_index=True)
 
 
 WHAT_DIFFERS = {"in_two_splits": "split", "labels_disagree": "value", "in_both_roles": "role"}

@@ -22,16 +22,16 @@ def cut(total: int, pieces: int) -> np.ndarray:
     return np.linspace(0, total, pieces + 1).round().astype(np.int64)
 
 
-def batches_per_epoch(triplets: int, batch_size: int, micro_batches: int = 1) -> int:
-    """Return the number of batches that an epoch is divided into.
+def batches_per_epoch(size: int, batch_size: int, micro_batches: int = 1, unit: str = "triplets") -> int:
+    """Return the number of batches that an epoch of `size` triplets, or other units, is divided into.
 
-    Batches are equal up to one triplet and hold at most `batch_size`: no small last batch, none dropped.
-    Raises InputError if a micro-batch would get no triplet.
+    Batches are equal up to one unit and hold at most `batch_size`: no small last batch, none dropped.
+    Raises InputError if a micro-batch would get none.
     """
-    count = -(-triplets // batch_size)
-    if triplets // count < micro_batches:
+    count = -(-size // batch_size)
+    if size // count < micro_batches:
         raise InputError(
-            f"batches of {triplets // count} triplets cannot be cut into {micro_batches} micro-batches; raise "
+            f"batches of {size // count} {unit} cannot be cut into {micro_batches} micro-batches; raise "
             "batch_size, or lower micro_batches or --workers"
         )
     return count
@@ -92,9 +92,10 @@ def plan_epoch(
             "global_size": end - begin,
             "bounds": tuple((own - own[0]).tolist()),
             "global_micro_batches": micro_batches,
-            "seeds": tuple(_seed(seed, epoch, number, one) for one in range(first, last)),
+            "seeds": tuple(seed_of(seed, epoch, number, one) for one in range(first, last)),
         }
 
 
-def _seed(*numbers: int) -> int:
+def seed_of(*numbers: int) -> int:
+    """Return a seed made of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

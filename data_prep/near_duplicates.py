@@ -155,7 +155,7 @@ class NearDuplicates:
 
     def in_splits(self, images: pd.DataFrame) -> pd.DataFrame:
         """Return the pairs with the splits of both pictures; empty for a picture that is not among `images`."""
-        split = images.set_index("path")["split"]
+        split = images.drop_duplicates("path").set_index("path")["split"]
         columns = {"split": "path", "other_split": "other_path"}
         return self.pairs.assign(
             **{name: self.pairs[path].map(split).fillna("").astype("str") for name, path in columns.items()}

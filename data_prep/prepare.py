@@ -200,7 +200,7 @@ def _with_split(read: Annotation, request: Request) -> Annotation:
     """Look for near-duplicates, and make the split if the annotation gives none; tables have done both."""
     if read.near_duplicates is not None:
         return read
-    images = read.images()
+    images = read.images().drop_duplicates("path")
     paths = images["path"].tolist()
     found = find_near_duplicates(request.root, paths, request.image_size, request.progress)
     read = _without(read, found.refused)
@@ -372,7 +372,8 @@ def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame
 
 def _numbered(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """Return rows with their image_id, sorted by image_id, attribute and value."""
-    number = images.set_index("path")["image_id"]
+    # Only triplets use a picture in several splits.
+    number = images.drop_duplicates("path").set_index("path")["image_id"]
     # Splits and roles may be categories.
     rows = rows.assign(image_id=rows["path"].map(number).astype("int64")).astype({"split": "str", "role": "str"})
     return rows.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
@@ -446,13 +447,13 @@ def _divide(
     staging: Storage, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
 ) -> tuple[int, int]:
     """Shuffle the dataset's triplets and write `n` (or all) for each training epoch, starting again at the end."""
-    number = images.set_index("path")["image_id"]
     rng = np.random.default_rng(seed)
     per_epoch = 0
     for split in SPLITS:
         of_split = given[given["split"] == split]
         if of_split.empty:
             continue
+        number = images[images["split"] == split].set_index("path")["image_id"]
         columns = {name: of_split[name].map(number).to_numpy(np.int64) for name in TRIPLET_COLUMNS[:3]}
         columns["attribute"] = of_split["attribute"].to_numpy()
         order = rng.permutation(len(of_split))

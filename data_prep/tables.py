@@ -87,12 +87,27 @@ left out has no split."""
 REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
 
 
+Change = Literal["crop", "jitter"]
+CHANGES: tuple[Change, ...] = ("crop", "jitter")
+"""Random changes of training pictures that an attribute can forbid."""
+
+
 class Attribute(BaseModel):
     """An attribute (such as collar design) and the names of its values, ordered by their indices."""
 
     model_config = ConfigDict(frozen=True)
     name: str
     values: tuple[str, ...]
+    forbids: tuple[Change, ...] | None = None
+    """Random changes of training pictures that would change the value; None: those that the name implies."""
+
+    @property
+    def forbidden(self) -> tuple[str, ...]:
+        """Random changes that are not made of pictures with a label under this attribute."""
+        if self.forbids is not None:
+            return self.forbids
+        implied = {"crop": ("length",), "jitter": ("color", "colour")}
+        return tuple(change for change, words in implied.items() if any(word in self.name.lower() for word in words))
 
 
 class DatasetInfo(BaseModel):

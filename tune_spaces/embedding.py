@@ -5,7 +5,7 @@ shallower ResNet may be what a small dataset or a fast service wants. Expected c
 paper's ResNet-50, a training with ResNet-34 has 0.85 times the arithmetic and 0.4 times the activations in memory,
 with ResNet-18 0.4 and 0.3 times; width 64 saves and 1024 adds up to 5 %, the kernel nothing. Trials drawn evenly
 take 0.75 of a ResNet-50 training on average. For 60 combinations, plan 20 to 30 trials. Small networks may lead
-early, which early stopping rewards. For model=agman; weights=IMAGENET1K_V1 fits all three ResNets, a file only one.
+early, which early stopping rewards. For model=agman; weights=auto fits all three ResNets, a file only one.
 """
 
 from __future__ import annotations

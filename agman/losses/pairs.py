@@ -1,35 +1,33 @@
-"""The positives and negatives of an anchor among all images of a batch.
+"""The positives and negatives of every pair (image, attribute) among all pairs of a batch.
 
-Shape suffixes: B triplets, I = 3B images (anchors, positives, negatives), V values of an image.
+Shape suffixes: K pairs (image, attribute), V values of a pair.
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
 class Pairs(NamedTuple):
-    """Masks of every anchor (rows) and every image of the batch (columns). No pair is both, many are neither."""
+    """Masks of every anchor (rows) and every other pair of the batch (columns). Many are neither."""
 
-    positive_bi: Tensor
-    """Bool: embedded under the anchor's attribute, with a value of it in common, and another image."""
-    negative_bi: Tensor
-    """Bool: embedded under the anchor's attribute, with no value of it in common."""
+    positive_kk: Tensor
+    """Bool: under the anchor's attribute, with a value of it in common, and not the anchor itself."""
+    negative_kk: Tensor
+    """Bool: under the anchor's attribute, with no value of it in common."""
 
 
-def pairs_of_anchors(attributes_i: Tensor, values_iv: Tensor, image_index_i: Tensor) -> Pairs:
-    """Return the positives and negatives of a batch, on its device.
+def pairs_among(attributes_k: Tensor, values_kv: Tensor) -> Pairs:
+    """Return the positives and negatives of a batch in which an image occurs at most once under an attribute.
 
-    values_iv holds every image's values under its own attribute, at least one, padded with -1 to V.
-    image_index_i holds equal numbers for occurrences of the same image. An image that is in the batch twice
-    (mirrored, perhaps) is no positive of itself.
+    values_kv holds the image's values under the attribute, at least one, padded with -1 to V.
     """
-    anchors = slice(0, len(attributes_i) // 3)
-    same_attribute_bi = attributes_i[anchors, None] == attributes_i
-    same_image_bi = image_index_i[anchors, None] == image_index_i
-    values_biv1 = values_iv[anchors, None, :, None]
-    in_common_bi = ((values_biv1 == values_iv[:, None, :]) & (values_biv1 >= 0)).flatten(2).any(2)
-    return Pairs(
-        positive_bi=same_attribute_bi & in_common_bi & ~same_image_bi,
-        negative_bi=same_attribute_bi & ~in_common_bi,
-    )
+    values = int(values_kv.max()) + 1
+    has_value_kv = torch.zeros(len(values_kv), values + 1, device=values_kv.device)
+    has_value_kv.scatter_(1, torch.where(values_kv < 0, values, values_kv), 1.0)  # the last column takes the padding
+    has_value_kv = has_value_kv[:, :values]
+    in_common_kk = has_value_kv @ has_value_kv.T > 0
+    same_attribute_kk = attributes_k[:, None] == attributes_k
+    positive_kk = (same_attribute_kk & in_common_kk).fill_diagonal_(False)
+    return Pairs(positive_kk, same_attribute_kk & ~in_common_kk)

@@ -455,7 +455,7 @@ def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:
         return rows, catalogue.rejects, 0
     parts, rejects, repeats = [rows[~repeated]], list(catalogue.rejects), 0
     several = np.array([one.several for one in catalogue.labels])[rows["attribute"]]
-    names = tuple(Attribute(name=one.name, values=one.values) for one in catalogue.labels)
+    names = tuple(Attribute(name=one.name, values=one.values, forbids=one.forbids) for one in catalogue.labels)
     for may_differ in (False, True):
         some = rows[repeated & (several == may_differ)]
         some = some.astype(dict.fromkeys(("path", "split", "role", "source"), "str"))
@@ -511,6 +511,7 @@ def _without_rare(
             rejects.append(
                 Reject(row.source, row.line, "too_rare", f"{row.path}: {one.name} {one.values[row.value]!r}")
             )
-        attributes.append(Attribute(name=one.name, values=tuple(np.array(one.values, object)[frequent])))
+        kept_values = tuple(np.array(one.values, object)[frequent])
+        attributes.append(Attribute(name=one.name, values=kept_values, forbids=one.forbids))
     rows = rows.assign(attribute=new_attribute, value=new_value)[keep].reset_index(drop=True)
     return rows, tuple(attributes), rejects

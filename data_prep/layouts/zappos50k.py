@@ -30,10 +30,10 @@ from data_prep.annotation import (
     bad_line,
     counted,
     frame_of,
-    rejected,
     settled,
 )
 from data_prep.errors import InputError
+from data_prep.layouts.folders import is_picture
 from data_prep.layouts.text_files import (
     LONGEST_PATH,
     check_commas,
@@ -44,7 +44,6 @@ from data_prep.layouts.text_files import (
     numbered_lines,
     read_lines,
 )
-from data_prep.pictures import SUFFIXES
 from data_prep.request import Request
 from data_prep.tables import SPLITS, Attribute
 
@@ -84,7 +83,7 @@ def lists_below(folder: Path) -> Path | None:
 
 
 def read_lists(folder: Path, root: Path) -> Annotation:
-    """Read all triplets of all lists. An image belongs to its first split; triplets across splits are rejected."""
+    """Read all triplets of all lists, also those whose pictures another split uses: that is the published protocol."""
     names = [name.strip() for name in read_lines(folder / "filenames.json", folder)]
     if names and names[0].startswith("["):
         raise InputError(
@@ -118,11 +117,22 @@ def read_lists(folder: Path, root: Path) -> Annotation:
         raise InputError(f"{folder / 'tripletlists'}: none of its files is a CONDITION_tripletlist_SPLIT.txt")
     triplets = pd.DataFrame(columns).astype({"attribute": "int16", "line": "int64"})
     rows_in = counted(triplets, rejects, filled)
-    triplets, refused = _within_splits(triplets, images.to_numpy(object))
+    notes = _sharing(triplets, len(images))
     for name in TRIPLET_COLUMNS[:3]:
         triplets[name] = images.take(triplets[name].to_numpy(int))
     triplets = triplets.astype(dict.fromkeys(TRIPLET_COLUMNS[:3], "str"))
-    return Annotation(attributes, rejects=rejects + refused, rows_in=rows_in, triplets=triplets, split_origin="CSN's")
+    return Annotation(
+        attributes,
+        rejects=rejects,
+        rows_in=rows_in,
+        triplets=triplets,
+        split_origin="CSN's",
+        notes=notes,
+        expected={
+            (source, "bad_line"): "expected three whole numbers, anchor far close: lines of filenames.json from 0"
+            for source in filled
+        },
+    )
 
 
 def _read_triplet(
@@ -142,19 +152,18 @@ def _read_triplet(
     return anchor, close, far
 
 
-def _within_splits(triplets: pd.DataFrame, paths: np.ndarray) -> tuple[pd.DataFrame, list[Reject]]:
-    """Reject triplets with an image of an earlier split, which would be both trained and tested on."""
-    rank = triplets["split"].map({split: i for i, split in enumerate(SPLITS)}).to_numpy(int)
-    owner = np.full(len(paths), len(SPLITS))
-    images = triplets[list(TRIPLET_COLUMNS[:3])].to_numpy(int)
-    for column in images.T:
-        np.minimum.at(owner, column, rank)
-    foreign = (owner[images] != rank[:, None]).reshape(len(images), 3)
-    bad = foreign.any(axis=1)
-    first = images[np.arange(len(images)), foreign.argmax(axis=1)][bad]
-    misplaced = triplets[bad].assign(path=[paths[i] for i in first], owner=[SPLITS[owner[i]] for i in first])
-    rejects = rejected(misplaced, "in_two_splits", "{path}: already in {owner}")
-    return triplets[~bad].reset_index(drop=True), rejects
+def _sharing(triplets: pd.DataFrame, images: int) -> tuple[str, ...]:
+    """Return a note on the triplets with a picture that an earlier split has, too, if there are any."""
+    shared = []
+    seen = np.zeros(images, bool)
+    for split in SPLITS:
+        own = triplets.loc[triplets["split"] == split, list(TRIPLET_COLUMNS[:3])].to_numpy(int)
+        if count := int(seen[own].any(axis=1).sum()):
+            shared.append(f"{count:,} of {len(own):,} {split} triplets")
+        seen[own] = True
+    if not shared:
+        return ()
+    return (f"CSN's lists share pictures between splits: {' and '.join(shared)} have a picture of an earlier split",)
 
 
 def _pictures(root: Path) -> Iterator[str]:
@@ -164,7 +173,7 @@ def _pictures(root: Path) -> Iterator[str]:
         folders.sort()
         relative = Path(folder).relative_to(root).as_posix()
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES):
+            if is_picture(name):
                 yield name if relative == "." else f"{relative}/{name}"
 
 
@@ -219,7 +228,9 @@ def read_table(file: Path, root: Path) -> Annotation:
     )
     schema = tuple(Attribute(name=name, values=tuple(v)) for name, v in zip(CONDITIONS, values, strict=True))
     rows_in = counted(rows, rejects, {source: filled})
-    return settled(Annotation(schema, rows, rejects, rows_in=rows_in, several_values=True))
+    known_pictures = f"expected the name of one of the {sum(map(len, paths_of.values())):,} pictures below {root}"
+    expected = {(source, "bad_line"): "expected as many cells as line 1 has", (source, "missing_image"): known_pictures}
+    return settled(Annotation(schema, rows, rejects, rows_in=rows_in, several_values=True, expected=expected))
 
 
 def _cid(text: str) -> str:

@@ -14,13 +14,16 @@ from pipeline.common.hints import nearest
 
 BENCHMARKS = [
     "annotation",
+    "backbones",
     "drawing",
     "evaluate",
+    "fit",
     "loader",
     "model",
     "options",
     "packing",
     "precision",
+    "quality",
     "retrieval",
     "scale",
     "search",

@@ -226,7 +226,8 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
     show_table(f"{info.name} in {out}", ["split", "images", "queries", "candidates"], rows)
     for split in ("test", "valid"):
         if split in summary.expected:
-            _show_expected(summary.expected[split])
+            more = info.split_origin.startswith("made")
+            _show_expected(summary.expected[split], f"--{split}-share and --query-share make more" if more else "")
             break
     if info.split_origin:
         say(f"split: {info.split_origin}")
@@ -268,7 +269,7 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
     }
 
 
-def _show_expected(expected: Expectations) -> None:
+def _show_expected(expected: Expectations, more_queries: str) -> None:
     from pipeline.evaluation.few import meaning_for, query_count
 
     rows = [
@@ -278,4 +279,4 @@ def _show_expected(expected: Expectations) -> None:
     title = f"MAP to expect on {expected.split}: of a random ranking, and at most"
     show_table(title, ["attribute", "queries", "candidates", "chance MAP", "ceiling"], rows)
     for line in meaning_for(one.queries for one in expected.attributes):
-        say(line)
+        say("; ".join([line, more_queries] if more_queries else [line]))

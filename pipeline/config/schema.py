@@ -44,46 +44,83 @@ class TrainConfig(BaseModel):
     """isln: number of times that the attention is repeated; none: 3."""
     image_size: int | None = Field(default=None, ge=32)
     """Side of the input square in pixels; none: as prepared."""
+    batches: Literal["triplets", "balanced"] = "triplets"
+    """What a batch is made of: the prepared triplets, as in the paper, or images with all their labels. Balanced
+    batches have an attribute in turn, of which some values are drawn evenly, and images_per_value images of each."""
     batch_size: int = Field(default=16, ge=2)
-    """Triplets in a global batch, over all workers. An epoch is divided into equal batches of at most this size."""
+    """Triplets, or with batches=balanced images, in a global batch, over all workers. An epoch is divided into equal
+    batches of at most this size."""
+    images_per_value: int = Field(default=4, ge=2)
+    """batches=balanced: images of each value that is drawn; fewer if the value is rarer."""
     epochs: int = Field(default=50, ge=1)
-    """Passes over the data, each over one prepared epoch of triplets (beginning again after the last one)."""
+    """Passes over the data: over one prepared epoch of triplets each (beginning again after the last one), or with
+    batches=balanced over as many images as the training split has."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Steps after which the training ends, instead of epochs; schedule and warm-up are fitted to it."""
     max_triplets: int | None = Field(default=None, ge=1)
     """Triplets used of each epoch; none: all that were prepared."""
     margin: float = Field(default=0.2, ge=0, le=2)
     """Margin of the triplet loss, in cosine."""
+    pair_loss: Literal["supervised_contrastive", "multi_similarity", "semi_hard_triplet"] = "supervised_contrastive"
+    """batches=balanced: loss over all pairs of the batch, in place of the triplet loss."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Number by which the supervised contrastive loss divides cosines."""
     loss_weighting: Literal["fixed", "learned", "published"] = "fixed"
     """Weights of the two losses: fixed ones, learned ones (Kendall et al. 2018), or the published code's (0.5e)."""
     triplet_weight: float = Field(default=1.0, ge=0)
-    """Weight of the triplet loss when fixed."""
+    """Weight of the triplet loss, or of the loss over pairs, when fixed."""
     class_weight: float = Field(default=1.0, ge=0)
     """Weight of the classification loss when fixed."""
     proxy_weight: float = Field(default=0.0, ge=0)
-    """Weight of a softmax loss over learned proxies of the values; not in the paper. Helps from random weights."""
-    mining: Literal["none", "semi_hard", "hard"] = "none"
-    """Replaces the triplets' positives and negatives by others of their micro-batch; not in the paper."""
-    info_nce_weight: float = Field(default=0.0, ge=0)
-    """Weight of InfoNCE over the negatives in each micro-batch; not in the paper."""
-    info_nce_temperature: float = Field(default=0.1, gt=0)
-    """Temperature by which InfoNCE divides cosines."""
+    """Weight of a loss on learned proxies of the values; not in the paper. Helps from random weights."""
+    proxy_loss: Literal["softmax", "anchor"] = "softmax"
+    """Form of the loss on proxies: a softmax over the values (Zhai & Wu 2019), or Proxy Anchor (Kim et al. 2020)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the softmax's target that all values of the attribute divide among them."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """adam, the paper's, or adamw, with weight decay."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """adamw: decay of weight matrices and kernels, times the learning rate at every step."""
     lr: float = Field(default=1e-4, gt=0)
-    """Adam's learning rate."""
+    """Learning rate."""
+    backbone_lr_scale: float = Field(default=1.0, gt=0)
+    """Factor on the learning rate of the backbone."""
+    schedule: Literal["step", "cosine"] = "step"
+    """Fall of the learning rate: by lr_decay every lr_decay_epochs epochs, or as half a cosine to 0 at the end."""
     lr_decay: float = Field(default=0.9, gt=0, le=1)
-    """Factor on the learning rate after every lr_decay_epochs epochs."""
+    """schedule=step: factor on the learning rate after every lr_decay_epochs epochs."""
     lr_decay_epochs: int = Field(default=3, ge=1)
-    """Epochs between two changes of the learning rate by lr_decay."""
+    """schedule=step: epochs between two changes of the learning rate by lr_decay."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps in which the learning rate grows from 0 to its full size."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a running average of the weights, which is then evaluated and registered; none: the weights."""
+    freeze_backbone: int = Field(default=0, ge=0)
+    """Epochs at the beginning in which the backbone's weights do not change."""
+    crop: float | None = Field(default=None, gt=0, le=1)
+    """Smallest share of a picture's area that a random crop keeps; none: no crops. Not of pictures with a label whose
+    attribute forbids it (lengths do)."""
+    jitter: float = Field(default=0.0, ge=0, le=1)
+    """Random change of brightness, contrast and saturation by up to this factor more or less. Not of pictures with a
+    label whose attribute forbids it (colours do)."""
+    erasing: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a random rectangle of a picture is erased."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Bound on the L2 norm of the gradient of the global batch; none: not clipped, as in the paper."""
     micro_batches: int | None = Field(default=None, ge=1)
     """Equal micro-batches of a global batch; a worker computes its own one after the other (gradient accumulation).
     The same number gives the same weights on any number of workers. None: one for each worker."""
-    batch_norm: Literal["per_micro_batch", "sync"] = "per_micro_batch"
-    """Statistics of each micro-batch (anchors, positives and negatives together), or of the global batch (sync;
-    GPUs only)."""
+    batch_norm: Literal["per_micro_batch", "sync", "frozen"] = "per_micro_batch"
+    """Statistics of each micro-batch (anchors, positives and negatives together), of the global batch (sync; GPUs
+    only), or in the backbone those that its weights came with (frozen)."""
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better validation score after which training stops early; none: train all epochs."""
+    gradient_checkpointing: bool = False
+    """Keep fewer of the backbone's activations and compute them again in the backward pass: less memory, more time.
+    Networks of timm only."""
     precision: Literal["fp32", "bf16"] | None = None
-    """bf16: autocast, with weights and losses in fp32. None: bf16 on GPUs and on CPUs that compute in it, else fp32."""
+    """bf16: autocast, with weights and losses in fp32. None: bf16 on GPUs and, for ResNets, on CPUs that compute in it;
+    else fp32."""
     compile: bool | None = None
     """torch.compile of the model's training pass; none: false on CPUs (measured slower) and GPUs (not measured)."""
     threads: int | None = Field(default=None, ge=1)
@@ -103,9 +140,8 @@ class TrainConfig(BaseModel):
     def needing_values(self) -> list[str]:
         """Settings, as KEY=VALUE, that need the images' values, not the triplets alone."""
         asked = {
+            f"batches={self.batches}": self.batches == "balanced",
             f"proxy_weight={self.proxy_weight:g}": self.proxy_weight > 0,
-            f"mining={self.mining}": self.mining != "none",
-            f"info_nce_weight={self.info_nce_weight:g}": self.info_nce_weight > 0,
         }
         return [setting for setting, wanted in asked.items() if wanted]
 
@@ -123,8 +159,13 @@ class TrainConfig(BaseModel):
         return str(Path(value).absolute()) if value and Path(value).is_file() else value
 
 
-RENAMED = {"parts": "micro_batches"}
-"""Former names of settings."""
+GONE = {
+    "parts": "is now called 'micro_batches'",
+    "mining": "is gone: take batches=balanced with pair_loss=semi_hard_triplet",
+    "info_nce_weight": "is gone: take batches=balanced with pair_loss=supervised_contrastive",
+    "info_nce_temperature": "is now called 'temperature'",
+}
+"""Former settings, and what to take instead."""
 
 
 def load_config(file: Path | None, settings: Iterable[str], preset: str | None = None) -> TrainConfig:
@@ -161,8 +202,8 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
     """Validate settings. Raises InputError for an unknown key (naming the nearest) or a value out of range."""
     known = list(TrainConfig.model_fields)
     for key in values:
-        if key in RENAMED:
-            raise InputError(f"setting {key!r} is now called {RENAMED[key]!r}")
+        if key in GONE:
+            raise InputError(f"setting {key!r} {GONE[key]}")
         if key not in known:
             raise InputError(f"unknown setting {key!r}; {nearest(key, known)}")
     try:

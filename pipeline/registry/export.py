@@ -38,7 +38,7 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
         for name in (WEIGHTS, DESCRIPTION):
             (checkpoint / name).rename(staging / name)
         checkpoint.rmdir()
-        request = (description["image_size"], description.get("attributes", ()))
+        request = (description["image_size"], description.get("attributes", ()), description.get("fit", "crop"))
         try:
             program = save_program(network, staging / PROGRAM, *request)
             onnx = export_onnx(network, staging / ONNX, *request)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from agman.bootstrap import Difference, paired_differences
 from pipeline.evaluation.chance import Scores, evidence
+from pipeline.evaluation.few import is_few
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,13 @@ def judge(champion: Scores | None, challenger: Scores, tolerance: float, seed: i
         return Verdict(True, f"there was no champion, and it is above chance by {above}", {})
     total = differences[""]
     interval = f"{100 * total.mean:+.2f} [{100 * total.low:+.2f}, {100 * total.high:+.2f}]"
-    worst = min((name for name in differences if name), key=lambda name: differences[name].mean)
     most = f"{100 * tolerance:.2f}"
-    if differences[worst].mean < -tolerance:
+    # An attribute with few queries falls by chance with almost every training: it has to fall beyond noise.
+    falls = {
+        name: one.high if is_few(len(challenger.of[name])) else one.mean for name, one in differences.items() if name
+    }
+    worst = min(falls, key=lambda name: falls[name])
+    if falls[worst] < -tolerance:
         return Verdict(False, f"{worst} falls by {-100 * differences[worst].mean:.2f}, more than {most}", differences)
     if not total.beyond_noise:
         return Verdict(False, f"the gain {interval} is not beyond noise", differences)

@@ -161,7 +161,7 @@ def _limits(description: Mapping[str, Any], tags: Mapping[str, str], tested: Tes
     lines = [UNKNOWN_PICTURES if drawn is None else DRAWN if drawn else PHOTOGRAPHS.format(dataset)]
     training = description.get("training", {})
     if "weights" in training:
-        weights = training["weights"]
+        weights = description.get("initial_weights", training["weights"])
         lines.append(PRETRAINED.format(_code(str(weights))) if weights else RANDOM)
     lines.append(
         f"It knows {len(description['attributes'])} attributes: {', '.join(map(_plain, description['attributes']))}. "

@@ -128,7 +128,8 @@ def _write_page(comparison: Comparison, out: Path) -> None:
 
 def _curves(comparison: Comparison) -> charts.Chart:
     """Draw validation MAP over steps: for each system, the first training that did not fail."""
-    histories = {key: comparison.of(key)[0].history for key in comparison.systems if comparison.of(key)}
+    drawn = [key for key in comparison.systems if comparison.of(key) and SYSTEMS[key].trained]
+    histories = {key: comparison.of(key)[0].history for key in drawn}
 
     def draw(axes: Axes, theme: charts.Theme) -> None:
         for number, (key, history) in enumerate(histories.items()):

@@ -88,7 +88,7 @@ def embed_images(
         raise InputError(f"{model}: an attribute named {min(clash)!r} cannot be a gallery's column")
     source = find_source(images)
     queries = validation_queries(embedder.attributes, description.get("data", {}).get("queries_of", {}))
-    info = _info(model, embedder, source, queries)
+    info = _info(model, embedder, source).model_copy(update={"queries": queries})
     restore(out)
     if (gallery := _existing(out, info, overwrite)) is not None:
         say(f"{out}: contains these embeddings already")
@@ -130,7 +130,7 @@ def _checkpoint(model: str) -> str | None:
     return str(folder) if folder else None
 
 
-def _info(model: str, embedder: Embedder, source: Source, queries: dict[str, int]) -> GalleryInfo:
+def _info(model: str, embedder: Embedder, source: Source) -> GalleryInfo:
     """Describe the gallery, without the counts, which are known at the end."""
     decisive = [source.fingerprint, source.kind, str(source.root), embedder.digest, embedder.side, embedder.precision]
     return GalleryInfo(
@@ -138,7 +138,6 @@ def _info(model: str, embedder: Embedder, source: Source, queries: dict[str, int
         model_digest=embedder.digest,
         checkpoint=_checkpoint(model),
         attributes=tuple(embedder.attributes),
-        queries=queries,
         width=embedder.width,
         image_size=embedder.side,
         precision=embedder.precision,

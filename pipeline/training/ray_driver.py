@@ -44,7 +44,7 @@ UNLOGGED = "unlogged"
 WARNING = "warning"
 """Key in an outcome, and tag of the run: signs of a collapse after the last epoch."""
 REMEDY = "longer training, a smaller lr or pretrained weights may help"
-LOSS_TERMS = ("triplet", "class", "proxy", "info_nce")
+LOSS_TERMS = ("loss_triplet", "loss_pairs", "loss_class", "loss_proxy")
 Workers = tuple[int, int]
 """Smallest and largest number of workers; equal unless the group may shrink and grow."""
 
@@ -338,11 +338,13 @@ def _agreed(worker: WorkerContext, decide: Callable[[], Any]) -> Any:
 def _note(end: StepEnd, epochs: int) -> str:
     """Return the text after the progress bar."""
     parts = [f"epoch {end.epoch}/{epochs}", f"loss {end.result.loss:.4f}"]
-    parts += [f"{name} {value:.4f}" for name in LOSS_TERMS if (value := getattr(end.result, f"loss_{name}"))]
+    means = end.result.means
+    parts += [f"{name.removeprefix('loss_')} {means[name]:.4f}" for name in LOSS_TERMS if means.get(name)]
     if end.score is not None:
         beside = "" if end.chance is None else f" (chance {end.chance:.4f})"
         parts.append(f"valid {end.score:.4f}{beside}")
-    if "triplets_per_second" in end.recent:
-        parts.append(f"{end.recent['triplets_per_second']:.1f} triplets/s")
+    if "images_per_second" in end.recent:
+        unit = "triplets" if "triplets_per_second" in end.recent else "images"
+        parts.append(f"{end.recent[f'{unit}_per_second']:.1f} {unit}/s")
         parts.append(f"wait {end.recent['data_wait_share']:.1%}")
     return ", ".join(parts)

@@ -31,7 +31,7 @@ from pipeline.evaluation.few import validation_queries
 from pipeline.evaluation.validation import SPLIT, score_name
 from pipeline.registry import models as registry
 from pipeline.tracking import runs as tracking
-from pipeline.training.build import NOT_DECISIVE, check, resolved, steps_per_epoch
+from pipeline.training.build import NOT_DECISIVE, check, fitted, resolved, steps_of
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.ray_driver import (
     CHECKPOINTS,
@@ -95,6 +95,7 @@ def train(
         use_gpu, cpus = gpus_for(least), cpus_for_elastic(least, most)
         asked = config
         config = resolved(config, "cuda" if use_gpu else "cpu", most, cpus)
+        config = fitted(config, dataset, config.micro_batches or least)
         digest = _identity(dataset, config)
         path = _claim(stack, Storage(storage), name or f"{dataset.info.name}-{config.model}-{digest[:8]}", fresh)
         begun = read_json(path / DESCRIPTION)
@@ -104,7 +105,7 @@ def train(
         threads = asked.threads or begun.get("threads", config.threads)
         config = config.model_copy(update={"threads": threads})
         say(f"settings: {typed(config)}")
-        if config.weights is None and not config.proxy_weight:
+        if config.weights is None and not config.proxy_weight and config.batches == "triplets":
             say("note: the backbone starts from random weights; weights=auto takes pretrained ones")
         label = str(path).rpartition("/")[2]
         params = config.model_dump() | {"workers": str(most) if least == most else f"{least}-{most}"}
@@ -121,7 +122,7 @@ def train(
         else:
             if latest:
                 say(f"continuing {path} from step {latest.step:,}")
-            steps = config.epochs * steps_per_epoch(dataset, config, config.micro_batches or least)
+            steps = steps_of(config, dataset, config.micro_batches or least)
             job = TrainJob(dataset.storage, config, path, tracking.Run(run.uri, run.run_id), steps)
             resources = {"CPU": float(cpus), "GPU": float(use_gpu)}
             outcome = run_workers(job, f"training {label}", (least, most), resources)

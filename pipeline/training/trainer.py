@@ -5,6 +5,7 @@ Ray Train runs it in every worker, Ray Tune in a trial's own process, a test in 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,18 +17,28 @@ import torch
 from safetensors.torch import load_file
 
 import agman
-from agman.batchnorm import convert_batchnorm
+from agman.batchnorm import convert_batchnorm, freeze_batchnorm
 from agman.checkpoint import WEIGHTS, write_model
+from agman.engine import AnyBatch
 from agman.loop import Prefetcher, RunningMeans, pinned
 from agman.memory import keep_freed_memory
-from agman.stepping import NonFiniteLoss, StepResult, learning_rate
+from agman.optimizer import (
+    averaged,
+    cosine_decay,
+    is_backbones_own,
+    set_learning_rate,
+    step_decay,
+    warm_up,
+)
+from agman.stepping import NonFiniteLoss, StepResult
+from data_prep.balanced import BalancedSampler
 from data_prep.batches import batches_per_epoch, cut, plan_epoch, rows_of_worker
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.triplets import Triplets
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.chance import chance_beside
 from pipeline.evaluation.validation import MEAN_COSINE, SPLIT, Validation, score_name
-from pipeline.training.build import build_objective, resolved
+from pipeline.training.build import build_augmentation, build_objective, fitted, resolved, steps_of, steps_per_epoch
 from pipeline.training.checkpoints import Saver
 
 STATE_FILE = "state.pt"
@@ -126,7 +137,12 @@ class Training:
         run_id: str | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        self.config = config = resolved(config, worker.device, worker.workers, worker.threads)
+        config = resolved(config, worker.device, worker.workers, worker.threads)
+        self.micro_batches = config.micro_batches or worker.workers
+        self.config = config = fitted(config, dataset, self.micro_batches)
+        self.steps_per_epoch = steps_per_epoch(dataset, config, self.micro_batches)
+        self.steps = steps_of(config, dataset, self.micro_batches)
+        """Steps of the complete training."""
         self.dataset, self.worker, self.run_id = dataset, worker, run_id
         self.image_size = config.image_size or dataset.info.image_size
         self.epoch = 0
@@ -156,14 +172,30 @@ class Training:
         self.model = self.objective.model
         self.objective.to(worker.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         convert_batchnorm(self.objective, config.batch_norm)
+        self.averaged = averaged(self.model, config.ema) if config.ema else None
+        """Copy of the model with running averages of its weights."""
         if config.compile:
             self.model.compile()
-        self.optimizer = agman.build_optimizer(self.objective, config.lr)
+        self.optimizer = agman.build_optimizer(
+            self.objective, config.lr, config.optimizer, config.weight_decay, config.backbone_lr_scale
+        )
+        self._sampler = None
+        if config.batches == "balanced":
+            self._sampler = BalancedSampler(dataset.labels[dataset.labels["split"] == "train"])
 
     @property
     def precision(self) -> str:
         """Precision of the model's passes: fp32 or bf16."""
         return self.config.precision or "fp32"
+
+    @property
+    def judged(self) -> agman.RetrievalModel:
+        """Model that is evaluated and registered: the running average, if there is one."""
+        if self.averaged is None:
+            return self.model
+        model = self.averaged.module
+        assert isinstance(model, agman.RetrievalModel)
+        return model
 
     @property
     def ended(self) -> bool:
@@ -186,18 +218,15 @@ class Training:
         """
         if self.ended:
             return "finished"
-        stepper = agman.Stepper(
-            self.objective,
-            self.optimizer,
-            device=self.worker.device,
-            precision=self.precision,
-            clip_norm=self.config.clip_norm,
-        )
         load, validation = self._loader(), self._validation()
         batches = load(self.epoch)
+        stepper = None
         try:
             while not self.ended:
-                self.objective.train()
+                self._set_mode()
+                if stepper is None or self.epoch == self.config.freeze_backbone:  # it knows what is learned
+                    stepper = self._stepper()
+                self._set_learning_rate()
                 votes = 0
                 for result in agman.train_epoch(stepper, batches, (self.means, self.recent), stop=stop):
                     self._count_step()
@@ -223,21 +252,56 @@ class Training:
         finally:
             batches.close()
 
-    def _loader(self) -> Callable[[int], Prefetcher[agman.Batch]]:
+    def _set_mode(self) -> None:
+        """Set what the coming epoch trains."""
+        self.objective.train()
+        if self.config.batch_norm == "frozen":
+            freeze_batchnorm(self.model.backbone)
+        if self.config.freeze_backbone:
+            for name, parameter in self.objective.named_parameters():
+                if is_backbones_own(name):
+                    parameter.requires_grad_(self.epoch >= self.config.freeze_backbone)
+
+    def _stepper(self) -> agman.Stepper:
+        return agman.Stepper(
+            self.objective,
+            self.optimizer,
+            device=self.worker.device,
+            precision=self.precision,
+            clip_norm=self.config.clip_norm,
+            augmentation=build_augmentation(self.config, self.dataset),
+        )
+
+    def _set_learning_rate(self) -> None:
+        """Set the learning rate of the next step."""
+        set_learning_rate(self.optimizer, self._learning_rate(self.step, self.epoch))
+
+    def _learning_rate(self, step: int, epoch: int) -> float:
+        config = self.config
+        warm = round(config.warmup * self.steps)
+        if config.schedule == "step":
+            factor = step_decay(epoch, config.lr_decay, config.lr_decay_epochs)
+        else:
+            factor = cosine_decay(max(0, step - warm), self.steps - warm)
+        return config.lr * factor * warm_up(step, warm)
+
+    def _loader(self) -> Callable[[int], Prefetcher[AnyBatch]]:
         """Return a function that begins to load an epoch's batches."""
         threads = self.config.threads or 1
         needed, interpolation = self._images_needed(), self.model.pixels.interpolation
         images = ImageStore(self.dataset, "train", self.image_size, needed, threads, interpolation=interpolation)
-        values_of = self.dataset.values_of() if self.config.needing_values else None
+        values_of = self.dataset.values_of() if self.config.needing_values and not self._sampler else None
 
-        def batch(plan: dict[str, Any]) -> agman.Batch:
+        def batch(plan: dict[str, Any]) -> AnyBatch:
             image_ids = plan.pop("image_ids")
+            if self._sampler:
+                return pinned(agman.LabelBatch(images.read(image_ids), **plan), self.worker.device)
             if values_of:
                 known = values_of(image_ids[plan["index"].numpy()], plan["attributes"].numpy())
                 plan["values"] = torch.from_numpy(known)
             return pinned(agman.Batch(images.read(image_ids), **plan), self.worker.device)
 
-        def load(epoch: int) -> Prefetcher[agman.Batch]:
+        def load(epoch: int) -> Prefetcher[AnyBatch]:
             return Prefetcher(map(batch, self._plans(epoch)), self.config.prefetch)
 
         return load
@@ -254,19 +318,21 @@ class Training:
     def _count_step(self) -> None:
         self.step += 1
         self.step_in_epoch += 1
+        if self.averaged:
+            self.averaged.update_parameters(self.model)
+        self._set_learning_rate()
         if self.recent.steps >= self.config.log_every:
             self._rates = self.recent.means()
             self.points.append((self.step, {f"steps/{name}": value for name, value in self._rates.items()}))
             self.recent.clear()
 
     def _end_epoch(self, validation: Validation | None) -> EpochEnd:
-        config, parameters = self.config, self.optimizer.param_groups[0]
+        config = self.config
         metrics = {f"train/{name}": value for name, value in self.means.means().items()}
-        metrics["train/lr"] = float(parameters["lr"])
+        metrics["train/lr"] = self._learning_rate(self.step - 1, self.epoch - 1)
         self.means.clear()
-        parameters["lr"] = learning_rate(self.epoch, config.lr, config.lr_decay, config.lr_decay_epochs)
         if validation:
-            metrics |= validation.metrics(self.model, self.precision)
+            metrics |= validation.metrics(self.judged, self.precision)
             name = score_name(self.dataset) or ""
             score = metrics[name]
             better = self.best is None or score > self.best
@@ -300,6 +366,7 @@ class Training:
                 "triplets": info.triplets,
             },
             "training": self.config.model_dump(),
+            "initial_weights": self.model.backbone.origin,
             "run_id": self.run_id,
         }
         optimizer = self.optimizer.state_dict()
@@ -312,8 +379,11 @@ class Training:
         }
         model = {
             key: self._copied(f"model.{key}", tensor, torch.contiguous_format)
-            for key, tensor in self.model.state_dict().items()
+            for key, tensor in self.judged.state_dict().items()
         }
+        if self.averaged:
+            learned = self.model.state_dict().items()
+            state["learned"] = {key: self._copied(f"learned.{key}", tensor) for key, tensor in learned}
         score = metrics.get(score_name(self.dataset) or "")
         return TrainingSnapshot(
             self.step, self.epoch, metrics, score, model, dict(self.model.config), description, state
@@ -321,8 +391,12 @@ class Training:
 
     def load(self, folder: Path) -> None:
         """Continue from a snapshot of the same training."""
-        self.model.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
         state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(state.get("learned", weights))
+        if self.averaged:
+            self.averaged.module.load_state_dict(weights)
+            self.averaged.n_averaged.fill_(state["step"])
         for name in COUNTERS:
             setattr(self, name, state[name])
         self.means, self.recent = RunningMeans(**state["means"]), RunningMeans(**state["recent"])
@@ -354,23 +428,24 @@ class Training:
 
     def _plans(self, epoch: int) -> Iterator[dict[str, Any]]:
         """Return the plans of the batches of an epoch that are left."""
-        return plan_epoch(
-            self._triplets(epoch),
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            epoch=epoch,
-            start=self.step_in_epoch,
-            **self._division,
-        )
+        where = {"seed": self.config.seed, "epoch": epoch, "start": self.step_in_epoch} | self._division
+        batch_size = self.config.batch_size
+        if self._sampler:
+            images_per_value = self.config.images_per_value
+            plans = self._sampler.plan_epoch(batch_size=batch_size, images_per_value=images_per_value, **where)
+        else:
+            plans = plan_epoch(self._triplets(epoch), batch_size=batch_size, **where)
+        return itertools.islice(plans, self.steps - epoch * self.steps_per_epoch - self.step_in_epoch)
 
     @property
     def _division(self) -> dict[str, int]:
         """Arguments of plan_epoch and rows_of_worker. By default each worker has one micro-batch."""
-        workers = self.worker.workers
-        return {"rank": self.worker.rank, "workers": workers, "micro_batches": self.config.micro_batches or workers}
+        return {"rank": self.worker.rank, "workers": self.worker.workers, "micro_batches": self.micro_batches}
 
     def _images_needed(self) -> np.ndarray:
         """Return the ids of the images that this worker needs for the epochs that are left."""
+        if self._sampler:
+            return self._sampler.image_ids
         prepared = self.dataset.info.triplet_epochs
         needed = [np.empty(0, np.int64)]
         for epoch in {epoch % prepared for epoch in range(self.epoch, self.config.epochs)}:
@@ -380,18 +455,34 @@ class Training:
         return np.unique(np.concatenate(needed))
 
     def _failure(self, error: NonFiniteLoss) -> NonFiniteBatch:
-        """Return an error that names the global batch's triplets."""
-        triplets = self._triplets(self.epoch)
-        bounds = cut(len(triplets), batches_per_epoch(len(triplets), self.config.batch_size))
-        rows = slice(*bounds[self.step_in_epoch : self.step_in_epoch + 2].tolist())
+        """Return an error that names the global batch's images."""
         paths = self.dataset.images.set_index("image_id")["path"]
-        columns = {name: column.tolist() for name, column in triplets[rows].columns().items()}
-        named = {name: [str(paths[image]) for image in columns[name]] for name in ("anchor", "positive", "negative")}
+        if self._sampler:
+            whole = {"rank": 0, "workers": 1, "micro_batches": 1, "start": self.step_in_epoch}
+            plan = next(
+                self._sampler.plan_epoch(
+                    batch_size=self.config.batch_size,
+                    images_per_value=self.config.images_per_value,
+                    seed=self.config.seed,
+                    epoch=self.epoch,
+                    **whole,
+                )
+            )
+            columns = {"image": plan["image_ids"].tolist()}
+            named = {"image": [str(paths[image]) for image in columns["image"]]}
+        else:
+            triplets = self._triplets(self.epoch)
+            bounds = cut(len(triplets), batches_per_epoch(len(triplets), self.config.batch_size))
+            rows = slice(*bounds[self.step_in_epoch : self.step_in_epoch + 2].tolist())
+            columns = {name: column.tolist() for name, column in triplets[rows].columns().items()}
+            named = {
+                name: [str(paths[image]) for image in columns[name]] for name in ("anchor", "positive", "negative")
+            }
         record = {
             "error": str(error),
             "epoch": self.epoch + 1,
             "step": self.step + 1,
-            "triplets": columns,
+            "images" if self._sampler else "triplets": columns,
             "paths": named,
         }
         return NonFiniteBatch(f"step {self.step + 1} (epoch {self.epoch + 1}): {error}", record)

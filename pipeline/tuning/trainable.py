@@ -27,7 +27,7 @@ from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.evaluation.validation import METRIC
 from pipeline.inference.latency import milliseconds_an_image
-from pipeline.training.build import steps_per_epoch
+from pipeline.training.build import steps_of
 from pipeline.training.checkpoints import Checkpoints, Saver
 from pipeline.training.trainer import NonFiniteBatch, Training, WorkerContext
 
@@ -110,7 +110,7 @@ def _here(number: int, settings: dict[str, Any], job: TrialJob, report: Report) 
     except NonFiniteBatch as error:
         file = job.trial_folder(number) / f"non-finite-step-{error.record['step']}.json"
         file.write_bytes((json.dumps(error.record, indent=2) + "\n").encode())
-        raise JobFailed(f"{error}; its triplets are in {file}") from error
+        raise JobFailed(f"{error}; its pictures are in {file}") from error
     except SystemExit:  # stopped: the folder may be gone, and nobody waits for a report
         with suppress(Exception):
             saver.finish()
@@ -126,7 +126,7 @@ def _on_workers(number: int, settings: dict[str, Any], job: TrialJob, report: Re
     config, folder, dataset = make_config(settings), job.trial_folder(number), Dataset(job.data)
     no_run = tracking.Run("", f"trial {number}")
     workers.write_json(folder / workers.DESCRIPTION, {"run_id": no_run.run_id})
-    steps = config.epochs * steps_per_epoch(dataset, config, config.micro_batches or job.workers)
+    steps = steps_of(config, dataset, config.micro_batches or job.workers)
     result = partial(result_of, against=job.against)
     task = workers.TrainJob(job.data, config, folder, no_run, steps, at_epoch_end=result)
     resources = {"CPU": float(job.cpus), "GPU": job.gpus}

@@ -49,7 +49,7 @@ from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import models as registry
 from pipeline.registry.loading import load
 from pipeline.tracking import runs as tracking
-from pipeline.training.build import NOT_DECISIVE, check, resolved
+from pipeline.training.build import NOT_DECISIVE, check, fitted, resolved
 from pipeline.training.jobs import SEARCH
 from pipeline.training.train import train
 from pipeline.tuning.mlflow_trials import MlflowTrials
@@ -149,8 +149,9 @@ def tune(
     Ctrl-C or SIGTERM.
     """
     scheduler = scheduler or ("none" if against else "asha")
+    config = fitted(config, dataset, config.micro_batches or workers)
     budget = trial_epochs or config.epochs
-    base = config.model_copy(update={"epochs": budget})
+    base = config.model_copy(update={"epochs": budget, "max_steps": None if trial_epochs else config.max_steps})
     _check(dataset, base, space, workers, scheduler, against)
     settings = base.model_dump(exclude=set(NOT_DECISIVE))
     plan = Plan(space.name, settings, search, scheduler, against, seed, workers)  # type: ignore[arg-type]

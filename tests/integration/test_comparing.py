@@ -82,7 +82,9 @@ def test_the_same_command_trains_nothing_again(first: Comparison, compared: Comp
 
 def test_the_table_shows_means_and_deviations(compared: Comparison) -> None:
     header, rows = comparison_table(compared)
-    assert [row[0] for row in rows] == ["CSN", "AG-MAN", "chance"] and header[4:] == compared.attributes
+    assert [row[0] for row in rows] == ["CSN", "AG-MAN", "chance"] and header[4:] == [
+        f"{name} (few)" for name in compared.attributes
+    ]
     chances = [one.metrics["test/chance"] for one in compared.of("csn")[:1]]
     assert rows[2][1] == f"{100 * chances[0]:.2f}" and all(rows[2][4:])
     values = [100 * one.metrics["test/map"] for one in compared.of("csn")]

@@ -120,8 +120,9 @@ def test_onnx_files_give_the_models_embeddings(name, tmp_path):
         {"name": "asenet_v2", "embedding_dim": None},
         {"name": "isln", "rounds": 1},
         {"name": "csn", "backbone": "resnet18"},
-        pytest.param({"name": "csn", "backbone": "mobilenet_v3_small"}, marks=pytest.mark.slow),
-        pytest.param({"name": "csn", "backbone": "convnext_tiny"}, marks=pytest.mark.slow),
+        pytest.param({"name": "csn", "backbone": "tf_efficientnet_lite0"}, marks=pytest.mark.slow),
+        pytest.param({"name": "csn", "backbone": "convnext_atto"}, marks=pytest.mark.slow),
+        pytest.param({"name": "csn", "backbone": "vit_tiny_patch16_224"}, marks=pytest.mark.slow),
     ],
 )
 def test_options_and_other_backbones(options, tmp_path):
@@ -138,15 +139,15 @@ def test_a_negative_weight_of_the_map_is_exported_too(tmp_path):
 
 def test_both_files_carry_what_their_users_need(csn, tmp_path):
     names = ["x" * 70_000, "", "袖"]
-    export.save_program(csn, tmp_path / "m.pt2", SIZE, names)
-    export.export_onnx(csn, tmp_path / "m.onnx", SIZE, names)
+    export.save_program(csn, tmp_path / "m.pt2", SIZE, names, "pad")
+    export.export_onnx(csn, tmp_path / "m.onnx", SIZE, names, "pad")
     extra = {"agman.json": ""}
     torch.export.load(tmp_path / "m.pt2", extra_files=extra)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     in_onnx = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert json.loads(extra["agman.json"]) == in_onnx
     assert in_onnx["attributes"] == names
-    assert in_onnx["image_size"] == SIZE
+    assert (in_onnx["image_size"], in_onnx["fit"]) == (SIZE, "pad")
     assert in_onnx["mean"] == [0.485, 0.456, 0.406]
 
 

@@ -28,7 +28,7 @@ def make_checkpoint(folder: Path, name: str = "csn", **description: Any) -> agma
 
 @torch.no_grad()
 def test_export_writes_a_folder_for_other_programs(agman_here: Agman, tmp_path: Path) -> None:
-    model = make_checkpoint(tmp_path / "model", "agman", image_size=32)
+    model = make_checkpoint(tmp_path / "model", "agman", image_size=32, fit="stretch")
     out = tmp_path / "deep" / "out"
     done = agman_here("export", "model", "--out", "deep/out", "--json")
     assert done.code == 0, done.err
@@ -44,6 +44,7 @@ def test_export_writes_a_folder_for_other_programs(agman_here: Agman, tmp_path: 
     assert torch.equal(agman.load_model(out, attributes=NAMES)[0].embed_all(images), expected)
     assert torch.allclose(torch.export.load(out / "embed_all.pt2").module()(images), expected, atol=1e-5)
     session = onnxruntime.InferenceSession(out / "embed_all.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["fit"] == '"stretch"'
     (embeddings,) = session.run(["embeddings"], {"images": images.numpy()})
     assert torch.allclose(torch.from_numpy(embeddings), expected, atol=1e-5)
 

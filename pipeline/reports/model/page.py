@@ -34,7 +34,7 @@ from pipeline.tracking import runs as tracking
 if TYPE_CHECKING:
     from pipeline.tuning.tune import StudyResult
 
-LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class", "train/loss_proxy", "train/loss_info_nce")
+LOSSES = ("train/loss", "train/loss_triplet", "train/loss_class", "train/loss_pairs", "train/loss_proxy")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 import agman
 from agman.engine import embed_batches, prepare
 from agman.loop import Prefetcher, RunningMeans
+from agman.optimizer import step_decay
 from agman.pixels import IMAGENET, Pixels
-from agman.stepping import NonFiniteLoss, learning_rate
+from agman.stepping import NonFiniteLoss
 
 
 def new_model(**arguments):
@@ -62,8 +63,9 @@ def test_steps_lower_the_loss(precision):
     stepper = agman.Stepper(objective, optimizer, precision=precision, clip_norm=5.0)
     results = [stepper.step(new_batch()) for _ in range(4)]
     assert results[-1].loss < results[0].loss
-    assert results[0].triplets == 2 and 0 <= results[0].correct <= 2
-    assert results[0].loss == pytest.approx(results[0].loss_triplet + results[0].loss_class)
+    means = results[0].means
+    assert (results[0].triplets, results[0].images) == (2, 6) and means["triplet_accuracy"] in (0, 0.5, 1)
+    assert results[0].loss == pytest.approx(means["loss_triplet"] + means["loss_class"])
     assert results[0].gradient_norm > 0 and results[0].votes == 0
 
 
@@ -124,8 +126,7 @@ def test_optimizer_holds_what_is_learned_and_the_schedule_falls_every_three_epoc
     assert held == {id(p) for p in objective.parameters() if p.requires_grad}
     assert id(objective.loss_weights.t_class) in held
 
-    rates = [learning_rate(epoch) for epoch in range(7)]
-    assert rates == pytest.approx([1e-4] * 3 + [0.9e-4] * 3 + [0.81e-4])
+    assert [step_decay(epoch) for epoch in range(7)] == pytest.approx([1.0] * 3 + [0.9] * 3 + [0.81])
 
 
 @pytest.mark.parametrize("was_training", [True, False])
@@ -220,9 +221,11 @@ def test_an_epoch_adds_up_and_can_be_stopped():
     assert (len(steps), running.steps, running.triplets) == (3, 3, 7)
     means = running.means()
     assert means["loss"] == pytest.approx(sum(step.loss * step.triplets for step in steps) / 7)
-    assert means["triplet_accuracy"] == pytest.approx(sum(step.correct for step in steps) / 7)
+    right = sum(step.means["triplet_accuracy"] * step.triplets for step in steps)
+    assert means["triplet_accuracy"] == pytest.approx(right / 7)
     assert means["gradient_norm_max"] == max(step.gradient_norm for step in steps)
-    assert 0 <= means["data_wait_share"] < 1 and means["triplets_per_second"] > 0
+    assert 0 <= means["data_wait_share"] < 1
+    assert means["images_per_second"] == pytest.approx(3 * means["triplets_per_second"]) and running.images == 21
     again = RunningMeans(**running.as_dict())
     assert again.means() == {name: means[name] for name in again.means()}
     (last,) = agman.train_epoch(stepper, batches, [again], stop=lambda: True)

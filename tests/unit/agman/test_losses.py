@@ -50,15 +50,15 @@ def test_objective_by_hand():
     images = torch.zeros(6, 3, 1, 2)
     images[:, 0, 0] = torch.tensor(vectors)
     losses = agman.TripletObjective(Lookup(), margin=0.2)(images, torch.tensor([4, 1]))
-    assert losses.loss_triplet.item() == pytest.approx(0.4)
-    assert losses.loss_class.item() == pytest.approx(math.log(2))  # logits 0
+    assert losses.terms["loss_triplet"].item() == pytest.approx(0.4)
+    assert losses.terms["loss_class"].item() == pytest.approx(math.log(2))  # logits 0
     assert losses.loss.item() == pytest.approx(0.4 + math.log(2))
-    assert losses.correct.item() == 0
+    assert losses.terms["triplet_accuracy"].item() == 0
 
     images[[2, 4]] = images[[4, 2]]  # swap the first triplet's positive and negative
     losses = agman.TripletObjective(Lookup(), margin=0.2)(images, torch.tensor([4, 1]))
-    assert losses.loss_triplet.item() == pytest.approx((0.0 + 0.2) / 2)
-    assert losses.correct.item() == 1
+    assert losses.terms["loss_triplet"].item() == pytest.approx((0.0 + 0.2) / 2)
+    assert losses.terms["triplet_accuracy"].item() == 0.5
 
 
 def test_objective_refuses_images_that_are_no_triplets():
@@ -112,7 +112,9 @@ def test_proxies_join_the_objective_and_learn() -> None:
     images, attributes = torch.randn(6, 3, 32, 32), torch.tensor([0, 1])
     values = torch.tensor([2, 0, 2, 0, 1, 1])[:, None]
     losses = objective(images, attributes, values)
-    assert losses.loss.item() == pytest.approx((losses.loss_triplet + 0.7 * losses.loss_proxy).item(), rel=1e-6)
+    assert losses.loss.item() == pytest.approx(
+        (losses.terms["loss_triplet"] + 0.7 * losses.terms["loss_proxy"]).item(), rel=1e-6
+    )
     losses.loss.backward()
     assert proxies.proxies.grad is not None
     assert (proxies.proxies.grad.abs().sum(1) > 0).all()

@@ -256,9 +256,9 @@ def test_agman_at_full_size_with_both_losses(tmp_path):
     torch.testing.assert_close(plain.w1 * maps, torch.cat(heats), rtol=0, atol=1e-5)
     losses = agman.TripletObjective(model)(images, attributes)
     assert loss_triplet > 0.05
-    torch.testing.assert_close(losses.loss_triplet, loss_triplet, rtol=0, atol=1e-5)
-    torch.testing.assert_close(losses.loss_class, loss_class, rtol=0, atol=1e-5)
-    assert losses.correct == (similarity_positive > similarity_negative).sum()
+    torch.testing.assert_close(losses.terms["loss_triplet"], loss_triplet, rtol=0, atol=1e-5)
+    torch.testing.assert_close(losses.terms["loss_class"], loss_class, rtol=0, atol=1e-5)
+    assert losses.terms["triplet_accuracy"] == (similarity_positive > similarity_negative).double().mean()
 
 
 @pytest.mark.parametrize("prefix", ["embeddingnet.", "module.embeddingnet.", "module.", ""])

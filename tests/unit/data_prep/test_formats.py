@@ -10,16 +10,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.datasets import SIZE, records
+from PIL import Image
+from support.datasets import SIZE, records, write_files
 
+from data_prep import encoding, pictures
 from data_prep.annotation import Annotation, Row, frame_of
 from data_prep.dataset import Dataset
-from data_prep.layouts import darn, deepfashion, fashionai, zappos50k
-from data_prep.prepare import prepare
-from data_prep.request import Request
+from data_prep.layouts import darn, deepfashion, fashionai, folders, zappos50k
+from data_prep.prepare import LAYOUTS, prepare
+from data_prep.request import Request, TableOptions
 from data_prep.synthetic.samples import sample
 from data_prep.synthetic.writers import COLUMNS, write_deepfashion, write_fashionai
 from data_prep.tables import Attribute
@@ -163,6 +166,74 @@ def test_raw_coarse_files(new_folder: Folder, images: dict[str, list[int]], kind
     assert list(read.attributes) == schema
     assert read.rejects == []
     assert {row[:4] for row in records(read.rows)} == {row[:4] for row in records(rows)}
+
+
+ENDS = ("jpg", "JPEG", "png", "webp", "avif", "gif", "tif", "tiff", "bmp", "heic")
+NAMES = [f"{number}.{end}" for number in range(4) for end in ENDS]
+
+
+def write_layout(layout: str, root: Path) -> None:
+    """Write annotation of two values and pictures in every format."""
+    folder = {
+        "fashionai": "train1/Images/neck_design_labels",
+        "deepfashion": "img/Dress",
+        "zappos50k": "ut-zap50k-images/Shoes/Oxfords/Co",
+        "darn": "pic",
+        "table": "pictures",
+    }[layout]
+    (root / folder).mkdir(parents=True)
+    for number, name in enumerate(NAMES):
+        Image.new("RGB", (SIZE, SIZE), (5 * number, 255 - 5 * number, 0)).save(root / folder / name)
+    values = [number % 2 for number in range(len(NAMES))]
+    pairs = list(zip(NAMES, values, strict=True))
+    if layout == "fashionai":
+        lines = [f"Images/neck_design_labels/{name},neck_design_labels,{('ynnnn', 'nnnny')[v]}" for name, v in pairs]
+        file = root / "train1/Annotations/label.csv"
+    elif layout == "deepfashion":
+        write_files(root / "Anno", list_attr_cloth="2\nname type\nfloral 1\nplain 1\n")
+        lines = ["40", "names", *(f"{folder}/{name} {1 - v} {v}" for name, v in pairs)]
+        file = root / "Anno/list_attr_img.txt"
+    elif layout == "zappos50k":
+        # A CID names one picture, whatever its format.
+        for number, name in enumerate(NAMES):
+            (root / folder / name).rename(root / folder / f"{number}.1.{name.rpartition('.')[2]}")
+        cells = [f"{number}-1,{('Shoes', 'Boots')[v]},,," for number, v in enumerate(values)]
+        lines, file = ["CID,Category,HeelHeight,Closure,Gender", *cells], root / "meta-data.csv"
+    elif layout == "darn":
+        write_files(root, filenames_train="".join(f"{folder}/{name}\n" for name in NAMES))
+        lines, file = [f"{number} 0 {v}" for number, v in enumerate(values)], root / "label_train.txt"
+    else:
+        lines, file = ["file,kind", *(f"{folder}/{name},{'ab'[v]}" for name, v in pairs)], root / "table.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join([*lines, ""]))
+
+
+@pytest.mark.parametrize("heic", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pictures_of_every_format_in_every_layout(
+    tmp_path: Path, layout: str, heic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without pillow-heif, one line says what HEIC needs."""
+    pytest.importorskip("pillow_heif")
+    write_layout(layout, tmp_path / "root")
+    if not heic:
+        for module in (pictures, encoding):
+            monkeypatch.setattr(module, "FORMATS", tuple(name for name in pictures.FORMATS if name != "HEIF"))
+        ends = tuple(end for end in pictures.SUFFIXES if end not in pictures.HEIC)
+        for module in (pictures, folders):
+            monkeypatch.setattr(module, "SUFFIXES", ends)
+    table = TableOptions(table=tmp_path / "root/table.csv", image="file", attributes=("kind",))
+    options = {"table": table} if layout == "table" else {}
+    prepare(layout, tmp_path / "root", tmp_path / "out", image_size=SIZE, triplets=5, epochs=1, **options)  # type: ignore[arg-type]
+    dataset = Dataset(tmp_path / "out")
+    found = dataset.images["path"].str.rpartition(".")[2].value_counts().to_dict()
+    assert found == {end: 4 for end in ENDS if heic or end != "heic"}
+    if heic:
+        assert dataset.info.rejects == {}
+    else:
+        rejects = pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()
+        assert {reject["detail"].partition(": ")[2] for reject in rejects} == {pictures.HEIC_MISSING}
+        assert dataset.info.rejects == {"unreadable_image": 4}
 
 
 def test_darn_from_its_drawn_files(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from support.commands import Agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.cli import cli
+from pipeline.evaluation.few import MEANING
 from pipeline.registry.names import check_model
 
 
@@ -53,6 +54,8 @@ def test_the_proposals_continue_the_command_and_the_dataset_keeps_it(agman_here:
         "--missing": "Skip",
         "--group": "shop id",
         "--near-duplicates": "keep",
+        "--test-share": "0.4",
+        "--query-share": "0.5",
         "--triplets": "20",
         "--image-size": "32",
     }
@@ -63,7 +66,8 @@ def test_the_proposals_continue_the_command_and_the_dataset_keeps_it(agman_here:
     proposed = next(line.removeprefix(begin) for line in done.err.splitlines() if line.startswith(begin))
     found = shlex.split(proposed)
     assert found == ["agman", *words, "--image", "p/{file}.png", "--attribute", "colour"]
-    assert agman_here(*found[1:]).code == 0
+    done = agman_here(*found[1:])
+    assert done.code == 0 and f"{MEANING}; --test-share and --query-share make more" in done.err
     kept = Dataset(tmp_path / "out").info.command
     assert sorted(shlex.split(kept)) == sorted(found)
     assert html.escape(kept, quote=False).replace("'", "&#39;") in (tmp_path / "out" / "report.html").read_text()

@@ -24,9 +24,8 @@ def test_the_defaults_are_the_papers_recipe() -> None:
 
 def test_settings_that_need_values_are_named_and_the_paper_has_none() -> None:
     assert TrainConfig().needing_values == []
-    asked = load_config(None, ["mining=hard", "info_nce_weight=0.5", "proxy_weight=2"])
-    assert asked.needing_values == ["proxy_weight=2", "mining=hard", "info_nce_weight=0.5"]
-    assert (asked.info_nce_temperature, load_config(None, ["mining=none"]).mining) == (0.1, "none")
+    asked = load_config(None, ["batches=balanced", "proxy_weight=2"])
+    assert asked.needing_values == ["batches=balanced", "proxy_weight=2"]
 
 
 def test_every_setting_says_what_it_means() -> None:
@@ -45,7 +44,6 @@ def test_none_is_read_wherever_a_type_admits_it_and_nowhere_else() -> None:
     for name, field in TrainConfig.model_fields.items():
         if field.default is None:
             assert getattr(load_config(None, [f"{name}=none"]), name) is None
-    assert load_config(None, ["mining=none"]).mining == "none"
     with pytest.raises(InputError, match="epochs=none: input should be a valid integer"):
         load_config(None, ["epochs=none"])
 
@@ -61,10 +59,10 @@ def test_settings_override_the_file(tmp_path: Path) -> None:
 def test_the_file_overrides_the_preset_and_key_value_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("margin: 0.4\nepochs: 7\nbatch_size: 24\n")
-    config = load_config(file, ["epochs=3", "clip_norm=none"], "fast")
-    assert (config.lr, config.proxy_weight, config.patience) == (2e-4, 1.0, 5)  # the preset's
-    assert (config.margin, config.batch_size) == (0.4, 24)  # the file's, over the preset's 64
-    assert (config.epochs, config.clip_norm) == (3, None)  # over both
+    config = load_config(file, ["epochs=3", "weights=none"], "strong")
+    assert (config.lr, config.proxy_weight, config.batches) == (2e-3, 1.0, "balanced")  # the preset's
+    assert (config.margin, config.batch_size) == (0.4, 24)  # the file's, over the preset's 48
+    assert (config.epochs, config.weights) == (3, None)  # over both
     assert config.lr_decay_epochs == TrainConfig().lr_decay_epochs
 
 
@@ -122,14 +120,16 @@ def test_an_unknown_preset_is_answered_with_the_nearest(typed: str, message: str
         ("epochs=0", "epochs=0: input should be greater than or equal to 1"),
         ("precision=fp8", "precision=fp8: input should be 'fp32' or 'bf16'"),
         ("margin=nan", "margin=nan"),
-        ("mining=easy", "mining=easy: input should be 'none', 'semi_hard' or 'hard'"),
-        ("info_nce_weight=-1", "info_nce_weight=-1: input should be greater than or equal to 0"),
-        ("info_nce_temperature=0", "info_nce_temperature=0: input should be greater than 0"),
+        ("batches=even", "batches=even: input should be 'triplets' or 'balanced'"),
+        ("temperature=0", "temperature=0: input should be greater than 0"),
+        ("ema=1", "ema=1: input should be less than 1"),
+        ("mining=hard", "setting 'mining' is gone: take batches=balanced with pair_loss=semi_hard_triplet"),
+        ("info_nce_weight=1", "is gone: take batches=balanced with pair_loss=supervised_contrastive"),
         ("loss_weighting=learnt", "loss_weighting=learnt: input should be 'fixed', 'learned' or 'published'"),
         ("lr=inf", "lr=inf"),
         ("parts=4", "setting 'parts' is now called 'micro_batches'"),
         ("fused=true", "unknown setting 'fused'"),
-        ("batch_norm=per_part", "batch_norm=per_part: input should be 'per_micro_batch' or 'sync'"),
+        ("batch_norm=per_part", "batch_norm=per_part: input should be 'per_micro_batch', 'sync' or 'frozen'"),
     ],
 )
 def test_a_wrong_setting_is_named(setting: str, message: str) -> None:

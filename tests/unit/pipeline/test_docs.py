@@ -104,6 +104,11 @@ def test_every_python_name_exists(page: str, name: str) -> None:
         assert is_defined(name), f"{page}: {name}"
 
 
+def test_the_attributes_file_of_the_photographs_is_the_one_that_the_page_shows() -> None:
+    shown = [code for kind, code in FENCED.findall(PAGES["docs/photographs.md"]) if kind == "yaml"]
+    assert shown == [(ROOT / "docs" / "garments.yaml").read_text(encoding="utf-8")]
+
+
 def test_the_index_links_every_page() -> None:
     linked = set(LINK.findall(PAGES["docs/README.md"]))
     pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")} - {"README.md"}

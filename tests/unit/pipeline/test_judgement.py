@@ -8,6 +8,7 @@ import pytest
 from support.scores import first_of, scores
 
 from pipeline.evaluation.chance import FEWEST, Scores, chance_beside, evidence, evidence_in
+from pipeline.evaluation.few import FEW
 from pipeline.registry import model_card
 from pipeline.registry.judgement import judge
 
@@ -28,6 +29,15 @@ def test_the_verdict(challenger: Scores, better: bool, reason: str) -> None:
     verdict = judge(scores(), challenger, tolerance=0.01)
     assert verdict.better == better and re.search(reason, verdict.reason), verdict.reason
     assert list(verdict.differences) == ["collar", "skirt", ""]
+
+
+def test_an_attribute_with_few_queries_has_to_fall_beyond_noise() -> None:
+    noisy, plain = scores(gain=0.02, noise=0.1), scores(gain=0.04)
+    assert len(plain.of["skirt"]) < FEW <= len(plain.of["collar"])
+    for fall, better in ((0.04, True), (0.2, False)):
+        challenger = Scores("MAP", plain.of | {"skirt": noisy.of["skirt"] - fall}, plain.chance)
+        verdict = judge(scores(), challenger, tolerance=0.01)
+        assert verdict.differences["skirt"].mean < -0.01 and verdict.better == better, verdict.reason
 
 
 def test_scores_of_different_queries_are_refused() -> None:
@@ -70,5 +80,7 @@ def test_a_card_escapes_markup_in_names() -> None:
     build = {"name": "agman", "backbone": "resnet50", "embedding_dim": 8}
     card = model_card.write_card("agman-x", build, description, {}, {})
     assert "a\\|b" in card and "<img" not in card and "ImageNet" not in card and "IMAGENET1K_V1" in card
+    card = model_card.write_card("agman-x", build, description | {"initial_weights": "ra_in1k"}, {}, {})
+    assert "started from the weights `ra_in1k`" in card
     long = card + "line\n" * 3_000
     assert len(model_card.as_description(long)) <= model_card.DESCRIPTION_LENGTH
