@@ -286,7 +286,7 @@ def _near_duplicates(catalogue: Catalogue, request: Request, notes: list[str]) -
     found = find_near_duplicates(request.root, paths, request.image_size, request.progress)
     notes += found.notes
     refused = np.array([-1] * len(catalogue.paths))
-    refused[catalogue.paths.get_indexer(list(found.refused))] = np.arange(len(found.refused))
+    refused[catalogue.paths.get_indexer(pd.Index(list(found.refused)))] = np.arange(len(found.refused))
     for number, why in enumerate(found.refused.values()):
         records = np.flatnonzero((catalogue.image >= 0) & (refused[catalogue.image] == number))
         catalogue.leave_out(records, why.reason, [why.detail] * len(records))
