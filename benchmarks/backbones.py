@@ -88,11 +88,11 @@ def main() -> None:
                     f"{found['megabytes']:,.0f}",
                 ]
             )
+    clock = "on the GPU" if DEVICE == "cuda" else "CPU time of one thread"
     notes = (
-        f"A step of AG-MAN on {TRIPLETS} triplets ({3 * TRIPLETS} images of {SIZE} px) with Adam, bf16, "
-        f"{'on the GPU' if DEVICE == 'cuda' else 'CPU time of one thread'}; median (and range) of {REPEATS} steps after {WARM_UP} that warms up, each "
-        "backbone in a fresh process. Memory: what the steps add to the most that was used before them, Adam's moments "
-        "included."
+        f"A step of AG-MAN on {TRIPLETS} triplets ({3 * TRIPLETS} images of {SIZE} px) with Adam, bf16, {clock}; "
+        f"median (and range) of {REPEATS} steps after {WARM_UP} that warms up, each backbone in a fresh process. "
+        "Memory: what the steps add to the most that was used before them, Adam's moments included."
     )
     header = ["backbone", "gradient_checkpointing", "million parameters", "s a step", "images/s", "MB"]
     write_table("backbones" if DEVICE == "cpu" else "backbones-gpu", header, rows, notes)
