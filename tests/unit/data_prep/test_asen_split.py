@@ -15,6 +15,7 @@ from data_prep.annotation import Row, count_reasons, frame_of
 from data_prep.errors import InputError
 from data_prep.layouts import darn
 from data_prep.layouts.asen_split import GlobalValue, assign_splits, ranked, read_split_files
+from data_prep.prepare import prepare
 from data_prep.request import Request
 from data_prep.splits import SplitFractions, assign_roles
 from data_prep.synthetic.writers import write_split_files
@@ -58,6 +59,33 @@ def test_irregularities_of_deepfashions_files_are_read(tmp_path: Path, meaning: 
     assert annotation.rejects == []
     # a.jpg's texture a second time, and four queries and candidates whose labels stand in label_valid.
     assert (annotation.rows_in, annotation.repeats) == (11, 5)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "instead"),
+    [
+        ("{0};0;1", "bad_line", "bad_line .* line 1: 0;0;1; expected whole numbers, IDX ATTRIBUTE VALUE"),
+        (
+            "{1}00 0 1",
+            "index_out_of_range",
+            "line 1: 100 of 30 file names; expected an IDX that is a line of filenames",
+        ),
+        (
+            "{0} 9 1",
+            "unknown_attribute",
+            r"expected an attribute, .*: 0 clothes category \(20\), 1 clothes button \(13\)",
+        ),
+        ("{0} 1 13", "value_out_of_range", r"clothes button value 13 of 0.jpg; expected a value, .* button \(13\)"),
+    ],
+)
+def test_a_label_file_of_another_form_is_told_what_was_expected(
+    tmp_path: Path, line: str, reason: str, instead: str
+) -> None:
+    names = "".join(f"{i}.jpg\n" for i in range(30))
+    labels = "".join(line.format(i, i + 1) + "\n" for i in range(30))
+    write_files(tmp_path, filenames_train=names, label_train=labels)
+    with pytest.raises(InputError, match=f"{reason}.*{instead}"):
+        prepare("darn", tmp_path, tmp_path / "out")
 
 
 def test_global_values_that_cannot_be_inferred_are_an_error(tmp_path: Path) -> None:
