@@ -227,9 +227,9 @@ def embed_batches(
     """Return the embeddings of all pairs of all batches in their order: K×D float32 on the CPU.
 
     A batch is (images U×3×S×S uint8, image_index K, attributes K), see `RetrievalModel.embed_pairs`. Runs in
-    evaluation and inference mode; the model's mode is restored afterwards.
+    evaluation and inference mode; every module's mode is restored afterwards.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     dtype = next(model.parameters()).dtype
     embeddings = [torch.empty(0, model.embedding_dim)]
     model.eval()
@@ -240,7 +240,8 @@ def embed_batches(
                 images = normalise(images, model.pixels, dtype)
                 embeddings.append(model.embed_pairs(images, image_index, attributes).float().cpu())
     finally:
-        model.train(was_training)
+        for module, mode in modes:  # one by one: frozen batch norm stays frozen
+            module.training = mode
     return torch.cat(embeddings)
 
 

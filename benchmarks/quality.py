@@ -95,7 +95,6 @@ def trained(dataset: Dataset, config: TrainConfig, after: After) -> None:
 
     def step_end(end: StepEnd) -> None:
         ended[0] = after(end.step, training.judged)
-        training.objective.train()
 
     training.run(step_end=step_end, stop=lambda: ended[0])
 

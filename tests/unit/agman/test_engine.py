@@ -132,6 +132,7 @@ def test_optimizer_holds_what_is_learned_and_the_schedule_falls_every_three_epoc
 @pytest.mark.parametrize("was_training", [True, False])
 def test_embed_batches_returns_all_pairs_in_order_and_restores_the_models_mode(was_training):
     model = new_model().train(was_training)
+    model.backbone.stem.eval()  # as frozen batch norm is
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     images = new_batch(distinct=4).images
     batches = [
@@ -141,7 +142,7 @@ def test_embed_batches_returns_all_pairs_in_order_and_restores_the_models_mode(w
     embeddings = embed_batches(model, iter(batches), device="cpu")
 
     assert embeddings.shape == (5, 11) and embeddings.dtype == torch.float32
-    assert model.training is was_training
+    assert model.training is model.reduce.training is was_training and not model.backbone.stem[1].training
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     model.eval()
     with torch.no_grad():
