@@ -22,11 +22,18 @@ LEAST_VALUES = 2
 """Values of one attribute in a batch: with fewer, nothing is to be told apart."""
 
 
+def undrawable(labels: pd.DataFrame) -> list[int]:
+    """Return the attributes of which fewer than two values have two images or more, from a table of labels."""
+    images = labels.groupby(["attribute", "value"]).size()
+    drawable = (images >= 2).groupby(level="attribute").sum()
+    return [int(attribute) for attribute in drawable.index[drawable < LEAST_VALUES]]
+
+
 class BalancedSampler:
     """A sampler of batches from a table of labels: columns image_id, attribute, value.
 
     An image may have several values of an attribute. A value with a single image is never drawn for itself; its image
-    can be in a batch for another of its labels, or to fill it. Attributes must not be `undrawable`.
+    can be in a batch for another of its labels, or to fill it. No attribute must be `undrawable`.
     """
 
     def __init__(self, labels: pd.DataFrame):
@@ -47,11 +54,6 @@ class BalancedSampler:
         for group, images in zip(groups.tolist(), members, strict=True):
             if len(images) >= 2:
                 self._members[group // values].append(images)
-
-    @property
-    def undrawable(self) -> list[int]:
-        """Attributes of which fewer than two values have two images or more."""
-        return [attribute for attribute, values in self._members.items() if len(values) < LEAST_VALUES]
 
     def plan_epoch(
         self,

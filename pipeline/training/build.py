@@ -15,7 +15,7 @@ from agman.backbone import RESNETS
 from agman.losses import ValueProxies
 from agman.objective import Objective
 from agman.registry import options_of
-from data_prep.balanced import LEAST_VALUES, BalancedSampler
+from data_prep.balanced import LEAST_VALUES, undrawable
 from data_prep.batches import batches_per_epoch
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
@@ -66,9 +66,8 @@ def _check_balanced(config: TrainConfig, dataset: Dataset) -> None:
             f"batch_size={config.batch_size} with images_per_value={config.images_per_value}: a balanced batch has "
             f"images of two values or more, so batch_size must be at least {least}"
         )
-    sampler = BalancedSampler(dataset.labels[dataset.labels["split"] == "train"])
-    if sampler.undrawable:
-        name = dataset.info.attribute_names[sampler.undrawable[0]]
+    if found := undrawable(dataset.labels[dataset.labels["split"] == "train"]):
+        name = dataset.info.attribute_names[found[0]]
         raise InputError(
             f"batches=balanced: attribute {name!r} of {dataset.path} has fewer than two values with two training "
             "images each, so nothing can be learned under it; prepare the dataset without it"

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from data_prep.balanced import BalancedSampler
+from data_prep.balanced import BalancedSampler, undrawable
 
 
 def labels_of(images: int = 101, seed: int = 1) -> pd.DataFrame:
@@ -110,8 +110,8 @@ def test_batches_are_the_same_on_any_number_of_workers_and_from_any_start() -> N
 def test_a_value_of_one_image_is_not_drawn_and_an_attribute_of_such_is_named() -> None:
     labels = pd.DataFrame({"image_id": [0, 1, 2, 3], "attribute": 0, "value": [0, 0, 1, 1]})
     lonely = pd.DataFrame({"image_id": [0, 1, 2, 3], "attribute": 1, "value": [0, 0, 0, 1]})
-    assert BalancedSampler(labels).undrawable == []
-    assert BalancedSampler(pd.concat([labels, lonely])).undrawable == [1]
+    assert undrawable(labels) == []
+    assert undrawable(pd.concat([labels, lonely])) == [1]
 
 
 def test_a_table_smaller_than_a_batch_is_one_batch() -> None:
