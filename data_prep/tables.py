@@ -137,6 +137,8 @@ class DatasetInfo(BaseModel):
     """Triplets that the dataset brings."""
     rejects: dict[str, int]
     """Number of rejected rows per reason."""
+    lost: dict[str, dict[str, int]] = {}
+    """Split -> labels (or triplets), queries, candidates -> number of those that were rejected as damaged."""
     split_origin: str = ""
     """Who made the split, and with which seed; empty for datasets of an earlier version."""
     queries_of: dict[str, list[int]] = {}

@@ -148,14 +148,16 @@ def _read_split(folder: Path, split: str) -> _SplitRows:
             filled[file.name] += 1
             read = _read_line(line, names, file.name, number)
             if isinstance(read, Reject):
-                rejects.append(read)
+                rejects.append(read._replace(split=split, role=role))
                 continue
             index, pairs = read
             labelled.add(index)
             rows += [Row(names[index], a - all_labels, v, split, role, file.name, number) for a, v in pairs]
             listed += [all_labels] * len(pairs)
     unlabelled = [
-        Reject(names_file.name, i + 1, "no_label", name[:SHOWN]) for i, name in enumerate(names) if i not in labelled
+        Reject(names_file.name, i + 1, "no_label", name[:SHOWN], split)
+        for i, name in enumerate(names)
+        if i not in labelled
     ]
     # Not yet in the types of the columns, because the numbers are unchecked.
     labels = pd.DataFrame(rows, columns=list(Row._fields)).assign(listed=np.array(listed, bool))

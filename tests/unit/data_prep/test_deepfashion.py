@@ -461,7 +461,9 @@ def test_pictures_are_cropped_to_their_boxes(garments: Path, tmp_path: Path) -> 
     boxes = [f"{name}  50 20 100 60" for name in names]
     boxes[0] = f"{names[0]}  70 70 60 60"  # no area
     write(root, "Anno_coarse/list_bbox.txt", "\n".join([*lines[:2], *boxes, ""]))
-    prepare("deepfashion", root, tmp_path / "out", triplets=30, epochs=1, image_size=SIZE, crop_boxes=True)
+    prepare(
+        "deepfashion", root, tmp_path / "out", triplets=30, epochs=1, image_size=SIZE, crop_boxes=True, max_rejects=0.2
+    )
     dataset = Dataset(tmp_path / "out")
     assert set(dataset.info.rejects) == {"bad_box"}
     assert names[0] not in set(dataset.images["path"])

@@ -625,7 +625,7 @@ def test_missing_pictures_stop_the_job_beyond_the_limit(tmp_path: Path) -> None:
     assert prepared(root, frame, tmp_path / "a").info.rejects == {"missing_image": 4}
     for number in range(2, 9):
         (root / "pictures" / f"{number:03d}.png").unlink()
-    with pytest.raises(TooManyRejects, match="18 of 120 annotation rows rejected"):
+    with pytest.raises(TooManyRejects, match="18 of 120 labels rejected"):
         prepared(root, frame, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
