@@ -4,7 +4,8 @@ Shape suffixes: N attributes, Q queries of one attribute, R resamples.
 
 A resample draws, within every attribute, as many queries as there are, with replacement (Efron & Tibshirani 1993,
 chapters 13 and 16). It is stratified because the number of queries of an attribute is the benchmark's choice and not
-chance. Intervals are percentiles. They tell how the metric would change with other queries, not with another training.
+chance. Intervals are percentiles. They tell how the metric would change with other queries; those of
+`differences_of_trainings` with other seeds of the trainings too.
 """
 
 from collections.abc import Mapping
@@ -92,6 +93,43 @@ def paired_differences(
     gains = {name: second[name].double().cpu() - first[name].double().cpu() for name in sizes[0]}
     means = resampled_means(gains, seed, resamples)
     observed = _observed(gains)
+    return {
+        name: Difference(observed[name], *_bounds(mean_r), float((mean_r <= 0).double().mean()))
+        for name, mean_r in means.items()
+    }
+
+
+def differences_of_trainings(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Difference]:
+    """Return the mean of second minus that of first as `paired_differences` does, of several trainings of each.
+
+    Scores are T×Q: one row for each training (seed), the same queries in the same order. A resample draws the trainings
+    of both with replacement, and then the same queries for both, so the interval tells how the difference would change
+    with other seeds and other queries. Of T trainings the spread between seeds comes out too small by √((T-1)/T).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = []
+    for scores in (first, second):
+        trainings = len(next(iter(scores.values())))
+        drawn = torch.randint(trainings, (resamples, trainings), generator=generator)
+        weights.append(torch.nn.functional.one_hot(drawn, trainings).double().mean(1))
+    means, total_r, observed, queries = {}, torch.zeros(resamples, dtype=torch.float64), {}, 0
+    for name in first:
+        scores_tq = (first[name].double().cpu(), second[name].double().cpu())
+        n = scores_tq[0].shape[1]
+        if not n:
+            continue
+        if scores_tq[1].shape[1] != n:
+            raise ValueError(f"scores of the same queries are needed, not of {n} and {scores_tq[1].shape[1]}")
+        counts_rq = torch.zeros(resamples, n, dtype=torch.float64)
+        drawn = torch.randint(n, (resamples, n), generator=generator)
+        counts_rq.scatter_add_(1, drawn, torch.ones_like(counts_rq))
+        mean_r = [(w * (counts_rq @ s.T / n)).sum(1) for w, s in zip(weights, scores_tq, strict=True)]
+        means[name], observed[name] = mean_r[1] - mean_r[0], float(scores_tq[1].mean() - scores_tq[0].mean())
+        total_r, queries = total_r + n * means[name], queries + n
+    means[""] = total_r / queries
+    observed[""] = sum(observed[name] * first[name].shape[1] for name in observed) / queries
     return {
         name: Difference(observed[name], *_bounds(mean_r), float((mean_r <= 0).double().mean()))
         for name, mean_r in means.items()

@@ -54,6 +54,11 @@ class Reject(NamedTuple):
     line: int
     reason: str
     detail: str
+    split: str = ""
+    """Split of the label, if known; likewise its role."""
+    role: str = ""
+    again: bool = False
+    """Whether another reject is about the same label."""
 
 
 class Row(NamedTuple):
@@ -243,7 +248,8 @@ def reconcile(split: Annotation, raw: Annotation) -> Annotation:
     contradicting = ~agreed & (contained(theirs, ours, pair) if not split.several_values else False)
     rejects = split.rejects + raw.rejects
     rejects += rejected(ours[contradicted], "labels_disagree", "{path}: value {value}, but not in the raw files")
-    rejects += rejected(theirs[contradicting], "labels_disagree", "{path}: value {value}, but not in the split files")
+    both = rejected(theirs[contradicting], "labels_disagree", "{path}: value {value}, but not in the split files")
+    rejects += [reject._replace(again=True) for reject in both]
     rejects += rejected(theirs[~agreed & ~contradicting], "not_in_split", "{path}: value {value}")
     return Annotation(
         split.attributes,
@@ -269,7 +275,12 @@ def rejected(rows: pd.DataFrame, reason: str, words: str) -> list[Reject]:
     """Return a reject for each of `rows`. `words` is the detail's template, with names of columns in braces."""
     columns = [rows[name].tolist() for name in rows.columns]
     records = (dict(zip(rows.columns, values, strict=True)) for values in zip(*columns, strict=True))
-    return [Reject(row["source"], int(row["line"]), reason, words.format_map(row)) for row in records]
+    return [
+        Reject(
+            row["source"], int(row["line"]), reason, words.format_map(row), row.get("split", ""), row.get("role", "")
+        )
+        for row in records
+    ]
 
 
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:

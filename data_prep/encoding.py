@@ -21,6 +21,7 @@ from data_prep.pictures import (
     MAX_PIXELS,
     TooLarge,
     in_words,
+    is_within,
     open_picture,
     read_file,
     upright_rgb,
@@ -69,7 +70,7 @@ def pack_image(root: Path, relative: str, image_size: int, box: tuple[float, ...
     remote = "://" in relative
     path = root / relative
     try:
-        if not remote and not path.resolve().is_relative_to(root):
+        if not remote and not is_within(root, path):
             return _refused(
                 "path_outside_root", relative, "a link or .. leads out of the folder; put the pictures in it"
             )

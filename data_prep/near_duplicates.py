@@ -22,7 +22,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from data_prep.pictures import open_picture, read_file, upright_rgb, upright_size
+from data_prep.encoding import Refused, pack_image
+from data_prep.pictures import is_within, open_picture, read_file, upright_rgb, upright_size
 from data_prep.progress import Progress, silent
 
 DISTANCE = 4
@@ -79,6 +80,8 @@ def look_at(root: Path, paths: Sequence[str], progress: Progress = silent) -> Lo
 
     def fill(number: int) -> None:
         try:
+            if not is_within(root, root / paths[number]):
+                return
             with open_picture(read_file(root / paths[number])) as image:
                 short = min(upright_size(image))
                 image.draft("RGB", (SMALL_COPY, SMALL_COPY))
@@ -145,6 +148,8 @@ class NearDuplicates:
     """path, other_path, distance, and thumbnails of the first pairs; nearest first."""
     cluster: np.ndarray
     """N int64: pictures that a chain of pairs connects have the same number."""
+    refused: dict[str, Refused]
+    """Path -> reason, of pictures that cannot be read; those at URIs are not looked at."""
     notes: tuple[str, ...]
     """Notes for the user on pictures of one colour, and on pictures that have to be enlarged."""
 
@@ -160,7 +165,10 @@ class NearDuplicates:
 def find_near_duplicates(
     root: Path, paths: Sequence[str], image_size: int, progress: Progress = silent
 ) -> NearDuplicates:
-    """Look at pictures below `root`, whose short side is to be `image_size` pixels, and find near-duplicates."""
+    """Look at pictures below `root`, whose short side is to be `image_size` pixels, and find near-duplicates.
+
+    Notes and refusals are for pictures of one colour, too small or not readable.
+    """
     look = look_at(root, paths, progress)
     notes = []
     for marked, what in (
@@ -182,7 +190,12 @@ def find_near_duplicates(
             "other_jpeg": [other for _, other in jpegs],
         }
     )
-    return NearDuplicates(table, clusters(len(paths), pairs), tuple(notes))
+    refused = {}
+    for number in np.flatnonzero(look.short_side == 0).tolist():
+        path = paths[number]
+        if "://" not in path and isinstance(why := pack_image(root, path, image_size), Refused):
+            refused[path] = why
+    return NearDuplicates(table, clusters(len(paths), pairs), refused, tuple(notes))
 
 
 def thumbnail(root: Path, path: str) -> bytes:

@@ -49,6 +49,20 @@ TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
 
+def is_within(root: Path, path: Path) -> bool:
+    """Return whether `path`, its links followed, is in `root`, or in a folder to which a link directly in `root` leads.
+
+    Such a link was put there by the user. One further down may have come with the pictures, and lead anywhere.
+    """
+    real = path.resolve()
+    if real.is_relative_to(root) or real.is_relative_to(root.resolve()):
+        return True
+    if not path.is_relative_to(root) or path == root:
+        return False
+    top = root / path.relative_to(root).parts[0]
+    return top.is_symlink() and top.is_dir() and real.is_relative_to(top.resolve())
+
+
 class TooLarge(ValueError):
     """A file or picture beyond MAX_BYTES or MAX_PIXELS."""
 

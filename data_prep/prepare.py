@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 
 from data_prep import tables
 from data_prep.annotation import CHOSEN, REASONS, TRIPLET_COLUMNS, Annotation, Reject, count_reasons, rejected
+from data_prep.encoding import Refused
 from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, table, zappos50k
+from data_prep.layouts.text_files import links_of
 from data_prep.layouts.whereabouts import located
 from data_prep.near_duplicates import find_near_duplicates, kept_of
-from data_prep.packing import Packing, pack
+from data_prep.packing import pack
 from data_prep.progress import Progress, silent
 from data_prep.request import Request, TableOptions
 from data_prep.splits import SplitFractions, assign_splits
@@ -126,18 +128,23 @@ def prepare(
     with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as staging:
         read = LAYOUTS[layout](request)
         read = read if layout == "table" else located(read, root)
+        if links := [f"{link.name}/" for link in links_of(root)]:
+            read = replace(read, notes=(*read.notes, f"links in the root, followed: {', '.join(links)}"))
         read.check()
         _check_rejects(read, root, max_rejects)
         _check_unused_options(read, request.fractions, near_duplicates)
         regions = _read_regions(root, read)
         read = _with_split(read, request)
+        _check_rejects(read, root, max_rejects)
         images = read.images()
         images.insert(0, "image_id", np.arange(len(images)))
         images["group"] = None if read.groups is None else images["path"].map(read.groups)
         # Before packing, which takes long: everything that can already fail.
         _check_anchors(_numbered(read.rows, images))
         packing = pack(images, root, staging, image_size, seed, progress)
-        packed = _without_refused(read, images, packing)
+        path_of = images.set_index("image_id")["path"]
+        refused = packing.refused.itertuples(index=False)
+        packed = _without(read, {path_of[image_id]: Refused(*why) for image_id, *why in refused})
         _check_rejects(packed, root, max_rejects)
         images = images.merge(packing.sizes, on="image_id")
         _write_labels(staging, packed, images)
@@ -160,6 +167,7 @@ def prepare(
             repeats=packed.repeats,
             given_triplets=0 if packed.triplets is None else len(packed.triplets),
             rejects=count_reasons(packed.rejects),
+            lost=_lost(packed),
             split_origin=packed.split_origin,
             queries_of=_queries_of(packed),
             notes=packed.notes,
@@ -195,6 +203,7 @@ def _with_split(read: Annotation, request: Request) -> Annotation:
     images = read.images().drop_duplicates("path")
     paths = images["path"].tolist()
     found = find_near_duplicates(request.root, paths, request.image_size, request.progress)
+    read = _without(read, found.refused)
     rows, rejects, origin = read.rows, read.rejects, read.split_origin
     if read.made == "split":
         if request.near_duplicates == "drop":
@@ -216,35 +225,92 @@ def _with_split(read: Annotation, request: Request) -> Annotation:
     return replace(done, near_duplicates=found.in_splits(done.images()))
 
 
+class _Part(NamedTuple):
+    """Labels (or triplets) of one split and role, or of several."""
+
+    name: str
+    """The split and what its labels are, such as `valid: queries`."""
+    left: int
+    lost: list[Reject]
+    """Rejects that mean damage, one for each label."""
+
+    @property
+    def total(self) -> int:
+        """Number of distinct labels that the annotation has."""
+        return self.left + len(self.lost)
+
+
+def _parts(annotation: Annotation) -> list[_Part]:
+    """Return the whole annotation, and the splits and roles of which labels are lost."""
+    given = annotation.triplets
+    what = "labels" if given is None else "triplets"
+    rows = annotation.rows if given is None else given.assign(role="")
+    lost = [reject for reject in annotation.rejects if reject.reason not in CHOSEN and not reject.again]
+    parts = [_Part(what, len(rows), lost)]
+    names = {"": what, "query": "queries", "candidate": "candidates"}
+    for split in SPLITS:
+        of_split = [reject for reject in lost if reject.split == split]
+        for role, name in names.items() if of_split else ():
+            own = (rows["split"] == split) & ((rows["role"] == role) | (role == ""))
+            of_role = [reject for reject in of_split if role in ("", reject.role)]
+            if of_role:
+                parts.append(_Part(f"{split}: {name}", int(own.sum()), of_role))
+    return parts
+
+
+def _lost(annotation: Annotation) -> dict[str, dict[str, int]]:
+    """Return split -> labels, queries and candidates -> number of lost ones; only those that lost some."""
+    lost: dict[str, dict[str, int]] = {}
+    for part in _parts(annotation)[1:]:
+        split, what = part.name.split(": ")
+        lost.setdefault(split, {})[what] = len(part.lost)
+    return lost
+
+
 def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> None:
-    """Raise TooManyRejects if more than a fraction of the rows is damaged, InputError if no row is left."""
+    """Raise InputError if no label is left, TooManyRejects if more than a fraction of a split or role is damaged.
+
+    A split or role that had labels must not be empty.
+    """
     if not annotation.rows_in:
         raise InputError(f"{root}: the annotation is empty")
-    damaged = [reject for reject in annotation.rejects if reject.reason not in CHOSEN]
-    left = len(annotation.rows) + (0 if annotation.triplets is None else len(annotation.triplets))
-    if left and len(damaged) <= max_rejects * annotation.rows_in:
-        return
-    rejects = damaged or annotation.rejects
-    counts = count_reasons(rejects)
-    reason = next(iter(counts))
-    first = next(reject for reject in rejects if reject.reason == reason)
-    where = f"{first.source} line {first.line}: {first.detail}"
-    expected = annotation.expected.get((first.source, reason)) or annotation.expected.get(("", reason))
-    instead = f"; {expected}" if expected else ""
-    if not left and len(counts) == 1:
+    whole, *parts = _parts(annotation)
+    if not whole.left:
+        rejects = whole.lost or annotation.rejects
+        counts = count_reasons(rejects)
+        if len(counts) > 1:
+            raise InputError(
+                f"{root}: {len(rejects):,} of {annotation.rows_in:,} annotation rows rejected "
+                f"{_reasons(annotation, rejects)}; nothing is left: is this the right layout, and are the pictures "
+                "below the root?"
+            )
+        reason = next(iter(counts))
         raise InputError(
             f"{root}: all {len(rejects):,} annotation rows are rejected for one reason, {reason} ({REASONS[reason]}), "
-            f"the first in {where}{instead}"
+            f"the first in {_first(annotation, rejects)}"
         )
-    named = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    summary = (
-        f"{root}: {len(rejects):,} of {annotation.rows_in:,} annotation rows rejected ({named}), the first {reason} in "
-        f"{where}{instead}"
-    )
-    if not left:
-        raise InputError(f"{summary}; nothing is left: is this the right layout, and are the pictures below the root?")
-    doubt = "; is this the right layout?" if not instead and len(rejects) > annotation.rows_in / 2 else ""
-    raise TooManyRejects(f"{summary}{doubt}; mend them, or allow more than --max-rejects {max_rejects:g}")
+    for part in (whole, *parts):
+        if part.lost and (not part.left or len(part.lost) > max_rejects * part.total):
+            *split, what = part.name.split(": ")
+            allow = f", or allow more than --max-rejects {max_rejects:g}" if part.left else "; none is left"
+            raise TooManyRejects(
+                f"{': '.join([str(root), *split])}: {len(part.lost):,} of {part.total:,} {what} rejected "
+                f"{_reasons(annotation, part.lost)}; mend them{allow}"
+            )
+
+
+def _reasons(annotation: Annotation, rejects: list[Reject]) -> str:
+    counts = ", ".join(f"{count:,} {name}" for name, count in count_reasons(rejects).items())
+    reason = next(iter(count_reasons(rejects)))
+    return f"({counts}), the first {reason} in {_first(annotation, rejects)}"
+
+
+def _first(annotation: Annotation, rejects: list[Reject]) -> str:
+    """Describe the first reject of the most frequent reason, and what was expected instead."""
+    reason = next(iter(count_reasons(rejects)))
+    first = next(reject for reject in rejects if reject.reason == reason)
+    expected = annotation.expected.get((first.source, reason)) or annotation.expected.get(("", reason))
+    return f"{first.source} line {first.line}: {first.detail}" + (f"; {expected}" if expected else "")
 
 
 def _per_split(rows: pd.DataFrame) -> dict[str, int]:
@@ -262,15 +328,18 @@ def _queries_of(annotation: Annotation) -> dict[str, list[int]]:
     }
 
 
-def _without_refused(annotation: Annotation, images: pd.DataFrame, packing: Packing) -> Annotation:
-    """Turn rows and triplets of images that could not be packed into rejects with the image's reason."""
-    why = images.merge(packing.refused, on="image_id").drop_duplicates("path").set_index("path")[["reason", "detail"]]
+def _without(annotation: Annotation, refused: dict[str, Refused]) -> Annotation:
+    """Turn rows and triplets of images that cannot be read into rejects with the image's reason."""
+    if not refused:
+        return annotation
+    why = pd.DataFrame(refused.values(), index=list(refused), columns=list(Refused._fields))
     rejects = list(annotation.rejects)
 
     def reject(rows: pd.DataFrame, paths: list[str]) -> None:
         reasons = why.loc[paths]
         columns = (rows["source"], rows["line"], reasons["reason"], reasons["detail"])
-        rejects.extend(Reject(*values) for values in zip(*columns, strict=True))
+        places = (rows["split"], rows["role"]) if "role" in rows else (rows["split"],)
+        rejects.extend(Reject(*values) for values in zip(*columns, *places, strict=True))
 
     lost = annotation.rows["path"].isin(why.index)
     reject(annotation.rows[lost], annotation.rows.loc[lost, "path"].tolist())
@@ -292,8 +361,8 @@ def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame
     retrieval = rows[rows["role"] != ""]
     columns = {n: retrieval[n] for n in tables.RETRIEVAL.names}
     write_table(staging / "retrieval.parquet", columns, tables.RETRIEVAL)
-    rejected = pd.DataFrame(annotation.rejects, columns=tables.REJECTS.names)
-    write_table(staging / "rejects.parquet", {n: rejected[n] for n in tables.REJECTS.names}, tables.REJECTS)
+    rejects = pd.DataFrame(annotation.rejects, columns=list(Reject._fields))
+    write_table(staging / "rejects.parquet", {n: rejects[n] for n in tables.REJECTS.names}, tables.REJECTS)
     if annotation.near_duplicates is not None:
         pairs = {name: annotation.near_duplicates[name] for name in tables.NEAR_DUPLICATES.names}
         write_table(staging / NEAR_DUPLICATES_FILE, pairs, tables.NEAR_DUPLICATES)

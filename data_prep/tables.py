@@ -87,13 +87,18 @@ left out has no split."""
 REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
 
 
+Change = Literal["crop", "jitter"]
+CHANGES: tuple[Change, ...] = ("crop", "jitter")
+"""Random changes of training pictures that an attribute can forbid."""
+
+
 class Attribute(BaseModel):
     """An attribute (such as collar design) and the names of its values, ordered by their indices."""
 
     model_config = ConfigDict(frozen=True)
     name: str
     values: tuple[str, ...]
-    forbids: tuple[Literal["crop", "jitter"], ...] | None = None
+    forbids: tuple[Change, ...] | None = None
     """Random changes of training pictures that would change the value; None: those that the name implies."""
 
     @property
@@ -132,6 +137,8 @@ class DatasetInfo(BaseModel):
     """Triplets that the dataset brings."""
     rejects: dict[str, int]
     """Number of rejected rows per reason."""
+    lost: dict[str, dict[str, int]] = {}
+    """Split -> labels (or triplets), queries, candidates -> number of those that were rejected as damaged."""
     split_origin: str = ""
     """Who made the split, and with which seed; empty for datasets of an earlier version."""
     queries_of: dict[str, list[int]] = {}

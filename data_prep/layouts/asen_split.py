@@ -106,8 +106,21 @@ def read_split_files(
             rows_in=rows_in,
             several_values=several_values,
             split_origin="ASEN's",
+            expected=_expected(folder, attributes),
         )
     )
+
+
+def _expected(folder: Path, attributes: tuple[Attribute, ...]) -> dict[tuple[str, str], str]:
+    """Return what the lines of the label files should hold."""
+    sizes = ", ".join(f"{number} {one.name} ({len(one.values)})" for number, one in enumerate(attributes))
+    words = {
+        "bad_line": "expected whole numbers, IDX ATTRIBUTE VALUE",
+        "index_out_of_range": "expected an IDX that is a line of filenames_*.txt, counted from 0",
+        "unknown_attribute": f"expected an attribute, from 0 and with its number of values: {sizes}",
+        "value_out_of_range": f"expected a value, counted from 0, of the attributes {sizes}",
+    }
+    return {(file.name, reason): word for file in folder.glob("*_*.txt") for reason, word in words.items()}
 
 
 class _SplitRows(NamedTuple):
@@ -135,14 +148,16 @@ def _read_split(folder: Path, split: str) -> _SplitRows:
             filled[file.name] += 1
             read = _read_line(line, names, file.name, number)
             if isinstance(read, Reject):
-                rejects.append(read)
+                rejects.append(read._replace(split=split, role=role))
                 continue
             index, pairs = read
             labelled.add(index)
             rows += [Row(names[index], a - all_labels, v, split, role, file.name, number) for a, v in pairs]
             listed += [all_labels] * len(pairs)
     unlabelled = [
-        Reject(names_file.name, i + 1, "no_label", name[:SHOWN]) for i, name in enumerate(names) if i not in labelled
+        Reject(names_file.name, i + 1, "no_label", name[:SHOWN], split)
+        for i, name in enumerate(names)
+        if i not in labelled
     ]
     # Not yet in the types of the columns, because the numbers are unchecked.
     labels = pd.DataFrame(rows, columns=list(Row._fields)).assign(listed=np.array(listed, bool))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,17 +14,6 @@ from data_prep.pictures import HEIC, SUFFIXES
 
 IMAGE = "image"
 """Name of the column of paths in a table made of folders."""
-
-
-def files_below(root: Path) -> list[str]:
-    """Return the sorted paths, relative to `root`, of the files below it; hidden ones and links are left out."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = os.path.relpath(folder, root).replace(os.sep, "/")
-        start = "" if relative == "." else f"{relative}/"
-        found += [start + name for name in files if not name.startswith(".")]
-    return sorted(found)
 
 
 def is_picture(path: str) -> bool:

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 
 from data_prep.annotation import Annotation, Reject, settled
 from data_prep.errors import InputError
-from data_prep.layouts.folders import IMAGE, files_below, is_picture, level_names, read_folders
+from data_prep.layouts.folders import IMAGE, is_picture, level_names, read_folders
 from data_prep.layouts.table_attributes import Labels, definitions, labels_of
 from data_prep.layouts.table_file import Column, Records, check_columns, opened
-from data_prep.layouts.text_files import is_file
+from data_prep.layouts.text_files import files_below, is_file
 from data_prep.near_duplicates import NearDuplicates, clusters, find_near_duplicates, kept_of
 from data_prep.request import Request, TableOptions
 from data_prep.splits import ROLES, make_roles, make_split
@@ -147,7 +147,8 @@ class Catalogue:
             self.labels[i] = Labels(one.name, one.values, one.records[keep], one.value[keep], one.several, one.notes)
         for record, detail in zip(records.tolist(), details, strict=True):
             line = int(self.lines[record])
-            self.rejects += [Reject(self.source, line, reason, detail)] * max(1, int(number[record]))
+            split = "" if self.splits is None or self.splits[record] < 0 else SPLITS[self.splits[record]]
+            self.rejects += [Reject(self.source, line, reason, detail, split)] * max(1, int(number[record]))
 
 
 def labelled(records: Records, source: str, options: TableOptions, root: Path) -> Catalogue:
@@ -284,6 +285,11 @@ def _near_duplicates(catalogue: Catalogue, request: Request, notes: list[str]) -
     paths = catalogue.paths[numbers].tolist()
     found = find_near_duplicates(request.root, paths, request.image_size, request.progress)
     notes += found.notes
+    refused = np.array([-1] * len(catalogue.paths))
+    refused[catalogue.paths.get_indexer(pd.Index(list(found.refused)))] = np.arange(len(found.refused))
+    for number, why in enumerate(found.refused.values()):
+        records = np.flatnonzero((catalogue.image >= 0) & (refused[catalogue.image] == number))
+        catalogue.leave_out(records, why.reason, [why.detail] * len(records))
     if len(found.pairs) and request.near_duplicates == "group" and catalogue.splits is None:
         # All others are clusters of their own.
         catalogue.alike = len(paths) + np.arange(len(catalogue.paths))
@@ -449,7 +455,7 @@ def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:
         return rows, catalogue.rejects, 0
     parts, rejects, repeats = [rows[~repeated]], list(catalogue.rejects), 0
     several = np.array([one.several for one in catalogue.labels])[rows["attribute"]]
-    names = tuple(Attribute(name=one.name, values=one.values) for one in catalogue.labels)
+    names = tuple(Attribute(name=one.name, values=one.values, forbids=one.forbids) for one in catalogue.labels)
     for may_differ in (False, True):
         some = rows[repeated & (several == may_differ)]
         some = some.astype(dict.fromkeys(("path", "split", "role", "source"), "str"))
@@ -505,6 +511,7 @@ def _without_rare(
             rejects.append(
                 Reject(row.source, row.line, "too_rare", f"{row.path}: {one.name} {one.values[row.value]!r}")
             )
-        attributes.append(Attribute(name=one.name, values=tuple(np.array(one.values, object)[frequent])))
+        kept_values = tuple(np.array(one.values, object)[frequent])
+        attributes.append(Attribute(name=one.name, values=kept_values, forbids=one.forbids))
     rows = rows.assign(attribute=new_attribute, value=new_value)[keep].reset_index(drop=True)
     return rows, tuple(attributes), rejects

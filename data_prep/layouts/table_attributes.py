@@ -23,6 +23,7 @@ from data_prep.errors import InputError
 from data_prep.hints import nearest
 from data_prep.layouts.table_file import INNER, Column
 from data_prep.request import TableOptions
+from data_prep.tables import CHANGES, Change
 
 NUMBERED_VALUES = 20
 """Largest number of distinct integers that are read as names of values."""
@@ -43,6 +44,8 @@ class Definition:
     """Value -> the texts that mean it; None if every text is a value."""
     bins: Mapping[str, Any] | None = None
     """Value -> number or date that it ends before, ascending; None for no end."""
+    forbids: tuple[Change, ...] | None = None
+    """Random changes of training pictures that would change the value; None: those that the name implies."""
 
 
 def definitions(options: TableOptions, columns: Sequence[str] = ()) -> list[Definition]:
@@ -80,8 +83,11 @@ def _defined(file: Path, name: str, given: Any) -> Definition:
     if not isinstance(given, dict) or not isinstance(given.get("from"), str):
         raise InputError(f"{file}: {name}: should be {{from: COLUMN, VALUE: [TEXT, …], …}}")
     rest = {str(key): value for key, value in given.items() if key != "from"}
+    forbids = _checked_forbids(f"{file}: {name}", rest.pop("forbids")) if "forbids" in rest else None
+    if forbids is not None and not rest:
+        return Definition(name, given["from"], forbids=forbids)
     if isinstance(bins := rest.pop("bins", None), dict) and not rest:
-        return Definition(name, given["from"], bins=_checked_bins(f"{file}: {name}", bins))
+        return Definition(name, given["from"], bins=_checked_bins(f"{file}: {name}", bins), forbids=forbids)
     if bins is not None or not rest:
         raise InputError(f"{file}: {name}: give either values, VALUE: [TEXT, …], or bins: {{VALUE: END, …}}")
     values = {
@@ -91,7 +97,13 @@ def _defined(file: Path, name: str, given: Any) -> Definition:
     every = [text for texts in values.values() for text in texts]
     if twice := [text for text in every if every.count(text) > 1]:
         raise InputError(f"{file}: {name}: {twice[0]!r} is named twice; one text means one value")
-    return Definition(name, given["from"], values)
+    return Definition(name, given["from"], values, forbids=forbids)
+
+
+def _checked_forbids(where: str, forbids: Any) -> tuple[Change, ...]:
+    if not isinstance(forbids, list) or not set(forbids) <= set(CHANGES):
+        raise InputError(f"{where}: forbids: a list of random changes of pictures, of {', '.join(CHANGES)}")
+    return tuple(forbids)
 
 
 def _checked_bins(where: str, bins: dict[Any, Any]) -> dict[str, Any]:
@@ -120,6 +132,8 @@ class Labels:
     several: bool
     """Whether a record can have several values."""
     notes: list[str] = field(default_factory=list)
+    forbids: tuple[Change, ...] | None = None
+    """Those of the definition."""
 
 
 def labels_of(definition: Definition, column: Column, options: TableOptions) -> Labels:
@@ -146,7 +160,7 @@ def labels_of(definition: Definition, column: Column, options: TableOptions) -> 
     of_cell = [list(dict.fromkeys(number[value_of[part]] for part in parts if part in value_of)) for parts in cells]
     several = bool(options.separator) or any(len(values) > 1 for values in of_cell)
     records, values = _spread(column.codes, of_cell)
-    return Labels(definition.name, order, records, values, several, notes)
+    return Labels(definition.name, order, records, values, several, notes, definition.forbids)
 
 
 def parts_of(text: str, separator: str | None, missing: set[str]) -> list[str]:

@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data_prep.layouts.folders import files_below, is_picture
+from data_prep.layouts.folders import is_picture
 from data_prep.layouts.table_attributes import folded, kind_of, parts_of, proposals, quantiles, spelled
 from data_prep.layouts.table_file import INNER, Column, opened
+from data_prep.layouts.text_files import files_below
 from data_prep.request import TableOptions
 
 EXAMPLES = 4

@@ -10,9 +10,10 @@ import codecs
 import csv
 import io
 import json
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,8 @@ ROWS = 50_000
 """Rows of JSON Lines or Parquet that are read at a time."""
 LONGEST_RECORD = 100
 """Lines of one row; a quoted cell with more is a quote that is not closed."""
+LONG_WORD = 16
+"""Letters of a word that is rather an identifier, such as a hash."""
 DELIMITERS = (",", ";", "\t", "|")
 ENCODINGS = ("cp1252", "cp1251", "gb18030", "cp932", "big5", "cp949", "euc_jp")
 """Encodings that a table may have if it is neither UTF-8 nor UTF-16."""
@@ -270,40 +273,90 @@ def _read_csv(table: TableFile, wanted: Sequence[str]) -> Records:
     # Records are numbered from the header, which is 1; the bad ones were left out.
     skipped = np.array([number for number, _ in bad], np.int64)
     records = np.setdiff1d(np.arange(2, 2 + len(read) + len(bad)), skipped, assume_unique=True)
-    line_of = _first_lines(table, len(read) + len(bad) + 1)
+    line_of, swallowing = _first_lines(table, len(read) + len(bad) + 1)
+    whole = ~np.isin(records, list(swallowing))
+    columns = {name: Column(column.codes[whole], column.texts) for name, column in columns.items()}
+    bad += [(number, text) for number, text in swallowing.items() if number not in skipped]
     rejects = [
         bad_line(table.source, int(line_of[number - 1]) + below, line)
-        for number, text in bad
+        for number, text in sorted(bad)
         for below, line in enumerate(text.splitlines())
         if line.strip()
     ]
-    return Records(columns, line_of[records - 1], rejects)
+    return Records(columns, line_of[records[whole] - 1], rejects)
 
 
-def _first_lines(table: TableFile, records: int) -> np.ndarray:
-    """Return the line on which each record begins, counted from 1. A quoted cell may have several lines."""
-    if table.encoding.startswith("utf-16"):
-        return np.arange(1, records + 1)
-    starts, quoted, line = [np.array([1])], 0, 1
-    with table.path.open("rb") as file:
-        while block := file.read(BLOCK):
-            data = np.frombuffer(block, np.uint8)
-            ends = np.flatnonzero(data == ord("\n"))
-            quotes = np.flatnonzero(data == ord('"'))
-            outside = (np.searchsorted(quotes, ends) + quoted) % 2 == 0
-            starts.append(line + 1 + np.flatnonzero(outside))
-            line, quoted = line + len(ends), (quoted + len(quotes)) % 2
-    found = np.concatenate(starts)
-    if not records <= len(found) <= records + 1:
-        # Lone CRs are the line ends, or a quote is inside an unquoted cell: then records are counted.
-        return np.arange(1, records + 1)
-    lines = np.diff(found[:records], append=line + 1)
-    if lines.max() > LONGEST_RECORD:
-        raise InputError(
-            f"{table.source}: the row that begins on line {found[lines.argmax()]} goes on for {lines.max():,} lines; "
-            "is a quote not closed?"
-        )
-    return found[:records]
+def _first_lines(table: TableFile, records: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the line on which each record begins, counted from 1, and the records that swallowed others.
+
+    A quoted cell may have several lines. A stray quote makes such a cell of what should be rows: of these records, the
+    number and the text are returned. Raises InputError if a record has too many lines.
+    """
+    if not table.encoding.startswith("utf-16") and _lines(table.path) == records:
+        return np.arange(1, records + 1), {}
+    starts: list[int] = []
+    swallowing: dict[int, str] = {}
+    with table.path.open(encoding=table.encoding, errors="replace", newline="") as file:
+        read: list[str] = []
+        reader = csv.reader(_kept(file, read), delimiter=table.delimiter)
+        line = 1
+        try:
+            for _ in reader:
+                starts.append(line)
+                if len(read) > LONGEST_RECORD:
+                    raise csv.Error(f"it goes on for {len(read):,} lines")
+                if len(read) > 1 and _swallows(read, table):
+                    swallowing[len(starts)] = "".join(read)
+                line += len(read)
+                read.clear()
+        except csv.Error as error:
+            raise InputError(
+                f"{table.source}: a quote is not closed in the row that begins on line {line:,}: {error}"
+            ) from error
+    if len(starts) != records:
+        return np.arange(1, records + 1), {}
+    return np.array(starts), swallowing
+
+
+def _lines(path: Path) -> int:
+    lines, block = 0, b"\n"
+    with path.open("rb") as file:
+        while read := file.read(BLOCK):
+            lines, block = lines + read.count(b"\n"), read
+    return lines + (block[-1:] != b"\n")
+
+
+def _kept(lines: Iterable[str], kept: list[str]) -> Iterator[str]:
+    for line in lines:
+        kept.append(line)
+        yield line
+
+
+def _swallows(lines: list[str], table: TableFile) -> bool:
+    """Return whether a record of several lines is as many rows with stray quotes.
+
+    Text after a closing quote says so. Otherwise, every line has a row's number of cells, and those of one column look
+    alike: such as paths, identifiers or numbers; lines of a description do not.
+    """
+    try:
+        next(csv.reader(lines, delimiter=table.delimiter, strict=True))
+    except csv.Error:
+        return True
+    cells = [line.replace('"', "").strip("\r\n").split(table.delimiter) for line in lines]
+    if any(len(row) != len(table.columns) for row in cells):
+        return False
+    shapes = [{_shape(cell) for cell in column} for column in zip(*cells, strict=True)]
+    return any(len(shape) == 1 and shape != {""} for shape in shapes)
+
+
+def _shape(cell: str) -> str:
+    """Return what identifiers of one kind have in common: digits, punctuation, the length of a long word; else ""."""
+    word = cell.strip()
+    if " " in word or (word.isalpha() and len(word) < LONG_WORD):
+        return ""
+    if word.isdigit():
+        return "0"
+    return str(len(word)) if word.isalnum() else re.sub(r"[^\W_]+", "x", word)
 
 
 def _read_json(table: TableFile, wanted: Sequence[str]) -> Records:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from data_prep.annotation import SPLIT_OF
 from data_prep.errors import InputError
+from data_prep.pictures import is_within
 
 LONGEST_LINE = 10_000
 """Characters of the longest line. Real ones have a few hundred; those of list_attr_img.txt are read elsewhere."""
@@ -29,7 +30,7 @@ def annotation_file(path: Path, root: Path) -> Path:
     Reading a pipe or a device may never end; a link could show any file of this machine in a message.
     """
     try:
-        if not path.resolve().is_relative_to(root.resolve()):
+        if not is_within(root, path):
             raise InputError(f"{path}: is a link that leaves {root}; put the file itself there")
         regular = stat.S_ISREG(path.stat().st_mode)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links
@@ -39,13 +40,30 @@ def annotation_file(path: Path, root: Path) -> Path:
     return path
 
 
-def find_files(root: Path, suffix: str) -> list[Path]:
-    """Return the sorted files below `root` whose names end so, in any case; hidden folders and links are left out."""
+def links_of(root: Path) -> list[Path]:
+    """Return the links directly in `root` to folders outside of it, sorted; hidden ones are left out."""
+    links = (path for path in root.iterdir() if path.is_symlink() and path.is_dir() and not path.name.startswith("."))
+    return sorted(link for link in links if not root.resolve().is_relative_to(link.resolve()))
+
+
+def files_below(root: Path) -> list[str]:
+    """Return the sorted paths, relative to `root`, of the files below it and below its links; hidden ones are left out.
+
+    Links further down are not followed.
+    """
     found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in files if name.lower().endswith(suffix)]
+    for top in (root, *links_of(root)):
+        for folder, folders, files in os.walk(top):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            relative = os.path.relpath(folder, root).replace(os.sep, "/")
+            start = "" if relative == "." else f"{relative}/"
+            found += [start + name for name in files if not name.startswith(".")]
     return sorted(found)
+
+
+def find_files(root: Path, suffix: str) -> list[Path]:
+    """Return the files of `files_below` whose names end so, in any case."""
+    return [root / path for path in files_below(root) if path.lower().endswith(suffix)]
 
 
 def is_file(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pandas as pd
 
 from data_prep.annotation import SHOWN, TRIPLET_COLUMNS, Annotation, settled
 from data_prep.layouts.folders import is_picture
-from data_prep.layouts.text_files import is_file
+from data_prep.layouts.text_files import files_below, is_file
 
 NOWHERE = 0.1
 """Share of the pictures that may be missing without a note that says where they were looked for."""
@@ -37,9 +36,10 @@ def located(annotation: Annotation, root: Path) -> Annotation:
     expected = dict(annotation.expected)
     if len(missing) - len(found) >= NOWHERE * len(paths):
         first = next(path for path in missing if path not in found)
+        looked = f"by its name and folder among the {pictures.count:,} pictures there" if pictures.count else ""
         nowhere = (
             f"{len(missing) - len(found):,} of {len(paths):,} pictures are nowhere below the root: {first[:SHOWN]} was "
-            f"looked for at its path, and by its name and folder among {pictures.count:,} pictures"
+            f"looked for at its path, and {looked or 'there is no other picture'}"
         )
         if namesake := pictures.namesake(first):
             nowhere += f"; a picture of this name is {namesake}"
@@ -55,7 +55,7 @@ class _Pictures:
         self._at: dict[tuple[str, str], list[str]] = {}
         self._named: dict[str, str] = {}
         self.count = 0
-        for path in _below(root):
+        for path in filter(is_picture, files_below(root)):
             folder, name = _names(path)
             self._at.setdefault((folder, name), []).append(path)
             self._named.setdefault(name, path)
@@ -68,17 +68,6 @@ class _Pictures:
     def namesake(self, path: str) -> str | None:
         """Return the path of a picture with this name in any folder."""
         return self._named.get(_names(path)[1])
-
-
-def _below(root: Path) -> Iterator[str]:
-    """Yield the pictures below `root`, relative to it, also those in its links to folders; hidden ones are left out."""
-    links = sorted(entry for entry in root.iterdir() if entry.is_symlink() and entry.is_dir())
-    for top in (root, *(link for link in links if not root.is_relative_to(link.resolve()))):
-        for folder, folders, files in os.walk(top):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            relative = os.path.relpath(folder, root)
-            start = "" if relative == "." else f"{relative}/"
-            yield from (start + name for name in sorted(files) if not name.startswith(".") and is_picture(name))
 
 
 def _names(path: str) -> tuple[str, str]:

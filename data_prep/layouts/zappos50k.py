@@ -38,7 +38,9 @@ from data_prep.layouts.text_files import (
     LONGEST_PATH,
     check_commas,
     csv_cells,
+    find_files,
     integers,
+    links_of,
     numbered_lines,
     read_lines,
 )
@@ -60,7 +62,8 @@ def read(request: Request) -> Annotation:
             return read_lists(lists, request.root)
         if folder and folder == request.split_files:
             raise InputError(f"{folder}: no filenames.json with a folder tripletlists beside it")
-    table = next(iter(sorted(request.root.rglob("meta-data.csv"))), None)
+    tables = find_files(request.root, "meta-data.csv")
+    table = next((file for file in tables if file.name.lower() == "meta-data.csv"), None)
     if not table:
         raise InputError(
             f"{request.root}: not UT-Zap50K's layout (neither filenames.json with tripletlists/ nor meta-data.csv "
@@ -71,7 +74,8 @@ def read(request: Request) -> Annotation:
 
 def lists_below(folder: Path) -> Path | None:
     """Return the folder with filenames.json and tripletlists/, if any. Raises InputError if it has only the lists."""
-    for lists in sorted(folder.rglob("tripletlists")):
+    found = (lists for top in (folder, *links_of(folder)) for lists in sorted(top.rglob("tripletlists")))
+    for lists in found:
         if not (lists.parent / "filenames.json").exists():
             raise InputError(f"{lists.parent}: tripletlists/ is there but filenames.json is missing")
         return lists.parent

@@ -23,6 +23,8 @@ BENCHMARKS = [
     "options",
     "packing",
     "precision",
+    "quality",
+    "recipe",
     "retrieval",
     "scale",
     "search",

@@ -232,6 +232,8 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
     if info.split_origin:
         say(f"split: {info.split_origin}")
     say(contents.accounting)
+    for line in contents.lost:
+        say(f"  {line}")
     for rejected in contents.rejected:
         say(f"  {rejected.count:,} {rejected.reason}: {rejected.meaning}")
         for example in rejected.examples[:1]:

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from agman.bootstrap import Difference, paired_differences
+from agman.bootstrap import Difference, differences_of_trainings
+from agman.pooled import PooledFeatures
 from agman.registry import options_of
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
@@ -31,7 +32,7 @@ from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.compare.systems import BASE, SYSTEMS
 from pipeline.config.schema import TrainConfig, make_config
-from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.expectations import expectations
 from pipeline.evaluation.validation import METRIC
 from pipeline.registry.loading import load
@@ -97,17 +98,14 @@ class Comparison:
         return [one.metrics[key] for one in self.of(system) if key in one.metrics]
 
     def difference(self, system: str) -> Difference | None:
-        """Return the system's MAP minus AG-MAN's, with the paired bootstrap's interval over queries.
-
-        The AP of a query is averaged over the seeds first.
-        """
+        """Return the system's MAP minus AG-MAN's, with the bootstrap's interval over queries and seeds."""
         if system == BASE or not self.of(system) or not self.of(BASE):
             return None
-        base, other = ({name: self._mean(key, name) for name in self.attributes} for key in (BASE, system))
-        return paired_differences(base, other)[""]
+        base, other = ({name: self._scores(key, name) for name in self.attributes} for key in (BASE, system))
+        return differences_of_trainings(base, other)[""]
 
-    def _mean(self, system: str, attribute: str) -> torch.Tensor:
-        return torch.tensor([one.average_precision.get(attribute, []) for one in self.of(system)]).double().mean(0)
+    def _scores(self, system: str, attribute: str) -> torch.Tensor:
+        return torch.tensor([one.average_precision.get(attribute, []) for one in self.of(system)]).double()
 
 
 def compare(
@@ -128,12 +126,13 @@ def compare(
     Args:
         dataset: dataset with queries in the valid and test splits.
         config: settings of every training.
-        systems: keys of SYSTEMS; by default all.
+        systems: keys of SYSTEMS; by default all, but for pretrained features only if there are pretrained weights.
         seeds: trainings of each system.
         workers: DDP workers of each training.
         storage: folder of the trainings' state.
     """
-    systems = _checked(systems or tuple(SYSTEMS), config, dataset, workers)
+    chosen = systems or [key for key, one in SYSTEMS.items() if one.trained or config.weights]
+    systems = _checked(chosen, config, dataset, workers)
     settings = config.model_dump(exclude={*NOT_DECISIVE, "seed", "model"})
     identity = {"settings": settings, "dataset": dataset.info.digest, "workers": workers}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -172,6 +171,10 @@ def _checked(systems: Sequence[str], config: TrainConfig, dataset: Dataset, work
     for key in systems:
         if key not in SYSTEMS:
             raise InputError(f"--system {key}: no such system; {nearest(key, SYSTEMS)}")
+        if not SYSTEMS[key].trained and config.weights is None:
+            raise InputError(
+                f"--system {key}: weights=none has no pretrained features; give weights, e.g. weights=auto"
+            )
     if not dataset.info.queries["valid"] or not dataset.info.queries[SPLIT]:
         raise InputError(f"{dataset.path}: a comparison needs queries in the valid and test splits")
     for key in systems:
@@ -207,7 +210,11 @@ def _score_all(
             found = read_json(notes)
             if not found:
                 say_above(f"{SYSTEMS[system].title}, seed {seed}")
-                found = _score_one(dataset, config_of(config, system, seed), name, workers, folder, parent)
+                of_system = config_of(config, system, seed)
+                if SYSTEMS[system].trained:
+                    found = _score_one(dataset, of_system, name, workers, folder, parent)
+                else:
+                    found = _score_pretrained(dataset, of_system)
                 if not found["failed"]:  # the same command trains a failed one again
                     write_json(notes, found)
             scored.append(Scored(system, seed, metrics=found.pop("figures"), **found))
@@ -217,6 +224,25 @@ def _score_all(
     finally:
         bar.close()
     return scored
+
+
+def _score_pretrained(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
+    """Score the backbone's features as they are; return the record."""
+    started = time.perf_counter()
+    network = PooledFeatures(len(dataset.info.attributes), config.backbone, config.weights)
+    description = {"image_size": config.image_size or dataset.info.image_size, "fit": dataset.info.fit}
+    evaluation = evaluate(network, description, dataset, SPLIT)
+    return _record(evaluation, [], time.perf_counter() - started)
+
+
+def _record(evaluation: Evaluation, history: list[tuple[int, float]], seconds: float) -> dict[str, Any]:
+    return {
+        "figures": evaluation.metrics,
+        "average_precision": {n: one.average_precision.tolist() for n, one in evaluation.results.items()},
+        "history": history,
+        "seconds": seconds,
+        "failed": None,
+    }
 
 
 def _score_one(
@@ -232,10 +258,4 @@ def _score_one(
         say(f"note: {name} failed: {error}")
         return {"figures": {}, "average_precision": {}, "history": [], "seconds": 0.0, "failed": str(error)}
     trained.run.log_points([(description["step"], evaluation.metrics)])
-    return {
-        "figures": evaluation.metrics,
-        "average_precision": {n: one.average_precision.tolist() for n, one in evaluation.results.items()},
-        "history": metric_history(trained.run, METRIC),
-        "seconds": time.perf_counter() - started,
-        "failed": None,
-    }
+    return _record(evaluation, metric_history(trained.run, METRIC), time.perf_counter() - started)

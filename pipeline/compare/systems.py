@@ -20,9 +20,12 @@ class System:
     settings: dict[str, Any]
     interpretation: bool = False
     """Whether the paper has neither public code nor equations."""
+    trained: bool = True
+    """Whether there is anything to train; pretrained features are only scored."""
 
 
 SYSTEMS = {
+    "pretrained": System("pretrained features", {"model": "agman"}, trained=False),
     "csn": System("CSN", {"model": "csn"}),
     "asenet_v2": System("ASENet_V2", {"model": "asenet_v2"}),
     "attnfashion": System("AttnFashion", {"model": "attnfashion"}, interpretation=True),

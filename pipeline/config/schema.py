@@ -119,7 +119,8 @@ class TrainConfig(BaseModel):
     """Keep fewer of the backbone's activations and compute them again in the backward pass: less memory, more time.
     Networks of timm only."""
     precision: Literal["fp32", "bf16"] | None = None
-    """bf16: autocast, with weights and losses in fp32. None: bf16 on GPUs and on CPUs that compute in it, else fp32."""
+    """bf16: autocast, with weights and losses in fp32. None: bf16 on GPUs and, for ResNets, on CPUs that compute in it;
+    else fp32."""
     compile: bool | None = None
     """torch.compile of the model's training pass; none: false on CPUs (measured slower) and GPUs (not measured)."""
     threads: int | None = Field(default=None, ge=1)

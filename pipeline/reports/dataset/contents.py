@@ -85,6 +85,22 @@ class Contents:
         return sum(self.info.rejects.values())
 
     @property
+    def lost(self) -> list[str]:
+        """Damaged labels, queries and candidates of each split, such as `valid: 4 of 60 queries lost`."""
+        left = {"labels": self.labels, "queries": self.info.queries, "candidates": self.info.candidates}
+        left["triplets"] = self.given
+        return [
+            f"{split}: {lost:,} of {left[what][split] + lost:,} {what} lost"
+            for split, of_split in self.info.lost.items()
+            for what, lost in of_split.items()
+        ]
+
+    @property
+    def given(self) -> dict[str, int]:
+        """Split -> number of triplets that the dataset brings."""
+        return {split: int(self.triplets[split].sum()) if split in self.triplets else 0 for split in SPLITS}
+
+    @property
     def accounting(self) -> str:
         """Equation between the rows that were read and what became of them."""
         labels, given = sum(self.labels.values()), self.info.given_triplets

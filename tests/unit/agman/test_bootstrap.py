@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from agman.bootstrap import intervals, paired_differences, resampled_means
+from agman.bootstrap import differences_of_trainings, intervals, paired_differences, resampled_means
 
 
 def scores(*sizes: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -68,3 +68,49 @@ def test_nothing_to_resample_is_refused(given):
 def test_other_queries_are_refused():
     with pytest.raises(ValueError, match="the same queries"):
         paired_differences(scores(3), scores(4))
+
+
+def trainings(count: int, shift: float = 0.0, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    level = shift + 0.1 * torch.randn(count, 1, generator=generator, dtype=torch.float64)
+    return {f"a{n}": level + torch.rand(count, n, generator=generator, dtype=torch.float64) for n in (3, 7)}
+
+
+def test_differences_of_trainings_are_those_of_a_plain_loop() -> None:
+    first, second = trainings(2), trainings(3, seed=1)
+    found = differences_of_trainings(first, second, seed=5, resamples=11)
+    generator = torch.Generator().manual_seed(5)
+    drawn = [torch.randint(count, (11, count), generator=generator) for count in (2, 3)]
+    queries = {
+        name: torch.randint(first[name].shape[1], (11, first[name].shape[1]), generator=generator) for name in first
+    }
+    every = []
+    for resample in range(11):
+        gains = []
+        for name, of_name in queries.items():
+            for query in of_name[resample]:
+                means = [
+                    one[name][rows[resample], query].mean() for one, rows in zip((first, second), drawn, strict=True)
+                ]
+                gains.append(float(means[1] - means[0]))
+        every.append(sum(gains) / 10)
+    bounds = torch.quantile(torch.tensor(every, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64))
+    assert [found[""].low, found[""].high] == pytest.approx(bounds.tolist())
+    assert found[""].mean == pytest.approx(
+        sum(float(second[n].mean() - first[n].mean()) * first[n].shape[1] / 10 for n in first)
+    )
+    assert found[""].p_not_better == sum(one <= 0 for one in every) / 11
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    """Two systems whose trainings differ more from each other than the systems do."""
+    spread = torch.tensor([[0.0], [0.2], [0.4]], dtype=torch.float64)
+    first = {"a": spread.expand(3, 400)}
+    second = {"a": (spread + 0.05).expand(3, 400)}
+    assert paired_differences({"a": first["a"].mean(0)}, {"a": second["a"].mean(0)})[""].beyond_noise
+    assert not differences_of_trainings(first, second)[""].beyond_noise
+
+
+def test_differences_of_trainings_need_the_same_queries() -> None:
+    with pytest.raises(ValueError, match="the same queries are needed, not of 3 and 4"):
+        differences_of_trainings({"a": torch.rand(2, 3)}, {"a": torch.rand(2, 4)})

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import agman
 from agman.csn import csn_loss
+from agman.pooled import PooledFeatures
 
 N_ATTRIBUTES, WIDTH = 3, 11
 ATTRIBUTES = torch.tensor([2, 0, 0, 1, 2])
@@ -271,3 +272,16 @@ def test_csn_loss_weights_its_parts():
 def test_csn_loss_needs_three_images_for_each_attribute():
     with pytest.raises(ValueError, match="2 triplets need 6 images, not 5"):
         csn_loss(new_model("csn"), torch.zeros(5, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1]))
+
+
+def test_pooled_features_are_the_backbones_average_under_every_attribute(images):
+    torch.manual_seed(1)
+    model = PooledFeatures(N_ATTRIBUTES, "tiny").double().eval()
+    assert not [parameter for parameter in model.parameters() if parameter.requires_grad]
+    stages = model.backbone
+    x = images
+    for stage in (stages.stem, stages.layer1, stages.layer2, stages.layer3, stages.layer4):
+        x = stage(x)
+    expected = torch.stack([unit_length(one.mean((1, 2))) for one in x])
+    torch.testing.assert_close(model(images, ATTRIBUTES).embedding, expected)
+    assert model.embed_all(images).shape == (5, N_ATTRIBUTES, model.embedding_dim)

@@ -9,16 +9,24 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.datasets import records, write_files
+from PIL import Image
+from support.datasets import SIZE, records, write_files
 
+import agman
 from data_prep.annotation import Row, count_reasons, frame_of
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.layouts import darn
 from data_prep.layouts.asen_split import GlobalValue, assign_splits, ranked, read_split_files
+from data_prep.prepare import prepare
 from data_prep.request import Request
 from data_prep.splits import SplitFractions, assign_roles
 from data_prep.synthetic.writers import write_split_files
 from data_prep.tables import Attribute
+from pipeline.config.schema import load_config
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.reports.dataset.page import write_prep_report
+from pipeline.training.build import check
 
 SCHEMA = tuple(Attribute(name=name, values=tuple(map(str, range(n)))) for name, n in (("texture", 3), ("part", 2)))
 # Rows of list_attr_cloth.txt: texture, part, texture, texture, part.
@@ -58,6 +66,33 @@ def test_irregularities_of_deepfashions_files_are_read(tmp_path: Path, meaning: 
     assert annotation.rejects == []
     # a.jpg's texture a second time, and four queries and candidates whose labels stand in label_valid.
     assert (annotation.rows_in, annotation.repeats) == (11, 5)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "instead"),
+    [
+        ("{0};0;1", "bad_line", "bad_line .* line 1: 0;0;1; expected whole numbers, IDX ATTRIBUTE VALUE"),
+        (
+            "{1}00 0 1",
+            "index_out_of_range",
+            "line 1: 100 of 30 file names; expected an IDX that is a line of filenames",
+        ),
+        (
+            "{0} 9 1",
+            "unknown_attribute",
+            r"expected an attribute, .*: 0 clothes category \(20\), 1 clothes button \(13\)",
+        ),
+        ("{0} 1 13", "value_out_of_range", r"clothes button value 13 of 0.jpg; expected a value, .* button \(13\)"),
+    ],
+)
+def test_a_label_file_of_another_form_is_told_what_was_expected(
+    tmp_path: Path, line: str, reason: str, instead: str
+) -> None:
+    names = "".join(f"{i}.jpg\n" for i in range(30))
+    labels = "".join(line.format(i, i + 1) + "\n" for i in range(30))
+    write_files(tmp_path, filenames_train=names, label_train=labels)
+    with pytest.raises(InputError, match=f"{reason}.*{instead}"):
+        prepare("darn", tmp_path, tmp_path / "out")
 
 
 def test_global_values_that_cannot_be_inferred_are_an_error(tmp_path: Path) -> None:
@@ -235,3 +270,29 @@ def test_roles_are_made_within_a_given_partition() -> None:
         ("valid", "candidate"): 48,
         ("valid", "query"): 12,
     }
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_one_split_alone_is_prepared_and_scored_and_only_training_refuses_it(tmp_path: Path, split: str) -> None:
+    """The published valid files, say, with a model that was trained elsewhere."""
+    (tmp_path / "root/pic").mkdir(parents=True)
+    for number in range(20):
+        Image.new("RGB", (SIZE, SIZE), (12 * number, 99, 0)).save(tmp_path / f"root/pic/{number}.png")
+    write_files(
+        tmp_path / "root",
+        **{
+            f"filenames_{split}": "".join(f"pic/{number}.png\n" for number in range(20)),
+            f"query_{split}": "".join(f"{number} 0 {number % 2}\n" for number in range(4)),
+            f"candidate_{split}": "".join(f"{number} 0 {number % 2}\n" for number in range(4, 20)),
+        },
+    )
+    prepare("darn", tmp_path / "root", tmp_path / "out", image_size=SIZE, triplets=10)
+    dataset = Dataset(tmp_path / "out")
+    assert dataset.info.images == {"train": 0, "valid": 0, "test": 0} | {split: 20}
+    assert dataset.info.split_origin == "ASEN's"
+    write_prep_report(dataset)
+    description = {"attributes": dataset.info.attribute_names, "image_size": SIZE, "fit": "crop"}
+    model = agman.build("csn", n_attributes=len(darn.SCHEMA), backbone="tiny")
+    assert evaluate(model, description, dataset, split, threads=1).metrics[f"{split}/queries"] == 4
+    with pytest.raises(InputError, match="the dataset has no training images"):
+        check(load_config(None, []), dataset, workers=1)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -465,20 +466,36 @@ def test_annotation_that_leaves_the_folder_is_not_drawn(tmp_path: Path, path: st
     assert not Path("/tmp/evil-agman-test").exists()
 
 
-def test_too_many_rejects_are_an_error_and_keep_packed_images(tmp_path: Path) -> None:
+def test_too_many_rejects_stop_the_job_before_packing(tmp_path: Path) -> None:
     root = make_photographs(tmp_path / "raw", n=100)
     pictures = sorted(root.rglob("*.jpg"))
     for picture in pictures[:11]:
         picture.unlink()
-    with pytest.raises(InputError, match=r"11 of 100 annotation rows .* \(11 missing_image\).*--max-rejects 0\.1"):
-        prepare_small(root, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
     titles: list[str] = []
-    dataset = prepare_small(root, tmp_path / "out", max_rejects=0.11, progress=recorded(titles))
-    assert titles == ["pictures looked at", "images packed (continuing: 100 of 100 images already packed)"]
+    with pytest.raises(InputError, match=r"11 of 100 labels rejected \(11 missing_image\).*--max-rejects 0\.1"):
+        prepare_small(root, tmp_path / "out", progress=recorded(titles))
+    assert titles == ["pictures looked at"]
+    assert not (tmp_path / "out").exists()
+    dataset = prepare_small(root, tmp_path / "out", max_rejects=0.11)
     assert dataset.info.rejects == {"missing_image": 11}
     assert len(dataset.labels) == 89
+    assert dataset.info.lost == {}, "the split is made of the pictures that are there"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_too_many_rejects_while_packing_keep_packed_images(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", n=100)
+    pictures = sorted(root.rglob("*.jpg"))
+
+    def pictures_vanish(title: str, total: int) -> Callable[[int], None]:
+        if title == "images packed":
+            for picture in pictures[:11]:
+                picture.unlink()
+        return lambda done: None
+
+    with pytest.raises(InputError, match=r"11 of 100 labels rejected .*what is packed so far is kept"):
+        prepare_small(root, tmp_path / "out", progress=pictures_vanish)
+    assert (staging_folder(tmp_path / "out") / "packed").is_dir()
 
 
 def test_rows_outside_the_split_are_no_damage(drawn: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from support.datasets import records
 
 import agman
 from data_prep.annotation import count_reasons
@@ -23,6 +29,7 @@ from data_prep.layouts.table_file import opened
 from data_prep.prepare import prepare
 from data_prep.request import Request, TableOptions
 from data_prep.splits import SplitFractions
+from data_prep.tables import Attribute
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.inference.embedder import Embedder
 from pipeline.reports.dataset.page import write_prep_report
@@ -154,7 +161,8 @@ def test_attributes_are_derived_from_columns(tmp_path: Path) -> None:
     file = tmp_path / "derived.yaml"
     file.write_text(
         "tone: {from: colour, warm: [Red], cold: [green, blue]}\n"
-        "level: {from: price, bins: {low: 5, middle: 10, high: }}\n"
+        "level: {from: price, bins: {low: 5, middle: 10, high: }, forbids: []}\n"
+        "shade: {from: colour, forbids: [jitter, crop]}\n"
     )
     annotation = table.read(
         Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"), attributes=(), attributes_file=file))
@@ -162,7 +170,12 @@ def test_attributes_are_derived_from_columns(tmp_path: Path) -> None:
     assert [(a.name, a.values) for a in annotation.attributes] == [
         ("tone", ("warm", "cold")),
         ("level", ("low", "middle", "high")),
+        ("shade", ("blue", "green", "red")),
     ]
+    assert [a.forbidden for a in annotation.attributes] == [(), (), ("jitter", "crop")]
+    file.write_text("shade: {from: colour, forbids: [blur]}\n")
+    with pytest.raises(InputError, match="shade: forbids: a list of random changes of pictures, of crop, jitter"):
+        table.read(Request(tmp_path, table=options(tmp_path / "table.csv", attributes=(), attributes_file=file)))
     found = values_of(annotation)
     assert {("pictures/000.png", "tone", "warm"), ("pictures/010.png", "level", "middle")} <= found
     assert ("pictures/029.png", "level", "high") in found
@@ -332,8 +345,78 @@ def test_a_quote_that_is_not_closed_loses_no_lines_in_silence(tmp_path: Path) ->
     assert [(r.line, r.reason) for r in rejects] == [(line, "bad_line") for line in range(41, 62)]
     lines[40] = lines[40].removeprefix('"').replace(",", ',"')
     file.write_text("\n".join([*lines, *lines[1:10] * 10]) + "\n")
-    with pytest.raises(InputError, match="begins on line 41 goes on for 112 lines; is a quote not closed"):
+    with pytest.raises(InputError, match=r"a quote is not closed in the row that begins on line 41: .* 111 lines"):
         table.read(Request(tmp_path, table=given))
+
+
+ROWS = [f"pictures/{i:03d}.png,{('red', 'blue')[i % 2]},{i}" for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "lost"),
+    [
+        # Two quotes that open cells: text follows the second one.
+        ({3: 'pictures/003.png,"blue,3', 6: 'pictures/006.png,"red,6'}, range(3, 7)),
+        # An opening and a closing one: a well-formed cell of several lines.
+        ({3: 'pictures/003.png,"blue,3', 6: 'pictures/006.png,red",6'}, range(3, 7)),
+        ({3: '"pictures/003.png,blue,3', 4: 'pictures/004.png",red,4'}, range(3, 5)),
+        # Quotes inside of cells are text, and do not hide the pair.
+        ({1: 'pictures/001.png,5" blue,1', 3: 'pictures/003.png,"blue,3', 6: 'pictures/006.png,red",6'}, range(3, 7)),
+        # A cell in quotes between the two.
+        ({3: 'pictures/003.png,"blue,3', 5: 'pictures/005.png,"blue",5', 6: 'pictures/006.png,"red",6'}, range(3, 6)),
+        # Quotes that lose no line.
+        ({3: 'pictures/003.png,"blue" or so,3', 6: 'pictures/006.png,5" red,6'}, ()),
+        # Cells that have several lines, indeed.
+        ({3: 'pictures/003.png,"blue\nor so",3', 6: 'pictures/006.png,red,"big old\nlong, red, and so on"'}, ()),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_rows_between_two_stray_quotes_are_rejected_each_with_its_line(
+    tmp_path: Path, rows: dict[int, str], lost: Sequence[int], encoding: str
+) -> None:
+    make_catalogue(tmp_path, 12)
+    lines = [rows.get(i, row) for i, row in enumerate(ROWS)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,colour,price", *lines, ""]), encoding=encoding)
+    given = options(tmp_path / "t.csv", attributes=("colour",), min_images=1)
+    annotation = table.read(Request(tmp_path, table=given))
+    assert [(r.line, r.reason) for r in annotation.rejects] == [(i + 2, "bad_line") for i in lost]
+    assert [row.path for row in records(annotation.rows)] == [
+        f"pictures/{i:03d}.png" for i in range(12) if i not in lost
+    ]
+    after = annotation.rows.loc[annotation.rows["path"] == "pictures/007.png", "line"].item()
+    assert after == 9 + sum(row.count("\n") for row in rows.values())
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    words=st.lists(st.sampled_from(["a", "b,", ",", '"', '""', "\n", "\r\n", "x y", "\r"]), max_size=40),
+    block=st.sampled_from([64, 10_000]),
+)
+def test_every_line_of_a_table_of_junk_is_a_row_or_a_reject(
+    words: list[str], block: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Every line is in a row's record or a reject, whatever the quotes are; rows are those of the csv module."""
+    file = tmp_path_factory.mktemp("junk") / "t.csv"
+    text = "c1,c2\n" + "".join(words)
+    file.write_bytes(text.encode())
+    with opened(file) as found:
+        try:
+            read = found.read(["c1", "c2"])
+        except InputError as error:
+            assert "has no rows" in str(error) or "cannot be read" in str(error)
+            return
+    starts, line = [], 1
+    reader = csv.reader(io.StringIO(text, newline=""))
+    for record in reader:
+        starts.append((line, record))
+        line = reader.line_num + 1
+    expected = {number: record for number, record in starts[1:] if len(record) == 2 or not record}
+    cells = [[column.texts[code].as_py() for code in column.codes] for column in read.columns.values()]
+    rows = dict(zip(read.lines.tolist(), map(list, zip(*cells, strict=True)), strict=True))
+    assert rows.items() <= {number: record or ["", ""] for number, record in expected.items()}.items()
+    told = {reject.line for reject in read.rejects}
+    for (number, _), (end, _) in zip(starts[1:], [*starts[2:], (line, [])], strict=True):
+        assert number in rows or all(at in told or not text.splitlines()[at - 1].strip() for at in range(number, end))
 
 
 def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
@@ -542,6 +625,16 @@ def test_missing_pictures_stop_the_job_beyond_the_limit(tmp_path: Path) -> None:
     assert prepared(root, frame, tmp_path / "a").info.rejects == {"missing_image": 4}
     for number in range(2, 9):
         (root / "pictures" / f"{number:03d}.png").unlink()
-    with pytest.raises(TooManyRejects, match="18 of 120 annotation rows rejected"):
+    with pytest.raises(TooManyRejects, match="18 of 120 labels rejected"):
         prepared(root, frame, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_names_imply_what_is_forbidden_unless_it_is_said() -> None:
+    def forbidden(name: str, forbids: tuple | None = None) -> tuple[str, ...]:
+        return Attribute(name=name, values=("a", "b"), forbids=forbids).forbidden
+
+    assert forbidden("Sleeve_Length") == forbidden("skirt length") == ("crop",)
+    assert forbidden("base colour") == forbidden("color") == ("jitter",)
+    assert forbidden("pattern") == forbidden("color", ()) == ()
+    assert forbidden("pattern", ("jitter",)) == ("jitter",)

@@ -331,9 +331,10 @@ def test_triplets_of_a_damaged_picture_are_rejected(shoes: Path, tmp_path: Path)
         for file in (root / "tripletlists").glob("*_test.txt")
         for line in file.read_text().splitlines()
     )
-    prepare("zappos50k", root, tmp_path / "out", image_size=SIZE)
+    prepare("zappos50k", root, tmp_path / "out", image_size=SIZE, max_rejects=0.5)
     dataset = Dataset(tmp_path / "out")
     assert dataset.info.rejects == {"unreadable_image": hit}
+    assert dataset.info.lost == {"test": {"triplets": hit}}
     rejects = pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()
     assert {reject["source"].rsplit("_", 1)[1] for reject in rejects} == {"test.txt"}
     assert sum(reject["source"].startswith("heel") and reject["line"] == 1 for reject in rejects) == 1

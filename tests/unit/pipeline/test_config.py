@@ -59,10 +59,10 @@ def test_settings_override_the_file(tmp_path: Path) -> None:
 def test_the_file_overrides_the_preset_and_key_value_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("margin: 0.4\nepochs: 7\nbatch_size: 24\n")
-    config = load_config(file, ["epochs=3", "clip_norm=none"], "fast")
-    assert (config.lr, config.proxy_weight, config.patience) == (2e-4, 1.0, 5)  # the preset's
-    assert (config.margin, config.batch_size) == (0.4, 24)  # the file's, over the preset's 64
-    assert (config.epochs, config.clip_norm) == (3, None)  # over both
+    config = load_config(file, ["epochs=3", "weights=none"], "strong")
+    assert (config.lr, config.proxy_weight, config.batches) == (2e-3, 1.0, "balanced")  # the preset's
+    assert (config.margin, config.batch_size) == (0.4, 24)  # the file's, over the preset's 48
+    assert (config.epochs, config.weights) == (3, None)  # over both
     assert config.lr_decay_epochs == TrainConfig().lr_decay_epochs
 
 
@@ -158,7 +158,7 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> No
         ("epochs: [3\n", " line 2: not a YAML file"),
         ("epochs: three\n", ": epochs=three: input should be a valid integer"),
         ("epoch: 3\n", ": unknown setting 'epoch'; did you mean 'epochs'"),
-        ("preset: demo\n", ": preset is an option of the command: --preset demo"),
+        ("preset: strong\n", ": preset is an option of the command: --preset strong"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, fault: str) -> None:

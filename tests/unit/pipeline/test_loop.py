@@ -474,6 +474,7 @@ def test_defaults_follow_the_device_the_workers_and_the_model() -> None:
     assert (here.micro_batches, here.threads, here.compile) == (3, 5, False)
     assert (here.embedding_dim, here.classify, here.sa_kernel, here.mask, here.rounds) == (512, True, 7, None, None)
     assert resolved(TrainConfig(), "cuda").precision == "bf16"
+    assert resolved(TrainConfig(backbone="tf_efficientnet_lite0"), "cpu").precision == "fp32"
     given = TrainConfig(micro_batches=4, threads=2, precision="fp32", compile=True)
     assert resolved(given, "cuda", workers=2, threads=8).model_dump() == given.model_dump() | {
         "embedding_dim": 512,

@@ -17,7 +17,7 @@ import torch
 import agman
 import tune_spaces
 from data_prep.errors import InputError
-from pipeline.config.presets import PUBLISHED
+from pipeline.config.presets import PRESETS, PUBLISHED
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.training.build import MODEL_OPTIONS, resolved
 from pipeline.tuning.spaces import draw, find_space, refuse_varied, space_names
@@ -25,10 +25,13 @@ from pipeline.tuning.spaces import draw, find_space, refuse_varied, space_names
 SAMPLES = 25
 MOST_ATTRIBUTES = 8
 NAMES = space_names()
+STRONG = ("batches", "recipe")
+"""Spaces around the preset `strong`; the others are around the paper's recipe."""
+PAPERS = [name for name in NAMES if name not in STRONG]
 
 
 def test_the_spaces_are_these() -> None:
-    assert NAMES == ["embedding", "full", "loss_weights", "margins", "optimizer"]
+    assert NAMES == ["batches", "embedding", "full", "loss_weights", "margins", "optimizer", "recipe"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,12 +61,16 @@ def _built(model: str, backbone: str, **options: Any) -> agman.RetrievalModel:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_space_starts_from_the_papers_recipe(name: str) -> None:
+def test_a_space_starts_from_its_recipe(name: str) -> None:
     space = find_space(name)
     assert space.start == importlib.import_module(f"tune_spaces.{name}").START
-    assert resolved(make_config(space.start)) == resolved(TrainConfig()), "the defaults are the paper's recipe"
-    shared = (space.start.keys() & PUBLISHED.keys()) - {"loss_weighting"}
-    assert {key: space.start[key] for key in shared} == {key: PUBLISHED[key] for key in shared}
+    if name in STRONG:
+        strong = make_config(PRESETS["strong"].settings)
+        assert {key: getattr(strong, key) for key in space.start} == space.start
+    else:
+        assert resolved(make_config(space.start)) == resolved(TrainConfig()), "the defaults are the paper's recipe"
+        shared = (space.start.keys() & PUBLISHED.keys()) - {"loss_weighting"}
+        assert {key: space.start[key] for key in shared} == {key: PUBLISHED[key] for key in shared}
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     study.enqueue_trial(space.start)
     trial = study.ask()
@@ -106,7 +113,7 @@ def test_a_space_imports_nothing_but_optuna(name: str) -> None:
 
 
 def test_full_varies_what_the_others_do() -> None:
-    others = [find_space(name) for name in NAMES if name != "full"]
+    others = [find_space(name) for name in PAPERS if name != "full"]
     full = find_space("full")
     assert full.varied == frozenset().union(*(space.varied for space in others))
     for space in others:
@@ -208,7 +215,7 @@ RATE = "trial.suggest_float('lr', 1e-4, 1e-2)"
     ("name", "message"),
     [
         ("margin", "--space margin: no such search space; did you mean 'margins'? Your own: --space MODULE:FUNCTION"),
-        ("xyz", "no such search space; known: embedding, full, loss_weights, margins, optimizer"),
+        ("xyz", "no such search space; known: batches, embedding, full, loss_weights, margins, optimizer, recipe"),
         ("", "no such search space"),
         ("no_such_module:space", "--space no_such_module:space: there is no module 'no_such_module' in /"),
         ("mine.py:space", "there is no module 'mine.py' in"),

@@ -1,0 +1,98 @@
+"""Labels that are lost: counted once, in each split and role, and never ignored in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.datasets import NECKS, make_photographs, prepare_small
+
+from data_prep.errors import InputError
+from data_prep.tables import SPLITS
+from pipeline.reports.dataset.contents import contents
+
+FOLDER = "train1/Images/neck_design_labels"
+N = 100
+SIZES = {"train": 60, "valid": 20, "test": 20}
+
+
+def split_files(root: Path, queries: int = 10) -> Path:
+    """Write photographs with raw labels, and split files: 60 for training, 20 for validation and 20 for test."""
+    make_photographs(root, N)
+    start = 0
+    for split, size in SIZES.items():
+        numbers = range(start, start + size)
+        start += size
+        (root / f"filenames_{split}.txt").write_text("".join(f"{FOLDER}/{n:03d}.jpg\n" for n in numbers))
+        lines = [f"{i} 7 {NECKS[n % 5].index('y')}\n" for i, n in enumerate(numbers)]
+        if split == "train":
+            (root / "label_train.txt").write_text("".join(lines))
+        else:
+            (root / f"query_{split}.txt").write_text("".join(lines[:queries]))
+            (root / f"candidate_{split}.txt").write_text("".join(lines[queries:]))
+    return root
+
+
+def lose(root: Path, *numbers: int) -> None:
+    for number in numbers:
+        (root / FOLDER / f"{number:03d}.jpg").unlink()
+
+
+def test_a_label_of_raw_and_split_files_is_counted_once(tmp_path: Path) -> None:
+    """19 of 100 pictures are 19 %, though 200 rows were read."""
+    root = split_files(tmp_path / "raw")
+    lose(root, *range(0, 50, 5), *range(60, 78, 2))
+    with pytest.raises(InputError, match=r"raw: 19 of 100 labels rejected \(19 missing_image\)"):
+        prepare_small(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_label_on_which_two_files_disagree_is_counted_once(tmp_path: Path) -> None:
+    root = split_files(tmp_path / "raw")
+    file = root / "train1" / "Annotations" / "label.csv"
+    lines = file.read_text().splitlines()
+    wrong = [f"{line.rsplit(',', 1)[0]},{NECKS[(number + 1) % 5]}" for number, line in enumerate(lines[:11])]
+    file.write_text("\n".join(wrong + lines[11:]))
+    with pytest.raises(InputError, match=r"raw: 11 of 100 labels rejected \(11 labels_disagree\)"):
+        prepare_small(root, tmp_path / "out")
+    file.write_text("\n".join(wrong[:6] + lines[6:]))
+    info = prepare_small(root, tmp_path / "out").info
+    assert info.rejects == {"labels_disagree": 12}
+    assert info.lost == {"train": {"labels": 6}}
+
+
+def test_the_limit_holds_for_every_split(tmp_path: Path) -> None:
+    root = split_files(tmp_path / "raw")
+    lose(root, 60, 61, 62)
+    with pytest.raises(InputError, match=r"raw: valid: 3 of 20 labels rejected"):
+        prepare_small(root, tmp_path / "out")
+
+
+def test_the_limit_holds_for_every_role(tmp_path: Path) -> None:
+    root = split_files(tmp_path / "raw", queries=6)
+    lose(root, 60, 61)
+    with pytest.raises(InputError, match=r"raw: valid: 2 of 6 queries rejected .*allow more than --max-rejects 0\.1"):
+        prepare_small(root, tmp_path / "out")
+    dataset = prepare_small(root, tmp_path / "out", max_rejects=0.4)
+    assert dataset.info.lost == {"valid": {"labels": 2, "queries": 2}}
+    assert contents(dataset).lost == ["valid: 2 of 20 labels lost", "valid: 2 of 6 queries lost"]
+
+
+def test_a_split_that_ends_empty_stops_the_job_whatever_the_limit(tmp_path: Path) -> None:
+    root = split_files(tmp_path / "raw")
+    lose(root, *range(80, 100))
+    with pytest.raises(InputError, match=r"raw: test: 20 of 20 labels rejected .*; mend them; none is left"):
+        prepare_small(root, tmp_path / "out", max_rejects=1)
+
+
+def test_a_role_that_ends_empty_stops_the_job(tmp_path: Path) -> None:
+    root = split_files(tmp_path / "raw", queries=2)
+    (root / "query_test.txt").write_text("junk\n99 7 1\n")
+    with pytest.raises(InputError, match=r"raw: test: 2 of 2 queries rejected \(1 bad_line, 1 index_out_of_range\)"):
+        prepare_small(root, tmp_path / "out", max_rejects=1)
+
+
+def test_nothing_lost_says_nothing(tmp_path: Path) -> None:
+    dataset = prepare_small(split_files(tmp_path / "raw"), tmp_path / "out")
+    assert dataset.info.lost == {} and contents(dataset).lost == []
+    assert set(dataset.info.images) == set(SPLITS)
