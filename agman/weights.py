@@ -84,7 +84,7 @@ def load_file(network: nn.Module, name: str, path: Path, heads: tuple[str, ...])
     found = read_tensors(path)
     if path == packaged_file():
         # The same layers in the same order under other names; the last two tensors are the head's.
-        found = dict(zip(expected, list(found.values())[:-2], strict=True))
+        found = dict(zip(expected, list(found.values())[:-2], strict=False))
     # Files from before 2018 lack batch norm's step counters, which nothing reads at a fixed momentum.
     counters = {key: tensor for key, tensor in expected.items() if key.endswith("num_batches_tracked")}
     found = counters | {key: tensor for key, tensor in found.items() if not key.startswith(prefixes)}

@@ -36,9 +36,10 @@ def located(annotation: Annotation, root: Path) -> Annotation:
     expected = dict(annotation.expected)
     if len(missing) - len(found) >= NOWHERE * len(paths):
         first = next(path for path in missing if path not in found)
+        looked = f"by its name and folder among the {pictures.count:,} pictures there" if pictures.count else ""
         nowhere = (
             f"{len(missing) - len(found):,} of {len(paths):,} pictures are nowhere below the root: {first[:SHOWN]} was "
-            f"looked for at its path, and by its name and folder among {pictures.count:,} pictures"
+            f"looked for at its path, and {looked or 'there is no other picture'}"
         )
         if namesake := pictures.namesake(first):
             nowhere += f"; a picture of this name is {namesake}"
