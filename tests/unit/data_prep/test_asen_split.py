@@ -13,7 +13,7 @@ from PIL import Image
 from support.datasets import SIZE, records, write_files
 
 import agman
-from data_prep.annotation import Row, count_reasons, frame_of
+from data_prep.annotation import Row, count_reasons, frame_of, normal_path
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.layouts import darn
@@ -186,7 +186,11 @@ def test_junk_numbers_and_lines_become_one_reject_each(tmp_path: Path, line: str
     assert len(reject.detail) < 400
 
 
-names = st.text("abcdef -_/.", min_size=1, max_size=12).filter(lambda name: name.strip() == name and name.strip("."))
+names = (
+    st.text("abcdef -_/.", min_size=1, max_size=12)
+    .map(normal_path)
+    .filter(lambda name: name.strip() == name and name.strip("."))
+)
 images = st.dictionaries(
     names,
     st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=3, unique_by=lambda pair: pair[0]),
