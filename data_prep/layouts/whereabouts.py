@@ -101,7 +101,7 @@ def _moves(found: dict[str, str]) -> str:
     """Describe in which folders the pictures were found."""
     moves = Counter(_move(path, there) for path, there in found.items())
     named = [f"those of {old} in {new} ({count:,})" for (old, new), count in moves.most_common(NAMED)]
-    more = f", and {len(moves) - NAMED:,} more folders" if len(moves) > NAMED else ""
+    more = f", and {len(moves) - NAMED:,} more" if len(moves) > NAMED else ""
     return f"{len(found):,} pictures were found elsewhere: {', '.join(named)}{more}"
 
 
