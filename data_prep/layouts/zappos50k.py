@@ -45,7 +45,7 @@ from data_prep.layouts.text_files import (
     read_lines,
 )
 from data_prep.request import Request
-from data_prep.tables import SPLITS, Attribute
+from data_prep.tables import CSN_SPLIT, SPLITS, Attribute
 
 CONDITIONS = {"class": "Category", "closure": "Closure", "gender": "Gender", "heel": "HeelHeight"}
 """The four conditions, which are our attributes, and their columns of meta-data.csv."""
@@ -126,7 +126,7 @@ def read_lists(folder: Path, root: Path) -> Annotation:
         rejects=rejects,
         rows_in=rows_in,
         triplets=triplets,
-        split_origin="CSN's",
+        split_origin=CSN_SPLIT,
         notes=notes,
         expected={
             (source, "bad_line"): "expected three whole numbers, anchor far close: lines of filenames.json from 0"
