@@ -133,7 +133,7 @@ def test_a_file_name_of_megabytes_is_a_short_reject(tmp_path: Path) -> None:
 
 def test_split_files_in_a_subfolder_of_the_root_are_an_error(tmp_path: Path) -> None:
     write_files(tmp_path / "DARN", filenames_train="a\n", label_train="0 0 1\n")
-    with pytest.raises(InputError, match=r"the split files are in DARN/; give --root .*/DARN"):
+    with pytest.raises(InputError, match=r"split files are in DARN/, and are not read there; give --root .*/DARN"):
         darn.read(Request(tmp_path))
     assert len(darn.read(Request(tmp_path, split_files=tmp_path)).rows) == 1
 
