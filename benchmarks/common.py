@@ -21,6 +21,17 @@ from data_prep.prepare import prepare
 from data_prep.synthetic.samples import sample
 from pipeline.common.console import progress_bar
 
+SMALL = {
+    "backbone": "resnet18",
+    "embedding_dim": 64,
+    "batch_size": 32,
+    "epochs": 7,
+    "lr": 1e-3,
+    "proxy_weight": 1.0,
+    "precision": "bf16",
+}
+"""Settings of a small network on triplets of 64-pixel pictures, from random weights."""
+
 Result = TypeVar("Result")
 
 

@@ -16,13 +16,12 @@ from benchmarks.common import drawn_dataset, medians, with_turns, write_table
 from benchmarks.train import COMMON, IMAGES, WORKS
 from data_prep.dataset import Dataset
 from pipeline.common.console import say
-from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.training.build import resolved
 from pipeline.training.trainer import EpochEnd, Training, WorkerContext
 
 TURNS, EPOCHS = 2, 2
-SETTINGS = PRESETS[WORKS[0].preset].settings | COMMON
+SETTINGS = WORKS[0].settings | COMMON
 SIZE, TRIPLETS = WORKS[0].size, WORKS[0].triplets // 2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANGES: tuple[dict[str, object], ...] = (

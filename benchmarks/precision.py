@@ -9,16 +9,15 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import drawn_dataset, write_table
+from benchmarks.common import SMALL, drawn_dataset, write_table
 from data_prep.dataset import Dataset
 from pipeline.common.console import mean_and_deviation, say
-from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.expectations import expectations
 from pipeline.training.trainer import Training, WorkerContext
 
-CONFIG = make_config(PRESETS["demo"].settings)
+CONFIG = make_config(SMALL)
 IMAGES, SIZE, TRIPLETS, EPOCHS, THREADS = 4_000, 64, 1_600, 5, 2
 SEEDS = (0, 1, 2)
 
@@ -51,7 +50,7 @@ def main() -> None:
     rows.append(["chance", "", f"{100 * expected.over_all.chance:.2f}"])
     notes = (
         f"Test MAP × 100 of AG-MAN (ResNet-18, {CONFIG.embedding_dim} dimensions, {SIZE} px) after {EPOCHS} epochs of "
-        f"{TRIPLETS:,} triplets on {IMAGES:,} drawn garments, from random weights with the demo's settings; "
+        f"{TRIPLETS:,} triplets on {IMAGES:,} drawn garments, from random weights with small settings; "
         f"{THREADS} threads."
     )
     write_table("precision", ["precision", "seed", "MAP"], rows, notes)

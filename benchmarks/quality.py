@@ -34,7 +34,7 @@ from data_prep.splits import SplitFractions
 from pipeline.common.console import say
 from pipeline.config.presets import PRESETS, PUBLISHED
 from pipeline.config.schema import TrainConfig, make_config
-from pipeline.evaluation.expectations import expectations
+from pipeline.evaluation.expectations import Expectations, expectations
 from pipeline.training.trainer import StepEnd, Training, WorkerContext
 
 STEPS, SEEDS = int(os.environ.get("AGMAN_STEPS", "300")), int(os.environ.get("AGMAN_SEEDS", "3"))
@@ -83,7 +83,12 @@ class Judge:
 
 def own(dataset: Dataset, recipe: str, seed: int, after: After) -> None:
     """Train one of our recipes."""
-    training = Training(config_of(recipe, seed), dataset, WorkerContext(device=DEVICE))
+    trained(dataset, config_of(recipe, seed), after)
+
+
+def trained(dataset: Dataset, config: TrainConfig, after: After) -> None:
+    """Train as a configuration says."""
+    training = Training(config, dataset, WorkerContext(device=DEVICE))
     if after(0, training.judged):
         return
     ended = [False]
@@ -241,18 +246,24 @@ def draw(mean: dict[str, Curve], spread: dict[str, list[Curve]], seconds: dict[s
     return figure
 
 
-def main() -> None:
-    """Train every way with every seed, measure the steps' times, and write table and picture."""
-    torch.set_num_threads(1)
+def data() -> tuple[Dataset, Expectations]:
+    """Return the dataset, prepared if need be, and what chance reaches on its test split."""
     if given := os.environ.get("AGMAN_DATA"):
         dataset = Dataset(given)
     else:
-        data = WORK / "data"
+        folder = WORK / "data"
         fractions = SplitFractions(valid=0.1, test=0.2, query=0.5)
-        options = {"image_size": SIZE, "triplets": STEPS * PICTURES // 3, "epochs": 1}
-        dataset = Dataset(data) if data.exists() else prepared(photographs(), data, fractions, **options)
+        options = {"image_size": SIZE, "triplets": 16_000, "epochs": 1}
+        dataset = Dataset(folder) if folder.exists() else prepared(photographs(), folder, fractions, **options)
     expected = expectations(dataset, "test")
     assert expected, "queries in the test split are needed"
+    return dataset, expected
+
+
+def main() -> None:
+    """Train every way with every seed, measure the steps' times, and write table and picture."""
+    torch.set_num_threads(1)
+    dataset, expected = data()
     curves: dict[str, list[Curve]] = {way: [] for way in WAYS}
     for seed, way in itertools.product(range(SEEDS), WAYS):
         curves[way].append(curve(dataset, way, seed))
@@ -266,7 +277,7 @@ def main() -> None:
     rows = [[way, *_row(way, mean, curves, seconds)] for way in WAYS]
     rows.append(["chance", *[""] * 7, f"{100 * chance:.2f}"])
     counts = ", ".join(f"{one.name} {one.queries:,}" for one in expected.attributes)
-    notes = "\n\n".join([_found(mean, seconds), f"{_settings(dataset)} Test queries: {counts}."])
+    notes = "\n\n".join([_found(mean, seconds), f"{settings(dataset)} Test queries: {counts}."])
     header = ["way", "s a step", *(f"step {step}" for step in _SHOWN), "MAP at the end"]
     write_table("quality", header, rows, notes)
 
@@ -306,7 +317,8 @@ def _found(mean: dict[str, Curve], seconds: dict[str, float]) -> str:
     return " ".join(found)
 
 
-def _settings(dataset: Dataset) -> str:
+def settings(dataset: Dataset) -> str:
+    """Describe what all ways have in common."""
     images = dataset.info.images
     return (
         f"{dataset.info.name}: {images['train']:,} pictures to train with, {images['test']:,} to test; {SIZE} px, "

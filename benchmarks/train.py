@@ -1,7 +1,7 @@
 """Training on Ray against a plain torch loop, with 1 and 2 workers, and the cost of checkpoints: `agman bench train`.
 
-Drawn garments are trained with the demo's settings (ResNet-18, 64 px, 32 triplets, bf16) and the paper's (ResNet-50,
-224 px, 16 triplets, fp32 as published); on a GPU with ResNet-50 at 224 px, 64 triplets, bf16. Rates are those that
+Drawn garments are trained with small settings (ResNet-18, 64 px, 32 triplets, bf16) and the paper's (ResNet-50,
+224 px, 16 triplets, fp32 as published); on a GPU with the paper's alone. Rates are those that
 every training logs, for the epochs after the first. The ways take turns; a row is the median over its turns. A CPU
 worker has one thread. The hardware's limit is two trainings at once, with half the batch each, that exchange nothing.
 """
@@ -22,13 +22,13 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 import agman
-from benchmarks.common import drawn_dataset, medians, with_turns, write_table
+from benchmarks.common import SMALL, drawn_dataset, medians, with_turns, write_table
 from benchmarks.model import flops, peak
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.storage import Storage
 from pipeline.common.console import say
-from pipeline.config.presets import PRESETS
+from pipeline.config.presets import PUBLISHED
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoints, Saver
@@ -47,7 +47,8 @@ COMMON = {"weights": None, "proxy_weight": 0.0, "threads": None if ON_GPU else 1
 class Work:
     """One training that is measured."""
 
-    preset: str
+    name: str
+    settings: dict[str, Any]
     size: int
     """Side of the images in pixels."""
     triplets: int
@@ -56,16 +57,13 @@ class Work:
 
     @property
     def config(self) -> TrainConfig:
-        """Return the preset with one checkpoint, at the end."""
+        """Return the settings with one checkpoint, at the end."""
         only_at_the_end = {"checkpoint_every": 1_000_000, "max_triplets": self.triplets}
-        return make_config(PRESETS[self.preset].settings | COMMON | only_at_the_end)
+        return make_config(self.settings | COMMON | only_at_the_end)
 
 
-WORKS = (
-    (Work("paper-fashionai", 224, 6_400, 3),)
-    if ON_GPU
-    else (Work("demo", 64, 1_280, 3), Work("paper-fashionai", 224, 64, 1))
-)
+ON_CPU = (Work("small", SMALL, 64, 1_280, 3), Work("published", PUBLISHED, 224, 64, 1))
+WORKS = (Work("published", PUBLISHED, 224, 6_400, 3),) if ON_GPU else ON_CPU
 PLAIN, APART, RAY = "plain torch", "plain torch, nothing exchanged", "Ray Train"
 Rates = tuple[float, float]
 """Triplets per second, and the fraction of the time spent waiting for data."""
@@ -186,7 +184,7 @@ def measure(work: Work, folder: Path) -> tuple[list[list[str]], dict[str, float]
     for turn in range(work.turns):
         for (name, workers), way in ways.items():
             speed, wait = way(dataset, config.model_copy(update={"seed": turn}), workers)
-            say(f"{work.preset}, turn {turn + 1}: {name}, {workers} workers: {speed:.2f} triplets/s, waits {wait:.1%}")
+            say(f"{work.name}, turn {turn + 1}: {name}, {workers} workers: {speed:.2f} triplets/s, waits {wait:.1%}")
             found[name, workers].append((speed, wait))
     median = {key: medians(rates) for key, rates in found.items()}
     type_of = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -207,7 +205,7 @@ def main() -> None:
     os.environ |= SAME_PRIORITY
     with tempfile.TemporaryDirectory() as folder, ray_session():
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        found = [measure(work, Path(folder, work.preset)) for work in WORKS]
+        found = [measure(work, Path(folder, work.name)) for work in WORKS]
     rows = [row for of_work, _ in found for row in of_work]
     cost = found[0][1]
     header = ["training", "way", "workers", "triplets/s (turns)", "data wait"]

@@ -16,12 +16,11 @@ from typing import Any
 import ray
 from ray.util.state import list_placement_groups
 
-from benchmarks.common import descendants, drawn_dataset, table, with_turns, write_table
+from benchmarks.common import SMALL, descendants, drawn_dataset, table, with_turns, write_table
 from benchmarks.train import SAME_PRIORITY
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from pipeline.common.console import say
-from pipeline.config.presets import PRESETS
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.reports.study.page import write_study_report
 from pipeline.training.trainer import Training, WorkerContext
@@ -39,9 +38,9 @@ MANY = 200
 
 
 def config(epochs: int, triplets: int) -> TrainConfig:
-    """Return the demo's settings, made small."""
+    """Return small settings, made small."""
     small = {"epochs": epochs, "max_triplets": triplets, "threads": 1, "batch_size": 16, "embedding_dim": 32}
-    return make_config(PRESETS["demo"].settings | small)
+    return make_config(SMALL | small)
 
 
 def search(

@@ -15,7 +15,7 @@ START = {
     "weight_decay": 0.01,
     "warmup": 0.1,
     "ema": None,
-    "batch_norm": "per_micro_batch",
+    "batch_norm": "frozen",
     "crop": None,
     "jitter": 0.0,
     "erasing": 0.0,

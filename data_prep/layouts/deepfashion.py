@@ -231,18 +231,18 @@ def _read_coarse(file: Path, request: Request, below: Below) -> Annotation:
         rejects += refused
     else:
         rows = rows.assign(split="")
+    expected = {
+        "bad_line": f"expected a path and {len(meaning):,} values of 1, -1 or 0, as list_attr_cloth.txt has "
+        f"{len(meaning):,} rows",
+        "no_partition": "expected every path of list_attr_img.txt in list_eval_partition.txt, too",
+    }
     annotation = Annotation(
         schema,
         rows[list(TYPES)].astype(TYPES),
         rejects,
         rows_in=rows_in,
         several_values=True,
-        expected={
-            (source, "bad_line"): f"expected a path and {len(meaning):,} values of 1, -1 or 0, as list_attr_cloth.txt "
-            f"has {len(meaning):,} rows",
-            (source, "no_partition"): "expected a line for every picture in list_eval_partition.txt, whose paths are "
-            "those of list_attr_img.txt",
-        },
+        expected={(source, reason): "; ".join([words, *below.notes]) for reason, words in expected.items()},
     )
     return settled(annotation)
 

@@ -126,7 +126,8 @@ def _has_names(lines: list[tuple[int, str]], first: int) -> bool:
     cells = csv_cells(lines[0][1]) or [] if len(lines) > 1 else []
     if len(cells) < first + 3 or set(cells[first]) & set("./"):
         return False
-    return not any(cell.strip() in _INDEX for cell in cells) and bool(set(cells[first + 2]) - set("ynm"))
+    named = all(cell.strip() and cell.isprintable() for cell in cells[first : first + 3])
+    return named and not any(cell.strip() in _INDEX for cell in cells) and bool(set(cells[first + 2]) - set("ynm"))
 
 
 def _read_line(line: str, first: int, prefix: str, source: str, number: int) -> Row | Reject:

@@ -24,6 +24,7 @@ BENCHMARKS = [
     "packing",
     "precision",
     "quality",
+    "recipe",
     "retrieval",
     "scale",
     "search",

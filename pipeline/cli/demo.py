@@ -20,6 +20,8 @@ WORKERS = 2
 TRIALS = 4
 IMAGE_SIZE = 64
 TRIPLETS = 1_600
+SETTINGS = PRESETS["strong"].settings | {"embedding_dim": 128, "epochs": 5}
+TRIAL = {"epochs": 1}
 
 
 @click.command()
@@ -56,7 +58,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
     from pipeline.tuning.tune import tune
 
     started = time.perf_counter()
-    config = make_config(PRESETS["demo"].settings)
+    config = make_config(SETTINGS)
     with _step(f"1/6 sample: draw {images:,} garments in FashionAI's layout"):
         options: dict[str, Any] = {"seed": seed, "overwrite": overwrite, "progress": progress_bar}
         sample("fashionai", out / "fashionai", images=images, size=IMAGE_SIZE, **options)
@@ -68,7 +70,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
                 out / "data",
                 name="fashionai-demo",
                 triplets=TRIPLETS,
-                epochs=config.epochs,
+                epochs=1,
                 image_size=IMAGE_SIZE,
                 **options,
             )
@@ -77,11 +79,11 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
         storage = out / "runs"
         with _step(f"3/6 train and register: {WORKERS} DDP workers"):
             trained = train(dataset, config, workers=WORKERS, storage=storage)
-        with _step(f"4/6 tune: {TRIALS} trials of the margins space"):
+        with _step(f"4/6 tune: {TRIALS} trials of the recipe space"):
             study = tune(
                 dataset,
-                config.model_copy(update={"epochs": 3, "max_triplets": 640}),
-                space=find_space("margins"),
+                config.model_copy(update=TRIAL),
+                space=find_space("recipe"),
                 trials=TRIALS,
                 concurrent=2,
                 final_seeds=0,

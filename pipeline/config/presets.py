@@ -56,19 +56,6 @@ PRESETS = {
         "(final version of the paper). Data: agman prep zappos50k with CSN's triplet lists, all 200,000 a condition",
         PUBLISHED | {"classify": False},
     ),
-    "demo": Preset(
-        "a small network for 64-pixel pictures that `agman demo` draws, from random weights (hence the proxies and "
-        "the larger learning rate): test MAP about 1.8 times chance after a minute or two on two cores",
-        {
-            "backbone": "resnet18",
-            "embedding_dim": 64,
-            "batch_size": 32,
-            "epochs": 7,
-            "lr": 1e-3,
-            "proxy_weight": 1.0,
-            "precision": "bf16",
-        },
-    ),
     "strong": Preset(
         "ours for photographs: balanced batches of all labels, a pretrained network, AdamW with a cosine; "
         "see docs/quality.md for what it reaches beside the published recipe. Data: any with labels",
@@ -89,6 +76,7 @@ PRESETS = {
             "backbone_lr_scale": 0.15,
             "schedule": "cosine",
             "warmup": 0.1,
+            "batch_norm": "frozen",
         },
     ),
 }

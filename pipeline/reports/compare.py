@@ -40,7 +40,8 @@ class ComparisonPage:
     """Number of test queries of each attribute."""
     interpreted: bool
     failed: list[str]
-    curves: charts.Chart
+    curves: charts.Chart | None
+    """None if nothing was trained."""
     settings: dict[str, Any]
     run_id: str
 
@@ -126,10 +127,12 @@ def _write_page(comparison: Comparison, out: Path) -> None:
     Storage(out).write_bytes(render("compare.html.j2", page).encode())
 
 
-def _curves(comparison: Comparison) -> charts.Chart:
+def _curves(comparison: Comparison) -> charts.Chart | None:
     """Draw validation MAP over steps: for each system, the first training that did not fail."""
     drawn = [key for key in comparison.systems if comparison.of(key) and SYSTEMS[key].trained]
     histories = {key: comparison.of(key)[0].history for key in drawn}
+    if not histories:
+        return None
 
     def draw(axes: Axes, theme: charts.Theme) -> None:
         for number, (key, history) in enumerate(histories.items()):

@@ -8,18 +8,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torchvision
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Browser
 from support.commands import agman_exit_code
 from support.pages import cut_off, open_page
 
 from agman.bootstrap import Difference
+from agman.pooled import PooledFeatures
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.cli.tune import show_comparison
 from pipeline.compare.compare import Comparison, compare, config_of
 from pipeline.compare.systems import SYSTEMS
 from pipeline.config.schema import make_config
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.reports.compare import comparison_table, write_comparison_report
 from pipeline.tracking.runs import child_runs, tracking_uri
 from pipeline.training.build import build_model
@@ -95,6 +99,22 @@ def test_the_table_shows_means_and_deviations(compared: Comparison) -> None:
     assert rows[1][2] == ""
     trainings = pd.read_parquet(compared.folder / "report" / "trainings.parquet")
     assert trainings["test/map"].tolist() == [one.metrics["test/map"] for one in compared.scored]
+
+
+def test_pretrained_features_are_scored_without_training(dataset: Dataset, store: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), weights)
+    config = make_config(SETTINGS | {"backbone": "resnet18", "weights": str(weights)})
+    found = compare(dataset, config, systems=("pretrained",), seeds=1, storage=store / "runs")
+    (scored,) = found.scored
+    assert scored.history == [] and not (found.folder / "trainings").exists()
+    model = PooledFeatures(len(dataset.info.attributes), "resnet18", str(weights))
+    expected = evaluate(model, {"image_size": dataset.info.image_size}, dataset).metrics["test/map"]
+    assert scored.metrics["test/map"] == pytest.approx(expected)
+    page = write_comparison_report(found).read_text()
+    assert "pretrained features" in page
+    with pytest.raises(InputError, match="--system pretrained: weights=none has no pretrained features"):
+        compare(dataset, make_config(SETTINGS), systems=("pretrained",), seeds=1, storage=store / "runs")
 
 
 def test_one_seed_shows_no_deviation(first: Comparison, capsys: pytest.CaptureFixture[str]) -> None:

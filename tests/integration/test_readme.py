@@ -21,8 +21,7 @@ SMALLER = {
     r"--(image-|)size \d+": r"--\1size 32",
     r"--triplets \d+": "--triplets 64",
     r"\bepochs=\d+": "epochs=1",
-    r"\bmax_triplets=\d+": "max_triplets=24",
-    r"--preset demo": "--preset demo backbone=tiny threads=1",
+    r"--preset strong": "--preset strong backbone=tiny weights=none batch_size=96 threads=1",
 }
 """Smaller numbers for the quick walk."""
 

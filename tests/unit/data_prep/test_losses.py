@@ -92,6 +92,22 @@ def test_a_role_that_ends_empty_stops_the_job(tmp_path: Path) -> None:
         prepare_small(root, tmp_path / "out", max_rejects=1)
 
 
+@pytest.mark.parametrize(("start", "option"), [("root", "--split-files"), ("ASEN", "--root")])
+def test_split_files_further_down_are_refused_with_their_folder(tmp_path: Path, start: str, option: str) -> None:
+    root = split_files(tmp_path / "raw")
+    folder = root / "ASEN" / "somewhere"
+    folder.mkdir(parents=True)
+    for file in root.glob("*.txt"):
+        file.rename(folder / file.name)
+    if start == "ASEN":
+        (root / "train1").rename(folder / "train1")
+    with pytest.raises(InputError, match=rf"split files are in ASEN/somewhere/, .*; give {option} .*ASEN/somewhere$"):
+        prepare_small(root, tmp_path / "out")
+    if start == "root":
+        info = prepare_small(root, tmp_path / "out", split_files=folder).info
+        assert info.split_origin == "ASEN's"
+
+
 def test_nothing_lost_says_nothing(tmp_path: Path) -> None:
     dataset = prepare_small(split_files(tmp_path / "raw"), tmp_path / "out")
     assert dataset.info.lost == {} and contents(dataset).lost == []

@@ -158,7 +158,7 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> No
         ("epochs: [3\n", " line 2: not a YAML file"),
         ("epochs: three\n", ": epochs=three: input should be a valid integer"),
         ("epoch: 3\n", ": unknown setting 'epoch'; did you mean 'epochs'"),
-        ("preset: demo\n", ": preset is an option of the command: --preset demo"),
+        ("preset: strong\n", ": preset is an option of the command: --preset strong"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, fault: str) -> None:
