@@ -228,8 +228,8 @@ def read_table(file: Path, root: Path) -> Annotation:
     )
     schema = tuple(Attribute(name=name, values=tuple(v)) for name, v in zip(CONDITIONS, values, strict=True))
     rows_in = counted(rows, rejects, {source: filled})
-    known_pictures = f"expected the name of one of the {sum(map(len, paths_of.values())):,} pictures below {root}"
-    expected = {(source, "bad_line"): "expected as many cells as line 1 has", (source, "missing_image"): known_pictures}
+    pictures = f"there are {sum(map(len, paths_of.values())):,} pictures below the root, and none has this name"
+    expected = {(source, "bad_line"): "expected as many cells as line 1 has", (source, "missing_image"): pictures}
     return settled(Annotation(schema, rows, rejects, rows_in=rows_in, several_values=True, expected=expected))
 
 

@@ -416,6 +416,18 @@ def test_a_part_that_fine_annotation_lacks_is_named(tmp_path: Path, lost: str, l
     assert annotation.notes == (f"Anno_fine: {lost}_attr.txt is missing or empty: there is no split {split}",)
 
 
+def test_fine_annotation_may_have_a_folder_for_each_split(coarse: Path) -> None:
+    expected = labels(deepfashion.read(Request(write_fine(coarse / "fine"), crop_boxes=True)))
+    shutil.rmtree(coarse / "fine")
+    write_fine(coarse)
+    for file in list((coarse / "Anno_fine").iterdir()):
+        part = coarse / "Anno_fine" / file.stem.partition("_")[0]
+        part.mkdir(exist_ok=True)
+        file.rename(part / file.name)
+    assert labels(deepfashion.read(Request(coarse, annotation="fine", crop_boxes=True))) == expected
+    assert len(deepfashion.read(Request(coarse)).attributes) == 5
+
+
 def test_coarse_annotation_is_preferred(coarse: Path) -> None:
     write_fine(coarse)
     assert len(deepfashion.read(Request(coarse)).attributes) == 5
