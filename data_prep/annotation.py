@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -43,6 +45,8 @@ CHOSEN = ("not_in_split", "without_label", "too_rare", "near_duplicate")
 
 SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}
 """Name of a split in the official files -> our name."""
+ODD = re.compile(r"\\|/\.{0,2}/|^\.\.?/|/\.{0,2}$")
+"""What a path has that can be written in another way."""
 SHOWN = 200
 """Characters of a bad line that its reject repeats."""
 
@@ -173,13 +177,21 @@ def counted(rows: pd.DataFrame, rejects: list[Reject], filled: Mapping[str, int]
     return len(rows) + len(rejects)
 
 
+def normal_path(path: str) -> str:
+    """Return a picture's path with single slashes between its names and without `.` and `..`, where possible."""
+    return posixpath.normpath(path.replace("\\", "/")) if ODD.search(path) else path
+
+
 def settled(annotation: Annotation) -> Annotation:
     """Resolve contradictions between rows about the same image: the first row counts, later ones are rejected.
 
+    The same path may be written in several ways, such as `img/a.jpg` and `./img//a.jpg`.
     An image keeps its first split. It keeps the first value of an attribute, unless it may have several. A row that
     repeats an earlier one is counted as a repeat, and the earlier row takes its role.
     """
     rows = annotation.rows.reset_index(drop=True)
+    if rows["path"].str.contains(ODD).any():
+        rows["path"] = rows["path"].map(normal_path).astype("str")
     image = pd.factorize(rows["path"])[0]
     rejects = list(annotation.rejects)
 

@@ -19,7 +19,8 @@ from data_prep.annotation import CHOSEN, REASONS, TRIPLET_COLUMNS, Annotation, R
 from data_prep.encoding import Refused
 from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, table, zappos50k
-from data_prep.layouts.text_files import links_of
+from data_prep.layouts.text_files import files_read, links_of
+from data_prep.layouts.unread import unread
 from data_prep.layouts.whereabouts import located
 from data_prep.near_duplicates import find_near_duplicates, kept_of
 from data_prep.packing import pack
@@ -126,8 +127,10 @@ def prepare(
         table=table or TableOptions(),
     )
     with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as staging:
-        read = LAYOUTS[layout](request)
-        read = read if layout == "table" else located(read, root)
+        with files_read() as files:
+            read = LAYOUTS[layout](request)
+        if layout != "table":
+            read = located(replace(read, notes=(*read.notes, *unread(request, files))), root)
         if links := [f"{link.name}/" for link in links_of(root)]:
             read = replace(read, notes=(*read.notes, f"links in the root, followed: {', '.join(links)}"))
         read.check()

@@ -16,6 +16,8 @@ from data_prep.storage import Storage
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
+ASEN_SPLIT, CSN_SPLIT = "ASEN's", "CSN's"
+"""Origins of the splits on which results are published."""
 DESCRIPTION = "dataset.json"
 REPORT = "report.html"
 """Page about the dataset, made from the tables; not part of the dataset."""

@@ -35,13 +35,18 @@ from data_prep.annotation import (
     settled,
 )
 from data_prep.errors import InputError
-from data_prep.layouts.text_files import LONGEST_PATH, integers, is_file, numbered_lines, read_lines
+from data_prep.layouts.text_files import LONGEST_PATH, find_files, integers, is_file, numbered_lines, read_lines
 from data_prep.request import Request
 from data_prep.splits import ROLES
-from data_prep.tables import SPLITS, Attribute
+from data_prep.tables import ASEN_SPLIT, SPLITS, Attribute
 
 QUERY_EVERY = 5
 """One image of five is a query, the others are candidates."""
+
+
+NAMES_FILES = tuple(f"filenames_{split}.txt" for split in SPLITS)
+FEW = 20
+"""Names of pictures that are looked for to find out where they start."""
 
 
 class GlobalValue(NamedTuple):
@@ -53,20 +58,32 @@ class GlobalValue(NamedTuple):
 
 def has_split_files(folder: Path) -> bool:
     """Return whether the folder itself holds the file names of a split."""
-    return any(is_file(folder / f"filenames_{split}.txt") for split in SPLITS)
+    return any(is_file(folder / name) for name in NAMES_FILES)
 
 
 def find_split_files(request: Request, dataset: str) -> Path | None:
     """Return the folder of the split files: --split-files, its subfolder named after the dataset, or the root.
 
-    Raises InputError if --split-files has none, or if they are in a subfolder of the root, because their paths start
-    in their own folder.
+    Raises InputError if --split-files has none, or if some are further down below the root: made for this dataset or
+    another one, they are not ignored.
     """
+    root = request.root
     if request.split_files:
         return named_split_files(request.split_files, dataset)
-    if has_split_files(request.root / dataset) and not has_split_files(request.root):
-        raise InputError(f"{request.root}: the split files are in {dataset}/; give --root {request.root / dataset}")
-    return request.root if has_split_files(request.root) else None
+    if has_split_files(root):
+        return root
+    found = {file.parent for file in find_files(root, ".txt") if file.name in NAMES_FILES}
+    if not found:
+        return None
+    folder = min(found, key=lambda folder: (folder.name != dataset, folder))
+    where = f"{root}: split files are in {folder.relative_to(root).as_posix()}/, and are not read there"
+    names = (name for file in NAMES_FILES if is_file(folder / file) for name in read_lines(folder / file, root)[:FEW])
+    paths = [name.strip() for name in names if name.strip()]
+    for option, top in (("--split-files", root), ("--root", folder)):
+        if any(is_file(top / path) for path in paths):
+            raise InputError(f"{where}; give {option} {folder}")
+    option = "--root" if folder.name == dataset else "--split-files"
+    raise InputError(f"{where}; give {option} {folder}, or move them out of the root to do without")
 
 
 def named_split_files(folder: Path, dataset: str) -> Path:
@@ -105,7 +122,7 @@ def read_split_files(
             rejects=rejects + refused + unlike,
             rows_in=rows_in,
             several_values=several_values,
-            split_origin="ASEN's",
+            split_origin=ASEN_SPLIT,
             expected=_expected(folder, attributes),
         )
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -85,17 +86,28 @@ class Below:
         """Return the files below `root`."""
         return cls(root, find_files(root, ".txt"))
 
-    @property
+    @cached_property
     def fine(self) -> Path | None:
         """Return the folder of Anno_fine, if any: the one of this name, else one with marks of a split."""
         parts = {f"{official}_attr.txt" for official in SPLIT_OF}
-        named = (file.parent for file in self.files if _plain(file.parent.name) == _plain(FINE_FOLDER))
+        folders = {file.parent.parent if file.parent.name in SPLIT_OF else file.parent: None for file in self.files}
+        named = (folder for folder in folders if _plain(folder.name) == _plain(FINE_FOLDER))
         marked = (file.parent for file in self.files if file.name.lower() in parts)
         return next(iter([*named, *marked]), None)
 
+    def fine_file(self, name: str) -> Path:
+        """Return the path of a file of Anno_fine, which may have a folder for each split."""
+        fine = self.fine or self.root / FINE_FOLDER
+        found = (file for file in self.files if file.name.lower() == name and self._is_fine(file))
+        return next(found, fine / name)
+
+    def _is_fine(self, file: Path) -> bool:
+        part = file.parent.name in SPLIT_OF
+        return self.fine is not None and self.fine in (file.parent, file.parent.parent if part else None)
+
     def find(self, name: str, folder: str = COARSE) -> Path | None:
         """Return the file of this name outside of Anno_fine, preferably in a folder of that name, if there is one."""
-        found = [file for file in self.files if file.name.lower() == name and file.parent != self.fine]
+        found = [file for file in self.files if file.name.lower() == name and not self._is_fine(file)]
         return min(found, key=lambda file: _plain(file.parent.name) != _plain(folder), default=None)
 
     def needed(self, name: str, purpose: str) -> Path:
@@ -231,18 +243,18 @@ def _read_coarse(file: Path, request: Request, below: Below) -> Annotation:
         rejects += refused
     else:
         rows = rows.assign(split="")
+    expected = {
+        "bad_line": f"expected a path and {len(meaning):,} values of 1, -1 or 0, as list_attr_cloth.txt has "
+        f"{len(meaning):,} rows",
+        "no_partition": "expected every path of list_attr_img.txt in list_eval_partition.txt, too",
+    }
     annotation = Annotation(
         schema,
         rows[list(TYPES)].astype(TYPES),
         rejects,
         rows_in=rows_in,
         several_values=True,
-        expected={
-            (source, "bad_line"): f"expected a path and {len(meaning):,} values of 1, -1 or 0, as list_attr_cloth.txt "
-            f"has {len(meaning):,} rows",
-            (source, "no_partition"): "expected a line for every picture in list_eval_partition.txt, whose paths are "
-            "those of list_attr_img.txt",
-        },
+        expected={(source, reason): "; ".join([words, *below.notes]) for reason, words in expected.items()},
     )
     return settled(annotation)
 
@@ -335,7 +347,7 @@ def _read_fine(folder: Path, request: Request, below: Below) -> Annotation:
     for official, (paths, lines) in parts.items():
         split = SPLIT_OF[official]
         if request.crop_boxes and paths:
-            file = folder / f"{official}_bbox.txt"
+            file = below.fine_file(f"{official}_bbox.txt")
             corners = _lines_of(file, below)
             if len(corners) != len(paths):
                 raise InputError(
@@ -374,11 +386,11 @@ def _part(folder: Path, official: str, below: Below) -> tuple[list[str], list[st
     Raises InputError if only one of its two files is complete, or if no part is there.
     """
     split = SPLIT_OF[official]
-    files = folder / f"{official}.txt", folder / f"{official}_attr.txt"
+    files = below.fine_file(f"{official}.txt"), below.fine_file(f"{official}_attr.txt")
     paths, marks = (_lines_of(file, below) for file in files)
     if len(paths) == len(marks):
         if not paths:
-            if not any(_lines_of(folder / f"{other}_attr.txt", below) for other in SPLIT_OF):
+            if not any(_lines_of(below.fine_file(f"{other}_attr.txt"), below) for other in SPLIT_OF):
                 raise InputError(
                     f"{folder}: train.txt and train_attr.txt are missing or empty, and so are those of val and test; "
                     "its list_*.txt alone are not read. Put them there, or Anno_coarse beside it"

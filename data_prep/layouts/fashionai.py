@@ -69,7 +69,7 @@ def read(request: Request) -> Annotation:
     splits = find_split_files(request, NAME)
     raw = read_raw(root)
     if splits:
-        split = read_split_files(splits, SCHEMA)
+        split = _once(read_split_files(splits, SCHEMA), root)
         _align(split.rows, raw.rows, root)
         return reconcile(split, raw)
     if not raw.rows_in:
@@ -104,7 +104,26 @@ def read_raw(root: Path) -> Annotation:
         expected |= {(source, reason): words for reason, words in EXPECTED.items()}
     labels = frame_of(rows)
     rows_in = counted(labels, rejects, filled)
-    return settled(Annotation(SCHEMA, labels, rejects, rows_in=rows_in, expected=expected))
+    return _once(Annotation(SCHEMA, labels, rejects, rows_in=rows_in, expected=expected), root)
+
+
+def _once(annotation: Annotation, root: Path) -> Annotation:
+    """Settle the annotation, with one path for every picture.
+
+    `<attribute>_labels/<md5>.jpg` is the same picture in every folder, such as one that was unpacked twice: its path is
+    the first one with a file.
+    """
+    rows = annotation.rows.assign(tail=_tail(annotation.rows["path"]))
+    paths = rows.drop_duplicates("path")
+    paths = paths[paths["tail"].duplicated(keep=False) & paths["tail"].str.contains("_labels/")]
+    if paths.empty:
+        return settled(annotation)
+    chosen = {
+        tail: next((p for p in of if is_file(root / p)), of.iloc[0]) for tail, of in paths.groupby("tail")["path"]
+    }
+    path = rows["tail"].map(chosen).where(rows["path"].isin(paths["path"]), rows["path"]).astype("str")
+    note = f"{len(chosen):,} pictures are in several folders, such as {paths['path'].iloc[0]}; each is read once"
+    return settled(replace(annotation, rows=annotation.rows.assign(path=path), notes=(*annotation.notes, note)))
 
 
 def label_files(root: Path) -> list[Path]:
@@ -126,7 +145,8 @@ def _has_names(lines: list[tuple[int, str]], first: int) -> bool:
     cells = csv_cells(lines[0][1]) or [] if len(lines) > 1 else []
     if len(cells) < first + 3 or set(cells[first]) & set("./"):
         return False
-    return not any(cell.strip() in _INDEX for cell in cells) and bool(set(cells[first + 2]) - set("ynm"))
+    named = all(cell.strip() and cell.isprintable() for cell in cells[first : first + 3])
+    return named and not any(cell.strip() in _INDEX for cell in cells) and bool(set(cells[first + 2]) - set("ynm"))
 
 
 def _read_line(line: str, first: int, prefix: str, source: str, number: int) -> Row | Reject:

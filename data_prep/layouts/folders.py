@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ IMAGE = "image"
 
 def is_picture(path: str) -> bool:
     """Return whether the name is that of a picture in a format that is read."""
-    return PurePosixPath(path).suffix.lower() in (*SUFFIXES, *HEIC)
+    return path.lower().endswith((*SUFFIXES, *HEIC))
 
 
 def level_names(levels: str) -> list[str]:

@@ -7,6 +7,8 @@ import csv
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,20 @@ HEAD_LINES = 2
 """Lines before the rows of DeepFashion's list_*.txt."""
 
 
+_files: ContextVar[set[Path] | None] = ContextVar("files", default=None)
+
+
+@contextmanager
+def files_read() -> Iterator[set[Path]]:
+    """Collect the resolved paths of the annotation files that are read in the block."""
+    files: set[Path] = set()
+    token = _files.set(files)
+    try:
+        yield files
+    finally:
+        _files.reset(token)
+
+
 def annotation_file(path: Path, root: Path) -> Path:
     """Return `path` if it is a regular file inside `root`. Raises InputError for a pipe, a device or a link out of it.
 
@@ -37,6 +53,8 @@ def annotation_file(path: Path, root: Path) -> Path:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not regular:
         raise InputError(f"{path}: is not a regular file")
+    if (files := _files.get()) is not None:
+        files.add(path.resolve())
     return path
 
 

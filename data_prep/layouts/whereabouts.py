@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
 from data_prep.annotation import SHOWN, TRIPLET_COLUMNS, Annotation, settled
 from data_prep.layouts.folders import is_picture
-from data_prep.layouts.text_files import files_below, is_file
+from data_prep.layouts.text_files import files_below
 
 NOWHERE = 0.1
 """Share of the pictures that may be missing without a note that says where they were looked for."""
@@ -27,7 +28,8 @@ def located(annotation: Annotation, root: Path) -> Annotation:
     folders with other names; some file systems drop the full stop at the end of a folder's name.
     """
     paths = annotation.images()["path"].unique().tolist()
-    missing = [path for path in paths if not is_file(root / path)]
+    # With pathlib, this would take several times as long.
+    missing = [path for path in paths if not os.path.isfile(os.path.join(root, path))]  # noqa: PTH113, PTH118
     if not missing:
         return annotation
     pictures = _Pictures(root)
@@ -36,9 +38,10 @@ def located(annotation: Annotation, root: Path) -> Annotation:
     expected = dict(annotation.expected)
     if len(missing) - len(found) >= NOWHERE * len(paths):
         first = next(path for path in missing if path not in found)
+        looked = f"by its name and folder among the {pictures.count:,} pictures there" if pictures.count else ""
         nowhere = (
             f"{len(missing) - len(found):,} of {len(paths):,} pictures are nowhere below the root: {first[:SHOWN]} was "
-            f"looked for at its path, and by its name and folder among {pictures.count:,} pictures"
+            f"looked for at its path, and {looked or 'there is no other picture'}"
         )
         if namesake := pictures.namesake(first):
             nowhere += f"; a picture of this name is {namesake}"
@@ -62,7 +65,8 @@ class _Pictures:
 
     def like(self, path: str) -> str | None:
         """Return the path of the picture that `path` means; None if there is none."""
-        return max(self._at.get(_names(path), ()), key=lambda other: _likeness(path, other), default=None)
+        others = self._at.get(_names(path), ())
+        return max(others, key=lambda other: _likeness(path, other)) if len(others) > 1 else next(iter(others), None)
 
     def namesake(self, path: str) -> str | None:
         """Return the path of a picture with this name in any folder."""
@@ -71,8 +75,8 @@ class _Pictures:
 
 def _names(path: str) -> tuple[str, str]:
     """Return the names of folder and file, without what may differ: case, format and a full stop at the end."""
-    parts = path.rsplit("/", 2)
-    return _plain(parts[-2]) if len(parts) > 1 else "", _plain(PurePosixPath(parts[-1]).stem)
+    folders, _, name = path.rpartition("/")
+    return _plain(folders.rpartition("/")[2]), _plain(name.rpartition(".")[0] or name)
 
 
 def _plain(name: str) -> str:
@@ -100,21 +104,21 @@ def _moves(found: dict[str, str]) -> str:
     """Describe in which folders the pictures were found."""
     moves = Counter(_move(path, there) for path, there in found.items())
     named = [f"those of {old} in {new} ({count:,})" for (old, new), count in moves.most_common(NAMED)]
-    more = f", and {len(moves) - NAMED:,} more folders" if len(moves) > NAMED else ""
+    more = f", and {len(moves) - NAMED:,} more" if len(moves) > NAMED else ""
     return f"{len(found):,} pictures were found elsewhere: {', '.join(named)}{more}"
 
 
 def _move(path: str, there: str) -> tuple[str, str]:
     """Return the beginnings in which two paths differ."""
-    folders = [PurePosixPath(one).parent.parts for one in (path, there)]
+    folders = [one.split("/")[:-1] for one in (path, there)]
     equal = _leading(one == two for one, two in zip(*(parts[::-1] for parts in folders), strict=False))
     if equal > 1 and equal in map(len, folders):
         equal -= 1  # img/ in Img/img/ says more than the root in Img/
     old, new = ("/".join(parts[: len(parts) - equal]) for parts in folders)
-    formats = [PurePosixPath(one).suffix for one in (path, there)]
+    formats = [one.rpartition(".")[2] for one in (path, there)]
     shown = [f"{one}/" if one else "the root" for one in (old, new)]
     if formats[0] != formats[1]:
-        shown = [f"{one} (*{end})" for one, end in zip(shown, formats, strict=True)]
+        shown = [f"{one} (*.{end})" for one, end in zip(shown, formats, strict=True)]
     return shown[0], shown[1]
 
 

@@ -45,7 +45,7 @@ from data_prep.layouts.text_files import (
     read_lines,
 )
 from data_prep.request import Request
-from data_prep.tables import SPLITS, Attribute
+from data_prep.tables import CSN_SPLIT, SPLITS, Attribute
 
 CONDITIONS = {"class": "Category", "closure": "Closure", "gender": "Gender", "heel": "HeelHeight"}
 """The four conditions, which are our attributes, and their columns of meta-data.csv."""
@@ -126,7 +126,7 @@ def read_lists(folder: Path, root: Path) -> Annotation:
         rejects=rejects,
         rows_in=rows_in,
         triplets=triplets,
-        split_origin="CSN's",
+        split_origin=CSN_SPLIT,
         notes=notes,
         expected={
             (source, "bad_line"): "expected three whole numbers, anchor far close: lines of filenames.json from 0"
@@ -228,8 +228,8 @@ def read_table(file: Path, root: Path) -> Annotation:
     )
     schema = tuple(Attribute(name=name, values=tuple(v)) for name, v in zip(CONDITIONS, values, strict=True))
     rows_in = counted(rows, rejects, {source: filled})
-    known_pictures = f"expected the name of one of the {sum(map(len, paths_of.values())):,} pictures below {root}"
-    expected = {(source, "bad_line"): "expected as many cells as line 1 has", (source, "missing_image"): known_pictures}
+    pictures = f"there are {sum(map(len, paths_of.values())):,} pictures below the root, and none has this name"
+    expected = {(source, "bad_line"): "expected as many cells as line 1 has", (source, "missing_image"): pictures}
     return settled(Annotation(schema, rows, rejects, rows_in=rows_in, several_values=True, expected=expected))
 
 

@@ -49,7 +49,8 @@ def photographs(tmp_path: Path) -> Path:
         if (root / "images" / f"{name}.jpg").is_file():
             shutil.copy(root / "images" / f"{name}.jpg", folder / "images")
     (tmp_path / "docs").mkdir()
-    shutil.copy(ROOT / "docs" / "garments.yaml", tmp_path / "docs")
+    for file in ("garments.yaml", "resnet18.yaml"):
+        shutil.copy(ROOT / "docs" / file, tmp_path / "docs")
     return folder
 
 

@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.datasets import records, write_files
+from PIL import Image
+from support.datasets import SIZE, records, write_files
 
-from data_prep.annotation import Row, count_reasons, frame_of
+import agman
+from data_prep.annotation import Row, count_reasons, frame_of, normal_path
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.layouts import darn
 from data_prep.layouts.asen_split import GlobalValue, assign_splits, ranked, read_split_files
@@ -20,6 +23,10 @@ from data_prep.request import Request
 from data_prep.splits import SplitFractions, assign_roles
 from data_prep.synthetic.writers import write_split_files
 from data_prep.tables import Attribute
+from pipeline.config.schema import load_config
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.reports.dataset.page import write_prep_report
+from pipeline.training.build import check
 
 SCHEMA = tuple(Attribute(name=name, values=tuple(map(str, range(n)))) for name, n in (("texture", 3), ("part", 2)))
 # Rows of list_attr_cloth.txt: texture, part, texture, texture, part.
@@ -126,7 +133,7 @@ def test_a_file_name_of_megabytes_is_a_short_reject(tmp_path: Path) -> None:
 
 def test_split_files_in_a_subfolder_of_the_root_are_an_error(tmp_path: Path) -> None:
     write_files(tmp_path / "DARN", filenames_train="a\n", label_train="0 0 1\n")
-    with pytest.raises(InputError, match=r"the split files are in DARN/; give --root .*/DARN"):
+    with pytest.raises(InputError, match=r"split files are in DARN/, and are not read there; give --root .*/DARN"):
         darn.read(Request(tmp_path))
     assert len(darn.read(Request(tmp_path, split_files=tmp_path)).rows) == 1
 
@@ -179,7 +186,11 @@ def test_junk_numbers_and_lines_become_one_reject_each(tmp_path: Path, line: str
     assert len(reject.detail) < 400
 
 
-names = st.text("abcdef -_/.", min_size=1, max_size=12).filter(lambda name: name.strip() == name and name.strip("."))
+names = (
+    st.text("abcdef -_/.", min_size=1, max_size=12)
+    .map(normal_path)
+    .filter(lambda name: name.strip() == name and name.strip("."))
+)
 images = st.dictionaries(
     names,
     st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=3, unique_by=lambda pair: pair[0]),
@@ -263,3 +274,29 @@ def test_roles_are_made_within_a_given_partition() -> None:
         ("valid", "candidate"): 48,
         ("valid", "query"): 12,
     }
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_one_split_alone_is_prepared_and_scored_and_only_training_refuses_it(tmp_path: Path, split: str) -> None:
+    """The published valid files, say, with a model that was trained elsewhere."""
+    (tmp_path / "root/pic").mkdir(parents=True)
+    for number in range(20):
+        Image.new("RGB", (SIZE, SIZE), (12 * number, 99, 0)).save(tmp_path / f"root/pic/{number}.png")
+    write_files(
+        tmp_path / "root",
+        **{
+            f"filenames_{split}": "".join(f"pic/{number}.png\n" for number in range(20)),
+            f"query_{split}": "".join(f"{number} 0 {number % 2}\n" for number in range(4)),
+            f"candidate_{split}": "".join(f"{number} 0 {number % 2}\n" for number in range(4, 20)),
+        },
+    )
+    prepare("darn", tmp_path / "root", tmp_path / "out", image_size=SIZE, triplets=10)
+    dataset = Dataset(tmp_path / "out")
+    assert dataset.info.images == {"train": 0, "valid": 0, "test": 0} | {split: 20}
+    assert dataset.info.split_origin == "ASEN's"
+    write_prep_report(dataset)
+    description = {"attributes": dataset.info.attribute_names, "image_size": SIZE, "fit": "crop"}
+    model = agman.build("csn", n_attributes=len(darn.SCHEMA), backbone="tiny")
+    assert evaluate(model, description, dataset, split, threads=1).metrics[f"{split}/queries"] == 4
+    with pytest.raises(InputError, match="the dataset has no training images"):
+        check(load_config(None, []), dataset, workers=1)

@@ -226,6 +226,23 @@ def test_a_list_is_read_whatever_its_first_lines_are(coarse: Path, file: str, he
     assert annotation.notes == ((f"{Path(file).name}: {note.format(n=count)}",) if note else ())
 
 
+def test_rows_that_another_list_makes_unreadable_are_one_line(coarse: Path) -> None:
+    """An interrupted download of list_attr_cloth.txt, and a partition with other paths."""
+    write(coarse, "Anno_coarse/list_attr_cloth.txt", "\n".join(CLOTH.split("\n")[:4]))
+    with pytest.raises(
+        InputError,
+        match=r"all 4 annotation rows are rejected for one reason, bad_line .*; expected a path and 2 values of 1, -1 "
+        r"or 0, .*; list_attr_cloth\.txt: line 1 says 5 rows, and 2 are read",
+    ):
+        prepare("deepfashion", coarse, coarse / "out")
+    write(coarse, "Anno_coarse/list_attr_cloth.txt", CLOTH)
+    write(coarse, "Eval/list_eval_partition.txt", PARTITION.replace("img/", "Img/img/"))
+    with pytest.raises(
+        InputError, match=r"9 no_partition.* img/Dress_A/img_00000001.jpg: .*; expected every path of list_attr"
+    ):
+        prepare("deepfashion", coarse, coarse / "out")
+
+
 def test_a_list_without_rows_is_an_error(coarse: Path) -> None:
     for file, text in (("list_attr_img.txt", "junk"), ("list_attr_img.txt", "5\nx\n"), ("list_attr_cloth.txt", "")):
         write(coarse, f"Anno_coarse/{file}", text)
@@ -397,6 +414,18 @@ def test_a_part_that_fine_annotation_lacks_is_named(tmp_path: Path, lost: str, l
     split = deepfashion.SPLIT_OF[lost]
     assert set(annotation.rows["split"]) == left
     assert annotation.notes == (f"Anno_fine: {lost}_attr.txt is missing or empty: there is no split {split}",)
+
+
+def test_fine_annotation_may_have_a_folder_for_each_split(coarse: Path) -> None:
+    expected = labels(deepfashion.read(Request(write_fine(coarse / "fine"), crop_boxes=True)))
+    shutil.rmtree(coarse / "fine")
+    write_fine(coarse)
+    for file in list((coarse / "Anno_fine").iterdir()):
+        part = coarse / "Anno_fine" / file.stem.partition("_")[0]
+        part.mkdir(exist_ok=True)
+        file.rename(part / file.name)
+    assert labels(deepfashion.read(Request(coarse, annotation="fine", crop_boxes=True))) == expected
+    assert len(deepfashion.read(Request(coarse)).attributes) == 5
 
 
 def test_coarse_annotation_is_preferred(coarse: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,51 @@ def test_a_role_that_ends_empty_stops_the_job(tmp_path: Path) -> None:
         prepare_small(root, tmp_path / "out", max_rejects=1)
 
 
+@pytest.mark.parametrize(("start", "option"), [("root", "--split-files"), ("ASEN", "--root")])
+def test_split_files_further_down_are_refused_with_their_folder(tmp_path: Path, start: str, option: str) -> None:
+    root = split_files(tmp_path / "raw")
+    folder = root / "ASEN" / "somewhere"
+    folder.mkdir(parents=True)
+    for file in root.glob("*.txt"):
+        file.rename(folder / file.name)
+    if start == "ASEN":
+        (root / "train1").rename(folder / "train1")
+    with pytest.raises(InputError, match=rf"split files are in ASEN/somewhere/, .*; give {option} .*ASEN/somewhere$"):
+        prepare_small(root, tmp_path / "out")
+    if start == "root":
+        info = prepare_small(root, tmp_path / "out", split_files=folder).info
+        assert info.split_origin == "ASEN's"
+
+
 def test_nothing_lost_says_nothing(tmp_path: Path) -> None:
     dataset = prepare_small(split_files(tmp_path / "raw"), tmp_path / "out")
     assert dataset.info.lost == {} and contents(dataset).lost == []
     assert set(dataset.info.images) == set(SPLITS)
+
+
+def test_annotation_files_that_are_not_read_are_named_with_the_reason(tmp_path: Path) -> None:
+    root = split_files(tmp_path / "raw")
+    (root / "filenames_train.txt").unlink()
+    (root / "readme.txt").write_text("hello")
+    notes = prepare_small(root, tmp_path / "out").info.notes
+    assert "not read: label_train.txt (filenames_train.txt is not beside it)" in notes
+    assert "not read: readme.txt (of no use to this layout)" in notes
+    assert sum("not read" in note for note in notes) == 2
+
+
+def test_a_folder_that_was_unpacked_twice_is_read_once(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", N)
+    shutil.copytree(root / "train1", root / "copy" / "train1")
+    info = prepare_small(root, tmp_path / "out").info
+    assert sum(info.images.values()) == N == info.repeats
+    assert any(note.startswith("100 pictures are in several folders, such as copy/train1/") for note in info.notes)
+
+
+def test_a_path_that_is_written_in_two_ways_is_one_picture(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", N)
+    file = root / "train1" / "Annotations" / "label.csv"
+    again = file.read_text().replace("Images/neck", "./Images//x/../neck")
+    file.write_text(file.read_text() + again)
+    info = prepare_small(root, tmp_path / "out").info
+    assert sum(info.images.values()) == N == info.repeats
+    assert info.rejects == {}

@@ -76,7 +76,7 @@ def test_the_folder_that_agrees_best_is_taken_and_an_equal_name_alone_is_not_eno
     assert paths_of(annotation) == ["train2/Images/x_labels/a.jpg", "img/b.jpg"]
     nowhere = (
         "1 of 2 pictures are nowhere below the root: img/b.jpg was looked for at its path, and by its name and folder "
-        "among 3 pictures; a picture of this name is other/b.jpg"
+        "among the 3 pictures there; a picture of this name is other/b.jpg"
     )
     assert annotation.notes[1] == annotation.expected["", "missing_image"] == nowhere
 
@@ -87,6 +87,9 @@ def test_a_few_missing_pictures_are_not_worth_a_note(tmp_path: Path) -> None:
     assert located(annotation_of(*names), tmp_path).notes == ()
     (tmp_path / names[3]).unlink()
     assert "4 of 40 pictures are nowhere" in located(annotation_of(*names), tmp_path).notes[0]
+    (tmp_path / "empty").mkdir()
+    nothing = located(annotation_of(*names), tmp_path / "empty").notes[0]
+    assert nothing.endswith("img/x/0.jpg was looked for at its path, and there is no other picture")
 
 
 def test_pictures_in_a_link_of_the_root_are_found(tmp_path: Path) -> None:

@@ -218,7 +218,17 @@ def test_the_official_split_is_recognised(dataset: Dataset) -> None:
     assert fashionai.difference_to(official, "valid", drawn=False) == "of the test split"
     assert fashionai.difference_to(official, "test", drawn=True) == "of photographs, and these pictures are drawn"
     other = fashionai.difference_to(dataset.info, "test", drawn=False)
-    assert other == "of the official split, 3,600 queries and 14,400 candidates"
+    assert other is not None and other.startswith(
+        "of the official split, 3,600 queries and 14,400 candidates, and this"
+    )
+    lost = {"queries": {"test": 3_500}, "candidates": {"test": 14_100}}
+    some_lost = official.model_copy(update=lost | {"lost": {"test": {"queries": 100, "candidates": 300}}})
+    assert fashionai.difference_to(some_lost, "test", drawn=False) is None
+    assert fashionai.difference_to(official.model_copy(update=lost), "test", drawn=False) is not None
+    made = official.model_copy(update={"split_origin": "made, seed 0"})
+    assert fashionai.difference_to(made, "test", drawn=False) == "of ASEN's split, and this one is made, seed 0"
+    old = official.model_copy(update={"split_origin": ""})
+    assert fashionai.difference_to(old, "test", drawn=False) is None
     assert zappos.difference_to(dataset.info, "test", drawn=False) == "of CSN's triplet lists"
     assert zappos.difference_to(dataset.info.model_copy(update={"given_triplets": 9}), "test", drawn=False) is None
     assert published_results.benchmark_of(dataset.info.model_copy(update={"layout": "darn"})) is None
