@@ -1,8 +1,9 @@
 """Batches of labelled images, in which the values of one attribute are drawn evenly.
 
-Every batch has an attribute in turn: P of its values are drawn, then K images of each. All images of the batch are used
-under every attribute they have a label for. A batch is drawn from a seed of its own, so it is the same on any number
-of workers, and a stopped training continues at any batch.
+Every batch has an attribute in turn: P of its values are drawn, then K images of each. Without K, an epoch is every
+image once, in random order. All images of the batch are used under every attribute they have a label for. Batches
+follow from seed, epoch and number, so they are the same on any number of workers, and a stopped training continues at
+any batch.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class BalancedSampler:
         self,
         *,
         batch_size: int,
-        images_per_value: int,
+        images_per_value: int | None,
         seed: int,
         epoch: int,
         rank: int = 0,
@@ -77,10 +78,15 @@ class BalancedSampler:
         sizes = np.diff(
             cut(len(self.image_ids), batches_per_epoch(len(self.image_ids), batch_size, micro_batches, "images"))
         )
+        in_order = np.random.default_rng([seed, epoch]).permutation(len(self.image_ids))
+        bounds = np.append(0, np.cumsum(sizes))
         first, last = cut(micro_batches, workers)[rank : rank + 2].tolist()
         for number in range(start, len(sizes)):
             rng = np.random.default_rng([seed, epoch, number])
-            images = self._draw(rng, int(sizes[number]), images_per_value, turn=epoch * len(sizes) + number)
+            if images_per_value is None:
+                images = in_order[bounds[number] : bounds[number + 1]]
+            else:
+                images = self._draw(rng, int(sizes[number]), images_per_value, turn=epoch * len(sizes) + number)
             flip = rng.random(len(images)) < 0.5
             own = cut(len(images), micro_batches)[first : last + 1]
             mine = slice(*own[[0, -1]].tolist())

@@ -50,8 +50,9 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=16, ge=2)
     """Triplets, or with batches=balanced images, in a global batch, over all workers. An epoch is divided into equal
     batches of at most this size."""
-    images_per_value: int = Field(default=4, ge=2)
-    """batches=balanced: images of each value that is drawn; fewer if the value is rarer."""
+    images_per_value: int | None = Field(default=4, ge=2)
+    """batches=balanced: images of each value that is drawn; fewer if the value is rarer. None: every image once an
+    epoch, in random order, so that common values come as often as they are."""
     epochs: int = Field(default=50, ge=1)
     """Passes over the data: over one prepared epoch of triplets each (beginning again after the last one), or with
     batches=balanced over as many images as the training split has."""

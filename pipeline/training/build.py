@@ -60,7 +60,7 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
 
 def _check_balanced(config: TrainConfig, dataset: Dataset) -> None:
     """Raise InputError if balanced batches of this size, or of this dataset, cannot be drawn."""
-    least = LEAST_VALUES * config.images_per_value
+    least = LEAST_VALUES * (config.images_per_value or 1)
     if config.batch_size < least:
         raise InputError(
             f"batch_size={config.batch_size} with images_per_value={config.images_per_value}: a balanced batch has "

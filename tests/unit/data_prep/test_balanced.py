@@ -69,6 +69,16 @@ def test_attributes_come_in_turn_and_rare_values_evenly() -> None:
     assert share[1] > 0.25 and share[2] > 0.25, share
 
 
+def test_without_a_number_of_images_a_value_an_epoch_is_every_image_once() -> None:
+    first, second = (
+        [plan["image_ids"].tolist() for plan in plans(epoch, images_per_value=None, start=0)] for epoch in (0, 1)
+    )
+    assert sorted(itertools.chain(*first)) == sorted(set(LABELS["image_id"])) == sorted(itertools.chain(*second))
+    assert first != second
+    later = [plan["image_ids"].tolist() for plan in plans(images_per_value=None, start=4)]
+    assert later == first[4:]
+
+
 def test_hundreds_of_values_are_drawn_a_few_at_a_time() -> None:
     values = np.repeat(np.arange(230), 5)
     labels = pd.DataFrame({"image_id": np.arange(1150), "attribute": 0, "value": values})
