@@ -137,7 +137,7 @@ def plain(dataset: Dataset, seed: int, after: After) -> None:
     table = labels.drop_duplicates(["image_id", "attribute"]).pivot(
         index="image_id", columns="attribute", values="value"
     )
-    ids, values = table.index.to_numpy(), torch.from_numpy(table.fillna(-1).to_numpy(np.int64))
+    ids, values = table.index.to_numpy(), torch.from_numpy(table.fillna(-1).to_numpy(np.int64, copy=True))
     images = ImageStore(dataset, "train", SIZE, interpolation=model.pixels.interpolation)
     groups = [
         {"params": model.network.parameters(), "lr": 0.15 * HEADS_LR},

@@ -10,7 +10,7 @@ from __future__ import annotations
 from optuna import Trial
 
 START = {
-    "images_per_value": 4,
+    "images_per_value": None,
     "pair_loss": "supervised_contrastive",
     "temperature": 0.1,
     "proxy_weight": 1.0,
@@ -23,7 +23,7 @@ START = {
 
 def space(trial: Trial) -> None:
     """Suggest values for keys of pipeline.config.schema.TrainConfig; `temperature` or `margin` as the loss needs it."""
-    trial.suggest_int("images_per_value", 2, 12, log=True)
+    trial.suggest_categorical("images_per_value", [None, 2, 4, 8])
     losses = ["supervised_contrastive", "multi_similarity", "semi_hard_triplet"]
     pair_loss = trial.suggest_categorical("pair_loss", losses)
     if pair_loss == "supervised_contrastive":

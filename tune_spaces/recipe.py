@@ -11,7 +11,7 @@ from optuna import Trial
 
 START = {
     "lr": 2e-3,
-    "backbone_lr_scale": 0.15,
+    "backbone_lr_scale": 0.5,
     "weight_decay": 0.01,
     "warmup": 0.1,
     "ema": None,
