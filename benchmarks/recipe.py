@@ -12,7 +12,6 @@ import os
 import statistics
 from typing import Any
 
-os.environ.setdefault("AGMAN_STEPS", "100")
 os.environ.setdefault("AGMAN_SEEDS", "1")
 
 import torch
@@ -30,7 +29,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"ema": 0.9},
     {"lr": 4e-3},
     {"temperature": 0.05},
-    {"images_per_value": 4},
+    {"images_per_value": None},
     {"backbone_lr_scale": 0.15},
     {"jitter": 0.2},
     {"proxy_weight": 0.0},

@@ -10,7 +10,7 @@ from __future__ import annotations
 from optuna import Trial
 
 START = {
-    "images_per_value": None,
+    "images_per_value": 4,
     "pair_loss": "supervised_contrastive",
     "temperature": 0.1,
     "proxy_weight": 1.0,

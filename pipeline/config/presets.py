@@ -65,7 +65,7 @@ PRESETS = {
             "embedding_dim": 512,
             "batches": "balanced",
             "batch_size": 48,
-            "images_per_value": None,
+            "images_per_value": 4,
             "epochs": 8,
             "pair_loss": "supervised_contrastive",
             "temperature": 0.1,
