@@ -37,7 +37,9 @@ def located(annotation: Annotation, root: Path) -> Annotation:
     notes = [_moves(found)] if found else []
     expected = dict(annotation.expected)
     if len(missing) - len(found) >= NOWHERE * len(paths):
-        first = next(path for path in missing if path not in found)
+        nowhere_at_all = set(missing) - found.keys()
+        in_order = [*annotation.rows["path"], *missing]  # the first one is that of the first row
+        first = next(path for path in in_order if path in nowhere_at_all)
         looked = f"by its name and folder among the {pictures.count:,} pictures there" if pictures.count else ""
         nowhere = (
             f"{len(missing) - len(found):,} of {len(paths):,} pictures are nowhere below the root: {first[:SHOWN]} was "

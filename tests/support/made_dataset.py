@@ -58,7 +58,7 @@ def write(made: Made, where: str | Path, row_group_size: int = 4) -> Dataset:
         columns = list(zip(*lines, strict=True)) or [()] * len(schema)
         write_table(out / name, dict(zip(schema.names, map(list, columns), strict=True)), schema)
 
-    rows("images.parquet", tables.IMAGES, [(i, f"{i}.jpg", made.images[i], 32, 48) for i in ids])
+    rows("images.parquet", tables.IMAGES, [(i, f"{i}.jpg", made.images[i], 32, 48, None) for i in ids])
     rows("labels.parquet", tables.LABELS, [(*label, made.images[label[0]]) for label in made.labels])
     rows("retrieval.parquet", tables.RETRIEVAL, made.pairs)
     rows("rejects.parquet", tables.REJECTS, made.rejects)

@@ -141,3 +141,15 @@ def test_a_path_that_is_written_in_two_ways_is_one_picture(tmp_path: Path) -> No
     info = prepare_small(root, tmp_path / "out").info
     assert sum(info.images.values()) == N == info.repeats
     assert info.rejects == {}
+
+
+def test_the_first_missing_picture_is_named_with_where_its_name_was_found(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path / "raw", N)
+    file = root / "train1" / "Annotations" / "label.csv"
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    (root / "elsewhere").mkdir()
+    (root / FOLDER / "099.jpg").rename(root / "elsewhere" / "099.jpg")
+    lose(root, *range(99))
+    message = rf"all 100 .*label\.csv line 1: {FOLDER}/099\.jpg; .*a picture of this name is elsewhere/099\.jpg"
+    with pytest.raises(InputError, match=message):
+        prepare_small(root, tmp_path / "out")

@@ -155,4 +155,4 @@ def test_batches_differ_by_one_triplet_at_most() -> None:
 
 def test_more_micro_batches_than_triplets_in_a_batch_are_refused() -> None:
     with pytest.raises(InputError, match="raise batch_size"):
-        batches_per_epoch(triplets=30, batch_size=2, micro_batches=3)
+        batches_per_epoch(30, batch_size=2, micro_batches=3)
