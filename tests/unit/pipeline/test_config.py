@@ -100,7 +100,7 @@ def test_a_published_recipe_states_its_score_and_is_the_published_codes(name: st
     ("typed", "message"),
     [
         ("fahionai", "--preset fahionai: no such preset; did you mean 'paper-fashionai'?"),
-        ("Demo", "did you mean 'demo'?"),
+        ("Strnog", "did you mean 'strong'?"),
         ("xyz", "no such preset; known: paper-fashionai, paper-deepfashion"),
     ],
 )
