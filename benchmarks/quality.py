@@ -271,8 +271,8 @@ def main() -> None:
     mean = {way: _mean(of_seeds) for way, of_seeds in curves.items()}
     chance = expected.over_all.chance
     figure = draw(mean, curves, seconds, chance)
-    Path("docs/pictures").mkdir(parents=True, exist_ok=True)
-    figure.savefig("docs/pictures/quality.svg")
+    Path("docs/images").mkdir(parents=True, exist_ok=True)
+    figure.savefig("docs/images/quality.svg")
     rows = [[way, *_row(way, mean, curves, seconds)] for way in WAYS]
     rows.append(["chance", *[""] * 7, f"{100 * chance:.2f}"])
     counts = ", ".join(f"{one.name} {one.queries:,}" for one in expected.attributes)
