@@ -141,7 +141,7 @@ def test_the_page(compared: Comparison, browser: Browser) -> None:
 def test_wrong_requests_are_refused(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("compare", "--data", dataset.path, "--storage", tmp_path / "runs")
     for more, said in {
-        ("--system", "ansenet"): "'ansenet' is not one of 'csn', 'asenet_v2'",
+        ("--system", "ansenet"): "'ansenet' is not one of 'pretrained', 'csn', 'asenet_v2'",
         ("without=asa",): "without=asa: is what a comparison varies",
         ("seed=3",): "seed=3: is what a comparison varies",
         ("image_size=512",): "image_size=512, but",

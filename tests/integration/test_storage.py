@@ -63,7 +63,7 @@ def test_an_upload_that_fails_leaves_no_dataset_and_can_be_continued(
     packed_before = [key for key in bucket.puts if key.startswith("data/packed/") and key.endswith(".parquet")]
     titles: list[str] = []
     continued = prepare_small(photographs, uri, progress=recorded(titles))
-    assert titles == ["images packed (continuing: 60 of 60 images already packed)"]
+    assert titles == ["pictures looked at", "images packed (continuing: 60 of 60 images already packed)"]
     assert [key for key in bucket.puts if key.startswith("data/packed/") and key.endswith(".parquet")] == packed_before
     assert continued.info == prepare_small(photographs, tmp_path / "out").info
 

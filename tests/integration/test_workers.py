@@ -82,7 +82,8 @@ def test_a_batch_of_nan_is_recorded_while_the_tracking_store_does_not_answer(
 
 
 def test_chance_stands_beside_the_score_in_the_live_line() -> None:
-    result = StepResult(0.5, 0.2, 0, 0, 0, correct=9, triplets=12, gradient_norm=1, votes=0)
+    means = {"loss": 0.5, "loss_triplet": 0.2, "loss_class": 0.0, "loss_proxy": 0.0, "triplet_accuracy": 0.75}
+    result = StepResult(means, triplets=12, images=36, gradient_norm=1, votes=0)
     assert _note(StepEnd(2, 7, result, {}, 0.4, 0.23), epochs=3) == (
         "epoch 2/3, loss 0.5000, triplet 0.2000, valid 0.4000 (chance 0.2300)"
     )
