@@ -20,7 +20,12 @@ WORKERS = 2
 TRIALS = 4
 IMAGE_SIZE = 64
 TRIPLETS = 1_600
-SETTINGS = PRESETS["strong"].settings | {"embedding_dim": 128, "epochs": 6}
+SETTINGS = PRESETS["strong"].settings | {
+    "embedding_dim": 128,
+    "batch_size": 24,
+    "batch_norm": "per_micro_batch",  # drawn pictures have other statistics than photographs
+    "epochs": 4,
+}
 TRIAL = {"epochs": 1}
 
 
@@ -79,11 +84,11 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
         storage = out / "runs"
         with _step(f"3/6 train and register: {WORKERS} DDP workers"):
             trained = train(dataset, config, workers=WORKERS, storage=storage)
-        with _step(f"4/6 tune: {TRIALS} trials of the recipe space"):
+        with _step(f"4/6 tune: {TRIALS} trials of the batches space"):
             study = tune(
                 dataset,
                 config.model_copy(update=TRIAL),
-                space=find_space("recipe"),
+                space=find_space("batches"),
                 trials=TRIALS,
                 concurrent=2,
                 final_seeds=0,
