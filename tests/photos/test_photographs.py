@@ -31,7 +31,7 @@ SMALLER = {
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """Every n-th photograph of the table, and those that the page names, where the page's reader has them."""
-    root = Path(os.environ.get("AGMAN_PHOTOS", ""))
+    root = ROOT / os.environ.get("AGMAN_PHOTOS", "")
     if not (root / "images.csv").is_file():
         pytest.skip("AGMAN_PHOTOS must name a clone of alexeygrigorev/clothing-dataset: a folder with images.csv")
     with (root / "images.csv").open(newline="") as file:
