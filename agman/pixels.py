@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Pixels(NamedTuple):
-    """What a network was pretrained with, and what its pictures are made with ever after."""
+    """Interpolation, mean and deviation of a network's pretraining, which all its later pictures get too."""
 
     mean: tuple[float, float, float]
     """Mean of red, green and blue in [0, 1]."""
@@ -30,7 +30,7 @@ class Pixels(NamedTuple):
 
 
 IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Those of torchvision's networks, and of every model whose description names none."""
+"""Values for torchvision's networks, and for every model whose description names none."""
 
 
 def normalise(images: Tensor, pixels: Pixels, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -29,9 +29,9 @@ class Cut(NamedTuple):
     """A network in two parts, and what is known about it."""
 
     body: TimmBody
-    """From images to the maps low and mid."""
+    """Network that computes the maps low and mid of images."""
     last: nn.Module | None
-    """From a map like mid to branch 1's map."""
+    """Blocks that compute branch 1's map from a map like mid."""
     one_stride: bool
     """Whether low is as large as mid, as a plain transformer's."""
     pixels: Pixels

@@ -46,7 +46,7 @@ CHOSEN = ("not_in_split", "without_label", "too_rare", "near_duplicate")
 SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}
 """Name of a split in the official files -> our name."""
 ODD = re.compile(r"\\|/\.{0,2}/|^\.\.?/|/\.{0,2}$")
-"""What a path has that can be written in another way."""
+"""Pattern of paths that are not in their plain form: backslashes, empty, `.` or `..` parts, a slash at the end."""
 SHOWN = 200
 """Characters of a bad line that its reject repeats."""
 
@@ -121,7 +121,7 @@ class Annotation:
     split_origin: str = ""
     """Who made the split: the dataset's authors, a column, or this package, with the seed."""
     made: Literal["split", "roles", ""] = ""
-    """What this package makes: split and roles, the roles alone, or nothing because all is given."""
+    """Part of the split that is made here: split and roles, the roles alone, or nothing (all is given)."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how the annotation was read."""
     expected: Mapping[tuple[str, str], str] = field(default_factory=dict)
