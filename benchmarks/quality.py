@@ -123,7 +123,7 @@ class Heads(agman.RetrievalModel):
 
 
 HEADS_LR = 2e-3
-"""Learning rate of the heads; the backbone has half of it, as in `strong`: better than 0.15 times it (+2.5 points)."""
+"""Learning rate of the heads; the backbone has half of it, as in `strong`."""
 
 
 def plain(dataset: Dataset, seed: int, after: After) -> None:
