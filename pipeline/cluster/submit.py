@@ -59,7 +59,7 @@ def submit(command: Sequence[str], address: str, variables: Sequence[str] = (), 
         say(f"job {job} at {shown}")
         asyncio.run(_follow(client, job))
         return _outcome(client, job)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):  # asyncio gives the latter if it has just begun to listen
         raise KeyboardInterrupt(f"the job continues; {stop}") from None
     except (RuntimeError, OSError, ClientError) as error:
         raise JobFailed(f"the connection to job {job} is lost ({reason(error)}); it may continue; {stop}") from error

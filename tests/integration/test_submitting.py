@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -11,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -122,6 +124,21 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(head: str, tmp_pa
         time.sleep(0.1)
     assert status == JobStatus.RUNNING
     client(head).stop_job(job)
+
+
+def test_ctrl_c_in_the_moment_in_which_asyncio_begins_to_listen_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio.run counts interrupts from zero after it has taken over SIGINT: one in between cancels its task only."""
+
+    async def cancelled(job: str) -> AsyncIterator[str]:
+        task = asyncio.current_task()
+        assert task and task.cancel()
+        await asyncio.sleep(0)
+        yield job
+
+    client = SimpleNamespace(submit_job=lambda **_: "raysubmit_1", tail_job_logs=cancelled)
+    monkeypatch.setattr(submit_module, "_client", lambda address: client)
+    with pytest.raises(KeyboardInterrupt, match="the job continues; `ray job stop raysubmit_1"):
+        submit_module.submit(["train"], "http://127.0.0.1:8265")
 
 
 @pytest.mark.parametrize(
