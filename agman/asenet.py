@@ -18,7 +18,7 @@ JOINT = 512
 
 
 class ASENet(RetrievalModel):
-    """Attribute-aware spatial attention over layer3's map x, then attribute-aware channel attention.
+    """Attribute-aware spatial attention over the backbone's map x, then attribute-aware channel attention.
 
         map       = softmax_positions(tanh(v·(tanh(W_x x) * tanh(W_a a)) + b))        ASA, a one-hot
         x_s       = Σ_positions map·x
@@ -37,9 +37,10 @@ class ASENet(RetrievalModel):
         embedding_dim: int = 1024,
         backbone: str = "resnet50",
         weights: Weights = None,
+        stride: int = 16,
     ):
         super().__init__(n_attributes, embedding_dim, name="asenet", backbone=backbone)
-        self.backbone = Backbone(backbone, weights)
+        self.backbone = Backbone(backbone, weights, stride)
         channels = self.backbone.channels
         self.image = nn.Conv2d(channels, JOINT, 1)
         self.attribute = nn.Linear(n_attributes, JOINT, bias=False)

@@ -20,7 +20,7 @@ JOINT = 512
 
 
 class ASENetV2(RetrievalModel):
-    """Attribute-aware spatial attention over layer3's map x, then attribute-aware channel attention.
+    """Attribute-aware spatial attention over the backbone's map x, then attribute-aware channel attention.
 
         map       = softmax_positions(tanh(BN(W_x x))·tanh(W_1 e_a) / √512)           ASA, e_a an embedding
         x_s       = Σ_positions map·x
@@ -28,7 +28,7 @@ class ASENetV2(RetrievalModel):
         embedding = unit(gate * x_s)
 
     Args:
-        n_attributes, backbone, weights: those of `AGMAN`.
+        n_attributes, backbone, weights, stride: those of `AGMAN`.
         embedding_dim: D. If None, the map's width C (1024 for ResNet-50), which needs no last layer.
         project: whether there is a last linear layer C to D, as in early public code. Always if D is not C.
     """
@@ -39,9 +39,10 @@ class ASENetV2(RetrievalModel):
         embedding_dim: int | None = None,
         backbone: str = "resnet50",
         weights: Weights = None,
+        stride: int = 16,
         project: bool = False,
     ):
-        trunk = Backbone(backbone, weights)
+        trunk = Backbone(backbone, weights, stride)
         embedding_dim = trunk.channels if embedding_dim is None else embedding_dim
         project = project or embedding_dim != trunk.channels
         super().__init__(n_attributes, embedding_dim, name="asenet_v2", backbone=backbone, project=project)

@@ -30,7 +30,7 @@ JOINT = 512
 
 
 class AttnFashion(RetrievalModel):
-    """Spatial, then channel attention over layer3's map x, both guided by the attribute's embedding e_a.
+    """Spatial, then channel attention over the backbone's map x, both guided by the attribute's embedding e_a.
 
         map       = softmax_positions((W_q e_a)·BN(W_k x) / √512)
         x_s       = Σ_positions map·x
@@ -46,9 +46,10 @@ class AttnFashion(RetrievalModel):
         embedding_dim: int = 1024,
         backbone: str = "resnet50",
         weights: Weights = None,
+        stride: int = 16,
     ):
         super().__init__(n_attributes, embedding_dim, name="attnfashion", backbone=backbone)
-        self.backbone = Backbone(backbone, weights)
+        self.backbone = Backbone(backbone, weights, stride)
         channels = self.backbone.channels
         self.embedding = nn.Embedding(n_attributes, JOINT)
         self.query = nn.Linear(JOINT, JOINT)

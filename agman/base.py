@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agman.backbone import Backbone
+from agman.backbone import PUBLISHED_STRIDE, Backbone
 from agman.pixels import IMAGENET, Pixels
 
 SMALLEST_IMAGE = 32  # pixels a side; a ResNet divides by 32
@@ -55,9 +55,11 @@ class RetrievalModel(nn.Module):
     def config(self) -> dict[str, Any]:
         """Arguments with which `agman.build` builds a model of equal architecture, for pictures made in the same way.
 
-        Models that take pictures as ImageNet's do not say so: models of before there were others do not either.
+        What is as published is not named: pictures made as ImageNet's, and stride 16.
         """
-        return self._config | ({} if self.pixels == IMAGENET else {"pixels": self.pixels._asdict()})
+        pixels = {} if self.pixels == IMAGENET else {"pixels": self.pixels._asdict()}
+        stride = {} if self.backbone.stride == PUBLISHED_STRIDE else {"stride": self.backbone.stride}
+        return self._config | stride | pixels
 
     @property
     def pixels(self) -> Pixels:
@@ -65,7 +67,7 @@ class RetrievalModel(nn.Module):
         return self.backbone.pixels
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the map x, B×C×H×W, that all attributes share, from one pass of the backbone; by default layer3's."""
+        """Return the map x, B×C×H×W, that all attributes share, from one pass of the backbone; by default mid."""
         return self.backbone(images)
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ MASKS = {"learned": "random", "fixed": "fixed"}
 class CSN(RetrievalModel):
     """One embedding of the image, and a mask for each attribute.
 
-        embedding = unit(m_a * Linear(mean over positions of layer3(image)))
+        embedding = unit(m_a * Linear(mean over positions of backbone(image)))
 
     `backbone="resnet18", embedding_dim=64` is the original, meant for 112 px (its pooling was fixed to that);
     ResNet-50 and a wider embedding are the variant that the ASEN authors compare with; the papers' tables have it.
@@ -28,7 +28,7 @@ class CSN(RetrievalModel):
     `csn_loss` are for that. There is no attention: every position counts the same, and the maps are even.
 
     Args:
-        n_attributes, embedding_dim, backbone, weights: those of `AGMAN`.
+        n_attributes, embedding_dim, backbone, weights, stride: those of `AGMAN`.
         mask: "learned" from N(0.9, 0.7), or "fixed" disjoint blocks.
     """
 
@@ -38,13 +38,14 @@ class CSN(RetrievalModel):
         embedding_dim: int = 1024,
         backbone: str = "resnet50",
         weights: Weights = None,
+        stride: int = 16,
         mask: str = "learned",
     ):
         if mask not in MASKS:
             raise ValueError(f"mask must be one of {', '.join(MASKS)}, not {mask!r}")
         super().__init__(n_attributes, embedding_dim, name="csn", backbone=backbone, mask=mask)
         self.mask = MaskedEmbedding(n_attributes, embedding_dim, MASKS[mask])
-        self.backbone = Backbone(backbone, weights)
+        self.backbone = Backbone(backbone, weights, stride)
         self.project = nn.Linear(self.backbone.channels, embedding_dim)
 
     def embed(self, x_bchw: Tensor, attributes_ba: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ JOINT = 512
 
 
 class ISLN(RetrievalModel):
-    """`rounds` rounds of attention over layer3's map x; the attribute's embedding guides the first, g_1 = e_a.
+    """`rounds` rounds of attention over the backbone's map x; the attribute's embedding guides the first, g_1 = e_a.
 
         map_t     = softmax_positions((W_q g_t)·tanh(BN(W_k x)) / √512)
         x_t       = Σ_positions map_t·x
@@ -45,7 +45,7 @@ class ISLN(RetrievalModel):
     The layers are the same in every round.
 
     Args:
-        n_attributes, embedding_dim, backbone, weights: those of `AGMAN`; the width of 1024 is ASENet's.
+        n_attributes, embedding_dim, backbone, weights, stride: those of `AGMAN`; the width of 1024 is ASENet's.
         rounds: at least 1.
     """
 
@@ -55,13 +55,14 @@ class ISLN(RetrievalModel):
         embedding_dim: int = 1024,
         backbone: str = "resnet50",
         weights: Weights = None,
+        stride: int = 16,
         rounds: int = 3,
     ):
         super().__init__(n_attributes, embedding_dim, name="isln", backbone=backbone, rounds=rounds)
         if rounds < 1:
             raise ValueError(f"rounds must be at least 1, not {rounds}")
         self.rounds = rounds
-        self.backbone = Backbone(backbone, weights)
+        self.backbone = Backbone(backbone, weights, stride)
         channels = self.backbone.channels
         self.embedding = nn.Embedding(n_attributes, JOINT)
         self.query = nn.Linear(JOINT, JOINT)

@@ -24,7 +24,7 @@ class AGMAN(RetrievalModel):
     """One embedding of an image for each attribute; the cosine of two is the similarity under that attribute.
 
         mid, fused = backbone(image)                                       section 3.2
-        logits     = Linear(layer4(fused))                                 branch 1
+        logits     = Linear(mean over positions of layer4(fused))           branch 1
         x          = conv1x1(w·[mid, fused])                               branch 2
         embedding  = unit(mask(ACA(Σ_positions SA(ASA(x, a)), a), a))      equations 1-6, section 3.4
 
@@ -35,10 +35,12 @@ class AGMAN(RetrievalModel):
         embedding_dim: D, at least n_attributes.
         backbone: a ResNet as in the paper, or another network, see `Backbone`.
         weights: weights of the backbone: a tag such as "IMAGENET1K_V1", a file, "auto" or None, see `agman.weights`.
+        stride: of the map mid: 16 as published, or 32, where low and mid are one stage deeper (layer3 and layer4 of a
+            ResNet), and branch 1 has the average of fused.
         classify: whether there is branch 1. Without it, there is no layer4 (the paper's Zappos50k setting).
         sa_kernel: SA's kernel; 7 is the published code's, 1 the paper's.
         without: one of PARTS, for an ablation. That component and its parameters are removed:
-            multi_level    only layer3 is used: x = conv1x1(w·mid), branch 1 sees layer4(mid)
+            multi_level    only mid is used: x = conv1x1(w·mid), branch 1 sees layer4(mid)
             asa            the map is 1/S at every position, for every attribute; w1 is removed too
             sa             no gate: ASA alone weighs the positions
             aca            no gate: the sum over positions goes to the mask unchanged
@@ -53,6 +55,7 @@ class AGMAN(RetrievalModel):
         embedding_dim: int = 512,
         backbone: str = "resnet50",
         weights: Weights = None,
+        stride: int = 16,
         classify: bool = True,
         sa_kernel: int = 7,
         without: str | None = None,
@@ -69,7 +72,7 @@ class AGMAN(RetrievalModel):
         if without != "mask":
             mask = MaskedEmbedding(n_attributes, embedding_dim)  # refuses a width below n_attributes
         levels = 1 if without == "multi_level" else 2
-        self.backbone = MultiLevelBackbone(backbone, weights, top=classify, fuse=levels == 2)
+        self.backbone = MultiLevelBackbone(backbone, weights, stride, top=classify, fuse=levels == 2)
         self.classifier = nn.Linear(self.backbone.top_channels, n_attributes) if classify else None
         self.w = nn.Parameter(torch.ones(()))
         self.reduce = nn.Conv2d(levels * self.backbone.channels, embedding_dim, 1)

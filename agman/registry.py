@@ -27,7 +27,7 @@ MODELS: dict[str, type[RetrievalModel]] = {
 }
 
 
-SHARED = ("n_attributes", "backbone", "weights")
+SHARED = ("n_attributes", "backbone", "weights", "stride")
 """Arguments that every model takes, beside its own options."""
 
 
@@ -38,6 +38,7 @@ def build(
     embedding_dim: int | None = None,
     backbone: str = "resnet50",
     weights: Weights = None,
+    stride: int = 16,
     pixels: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RetrievalModel:
@@ -59,7 +60,7 @@ def build(
             raise ValueError(f"model {name!r} has no option {option!r}; {hint}it has: {', '.join(known)}")
     if embedding_dim is not None:
         options["embedding_dim"] = embedding_dim
-    model = MODELS[name](n_attributes=n_attributes, backbone=backbone, weights=weights, **options)
+    model = MODELS[name](n_attributes=n_attributes, backbone=backbone, weights=weights, stride=stride, **options)
     if pixels is not None:
         model.backbone.pixels = Pixels.of(pixels)
     return model

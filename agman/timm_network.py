@@ -31,7 +31,7 @@ class Cut(NamedTuple):
     body: TimmBody
     """Network that computes the maps low and mid of images."""
     last: nn.Module | None
-    """Blocks that compute branch 1's map from a map like mid."""
+    """Blocks that compute branch 1's map from a map like mid; None without `top`."""
     one_stride: bool
     """Whether low is as large as mid, as a plain transformer's."""
     pixels: Pixels
@@ -40,7 +40,7 @@ class Cut(NamedTuple):
 
 
 class TimmBody(nn.Module):
-    """timm's network up to its map at 1/16."""
+    """timm's network up to its map mid."""
 
     def __init__(self, network: Any, low: int, mid: int):
         super().__init__()
@@ -79,17 +79,18 @@ class LastStage(nn.Module):
         return self.blocks(x_bchw.flatten(2).transpose(1, 2)).transpose(1, 2)[..., None]
 
 
-def cut(name: str, weights: Weights, top: bool) -> Cut:
-    """Return a network of timm, cut at 1/16 of the image's size; without `top`, its last stage does not exist.
+def cut(name: str, weights: Weights, stride: int, top: bool) -> Cut:
+    """Return a network of timm, cut at 1/stride of the image's size; the blocks behind exist only with `top`.
 
-    Maps low and mid are those at 1/8 and 1/16. All blocks of a plain transformer have one size: there low is the map
-    after half of the blocks, mid after three quarters, and the others are the last stage.
+    The map mid is the one at 1/stride (16 or 32), low the one at half of that stride. All blocks of a plain
+    transformer have one size: there low is the map after half of the blocks, mid after three quarters; with stride 32,
+    after three quarters and all of them.
 
     On the meta device, weights are fetched or compared, but not loaded. Raises ValueError if the name or the weights
     are unknown, or the network has no such maps; OSError if the weights cannot be fetched or read.
     """
     network, chosen = _network(name, weights)
-    low, mid, end = _levels(name, network)
+    low, mid, end = _levels(name, network, stride)
     if top and end is None:
         raise ValueError(f"backbone {name!r} has no map at 1/32 of the image's size for branch 1: take classify=false")
     units = _units(network, *(network.feature_info[index]["module"] for index in (mid, end))) if top else []
@@ -143,16 +144,20 @@ def _options(name: str) -> dict[str, Any]:
     return {option: value for option, value in ANY_SIZE.items() if option in known}
 
 
-def _levels(name: str, network: Any) -> tuple[int, int, int | None]:
-    """Return the numbers of the maps low, mid and last among those that the network lists."""
+def _levels(name: str, network: Any, stride: int) -> tuple[int, int, int | None]:
+    """Return the numbers of the maps low and mid among those that the network lists, and of the one after mid."""
     strides = [info["reduction"] for info in network.feature_info]
     if len(strides) >= 4 and len(set(strides)) == 1 and strides[0] in ONE_STRIDE:
-        return len(strides) // 2 - 1, len(strides) * 3 // 4 - 1, len(strides) - 1
-    at = {stride: index for index, stride in enumerate(strides)}  # the last of several
-    if 8 not in at or 16 not in at:
-        found = ", ".join(f"1/{stride}" for stride in sorted(set(strides)))
-        raise ValueError(f"backbone {name!r} has maps at {found} of the image's size; 1/8 and 1/16 are needed")
-    return at[8], at[16], at.get(32)
+        half, most, end = len(strides) // 2 - 1, len(strides) * 3 // 4 - 1, len(strides) - 1
+        return (most, end, None) if stride > max(ONE_STRIDE) else (half, most, end)
+    at = {of_map: index for index, of_map in enumerate(strides)}  # the last of several
+    low = stride // 2
+    if low not in at or stride not in at:
+        found = ", ".join(f"1/{of_map}" for of_map in sorted(set(strides)))
+        raise ValueError(
+            f"backbone {name!r} has maps at {found} of the image's size; 1/{low} and 1/{stride} are needed"
+        )
+    return at[low], at[stride], at.get(2 * stride)
 
 
 def _units(network: Any, after: str, until: str) -> list[nn.Module]:

@@ -62,6 +62,7 @@ PRESETS = {
         {
             "backbone": "tf_efficientnet_lite0",
             "weights": "auto",
+            "stride": 32,
             "embedding_dim": 512,
             "batches": "balanced",
             "batch_size": 48,

@@ -27,9 +27,12 @@ class TrainConfig(BaseModel):
     model: Literal["agman", "csn", "asenet", "asenet_v2", "attnfashion", "isln"] = "agman"
     """Name of the model (agman.build)."""
     backbone: str = "resnet50"
-    """Network under the model: a ResNet as in the papers, or any of timm's with maps at 1/8 and 1/16."""
+    """Network under the model: a ResNet as in the papers, or any of timm's with maps at 1/8 and 1/16 (or 1/32)."""
     weights: str | None = None
     """Initial weights of the backbone: auto, a tag (IMAGENET1K_V1, ra_in1k ...), a local file, or none (random)."""
+    stride: Literal[16, 32] = 16
+    """Picture's pixels to a position of the map that the model attends over: 16 as published (a ResNet's layer3), or
+    32, the network's last map."""
     embedding_dim: int | None = Field(default=None, ge=1)
     """Width of the embedding; at least the number of attributes. None: the model's published width (agman: 512)."""
     classify: bool | None = None

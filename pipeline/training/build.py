@@ -178,6 +178,7 @@ def _architecture(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
         "n_attributes": len(dataset.info.attributes),
         "backbone": config.backbone,
         "weights": config.weights,
+        "stride": config.stride,
         **{option: value for option, value in options.items() if value is not None},
     }
 

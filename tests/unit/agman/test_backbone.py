@@ -111,6 +111,31 @@ def test_a_plain_transformer_gives_maps_after_half_and_three_quarters_of_its_blo
     torch.testing.assert_close([low, mid], expected)
     last = network.blocks[9:](mid.flatten(2).transpose(1, 2)).mean(1)
     torch.testing.assert_close(backbone.top(mid), last)
+    torch.manual_seed(1)
+    deep = Backbone("vit_tiny_patch16_224", stride=32).eval()
+    expected = network.forward_intermediates(images, indices=[8, 11], intermediates_only=True)
+    torch.testing.assert_close(list(deep.maps(images)), expected)
+
+
+@pytest.mark.parametrize("name", FEW[:-1])
+@torch.no_grad()
+def test_with_stride_32_the_maps_are_one_stage_deeper(name):
+    """The last stage is part of the network then, and branch 1 takes the average of its map."""
+    images = torch.randn(2, 3, 64, 96)
+    torch.manual_seed(1)
+    whole = Backbone(name, top=True).eval()
+    torch.manual_seed(1)
+    deep = Backbone(name, stride=32).eval()
+    low, mid = deep.maps(images)
+    torch.testing.assert_close(low, whole.maps(images)[1])
+    torch.testing.assert_close(mid, whole.layer4(low))
+    torch.testing.assert_close(deep.top(mid), mid.mean((2, 3)))
+    assert deep.channels == deep.top_channels == mid.shape[1]
+
+
+def test_another_stride_is_refused():
+    with pytest.raises(ValueError, match="stride must be 16 or 32, not 8"):
+        Backbone("tiny", stride=8)
 
 
 @pytest.mark.parametrize("name", FEW)

@@ -87,15 +87,17 @@ def test_embeddings_logits_and_maps(images, name, options):
 
 
 @every_model
+@pytest.mark.parametrize("stride", [16, 32])
 @pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224", "resnet18"])
-def test_every_model_works_on_every_kind_of_network(name, backbone):
+def test_every_model_works_on_every_kind_of_network(name, backbone, stride):
     """Embeddings, maps, logits, gradients of all that is learned, and the same network again from its description."""
-    model = new_model(name, backbone=backbone)
+    model = new_model(name, backbone=backbone, stride=stride)
     images, attributes = small(3), attributes_of(0, 2, 1)
     output = model(images, attributes)
     assert output.embedding.shape == (3, WIDTH)
     assert_equal(output.embedding.norm(dim=1), torch.ones(3), atol=1e-5)
-    assert model.attention(images, attributes).shape == (3, 2, 2)
+    side = 2 if backbone.startswith("vit") else 32 // stride
+    assert model.attention(images, attributes).shape == (3, side, side)
     logits = 0 if output.logits is None else output.logits.square().sum()
     (output.embedding[:, 0].sum() + logits).backward()
     lacking = [key for key, tensor in model.named_parameters() if tensor.requires_grad and tensor.grad is None]
@@ -103,6 +105,7 @@ def test_every_model_works_on_every_kind_of_network(name, backbone):
     with torch.device("meta"):
         again = agman.build(**model.config)
     assert again.pixels == model.pixels and again.config == model.config
+    assert again.backbone.stride == stride
     assert {key: tensor.shape for key, tensor in again.state_dict().items()} == {
         key: tensor.shape for key, tensor in model.state_dict().items()
     }
