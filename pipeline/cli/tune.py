@@ -87,8 +87,9 @@ def tune(
     from pipeline.config.schema import load_config
     from pipeline.tuning.spaces import find_space, refuse_varied
 
-    config, found = load_config(config_file, settings, preset), find_space(space)
+    found = find_space(space)
     refuse_varied(found, settings)
+    config = load_config(config_file, settings, preset, found.varied)
     from data_prep.dataset import Dataset
 
     dataset = Dataset(data)
