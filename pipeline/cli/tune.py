@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     default="margins",
     show_default=True,
     metavar="NAME",
-    help="Search space: margins, loss_weights, embedding, optimizer, full, or your own MODULE:FUNCTION.",
+    help="Search space: margins, recipe, batches, losses, embedding, full, or your own MODULE:FUNCTION.",
 )
 @click.option("--trials", default=20, show_default=True, type=click.IntRange(1), help="Number of trials.")
 @click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trials that run at a time.")
