@@ -197,8 +197,8 @@ def load_config(
     for key, cause in _without_effect(config, varied).items():
         if key in changed | typed.keys():
             raise InputError(
-                f"{key}={getattr(config, key)} has no effect with {cause}={getattr(config, cause)}: change one of them, "
-                f"or leave {key} out"
+                f"{key}={getattr(config, key)} has no effect with {cause}={getattr(config, cause)}: change one of "
+                f"them, or leave {key} out"
             )
     return config
 
