@@ -196,7 +196,7 @@ def test_a_file_may_hold_every_setting_and_an_override_may_silence_those_of_a_pr
     assert load_config(file, []) == TrainConfig()
     assert load_config(None, ["batches=triplets", "max_triplets=9"], "strong").max_triplets == 9
     file.write_text("temperature: 0.2\n")
-    with pytest.raises(InputError, match="temperature=.* has no effect with batches=triplets"):
+    with pytest.raises(InputError, match=r"temperature=.* has no effect with batches=triplets"):
         load_config(file, [])
 
 
