@@ -67,11 +67,11 @@ def config_of(recipe: str, seed: int) -> TrainConfig:
 
 
 class Judge:
-    """Test MAP of a model that embeds pairs."""
+    """MAP of a model that embeds pairs, on the test split or another."""
 
-    def __init__(self, dataset: Dataset, pixels: Pixels):
-        self.pairs, self.names = dataset.retrieval("test"), dataset.info.attribute_names
-        self.images = ImageStore(dataset, "test", SIZE, interpolation=pixels.interpolation)
+    def __init__(self, dataset: Dataset, pixels: Pixels, split: str = "test", side: int = SIZE):
+        self.pairs, self.names = dataset.retrieval(split), dataset.info.attribute_names
+        self.images = ImageStore(dataset, split, side, interpolation=pixels.interpolation)
 
     def __call__(self, model: agman.RetrievalModel) -> float:
         """Return the query-weighted MAP."""
