@@ -156,6 +156,12 @@ class TrainConfig(BaseModel):
         admits_none = type(None) in get_args(cls.model_fields[info.field_name or ""].annotation)
         return None if admits_none and isinstance(value, str) and value.lower() in ("none", "null", "") else value
 
+    @field_validator("stride", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        """Read `stride=32` on a command line: a Literal takes no text for a number."""
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
     @field_validator("weights")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
@@ -194,7 +200,7 @@ def load_config(
     typed = read_settings(settings)
     config = make_config(values | from_file | typed)
     changed = {key for key in from_file if getattr(config, key) != TrainConfig.model_fields[key].default}
-    for key, cause in _without_effect(config, varied).items():
+    for key, cause in without_effect(config, varied).items():
         if key in changed | typed.keys():
             raise InputError(
                 f"{key}={getattr(config, key)} has no effect with {cause}={getattr(config, cause)}: change one of "
@@ -203,7 +209,7 @@ def load_config(
     return config
 
 
-def _without_effect(config: TrainConfig, varied: Collection[str] = ()) -> dict[str, str]:
+def without_effect(config: TrainConfig, varied: Collection[str] = ()) -> dict[str, str]:
     """Return the settings that nothing reads, each with the setting that is the cause, unless that one is varied."""
     balanced = config.batches == "balanced"
     causes = [

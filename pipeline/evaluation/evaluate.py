@@ -122,12 +122,16 @@ def evaluate(
     """
     if split not in SPLITS[1:]:
         raise InputError(f"--split {split}: one of valid, test")
+    others = [other for other in SPLITS[1:] if other != split and dataset.info.images[other]]
+    instead = f"; it has images in another: --split {others[0]}" if others else ""
+    if not dataset.info.images[split]:
+        raise InputError(f"{dataset.path}: no images in split {split!r}{instead}")
     pairs = dataset.retrieval(split) if dataset.info.queries[split] else NO_PAIRS
     triplets = dataset.triplets(split)
     # One pass over the images serves both tasks: first the pairs of the ranking, then those of the triplets.
     asked = pd.concat([pairs[["image_id", "attribute"]], _pairs_of(triplets)], ignore_index=True)
     if asked.empty:
-        raise InputError(f"{dataset.path}: neither queries nor triplets in split {split!r}: nothing to score")
+        raise InputError(f"{dataset.path}: neither queries nor triplets in split {split!r}{instead}")
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.cli.train import show_settings
 from pipeline.config.presets import PRESETS
-from pipeline.config.schema import TrainConfig, allowed, load_config, make_config
-from pipeline.training.build import build_model, resolved
+from pipeline.config.schema import TrainConfig, allowed, load_config, make_config, without_effect
+from pipeline.reports.model.page import commands
+from pipeline.reports.study.page import as_settings
+from pipeline.training.build import build_model, fitted, resolved
 
 
 def test_the_defaults_are_the_papers_recipe() -> None:
@@ -198,6 +201,23 @@ def test_a_file_may_hold_every_setting_and_an_override_may_silence_those_of_a_pr
     file.write_text("temperature: 0.2\n")
     with pytest.raises(InputError, match=r"temperature=.* has no effect with batches=triplets"):
         load_config(file, [])
+
+
+@pytest.mark.parametrize("change", ["", "max_steps=30", "batches=balanced", "optimizer=adamw", "schedule=cosine"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_command_on_a_models_page_is_one_that_trains_it(name: str, change: str, dataset: Dataset) -> None:
+    trained = fitted(resolved(load_config(None, change.split(), name)), dataset, 1)
+    line = shlex.split(commands("MODEL", dataset, Path("page.html"), "valid", trained.model_dump())[1])
+    assert line[:2] == ["agman", "train"]
+    again = resolved(load_config(None, line[4:]))
+    read = trained.model_dump().keys() - without_effect(trained)
+    assert {key: getattr(again, key) for key in read} == {key: getattr(trained, key) for key in read}
+
+
+def test_a_trials_setting_on_a_studys_page_leaves_out_what_has_no_effect_in_it() -> None:
+    setting = {"proxy_weight": 0.0, "label_smoothing": 0.1, "temperature": 0.2, "ema": None}
+    assert as_settings(setting) == "proxy_weight=0.0 temperature=0.2 ema=none"
+    assert as_settings(setting | {"proxy_weight": 0.5}).split()[1] == "label_smoothing=0.1"
 
 
 def test_a_key_is_not_given_two_values() -> None:
