@@ -115,7 +115,7 @@ def test_a_split_with_nothing_to_score_is_refused(
         evaluate(network, {"image_size": SIZE}, Dataset(tmp_path / "data"))
     info["images"]["valid"] = 0
     description.write_text(json.dumps(info))
-    with pytest.raises(InputError, match="no images in split 'test'$"):
+    with pytest.raises(InputError, match=r"no images in split 'test'$"):
         evaluate(network, {"image_size": SIZE}, Dataset(tmp_path / "data"))
 
 
