@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_prep.words import counted
 from pipeline.cli.options import PATH, data_option, json_option, recipe_options, seed_option
-from pipeline.common.console import counted, emit, mean_and_deviation, say, show_table
+from pipeline.common.console import emit, mean_and_deviation, say, show_table
 from pipeline.compare.systems import SYSTEMS, refuse_own
 
 if TYPE_CHECKING:

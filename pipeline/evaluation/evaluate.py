@@ -23,6 +23,7 @@ from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.tables import SPLITS
+from data_prep.words import counted
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.attention import attention_metrics, measure_attention
 from pipeline.evaluation.chance import (
@@ -209,7 +210,7 @@ def _refuse_nan(embedded: torch.Tensor, pairs: pd.DataFrame, dataset: Dataset) -
     first = pairs.iloc[broken[0]]
     path = dataset.images.set_index("image_id").loc[first["image_id"], "path"]
     raise JobFailed(
-        f"the model gives NaN or infinity for {len(broken):,} of {len(pairs):,} pairs, first for {path} under "
+        f"the model gives NaN or infinity for {len(broken):,} of {counted(len(pairs), 'pair')}, first for {path} under "
         f"{dataset.info.attribute_names[first['attribute']]}: its training diverged, or its weights are damaged"
     )
 
