@@ -1,12 +1,12 @@
 """Learning curves of random settings of the space `full`: `AGMAN_PHOTOS=FOLDER agman bench curves`.
 
 `agman bench replay` learns from them what any setting would reach, and replays searches in seconds. Every setting
-trains the preset `strong` on small photographs (SIDE px), one thread each, and is validated after every ninth of
+trains the preset `strong` on small photographs (SIDE px), one thread each, and is validated after every sixth of
 PICTURES. Some are trained with other seeds, which shows the noise, and some on smaller pictures, which shows how well
 cheaper trainings rank them.
 
-AGMAN_SETTINGS says how many (300). Curves are kept in `work/curves` as they end, so a stopped run goes on; all that
-have ended are written to `benchmarks/results/curves.parquet`.
+AGMAN_SETTINGS says how many (300). Curves are kept in `work/curves` as they end, so a stopped run goes on; those that
+have ended are in `benchmarks/results/curves.parquet`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipeline.training.trainer import NonFiniteBatch, StepEnd, Training, WorkerC
 from pipeline.tuning.spaces import draw, find_space
 
 SETTINGS = int(os.environ.get("AGMAN_SETTINGS", "300"))
-PICTURES, POINTS = 2_592, 9
+PICTURES, POINTS = 2_304, 6
 """Pictures that a training sees, and the number of times that it is validated."""
 SIDE, SMALLER, OTHER_SEEDS = 64, (48, 32), (1, 2)
 REPEATED = 24
@@ -126,8 +126,8 @@ def main() -> None:
             file.write(json.dumps(found[-1]) + "\n")
             file.flush()
             bar.update(1)
+            write(found)
     bar.close()
-    write(found)
 
 
 if __name__ == "__main__":
