@@ -46,7 +46,7 @@ def make_split(
     if empty:
         raise InputError(
             f"no split without dividing groups: none would be in {empty[0]} "
-            f"({counted(np.count_nonzero(sizes), 'group')}, the largest with {sizes.max():,} of "
+            f"({counted(int(np.count_nonzero(sizes)), 'group')}, the largest with {sizes.max():,} of "
             f"{counted(len(split), 'image')}); give --group another column or none, or let "
             "near-duplicates be divided with --near-duplicates keep"
         )
