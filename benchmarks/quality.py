@@ -67,11 +67,11 @@ def config_of(recipe: str, seed: int) -> TrainConfig:
 
 
 class Judge:
-    """Test MAP of a model that embeds pairs."""
+    """MAP of a model that embeds pairs, on the test split or another."""
 
-    def __init__(self, dataset: Dataset, pixels: Pixels):
-        self.pairs, self.names = dataset.retrieval("test"), dataset.info.attribute_names
-        self.images = ImageStore(dataset, "test", SIZE, interpolation=pixels.interpolation)
+    def __init__(self, dataset: Dataset, pixels: Pixels, split: str = "test", side: int = SIZE):
+        self.pairs, self.names = dataset.retrieval(split), dataset.info.attribute_names
+        self.images = ImageStore(dataset, split, side, interpolation=pixels.interpolation)
 
     def __call__(self, model: agman.RetrievalModel) -> float:
         """Return the query-weighted MAP."""
@@ -123,7 +123,7 @@ class Heads(agman.RetrievalModel):
 
 
 HEADS_LR = 2e-3
-"""Learning rate of the heads; the backbone has half of it, as in `strong`."""
+"""Learning rate of the heads; the backbone has half of it, which is better for them than a quarter, as in `strong`."""
 
 
 def plain(dataset: Dataset, seed: int, after: After) -> None:
@@ -300,11 +300,13 @@ def _found(mean: dict[str, Curve], seconds: dict[str, float]) -> str:
     strong, paper, heads = mean["strong"], mean["paper"], mean["linear heads"]
     step = reaches(strong, paper[-1][1])
     found = ["`strong` never has the published recipe's MAP."]
-    if step is not None:
+    if step == 0:
+        found = [f"`strong` has more than `paper` at its end ({100 * paper[-1][1]:.2f}) before its first step."]
+    elif step is not None:
         time_share = step * seconds["strong"] / (STEPS * seconds["paper"])
         found = [
             f"`strong` has the MAP that `paper` has at its end ({100 * paper[-1][1]:.2f}) after {step:.0f} of {STEPS} "
-            f"steps: 1/{STEPS / max(step, 1e-9):.1f} of the pictures, 1/{1 / max(time_share, 1e-9):.1f} of the time."
+            f"steps: 1/{STEPS / step:.1f} of the pictures, 1/{1 / time_share:.1f} of the time."
         ]
     same_time = min(STEPS, STEPS * seconds["paper"] / seconds["strong"])
     ahead = [a - b for (step, a), (_, b) in zip(strong, heads, strict=True) if step > STEPS / 10]

@@ -162,7 +162,7 @@ class Annotation:
 WHAT_DIFFERS = {"in_two_splits": "split", "labels_disagree": "value", "in_both_roles": "role"}
 
 
-def counted(rows: pd.DataFrame, rejects: list[Reject], filled: Mapping[str, int]) -> int:
+def count_rows(rows: pd.DataFrame, rejects: list[Reject], filled: Mapping[str, int]) -> int:
     """Return the number of rows read: labels and rejects.
 
     `filled` is the number of lines that are not blank, by source. Raises AssertionError unless each of these lines is

@@ -41,6 +41,7 @@ from data_prep.tables import (
     write_table,
 )
 from data_prep.triplets import TripletSampler
+from data_prep.words import counted
 
 
 class Reader(Protocol):
@@ -283,14 +284,14 @@ def _check_rejects(annotation: Annotation, root: Path, max_rejects: float) -> No
         counts = count_reasons(rejects)
         if len(counts) > 1:
             raise InputError(
-                f"{root}: {len(rejects):,} of {annotation.rows_in:,} annotation rows rejected "
+                f"{root}: {len(rejects):,} of {counted(annotation.rows_in, 'annotation row')} rejected "
                 f"{_reasons(annotation, rejects)}; nothing is left: is this the right layout, and are the pictures "
                 "below the root?"
             )
         reason = next(iter(counts))
         raise InputError(
-            f"{root}: all {len(rejects):,} annotation rows are rejected for one reason, {reason} ({REASONS[reason]}), "
-            f"the first in {_first(annotation, rejects)}"
+            f"{root}: all annotation rows ({len(rejects):,}) are rejected for one reason, {reason} "
+            f"({REASONS[reason]}), the first in {_first(annotation, rejects)}"
         )
     for part in (whole, *parts):
         if part.lost and (not part.left or len(part.lost) > max_rejects * part.total):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from data_prep.errors import InputError
 from data_prep.tables import SPLITS
+from data_prep.words import counted
 
 ROLES = ("query", "candidate")
 
@@ -44,9 +45,10 @@ def make_split(
     empty = [name for name, count, fraction in zip(SPLITS, counts, wanted, strict=True) if fraction and not count]
     if empty:
         raise InputError(
-            f"no split without dividing groups: none would be in {empty[0]} ({np.count_nonzero(sizes):,} groups, the "
-            f"largest with {sizes.max():,} of {len(split):,} images); give --group another column or none, or "
-            "let near-duplicates be divided with --near-duplicates keep"
+            f"no split without dividing groups: none would be in {empty[0]} "
+            f"({counted(int(np.count_nonzero(sizes)), 'group')}, the largest with {sizes.max():,} of "
+            f"{counted(len(split), 'image')}); give --group another column or none, or let "
+            "near-duplicates be divided with --near-duplicates keep"
         )
     return split
 

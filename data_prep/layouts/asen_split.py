@@ -29,7 +29,7 @@ from data_prep.annotation import (
     Row,
     bad_line,
     contained,
-    counted,
+    count_rows,
     frame_of,
     rejected,
     settled,
@@ -39,6 +39,7 @@ from data_prep.layouts.text_files import LONGEST_PATH, find_files, integers, is_
 from data_prep.request import Request
 from data_prep.splits import ROLES
 from data_prep.tables import ASEN_SPLIT, SPLITS, Attribute
+from data_prep.words import counted
 
 QUERY_EVERY = 5
 """One image of five is a query, the others are candidates."""
@@ -178,7 +179,7 @@ def _read_split(folder: Path, split: str) -> _SplitRows:
     ]
     # Not yet in the types of the columns, because the numbers are unchecked.
     labels = pd.DataFrame(rows, columns=list(Row._fields)).assign(listed=np.array(listed, bool))
-    return _SplitRows(labels, rejects + unlabelled, counted(labels, rejects, filled) + len(unlabelled))
+    return _SplitRows(labels, rejects + unlabelled, count_rows(labels, rejects, filled) + len(unlabelled))
 
 
 def _label_files(folder: Path, split: str) -> Iterator[tuple[Path, str]]:
@@ -206,7 +207,7 @@ def _read_line(line: str, names: list[str], source: str, number: int) -> tuple[i
         return bad_line(source, number, line)
     index = numbers[0]
     if not 0 <= index < len(names):
-        return Reject(source, number, "index_out_of_range", f"{str(index)[:40]} of {len(names)} file names")
+        return Reject(source, number, "index_out_of_range", f"{str(index)[:40]} of {counted(len(names), 'file name')}")
     if len(names[index]) > LONGEST_PATH:
         return Reject(source, number, "bad_line", f"its file name has {len(names[index]):,} characters")
     return index, list(zip(numbers[1::2], numbers[2::2], strict=True))

@@ -26,7 +26,7 @@ from data_prep.annotation import (
     Annotation,
     Reject,
     bad_line,
-    counted,
+    count_rows,
     reconcile,
     rejected,
     settled,
@@ -50,6 +50,7 @@ from data_prep.layouts.text_files import (
 from data_prep.request import Request
 from data_prep.splits import assign_roles
 from data_prep.tables import Attribute
+from data_prep.words import counted
 
 NAME = "DeepFashion"
 COARSE, FINE_FOLDER = "Anno_coarse", "Anno_fine"
@@ -236,7 +237,7 @@ def _read_coarse(file: Path, request: Request, below: Below) -> Annotation:
         schema += (categories,)
         rows = pd.concat([rows, listed.assign(attribute=len(schema) - 1)], ignore_index=True)
         rejects += refused
-    rows_in = counted(rows, rejects, filled)
+    rows_in = count_rows(rows, rejects, filled)
     partition = below.find("list_eval_partition.txt", "Eval")
     if partition:
         rows, refused = _with_partition(rows, partition, below)
@@ -244,8 +245,8 @@ def _read_coarse(file: Path, request: Request, below: Below) -> Annotation:
     else:
         rows = rows.assign(split="")
     expected = {
-        "bad_line": f"expected a path and {len(meaning):,} values of 1, -1 or 0, as list_attr_cloth.txt has "
-        f"{len(meaning):,} rows",
+        "bad_line": f"expected a path and {counted(len(meaning), 'value')} of 1, -1 or 0, as list_attr_cloth.txt has "
+        f"{counted(len(meaning), 'row')}",
         "no_partition": "expected every path of list_attr_img.txt in list_eval_partition.txt, too",
     }
     annotation = Annotation(
@@ -303,10 +304,10 @@ def _read_categories(below: Below, paths: set[str]) -> tuple[Attribute, pd.DataF
         else:
             rows.append((image, category[0] - 1, number))
     frame = pd.DataFrame(rows, columns=["path", "value", "line"]).assign(source=source, role="")
-    counted(frame, rejects, {source: filled})
+    count_rows(frame, rejects, {source: filled})
     used = sorted(set(frame["value"]))
     if unused := [name for value, name in enumerate(names) if value not in used]:
-        below.notes.append(f"{len(unused)} of {len(names)} categories have no picture: {', '.join(unused)}")
+        below.notes.append(f"categories without a picture, {len(unused)} of {len(names)}: {', '.join(unused)}")
     frame["value"] = np.searchsorted(used, frame["value"])
     return Attribute(name="category", values=tuple(names[value] for value in used)), frame, rejects
 
@@ -351,7 +352,8 @@ def _read_fine(folder: Path, request: Request, below: Below) -> Annotation:
             corners = _lines_of(file, below)
             if len(corners) != len(paths):
                 raise InputError(
-                    f"{file}: {_amount(file, corners)}, but {len(paths):,} images; leave out --crop-boxes to do without"
+                    f"{file}: {_amount(file, corners)}, but {counted(len(paths), 'image')}; leave out "
+                    "--crop-boxes to do without"
                 )
             boxes += [
                 (path, *_corners(line, file, n)) for n, (path, line) in enumerate(zip(paths, corners, strict=True), 1)
@@ -372,10 +374,10 @@ def _read_fine(folder: Path, request: Request, below: Below) -> Annotation:
         schema,
         frame,
         rejects,
-        rows_in=counted(frame, rejects, filled),
+        rows_in=count_rows(frame, rejects, filled),
         several_values=True,
         boxes=_box_frame(boxes) if request.crop_boxes else None,
-        expected={(source, "bad_line"): f"expected {len(of_column)} values of 0 or 1" for source in filled},
+        expected={(source, "bad_line"): f"expected {counted(len(of_column), 'value')} of 0 or 1" for source in filled},
     )
     return settled(annotation)
 
@@ -399,13 +401,13 @@ def _part(folder: Path, official: str, below: Below) -> tuple[list[str], list[st
         return paths, marks
     short, whole = sorted(((files[0], paths), (files[1], marks)), key=lambda pair: len(pair[1]))
     raise InputError(
-        f"{short[0]}: {_amount(*short)}, but {len(whole[1]):,} images in {whole[0].name}; is it complete? "
+        f"{short[0]}: {_amount(*short)}, but {counted(len(whole[1]), 'image')} in {whole[0].name}; is it complete? "
         f"Without both files there is no split {split}: move them away to do without"
     )
 
 
 def _amount(file: Path, lines: list[str]) -> str:
-    return f"{len(lines):,} lines" if lines else "is empty" if file.exists() else "is missing"
+    return counted(len(lines), "line") if lines else "is empty" if file.exists() else "is missing"
 
 
 def _lines_of(file: Path, below: Below) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.annotation import Annotation, Reject, Row, bad_line, counted, frame_of, reconcile, settled
+from data_prep.annotation import Annotation, Reject, Row, bad_line, count_rows, frame_of, reconcile, settled
 from data_prep.errors import InputError
 from data_prep.layouts.asen_split import find_split_files, read_split_files
 from data_prep.layouts.text_files import (
@@ -28,6 +28,7 @@ from data_prep.layouts.text_files import (
 )
 from data_prep.request import Request
 from data_prep.tables import Attribute
+from data_prep.words import counted
 
 NAME = "FashionAI"
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -103,7 +104,7 @@ def read_raw(root: Path) -> Annotation:
             (rows if isinstance(read, Row) else rejects).append(read)  # type: ignore[arg-type]
         expected |= {(source, reason): words for reason, words in EXPECTED.items()}
     labels = frame_of(rows)
-    rows_in = counted(labels, rejects, filled)
+    rows_in = count_rows(labels, rejects, filled)
     return _once(Annotation(SCHEMA, labels, rejects, rows_in=rows_in, expected=expected), root)
 
 
@@ -122,7 +123,7 @@ def _once(annotation: Annotation, root: Path) -> Annotation:
         tail: next((p for p in of if is_file(root / p)), of.iloc[0]) for tail, of in paths.groupby("tail")["path"]
     }
     path = rows["tail"].map(chosen).where(rows["path"].isin(paths["path"]), rows["path"]).astype("str")
-    note = f"{len(chosen):,} pictures are in several folders, such as {paths['path'].iloc[0]}; each is read once"
+    note = f"pictures in several folders, each read once: {len(chosen):,}, such as {paths['path'].iloc[0]}"
     return settled(replace(annotation, rows=annotation.rows.assign(path=path), notes=(*annotation.notes, note)))
 
 
@@ -159,7 +160,7 @@ def _read_line(line: str, first: int, prefix: str, source: str, number: int) -> 
     attribute = _INDEX[key]
     expected = len(SCHEMA[attribute].values)
     if len(marks) != expected:
-        detail = f"{path}: {len(marks)} marks, {SCHEMA[attribute].name} has {expected} values"
+        detail = f"{path}: {counted(len(marks), 'mark')}, {SCHEMA[attribute].name} has {expected} values"
         return Reject(source, number, "value_out_of_range", detail)
     if marks.count("y") != 1:
         reason = "several_values" if "y" in marks else "no_value"

@@ -11,6 +11,7 @@ from data_prep.annotation import Reject
 from data_prep.errors import InputError
 from data_prep.layouts.table_file import Column, Records
 from data_prep.pictures import HEIC, SUFFIXES
+from data_prep.words import counted
 
 IMAGE = "image"
 """Name of the column of paths in a table made of folders."""
@@ -39,7 +40,7 @@ def read_folders(root: Path, levels: str, files: list[str]) -> Records:
     split = [path.split("/") for path in pictures]
     fits = [len(parts) == len(names) + 1 for parts in split]
     rejects = [
-        Reject(root.name, number, "other_depth", f"{path}: {len(parts) - 1} folders, --levels names {len(names)}")
+        Reject(root.name, number, "other_depth", f"{path}: not {counted(len(names), 'folder')} deep, as --levels says")
         for number, (path, parts, fit) in enumerate(zip(pictures, split, fits, strict=True), start=1)
         if not fit
     ]

@@ -360,8 +360,8 @@ def _annotation(catalogue: Catalogue, request: Request, notes: list[str], unused
             role[own] = np.where(given[own] == BOTH, role[own], given[own])
     if given is not None and (given == BOTH).any():
         notes.append(
-            f"{int((given == BOTH).sum()):,} pictures are queries and candidates in the table; here each is one of the "
-            f"two, drawn by lot: {request.fractions.query:.0%} are queries"
+            f"queries and candidates at once in the table: {int((given == BOTH).sum()):,}; here each picture is one of "
+            f"the two, drawn by lot: {request.fractions.query:.0%} are queries"
         )
     rows = rows.assign(
         split=pd.Categorical.from_codes(split[image], pd.Index(SPLITS)),
@@ -370,7 +370,7 @@ def _annotation(catalogue: Catalogue, request: Request, notes: list[str], unused
     without_row = 0 if unused is None else int(unused["picture"].sum())
     if unused is not None and without_row:
         notes.append(
-            f"{without_row:,} pictures below the root have no row, such as {unused.path[unused.picture].iloc[0]}"
+            f"pictures below the root without a row: {without_row:,}, such as {unused.path[unused.picture].iloc[0]}"
         )
     made: Literal["split", "roles", ""] = "roles" if given is None or (given == BOTH).any() else ""
     if catalogue.splits is None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from data_prep.annotation import SPLIT_OF
 from data_prep.errors import InputError
 from data_prep.pictures import is_within
+from data_prep.words import counted
 
 LONGEST_LINE = 10_000
 """Characters of the longest line. Real ones have a few hundred; those of list_attr_img.txt are read elsewhere."""
@@ -197,6 +198,8 @@ def check_count(file: Path, head: ListHead, rows: int, notes: list[str]) -> None
     if not rows and head.said != 0:
         raise InputError(f"{file}: has no rows; is it complete?")
     if head.said is None:
-        notes.append(f"{file.name}: line 1 does not give the number of rows; {rows:,} are read")
+        notes.append(f"{file.name}: line 1 does not give the number of rows: {counted(rows, 'row')} read")
     elif head.said != rows:
-        notes.append(f"{file.name}: line 1 says {head.said:,} rows, and {rows:,} are read; is the file complete?")
+        notes.append(
+            f"{file.name}: line 1 says {counted(head.said, 'row')}, and {rows:,} can be read; is the file complete?"
+        )

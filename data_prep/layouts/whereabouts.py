@@ -13,6 +13,7 @@ import pandas as pd
 from data_prep.annotation import SHOWN, TRIPLET_COLUMNS, Annotation, settled
 from data_prep.layouts.folders import is_picture
 from data_prep.layouts.text_files import files_below
+from data_prep.words import counted
 
 NOWHERE = 0.1
 """Share of the pictures that may be missing without a note that says where they were looked for."""
@@ -40,10 +41,11 @@ def located(annotation: Annotation, root: Path) -> Annotation:
         nowhere_at_all = set(missing) - found.keys()
         in_order = [*annotation.rows["path"], *missing]  # the first one is that of the first row
         first = next(path for path in in_order if path in nowhere_at_all)
-        looked = f"by its name and folder among the {pictures.count:,} pictures there" if pictures.count else ""
+        there = counted(pictures.count, "picture")
+        looked = f"by its name and folder among the {there} there" if pictures.count else ""
         nowhere = (
-            f"{len(missing) - len(found):,} of {len(paths):,} pictures are nowhere below the root: {first[:SHOWN]} was "
-            f"looked for at its path, and {looked or 'there is no other picture'}"
+            f"nowhere below the root: {len(missing) - len(found):,} of {counted(len(paths), 'picture')}; "
+            f"{first[:SHOWN]} was looked for at its path, and {looked or 'there is no other picture'}"
         )
         if namesake := pictures.namesake(first):
             nowhere += f"; a picture of this name is {namesake}"
@@ -107,7 +109,7 @@ def _moves(found: dict[str, str]) -> str:
     moves = Counter(_move(path, there) for path, there in found.items())
     named = [f"those of {old} in {new} ({count:,})" for (old, new), count in moves.most_common(NAMED)]
     more = f", and {len(moves) - NAMED:,} more" if len(moves) > NAMED else ""
-    return f"{len(found):,} pictures were found elsewhere: {', '.join(named)}{more}"
+    return f"found elsewhere: {counted(len(found), 'picture')}, {', '.join(named)}{more}"
 
 
 def _move(path: str, there: str) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from data_prep.annotation import (
     Reject,
     Row,
     bad_line,
-    counted,
+    count_rows,
     frame_of,
     settled,
 )
@@ -46,6 +46,7 @@ from data_prep.layouts.text_files import (
 )
 from data_prep.request import Request
 from data_prep.tables import CSN_SPLIT, SPLITS, Attribute
+from data_prep.words import counted
 
 CONDITIONS = {"class": "Category", "closure": "Closure", "gender": "Gender", "heel": "HeelHeight"}
 """The four conditions, which are our attributes, and their columns of meta-data.csv."""
@@ -116,7 +117,7 @@ def read_lists(folder: Path, root: Path) -> Annotation:
     if not found:
         raise InputError(f"{folder / 'tripletlists'}: none of its files is a CONDITION_tripletlist_SPLIT.txt")
     triplets = pd.DataFrame(columns).astype({"attribute": "int16", "line": "int64"})
-    rows_in = counted(triplets, rejects, filled)
+    rows_in = count_rows(triplets, rejects, filled)
     notes = _sharing(triplets, len(images))
     for name in TRIPLET_COLUMNS[:3]:
         triplets[name] = images.take(triplets[name].to_numpy(int))
@@ -143,7 +144,7 @@ def _read_triplet(
     if numbers is None or len(numbers) != 3:
         return bad_line(source, number, line)
     if not all(0 <= index < len(paths) for index in numbers):
-        return Reject(source, number, "index_out_of_range", f"{line.strip()[:80]}: {len(paths)} file names")
+        return Reject(source, number, "index_out_of_range", f"{line.strip()[:80]}: {counted(len(paths), 'file name')}")
     if max(len(paths[index]) for index in numbers) > LONGEST_PATH:
         return Reject(source, number, "bad_line", f"{line.strip()}: a file name has too many characters")
     anchor, far, close = image_of[numbers].tolist()
@@ -159,11 +160,11 @@ def _sharing(triplets: pd.DataFrame, images: int) -> tuple[str, ...]:
     for split in SPLITS:
         own = triplets.loc[triplets["split"] == split, list(TRIPLET_COLUMNS[:3])].to_numpy(int)
         if count := int(seen[own].any(axis=1).sum()):
-            shared.append(f"{count:,} of {len(own):,} {split} triplets")
+            shared.append(f"{count:,} of {counted(len(own), f'{split} triplet')}")
         seen[own] = True
     if not shared:
         return ()
-    return (f"CSN's lists share pictures between splits: {' and '.join(shared)} have a picture of an earlier split",)
+    return (f"CSN's lists share pictures with an earlier split: {' and '.join(shared)}",)
 
 
 def _pictures(root: Path) -> Iterator[str]:
@@ -227,8 +228,8 @@ def read_table(file: Path, root: Path) -> Annotation:
         for path, attribute, value, number in cells
     )
     schema = tuple(Attribute(name=name, values=tuple(v)) for name, v in zip(CONDITIONS, values, strict=True))
-    rows_in = counted(rows, rejects, {source: filled})
-    pictures = f"there are {sum(map(len, paths_of.values())):,} pictures below the root, and none has this name"
+    rows_in = count_rows(rows, rejects, {source: filled})
+    pictures = f"this is the name of none of the {counted(sum(map(len, paths_of.values())), 'picture')} below the root"
     expected = {(source, "bad_line"): "expected as many cells as line 1 has", (source, "missing_image"): pictures}
     return settled(Annotation(schema, rows, rejects, rows_in=rows_in, several_values=True, expected=expected))
 

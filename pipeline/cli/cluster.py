@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from data_prep.errors import InputError
+from data_prep.words import counted
 from pipeline.cli.options import FOLDER, PATH_OR_URI, json_option
 from pipeline.common.console import emit, progress_bar, show
 from pipeline.common.errors import JobFailed
@@ -61,7 +62,7 @@ def doctor(data: str | Path | None, storage: str | Path, as_json: bool) -> None:
     wrong = [finding.check for finding in findings if not finding.ok]
     emit({"checks": len(findings), "wrong": wrong}, as_json)
     if wrong:
-        raise JobFailed(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}")
+        raise JobFailed(f"{len(wrong)} of {counted(len(findings), 'check')} failed: {', '.join(wrong)}")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

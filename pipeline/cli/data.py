@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_prep.errors import InputError
+from data_prep.words import counted
 from pipeline.cli.options import PATH, PATH_OR_URI, json_option, overwrite_option, seed_option, typed
 from pipeline.common.console import emit, printable, progress_bar, say, show_table
 
@@ -52,7 +53,7 @@ def sample(layout: str, out: Path, as_json: bool, **options: Any) -> None:
     from data_prep.synthetic.samples import sample as draw_dataset
 
     drawn = draw_dataset(layout, out, progress=progress_bar, **options)
-    say(f"{drawn.images:,} images with {drawn.labels:,} labels in {out}")
+    say(f"{counted(drawn.images, 'image')} with {counted(drawn.labels, 'label')} in {out}")
     emit({"images": drawn.images, "labels": drawn.labels, "out": str(out)}, as_json)
 
 
@@ -243,7 +244,7 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
     for split in contents.values[0].images if contents.values else ():
         seen, rare = (sum(getattr(one, what)(split) for one in contents.values) for what in ("seen", "too_rare"))
         if rare:
-            say(f"note: {split}: {rare:,} of {seen:,} values have fewer than two images, too few for an anchor")
+            say(f"note: {split}: fewer than two images, too few for an anchor: {rare:,} of {counted(seen, 'value')}")
     if contents.near_duplicates:
         say(f"near-duplicates: {contents.near_duplicates}")
     for note in info.notes:

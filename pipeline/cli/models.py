@@ -82,18 +82,19 @@ def rollback(name: str, reason: str, as_json: bool) -> None:
 @click.command()
 @click.argument("model", type=MODEL)
 @data_option
+@split_option("show the scores of")
 @click.option(
     "--out", default=Path("report.html"), show_default=True, type=NEW_FILE, metavar="FILE", help="Page to write."
 )
 @json_option
-def report(model: str, data: str | Path, out: Path, as_json: bool) -> None:
+def report(model: str, data: str | Path, split: str, out: Path, as_json: bool) -> None:
     """Write one self-contained page on MODEL: MAP table, curves, attention, galleries."""
     from data_prep.dataset import Dataset
 
     dataset = Dataset(data)
     from pipeline.reports.model.page import write_report
 
-    metrics = write_report(model, dataset, out)
+    metrics = write_report(model, dataset, out, split=split)
     say(f"page: {out.absolute()}")
     emit(metrics | {"page": str(out)}, as_json)
 

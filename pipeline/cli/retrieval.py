@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_prep.words import counted
 from pipeline.cli.options import MODEL, PATH, PATH_OR_URI, json_option, overwrite_option, precision_option
 from pipeline.common.console import emit, printable, progress_bar, say, show_table
 
@@ -45,7 +46,10 @@ def embed(model: str, images: str | Path, out: Path, as_json: bool, **options: A
 def show_gallery(gallery: Gallery) -> dict[str, Any]:
     """Show what the gallery holds and what was rejected; return the result for --json."""
     info, refused = gallery.info, sum(gallery.info.rejects.values())
-    say(f"{info.images:,} images under {len(info.attributes)} attributes, {info.width} wide, in {gallery.folder}")
+    say(
+        f"{counted(info.images, 'image')} under {counted(len(info.attributes), 'attribute')}, {info.width} wide, in "
+        f"{gallery.folder}"
+    )
     for reason, count in info.rejects.items():
         say(f"  {count:,} rejected: {reason}")
     if refused:
@@ -75,8 +79,8 @@ def index(gallery: Path, as_json: bool) -> None:
 
     measured = Gallery.open(gallery).build_index(progress_bar).measured
     say(
-        f"index of {measured.rows:,} images: {measured.lists:,} lists, {measured.probes:,} of them searched; "
-        f"recall@{RECALL_AT} {measured.recall:.3f} against exact search"
+        f"index of {counted(measured.rows, 'image')}: {counted(measured.lists, 'list')}, {measured.probes:,} of them "
+        f"searched; recall@{RECALL_AT} {measured.recall:.3f} against exact search"
     )
     emit(asdict(measured), as_json)
 

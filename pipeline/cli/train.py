@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_prep.words import counted
 from pipeline.cli.options import (
     MODEL,
     PATH_OR_URI,
@@ -100,7 +101,8 @@ def show_trained(trained: Trained) -> dict[str, Any]:
         rows.append(
             [marked(name, trained.queries.get(attribute)), f"{value:.4f}", "" if chance is None else f"{chance:.4f}"]
         )
-    title = f"trained: {trained.steps:,} steps in {trained.seconds:,.0f} s; at the epoch of the best checkpoint"
+    took = f"{counted(trained.steps, 'step')} in {trained.seconds:,.0f} s"
+    title = f"trained: {took}; at the epoch of the best checkpoint"
     show_table(title, ["metric", "value", "chance"], rows)
     for line in meaning_for(trained.queries.values()):
         say(line)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_prep.words import counted
 from pipeline.cli.options import PATH, data_option, json_option, recipe_options, seed_option
-from pipeline.common.console import counted, emit, mean_and_deviation, say, show_table
+from pipeline.common.console import emit, mean_and_deviation, say, show_table
 from pipeline.compare.systems import SYSTEMS, refuse_own
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     default="margins",
     show_default=True,
     metavar="NAME",
-    help="Search space: margins, loss_weights, embedding, optimizer, full, or your own MODULE:FUNCTION.",
+    help="Search space: margins, recipe, batches, losses, embedding, full, or your own MODULE:FUNCTION.",
 )
 @click.option("--trials", default=20, show_default=True, type=click.IntRange(1), help="Number of trials.")
 @click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trials that run at a time.")
@@ -87,8 +88,9 @@ def tune(
     from pipeline.config.schema import load_config
     from pipeline.tuning.spaces import find_space, refuse_varied
 
-    config, found = load_config(config_file, settings, preset), find_space(space)
+    found = find_space(space)
     refuse_varied(found, settings)
+    config = load_config(config_file, settings, preset, found.varied)
     from data_prep.dataset import Dataset
 
     dataset = Dataset(data)

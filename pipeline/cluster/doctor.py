@@ -28,6 +28,7 @@ from packaging.specifiers import SpecifierSet
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
+from data_prep.words import counted
 from pipeline.common.errors import reason
 
 SECONDS = 60
@@ -144,10 +145,10 @@ def _devices() -> str:
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi"):
             raise Problem(
-                f"{cpus} CPUs; there is an NVIDIA driver, but PyTorch {torch.__version__} sees no GPU",
+                f"{counted(cpus, 'CPU')}; there is an NVIDIA driver, but PyTorch {torch.__version__} sees no GPU",
                 "install the PyTorch build for the driver's CUDA version, or check CUDA_VISIBLE_DEVICES",
             )
-        return f"{cpus} CPUs, no GPU"
+        return f"{counted(cpus, 'CPU')}, no GPU"
     total = sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(torch.cuda.device_count()))
     names = sorted({torch.cuda.get_device_name(gpu) for gpu in range(torch.cuda.device_count())})
     x = torch.ones(1024, 1024, device="cuda")
@@ -205,7 +206,7 @@ def _ray() -> str:
     with ray_session():
         total = ray.cluster_resources()
         nodes = sum(node["Alive"] for node in ray.nodes())
-        has = f"{nodes} nodes, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
+        has = ", ".join([counted(nodes, "node"), *(counted(int(total.get(kind, 0)), kind) for kind in ("CPU", "GPU"))])
         if not total.get("CPU"):
             try:
                 cpus_for(1)
@@ -304,7 +305,7 @@ def _dataset(data: str | Path, progress: Progress) -> str:
             dataset.triplets(split)
     if len(dataset.labels) and not set(dataset.labels["image_id"]) <= set(dataset.images["image_id"]):
         raise Problem(f"{dataset.path}: labels name pictures that do not exist", "run `agman prep` again")
-    return f"{dataset.path}: {sum(count.values()):,} pictures, {dataset.info.digest[:12]}"
+    return f"{dataset.path}: {counted(sum(count.values()), 'picture')}, {dataset.info.digest[:12]}"
 
 
 def _decodes(jpeg: bytes) -> bool:

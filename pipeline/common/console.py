@@ -97,11 +97,6 @@ def printable(text: str, longest: int = 300) -> str:
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: "1 seed", "1,200 seeds"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def mean_and_deviation(values: Sequence[float], scale: float = 100, digits: int = 2) -> str:
     """Return "mean ± standard deviation" of values times `scale`; of a single value, which has no deviation, itself."""
     mean = f"{scale * statistics.fmean(values):.{digits}f}"

@@ -24,6 +24,7 @@ from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
+from data_prep.words import counted
 from pipeline.common.console import bar_of, say, say_above
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
@@ -220,7 +221,7 @@ def _score_all(
             scored.append(Scored(system, seed, metrics=found.pop("figures"), **found))
             bar.update(1)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{len(scored)} of {len(wanted)} trainings are scored; {AGAIN}") from stop
+        raise KeyboardInterrupt(f"scored: {len(scored)} of {counted(len(wanted), 'training')}; {AGAIN}") from stop
     finally:
         bar.close()
     return scored

@@ -74,7 +74,7 @@ PRESETS = {
             "label_smoothing": 0.1,
             "optimizer": "adamw",
             "lr": 2e-3,
-            "backbone_lr_scale": 0.5,
+            "backbone_lr_scale": 0.25,
             "schedule": "cosine",
             "warmup": 0.1,
             "batch_norm": "frozen",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -156,6 +156,12 @@ class TrainConfig(BaseModel):
         admits_none = type(None) in get_args(cls.model_fields[info.field_name or ""].annotation)
         return None if admits_none and isinstance(value, str) and value.lower() in ("none", "null", "") else value
 
+    @field_validator("stride", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        """Read `stride=32` on a command line: a Literal takes no text for a number."""
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
     @field_validator("weights")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
@@ -172,12 +178,17 @@ GONE = {
 """Former settings, and what to take instead."""
 
 
-def load_config(file: Path | None, settings: Iterable[str], preset: str | None = None) -> TrainConfig:
+def load_config(
+    file: Path | None, settings: Iterable[str], preset: str | None = None, varied: Collection[str] = ()
+) -> TrainConfig:
     """Return a preset's configuration, changed by a YAML file, then by KEY=VALUE settings.
 
-    Raises InputError naming the key and the file at fault.
+    Raises InputError naming the key and the file at fault, also for a setting that has no effect beside the others.
+    A file may repeat defaults, so that it can hold every setting. `varied`: settings that will change, and may give
+    others their effect.
     """
     values: dict[str, Any] = {}
+    from_file: dict[str, Any] = {}
     if preset is not None:
         values |= find_preset(preset).settings
     if file is not None:
@@ -186,8 +197,34 @@ def load_config(file: Path | None, settings: Iterable[str], preset: str | None =
             make_config(values | from_file)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
-        values |= from_file
-    return make_config(values | read_settings(settings))
+    typed = read_settings(settings)
+    config = make_config(values | from_file | typed)
+    changed = {key for key in from_file if getattr(config, key) != TrainConfig.model_fields[key].default}
+    for key, cause in without_effect(config, varied).items():
+        if key in changed | typed.keys():
+            raise InputError(
+                f"{key}={getattr(config, key)} has no effect with {cause}={getattr(config, cause)}: change one of "
+                f"them, or leave {key} out"
+            )
+    return config
+
+
+def without_effect(config: TrainConfig, varied: Collection[str] = ()) -> dict[str, str]:
+    """Return the settings that nothing reads, each with the setting that is the cause, unless that one is varied."""
+    balanced = config.batches == "balanced"
+    causes = [
+        ("batches", balanced, ["max_triplets"]),
+        ("batches", not balanced, ["images_per_value", "pair_loss", "temperature"]),
+        ("pair_loss", config.pair_loss != "supervised_contrastive", ["temperature"]),
+        ("pair_loss", balanced and config.pair_loss != "semi_hard_triplet", ["margin"]),
+        ("loss_weighting", config.loss_weighting != "fixed", ["triplet_weight", "class_weight"]),
+        ("proxy_weight", not config.proxy_weight, ["proxy_loss", "label_smoothing"]),
+        ("proxy_loss", config.proxy_loss != "softmax", ["label_smoothing"]),
+        ("optimizer", config.optimizer != "adamw", ["weight_decay"]),
+        ("schedule", config.schedule != "step", ["lr_decay", "lr_decay_epochs"]),
+        ("max_steps", config.max_steps is not None, ["epochs"]),
+    ]
+    return {key: cause for cause, found, keys in causes if found and cause not in varied for key in keys}
 
 
 def read_settings(settings: Iterable[str]) -> dict[str, str]:
@@ -222,7 +259,7 @@ def allowed(key: str) -> str:
     described = TrainConfig.model_json_schema()["properties"][key]
     kind = next(kind for kind in described.get("anyOf", [described]) if kind["type"] != "null")
     if "enum" in kind:
-        return " | ".join(kind["enum"])
+        return " | ".join(map(str, kind["enum"]))
     words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true | false"}[kind["type"]]
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤"}
     return ", ".join([words, *(f"{sign} {kind[name]:g}" for name, sign in signs.items() if name in kind)])

@@ -23,6 +23,7 @@ from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.tables import SPLITS
+from data_prep.words import counted
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.attention import attention_metrics, measure_attention
 from pipeline.evaluation.chance import (
@@ -122,12 +123,16 @@ def evaluate(
     """
     if split not in SPLITS[1:]:
         raise InputError(f"--split {split}: one of valid, test")
+    others = [other for other in SPLITS[1:] if other != split and dataset.info.images[other]]
+    instead = f"; it has images in another: --split {others[0]}" if others else ""
+    if not dataset.info.images[split]:
+        raise InputError(f"{dataset.path}: no images in split {split!r}{instead}")
     pairs = dataset.retrieval(split) if dataset.info.queries[split] else NO_PAIRS
     triplets = dataset.triplets(split)
     # One pass over the images serves both tasks: first the pairs of the ranking, then those of the triplets.
     asked = pd.concat([pairs[["image_id", "attribute"]], _pairs_of(triplets)], ignore_index=True)
     if asked.empty:
-        raise InputError(f"{dataset.path}: neither queries nor triplets in split {split!r}: nothing to score")
+        raise InputError(f"{dataset.path}: neither queries nor triplets in split {split!r}{instead}")
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)
@@ -205,7 +210,7 @@ def _refuse_nan(embedded: torch.Tensor, pairs: pd.DataFrame, dataset: Dataset) -
     first = pairs.iloc[broken[0]]
     path = dataset.images.set_index("image_id").loc[first["image_id"], "path"]
     raise JobFailed(
-        f"the model gives NaN or infinity for {len(broken):,} of {len(pairs):,} pairs, first for {path} under "
+        f"the model gives NaN or infinity for {len(broken):,} of {counted(len(pairs), 'pair')}, first for {path} under "
         f"{dataset.info.attribute_names[first['attribute']]}: its training diverged, or its weights are damaged"
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from data_prep.layouts import darn, deepfashion, fashionai, zappos50k
 from data_prep.tables import ASEN_SPLIT, CSN_SPLIT, DatasetInfo
+from data_prep.words import counted
 
 AG_MLAN = "Xiao & Yamasaki, first version (AG-MLAN)"
 AG_MAN = "Xiao & Yamasaki, IEEE Access (AG-MAN), abstract"
@@ -80,7 +81,7 @@ class Benchmark:
         if all(abs(ours - official) <= REPEATED * official for ours, official in pairs):
             return None
         return (
-            f"of the official split, {self.queries:,} queries and {self.candidates:,} candidates, "
+            f"of the official split, {counted(self.queries, 'query')} and {counted(self.candidates, 'candidate')}, "
             f"and this one has {queries:,} and {candidates:,}"
         )
 

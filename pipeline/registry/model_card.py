@@ -14,6 +14,7 @@ from typing import Any
 from agman.bootstrap import Interval
 from agman.pixels import IMAGENET, Pixels
 from data_prep.tables import SPLITS
+from data_prep.words import counted
 from pipeline.common.console import printable
 from pipeline.common.errors import without_credentials
 from pipeline.evaluation.chance import chance_beside
@@ -71,8 +72,9 @@ def write_card(
     pixels = Pixels.of(build["pixels"]) if "pixels" in build else IMAGENET
     title = f"# {_plain(name)}: {build['name']} on {build['backbone']}"
     about = (
-        f"Pictures in, one embedding of {build['embedding_dim']} numbers (unit length) for each of {len(attributes)} "
-        "attributes out; the cosine of two is the similarity of the pictures under that attribute. Written by "
+        f"Pictures in, one embedding of {build['embedding_dim']} numbers (unit length) for each of "
+        f"{counted(len(attributes), 'attribute')} out; the cosine of two is the similarity of the pictures under that "
+        "attribute. Written by "
         f"agman-pipeline {version('agman-pipeline')}."
     )
     sections = [
@@ -105,9 +107,9 @@ def _data(description: Mapping[str, Any], pixels: Pixels) -> str:
     }
     if facts.get("split"):
         rows["split"] = facts["split"]
-    for counted in ("images", "queries"):
-        if counted in facts:
-            rows[counted] = ", ".join(f"{split} {facts[counted][split]:,}" for split in SPLITS)
+    for what in ("images", "queries"):
+        if what in facts:
+            rows[what] = ", ".join(f"{split} {facts[what][split]:,}" for split in SPLITS)
     if "triplets" in facts:
         rows["triplets an epoch"] = f"{facts['triplets']:,}"
     return _table(["", ""], [[key, str(value)] for key, value in rows.items()])
@@ -164,7 +166,8 @@ def _limits(description: Mapping[str, Any], tags: Mapping[str, str], tested: Tes
         weights = description.get("initial_weights", training["weights"])
         lines.append(PRETRAINED.format(_code(str(weights))) if weights else RANDOM)
     lines.append(
-        f"It knows {len(description['attributes'])} attributes: {', '.join(map(_plain, description['attributes']))}. "
+        f"It knows {counted(len(description['attributes']), 'attribute')}: "
+        f"{', '.join(map(_plain, description['attributes']))}. "
         "Embeddings under different attributes cannot be compared."
     )
     if "doubt" in tags:

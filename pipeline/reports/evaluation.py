@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 import agman
+from data_prep.words import counted
 from pipeline.common.console import line_width, say, show, show_table
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.few import marked, meaning_for, query_count
@@ -180,7 +181,7 @@ def _show_retrieval(evaluation: Evaluation) -> None:
     rows = [[marked(name, queries.get(name)), *_times_100(line, at_k)] for name, line in lines.items()]
     show_table(f"The first ranks on {evaluation.split}, times 100", ["attribute", *at_k.values()], rows)
     show(
-        f"MAP*: without the {metrics['unanswerable']:,.0f} queries that have no relevant candidate. Those score 0, so "
+        f"MAP*: without queries that have no relevant candidate ({metrics['unanswerable']:,.0f}). Those score 0, so "
         "the ceiling is the share of the others"
     )
 
@@ -196,8 +197,8 @@ def _show_attention(evaluation: Evaluation) -> None:
         for name, end in ends.items()
         if f"{split}/attention_mass{end}" in metrics
     ]
-    pairs = f"{metrics[f'{split}/attention_pairs']:,.0f}"
-    title = f"Attention in the true regions on {split}, times 100 ({pairs} pairs, evenly spaced)"
+    pairs = counted(int(metrics[f"{split}/attention_pairs"]), "pair")
+    title = f"Attention in the true regions on {split}, times 100 ({pairs}, evenly spaced)"
     show_table(title, ["attribute", "mass inside", "maximum inside", "area (chance)"], rows)
 
 

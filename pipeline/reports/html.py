@@ -6,7 +6,8 @@ from typing import Any
 
 import jinja2
 
-from pipeline.common.console import counted, printable
+from data_prep.words import counted
+from pipeline.common.console import printable
 from pipeline.evaluation.few import marked, meaning_for, query_count
 
 

@@ -377,7 +377,7 @@ def _finish(staging: Path, info: GalleryInfo, shards: int, skipped: dict[str, st
     if not len(pictures):
         first = refused.slice(0, 1).to_pylist()[0]
         shutil.rmtree(staging, ignore_errors=True)
-        raise InputError(f"none of the {len(refused):,} pictures can be embedded; {first['image']}: {first['detail']}")
+        raise InputError(f"no picture can be embedded, {len(refused):,} refused; {first['image']}: {first['detail']}")
     pq.write_table(refused, staging / "rejects.parquet")
     table = pa.table({"file": list(skipped), "detail": list(skipped.values())}, schema=SKIPPED)
     pq.write_table(table, staging / "skipped.parquet")

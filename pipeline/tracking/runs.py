@@ -21,6 +21,7 @@ from mlflow.tracking import MlflowClient
 
 from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
+from data_prep.words import counted
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed, reason, without_credentials
 from pipeline.tracking.watchdog import OWNER, Watchdog, end_run, take_over
@@ -202,7 +203,8 @@ class PointLog:
                 self._failing = True
                 return
             if self._failing:
-                say(f"note: the tracking store answers again, {len(dict(due))} steps' metrics are logged")
+                late = counted(len(dict(due)), "step")
+                say(f"note: the tracking store answers again, the metrics of {late} are logged")
             self._failing = False
             del self.points[: len(due)]
 

@@ -22,7 +22,7 @@ from ray import tune as ray_tune
 
 from data_prep.dataset import Dataset
 from data_prep.storage import Storage
-from pipeline.common.console import counted
+from data_prep.words import counted
 from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.evaluation.validation import METRIC

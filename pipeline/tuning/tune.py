@@ -34,9 +34,10 @@ from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
+from data_prep.words import counted
 from pipeline.cluster.orphans import orphans_removed
 from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for
-from pipeline.common.console import bar_of, counted, say, say_above
+from pipeline.common.console import bar_of, say, say_above
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
 from pipeline.common.lock import locked

@@ -378,7 +378,7 @@ def test_refused_arguments_leave_nothing_behind(
 ) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.jpg").write_text("no picture")
-    with pytest.raises(InputError, match=r"none of the 1 pictures can be embedded; x\.jpg"):
+    with pytest.raises(InputError, match=r"no picture can be embedded, 1 refused; x\.jpg"):
         embed_here(model, tmp_path / "bad", tmp_path / "staging")
     with pytest.raises(InputError, match=r"--images .*x\.jpg: is a file; give its folder"):
         embed_images(model, tmp_path / "bad" / "x.jpg", tmp_path / "g")

@@ -493,7 +493,7 @@ def test_waiting_points_are_logged_when_the_store_comes_back(
     log.send(patient=False)
     assert log.points == []
     assert points_of(run, "loss") == {"loss": [(1, 3.0), (2, 2.0), (3, 1.0)]}
-    assert "answers again, 2 steps' metrics are logged" in capsys.readouterr().err
+    assert "answers again, the metrics of 2 steps are logged" in capsys.readouterr().err
 
 
 def test_a_finished_job_waits_for_the_store(

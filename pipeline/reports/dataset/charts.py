@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from data_prep.tables import SPLITS
+from data_prep.words import counted
 from pipeline.common.console import printable
 from pipeline.reports.charts import Chart, Theme, chart
 from pipeline.reports.dataset.contents import Contents, PerSplit, ValueCounts
@@ -45,7 +46,7 @@ def distributions(contents: Contents) -> list[Distribution]:
     if contents.info.given_triplets:
         names = contents.info.attribute_names
         drawn = _bars("triplets by condition", names, contents.triplets, "triplets")
-        shown.append(Distribution(drawn, [], [], f"{contents.info.given_triplets:,} triplets were given."))
+        shown.append(Distribution(drawn, [], [], f"Given: {counted(contents.info.given_triplets, 'triplet')}."))
     return shown
 
 

@@ -12,6 +12,7 @@ from data_prep.annotation import CHOSEN, REASONS
 from data_prep.dataset import Dataset
 from data_prep.tables import SPLITS, DatasetInfo
 from data_prep.triplets import TripletSampler
+from data_prep.words import counted
 
 EXAMPLES = 5
 """Number of rejects shown for each reason."""
@@ -104,10 +105,11 @@ class Contents:
     def accounting(self) -> str:
         """Equation between the rows that were read and what became of them."""
         labels, given = sum(self.labels.values()), self.info.given_triplets
-        parts = [f"{labels:,} labels"] * (labels > 0 or not given)
-        parts += [f"{given:,} triplets"] * (given > 0)
-        parts += [f"{self.info.repeats:,} repeats of those labels"] * (self.info.repeats > 0)
-        return f"{self.info.rows_in:,} annotation rows = {' + '.join([*parts, f'{self.rejects:,} rejects'])}"
+        parts = [counted(labels, "label")] * (labels > 0 or not given)
+        parts += [counted(given, "triplet")] * (given > 0)
+        parts += [f"{counted(self.info.repeats, 'repeat')} of those labels"] * (self.info.repeats > 0)
+        parts.append(counted(self.rejects, "reject"))
+        return f"{counted(self.info.rows_in, 'annotation row')} = {' + '.join(parts)}"
 
 
 def contents(dataset: Dataset) -> Contents:
@@ -147,7 +149,7 @@ def _near_duplicates(dataset: Dataset) -> str | None:
     used = pairs[(pairs["split"] != "") & (pairs["other_split"] != "")]
     across = int((used["split"] != used["other_split"]).sum())
     unlike = sum(map(bool, label_differences(dataset, pairs)))
-    parts = [f"{len(pairs):,} pairs", f"{across:,} across splits"]
+    parts = [counted(len(pairs), "pair"), f"{across:,} across splits"]
     parts += [f"{unlike:,} with different labels"] * (unlike > 0)
     parts += [f"{len(pairs) - len(used):,} with a picture that is left out"] * (len(used) < len(pairs))
     harm = "; they make scores of test and valid too good"

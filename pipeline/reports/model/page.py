@@ -16,6 +16,7 @@ import agman
 from data_prep import atomic
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from pipeline.config.schema import TrainConfig, without_effect
 from pipeline.evaluation.chance import GUESSING
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.registry.loading import load, shown
@@ -72,18 +73,19 @@ def write_report(
     dataset: Dataset,
     out: Path,
     *,
+    split: str = "test",
     study: StudyResult | None = None,
     evaluation: Evaluation | None = None,
 ) -> dict[str, float]:
     """Write one self-contained HTML page on `model` to `out`, and return the metrics of the evaluation.
 
-    `model` is a registry URI, a run's URI or a checkpoint folder. It is scored on the test split, unless its
+    `model` is a registry URI, a run's URI or a checkpoint folder. It is scored on `split`, unless its
     `evaluation` is given. Raises InputError if the model does not exist, or the page cannot be written.
     """
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; give a file")
     network, description = load(model, dataset.info.attribute_names)
-    evaluation = evaluation or evaluate(network, description, dataset, "test")
+    evaluation = evaluation or evaluate(network, description, dataset, split)
     page = ModelPage(
         dataset=dataset.info.name,
         drawn=dataset.drawn,
@@ -104,7 +106,7 @@ def write_report(
         study=study_section(study) if study else None,
         settings=description["training"],
         facts=_facts(dataset, network, description),
-        commands=_commands(shown(model), dataset, out, evaluation.split, description["training"]),
+        commands=commands(shown(model), dataset, out, evaluation.split, description["training"]),
     )
     _write(out, render("report.html.j2", page))
     return evaluation.metrics
@@ -154,10 +156,11 @@ def _facts(dataset: Dataset, network: agman.RetrievalModel, description: dict[st
     }
 
 
-def _commands(model: str, dataset: Dataset, out: Path, split: str, training: dict[str, Any]) -> list[str]:
+def commands(model: str, dataset: Dataset, out: Path, split: str, training: dict[str, Any]) -> list[str]:
     """Return the commands that lead from the dataset's official files (in DIR) to this page."""
     info, data = dataset.info, shlex.quote(str(dataset.path))
-    settings = [f"{key}={value}" for key, value in training.items() if value is not None]
+    unread = without_effect(TrainConfig.model_construct(**training))  # `agman train` would refuse them
+    settings = [f"{key}={value}" for key, value in training.items() if value is not None and key not in unread]
     trained = [f"agman train --data {data} {shlex.join(settings)}"] if training else []
     table = " --table FILE --image COLUMN --attribute NAME" if info.layout == "table" else ""
     return [
@@ -166,5 +169,5 @@ def _commands(model: str, dataset: Dataset, out: Path, split: str, training: dic
         f"--triplets {info.triplets} --epochs {info.triplet_epochs} --seed {info.seed} --fit {info.fit}",
         *trained,
         f"agman evaluate {shlex.quote(model)} --data {data} --split {split}",
-        f"agman report {shlex.quote(model)} --data {data} --out {shlex.quote(str(out))}",
+        f"agman report {shlex.quote(model)} --data {data} --split {split} --out {shlex.quote(str(out))}",
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from data_prep.words import counted
 from pipeline.reports.charts import Chart, Theme, chart, marker_of, show_chance, times_100
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _trials(study: StudyResult) -> Chart:
         axes.set(xlabel="epoch", ylabel="valid MAP × 100")
         axes.legend()
 
-    alt = f"Validation MAP over epochs of {len(study.trials)} trials; the best reaches {100 * study.best.best:.2f}"
+    alt = f"Validation MAP over epochs of {counted(len(study.trials), 'trial')}; best {100 * study.best.best:.2f}"
     return chart("Trials over their epochs", alt, draw)
 
 
@@ -110,7 +111,7 @@ def _setting(study: StudyResult, key: str) -> Chart:
         show_chance(axes, theme, study.chance)
         axes.set(xlabel=key, ylabel="valid MAP × 100")
 
-    return chart(f"MAP over {key}", f"Best validation MAP of {len(scored)} trials over their {key}", draw)
+    return chart(f"MAP over {key}", f"Best validation MAP of {counted(len(scored), 'trial')} over their {key}", draw)
 
 
 def _look(theme: Theme, best: bool) -> dict[str, Any]:

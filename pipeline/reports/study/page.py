@@ -23,6 +23,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 from data_prep import atomic
 from data_prep.errors import InputError
 from pipeline.common.console import printable
+from pipeline.config.schema import TrainConfig, without_effect
 from pipeline.reports.html import render
 from pipeline.reports.study.charts import TITLES, StudyChart, draw
 from pipeline.tuning.study import CHANCE, EPOCHS, FAILED, METRIC, OBJECTIVES, Trial, best_of, trials_in
@@ -99,7 +100,7 @@ def _page(
         | {"minutes of training": f"{sum(trial.seconds for trial in trials) / 60:.1f}"},
         several=several,
         chance=chance,
-        chosen=[(trial, _command(trial)) for trial in (front if several else [best] if best else [])],
+        chosen=[(trial, as_settings(trial.setting)) for trial in (front if several else [best] if best else [])],
         failures=dict(sorted(failures.items(), key=lambda item: -len(item[1]))),
         columns=table.column_names,
         rows=sorted(
@@ -116,8 +117,11 @@ def _page(
     )
 
 
-def _command(trial: Trial) -> str:
-    return shlex.join(f"{key}={as_setting(value)}" for key, value in trial.setting.items())
+def as_settings(setting: dict[str, Any]) -> str:
+    """Return a trial's setting as KEY=VALUE ..., without what has no effect in it, which `agman train` refuses."""
+    cause_of = without_effect(TrainConfig.model_construct(**setting))
+    read = {key: value for key, value in setting.items() if cause_of.get(key) not in setting}
+    return shlex.join(f"{key}={as_setting(value)}" for key, value in read.items())
 
 
 def as_setting(value: Any) -> str:

@@ -65,7 +65,7 @@ async function search() {
       : await answer(fetch(`similar/${query.row}?${parameters}`));
     if (mine !== asked) return;
     hits = found.hits;
-    say(`${hits.length} pictures, most similar first.`);
+    say(`${hits.length} ${hits.length === 1 ? "picture" : "pictures"}, most similar first.`);
     heatChoices(attributes);
     draw(attributes);
     await heat();

@@ -139,7 +139,9 @@ def test_blank_lines_are_skipped(coarse: Path) -> None:
     assert labels(deepfashion.read(Request(coarse))) == expected
     lines = IMAGES.split("\n")
     write(coarse, "Anno_coarse/list_attr_img.txt", "\n".join([*lines[:3], "", *lines[4:]]))
-    assert "list_attr_img.txt: line 1 says 4 rows, and 3 are read" in " ".join(deepfashion.read(Request(coarse)).notes)
+    assert "list_attr_img.txt: line 1 says 4 rows, and 3 can be read" in " ".join(
+        deepfashion.read(Request(coarse)).notes
+    )
 
 
 def test_columns_may_be_separated_by_tabs(coarse: Path) -> None:
@@ -206,14 +208,14 @@ LISTS = {
         ("\n{n}\n \nNAMES\n", None),
         ("{n}\n", None),
         ("\ufeff{n}\nNAMES\n", None),
-        ("\ufeff", "line 1 does not give the number of rows; {n} are read"),
-        ("NAMES\n", "line 1 does not give the number of rows; {n} are read"),
-        ("  \nNAMES\n", "line 1 does not give the number of rows; {n} are read"),
-        ("", "line 1 does not give the number of rows; {n} are read"),
-        ("{n} rows\nNAMES\n", "line 1 does not give the number of rows; {n} are read"),
-        ("²\nNAMES\n", "line 1 does not give the number of rows; {n} are read"),
-        ("289222\nNAMES\n", "line 1 says 289,222 rows, and {n} are read; is the file complete?"),
-        ("3\n", "line 1 says 3 rows, and {n} are read; is the file complete?"),
+        ("\ufeff", "line 1 does not give the number of rows: {n} rows read"),
+        ("NAMES\n", "line 1 does not give the number of rows: {n} rows read"),
+        ("  \nNAMES\n", "line 1 does not give the number of rows: {n} rows read"),
+        ("", "line 1 does not give the number of rows: {n} rows read"),
+        ("{n} rows\nNAMES\n", "line 1 does not give the number of rows: {n} rows read"),
+        ("²\nNAMES\n", "line 1 does not give the number of rows: {n} rows read"),
+        ("289222\nNAMES\n", "line 1 says 289,222 rows, and {n} can be read; is the file complete?"),
+        ("3\n", "line 1 says 3 rows, and {n} can be read; is the file complete?"),
     ],
 )
 def test_a_list_is_read_whatever_its_first_lines_are(coarse: Path, file: str, head: str, note: str | None) -> None:
@@ -231,8 +233,8 @@ def test_rows_that_another_list_makes_unreadable_are_one_line(coarse: Path) -> N
     write(coarse, "Anno_coarse/list_attr_cloth.txt", "\n".join(CLOTH.split("\n")[:4]))
     with pytest.raises(
         InputError,
-        match=r"all 4 annotation rows are rejected for one reason, bad_line .*; expected a path and 2 values of 1, -1 "
-        r"or 0, .*; list_attr_cloth\.txt: line 1 says 5 rows, and 2 are read",
+        match=r"all annotation rows .4. are rejected for one reason, bad_line .*; expected a path and 2 values of "
+        r"1, -1 or 0, .*; list_attr_cloth\.txt: line 1 says 5 rows, and 2 can be read",
     ):
         prepare("deepfashion", coarse, coarse / "out")
     write(coarse, "Anno_coarse/list_attr_cloth.txt", CLOTH)
@@ -332,7 +334,7 @@ def test_categories_are_one_more_attribute(coarse: Path) -> None:
     write(coarse, "Anno_coarse/list_category_img.txt", text)
     annotation = deepfashion.read(Request(coarse, categories=True))
     assert annotation.attributes[5].values == ("Anorak", "Skirt")
-    assert annotation.notes == ("1 of 3 categories have no picture: Cape",)
+    assert annotation.notes == ("categories without a picture, 1 of 3: Cape",)
     assert [row[:2] + row[2:4] for row in labels(annotation) if row[1] == 5] == [
         ("Dress_A/img_00000001.jpg", 5, 1, "train"),
         ("Dress_A/img_00000002.jpg", 5, 0, "test"),
@@ -384,12 +386,12 @@ def test_raw_fine_annotation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("train_attr.txt", "0 1\n", r"train_attr\.txt: 1 lines, but 2 images in train\.txt; is it complete\?"),
+        ("train_attr.txt", "0 1\n", r"train_attr\.txt: 1 line, but 2 images in train\.txt; is it complete\?"),
         ("train_attr.txt", "", r"train_attr\.txt: is empty, but 2 images in train\.txt"),
         ("train_attr.txt", None, r"train_attr\.txt: is missing, but 2 images in train\.txt.* there is no split train"),
-        ("val.txt", None, r"val\.txt: is missing, but 1 images in val_attr\.txt.* no split valid: move them away"),
-        ("test_bbox.txt", None, r"test_bbox\.txt: is missing, but 1 images; leave out --crop-boxes"),
-        ("test_bbox.txt", "", r"test_bbox\.txt: is empty, but 1 images; leave out --crop-boxes"),
+        ("val.txt", None, r"val\.txt: is missing, but 1 image in val_attr\.txt.* no split valid: move them away"),
+        ("test_bbox.txt", None, r"test_bbox\.txt: is missing, but 1 image; leave out --crop-boxes"),
+        ("test_bbox.txt", "", r"test_bbox\.txt: is empty, but 1 image; leave out --crop-boxes"),
     ],
 )
 def test_half_a_part_of_fine_annotation_is_an_error(tmp_path: Path, file: str, text: str | None, message: str) -> None:

@@ -121,7 +121,7 @@ def test_a_label_csv_is_found_in_a_folder_of_another_name(tmp_path: Path, folder
 )
 def test_rows_that_are_all_rejected_for_one_reason_are_one_line(tmp_path: Path, row: str, message: str) -> None:
     write_label_csv(tmp_path, "".join(row.format(i) + "\n" for i in range(30)))
-    with pytest.raises(InputError, match=f"all 30 annotation rows are rejected for one reason, {message}") as error:
+    with pytest.raises(InputError, match=f"all annotation rows .30. are rejected for one reason, {message}") as error:
         prepare("fashionai", tmp_path, tmp_path / "out")
     assert "\n" not in str(error.value)
 

@@ -130,7 +130,9 @@ def test_a_folder_that_was_unpacked_twice_is_read_once(tmp_path: Path) -> None:
     shutil.copytree(root / "train1", root / "copy" / "train1")
     info = prepare_small(root, tmp_path / "out").info
     assert sum(info.images.values()) == N == info.repeats
-    assert any(note.startswith("100 pictures are in several folders, such as copy/train1/") for note in info.notes)
+    assert any(
+        note.startswith("pictures in several folders, each read once: 100, such as copy/train1/") for note in info.notes
+    )
 
 
 def test_a_path_that_is_written_in_two_ways_is_one_picture(tmp_path: Path) -> None:
@@ -150,6 +152,6 @@ def test_the_first_missing_picture_is_named_with_where_its_name_was_found(tmp_pa
     (root / "elsewhere").mkdir()
     (root / FOLDER / "099.jpg").rename(root / "elsewhere" / "099.jpg")
     lose(root, *range(99))
-    message = rf"all 100 .*label\.csv line 1: {FOLDER}/099\.jpg; .*a picture of this name is elsewhere/099\.jpg"
+    message = rf"\(100\) .*label\.csv line 1: {FOLDER}/099\.jpg; .*a picture of this name is elsewhere/099\.jpg"
     with pytest.raises(InputError, match=message):
         prepare_small(root, tmp_path / "out")

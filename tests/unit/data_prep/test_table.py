@@ -257,7 +257,7 @@ def test_pictures_that_are_query_and_candidate_become_one_of_the_two(tmp_path: P
     roles = annotation.rows.drop_duplicates("path").set_index("path")["role"]
     assert set(roles[frame["file"][1::2]]) == {"candidate"}
     assert 0 < (roles == "query").sum() < 20
-    assert any("30 pictures are queries and candidates" in note for note in annotation.notes)
+    assert any("queries and candidates at once in the table: 30" in note for note in annotation.notes)
 
 
 def test_the_shares_of_a_made_split_can_be_set(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_folders_of_folders_need_no_table(tmp_path: Path) -> None:
     ]
     assert len(annotation.rows) == 48
     assert [(r.reason, r.detail) for r in annotation.rejects] == [
-        ("other_depth", "stray.png: 0 folders, --levels names 2")
+        ("other_depth", "stray.png: not 2 folders deep, as --levels says")
     ]
     (only,) = table.read(Request(tmp_path / "shop", table=TableOptions(levels="-/colour"))).attributes
     assert only.name == "colour"
@@ -500,7 +500,7 @@ def test_a_catalogue_is_prepared_with_names_and_notes(tmp_path: Path) -> None:
     dataset = prepared(root, frame.iloc[1:], tmp_path / "out")
     assert dataset.info.attributes[0].values == ("blue", "green", "red")
     assert dataset.info.images == {"train": 47, "valid": 6, "test": 6}
-    assert any("1 pictures below the root have no row" in note for note in dataset.info.notes)
+    assert any("pictures below the root without a row: 1, such as" in note for note in dataset.info.notes)
     unused = pd.read_parquet(tmp_path / "out" / "unused.parquet")
     assert unused[unused["picture"]]["path"].tolist() == ["pictures/000.png"]
     again = prepared(root, frame.iloc[1:], tmp_path / "again")

@@ -53,7 +53,7 @@ def test_pictures_are_found_in_other_folders(tmp_path: Path, said: str, there: s
     write_pictures(tmp_path, *(there + name for name in NAMES))
     found = located(annotation_of(*(said + name for name in NAMES)), tmp_path)
     assert paths_of(found) == [there + name for name in NAMES]
-    assert found.notes == (f"4 pictures were found elsewhere: those of {move} (4)",)
+    assert found.notes == (f"found elsewhere: 4 pictures, those of {move} (4)",)
 
 
 def test_boxes_and_triplets_go_with_their_pictures(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_folder_that_agrees_best_is_taken_and_an_equal_name_alone_is_not_eno
     annotation = located(annotation_of("data/train1/Images/x_labels/a.jpg", "img/b.jpg"), tmp_path)
     assert paths_of(annotation) == ["train2/Images/x_labels/a.jpg", "img/b.jpg"]
     nowhere = (
-        "1 of 2 pictures are nowhere below the root: img/b.jpg was looked for at its path, and by its name and folder "
+        "nowhere below the root: 1 of 2 pictures; img/b.jpg was looked for at its path, and by its name and folder "
         "among the 3 pictures there; a picture of this name is other/b.jpg"
     )
     assert annotation.notes[1] == annotation.expected["", "missing_image"] == nowhere
@@ -86,7 +86,7 @@ def test_a_few_missing_pictures_are_not_worth_a_note(tmp_path: Path) -> None:
     write_pictures(tmp_path, *names[3:])
     assert located(annotation_of(*names), tmp_path).notes == ()
     (tmp_path / names[3]).unlink()
-    assert "4 of 40 pictures are nowhere" in located(annotation_of(*names), tmp_path).notes[0]
+    assert "nowhere below the root: 4 of 40 pictures" in located(annotation_of(*names), tmp_path).notes[0]
     (tmp_path / "empty").mkdir()
     nothing = located(annotation_of(*names), tmp_path / "empty").notes[0]
     assert nothing.endswith("img/x/0.jpg was looked for at its path, and there is no other picture")

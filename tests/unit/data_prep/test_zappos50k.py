@@ -72,8 +72,7 @@ def test_bad_triplets_are_rejected_and_counted(tmp_path: Path) -> None:
     ]
     assert annotation.rows_in == 11
     assert annotation.notes == (
-        "CSN's lists share pictures between splits: 1 of 2 valid triplets and 1 of 1 test triplets have a picture of "
-        "an earlier split",
+        "CSN's lists share pictures with an earlier split: 1 of 2 valid triplets and 1 of 1 test triplet",
     )
 
 
@@ -88,7 +87,7 @@ def test_pictures_are_found_with_or_without_the_full_stop_of_a_brand(tmp_path: P
         "ut-zap50k-images/Shoes/Oxfords/Co/3.4.jpg",
     ]
     old, new = (f"ut-zap50k-images/Shoes/Oxfords/{brand}/" for brand in ("Co.", "Co"))
-    assert annotation.notes == (f"1 pictures were found elsewhere: those of {old} in {new} (1)",)
+    assert annotation.notes == (f"found elsewhere: 1 picture, those of {old} in {new} (1)",)
 
 
 def test_one_brand_without_its_full_stop_among_many_is_found(tmp_path: Path) -> None:
@@ -259,7 +258,7 @@ def test_a_picture_in_triplets_of_two_splits_is_an_image_of_both(shoes: Path, tm
     prepare("zappos50k", root, tmp_path / "out", image_size=SIZE)
     dataset = Dataset(tmp_path / "out")
     assert dataset.info.rejects == {}
-    assert dataset.info.notes[0].startswith("CSN's lists share pictures between splits: 1 of ")
+    assert dataset.info.notes[0].startswith("CSN's lists share pictures with an earlier split: 1 of ")
     path_of = dataset.images.set_index("image_id")["path"]
     names = (root / "filenames.json").read_text().split("\n")
     shared = [f"ut-zap50k-images/{names[int(i)]}" for i in (anchor, close, far)]

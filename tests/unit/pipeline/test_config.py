@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.cli.train import show_settings
 from pipeline.config.presets import PRESETS
-from pipeline.config.schema import TrainConfig, allowed, load_config, make_config
-from pipeline.training.build import build_model, resolved
+from pipeline.config.schema import TrainConfig, allowed, load_config, make_config, without_effect
+from pipeline.reports.model.page import commands
+from pipeline.reports.study.page import as_settings
+from pipeline.training.build import build_model, fitted, resolved
 
 
 def test_the_defaults_are_the_papers_recipe() -> None:
@@ -58,10 +61,10 @@ def test_settings_override_the_file(tmp_path: Path) -> None:
 
 def test_the_file_overrides_the_preset_and_key_value_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("margin: 0.4\nepochs: 7\nbatch_size: 24\n")
+    file.write_text("clip_norm: 0.4\nepochs: 7\nbatch_size: 24\n")
     config = load_config(file, ["epochs=3", "weights=none"], "strong")
     assert (config.lr, config.proxy_weight, config.batches) == (2e-3, 1.0, "balanced")  # the preset's
-    assert (config.margin, config.batch_size) == (0.4, 24)  # the file's, over the preset's 48
+    assert (config.clip_norm, config.batch_size) == (0.4, 24)  # the file's, over the preset's 48
     assert (config.epochs, config.weights) == (3, None)  # over both
     assert config.lr_decay_epochs == TrainConfig().lr_decay_epochs
 
@@ -168,6 +171,55 @@ def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, f
         load_config(file, [])
 
 
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [
+        ("batches=balanced max_triplets=9", "batches=balanced"),
+        ("images_per_value=4", "batches=triplets"),
+        ("temperature=0.2", "batches=triplets"),
+        ("batches=balanced temperature=0.2 pair_loss=multi_similarity", "pair_loss=multi_similarity"),
+        ("batches=balanced margin=0.2", "pair_loss=supervised_contrastive"),
+        ("class_weight=0.5 loss_weighting=learned", "loss_weighting=learned"),
+        ("label_smoothing=0.1", "proxy_weight=0.0"),
+        ("label_smoothing=0.1 proxy_weight=1 proxy_loss=anchor", "proxy_loss=anchor"),
+        ("weight_decay=0.1", "optimizer=adam"),
+        ("lr_decay=0.5 schedule=cosine", "schedule=cosine"),
+        ("epochs=3 max_steps=40", "max_steps=40"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_with_the_cause(settings: str, cause: str) -> None:
+    with pytest.raises(InputError, match=f"has no effect with {cause}: change one of them"):
+        load_config(None, settings.split())
+    load_config(None, settings.split(), varied=[cause.partition("=")[0]])
+
+
+def test_a_file_may_hold_every_setting_and_an_override_may_silence_those_of_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "all.yaml"
+    file.write_text(TrainConfig().model_dump_json())
+    assert load_config(file, []) == TrainConfig()
+    assert load_config(None, ["batches=triplets", "max_triplets=9"], "strong").max_triplets == 9
+    file.write_text("temperature: 0.2\n")
+    with pytest.raises(InputError, match=r"temperature=.* has no effect with batches=triplets"):
+        load_config(file, [])
+
+
+@pytest.mark.parametrize("change", ["", "max_steps=30", "batches=balanced", "optimizer=adamw", "schedule=cosine"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_command_on_a_models_page_is_one_that_trains_it(name: str, change: str, dataset: Dataset) -> None:
+    trained = fitted(resolved(load_config(None, change.split(), name)), dataset, 1)
+    line = shlex.split(commands("MODEL", dataset, Path("page.html"), "valid", trained.model_dump())[1])
+    assert line[:2] == ["agman", "train"]
+    again = resolved(load_config(None, line[4:]))
+    read = trained.model_dump().keys() - without_effect(trained)
+    assert {key: getattr(again, key) for key in read} == {key: getattr(trained, key) for key in read}
+
+
+def test_a_trials_setting_on_a_studys_page_leaves_out_what_has_no_effect_in_it() -> None:
+    setting = {"proxy_weight": 0.0, "label_smoothing": 0.1, "temperature": 0.2, "ema": None}
+    assert as_settings(setting) == "proxy_weight=0.0 temperature=0.2 ema=none"
+    assert as_settings(setting | {"proxy_weight": 0.5}).split()[1] == "label_smoothing=0.1"
+
+
 def test_a_key_is_not_given_two_values() -> None:
     assert load_config(None, ["epochs=3", "epochs=3"]).epochs == 3
     with pytest.raises(InputError, match="model is given twice: isln and csn"):
@@ -183,6 +235,7 @@ def test_a_key_is_not_given_two_values() -> None:
         ("precision", "fp32 | bf16"),
         ("compile", "true | false"),
         ("weights", "text"),
+        ("stride", "16 | 32"),
     ],
 )
 def test_allowed_values_are_described(key: str, words: str) -> None:

@@ -90,7 +90,3 @@ def test_a_narrow_terminal_folds_and_no_color_is_respected(no_color: str) -> Non
 )
 def test_a_single_value_has_no_deviation(values: list[float], shown: str) -> None:
     assert console.mean_and_deviation(values) == shown
-
-
-def test_one_thing_is_not_several() -> None:
-    assert [console.counted(number, "seed") for number in (0, 1, 1200)] == ["0 seeds", "1 seed", "1,200 seeds"]

@@ -253,7 +253,7 @@ def test_given_triplets(tmp_path: Path) -> None:
     triplets = {"train": [(i, i + 1, i + 2, i % 3 // 2) for i in range(12)], "test": [(20, 21, 22, 1)]}
     made = Made(images, (heel, closure), triplets=triplets, given=13, repeats=0, rejects=[("a", 1, "no_label", "b")])
     summary = write_prep_report(write(made, tmp_path))
-    assert summary.contents.accounting == "14 annotation rows = 13 triplets + 1 rejects"
+    assert summary.contents.accounting == "14 annotation rows = 13 triplets + 1 reject"
     page = read_page(tmp_path / "report.html")
     alt = with_class(page, "chart")[0].findall(".//img")[0].attrib["alt"]
     assert "heel 8 train, 0 test; closure 4 train, 1 test" in alt

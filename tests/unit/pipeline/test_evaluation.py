@@ -106,7 +106,16 @@ def test_a_split_with_nothing_to_score_is_refused(
     info = json.loads(description.read_text())
     info["queries"]["test"] = 0
     description.write_text(json.dumps(info))
-    with pytest.raises(InputError, match="neither queries nor triplets in split 'test'"):
+    there = "; it has images in another: --split valid"
+    with pytest.raises(InputError, match=f"neither queries nor triplets in split 'test'{there}"):
+        evaluate(network, {"image_size": SIZE}, Dataset(tmp_path / "data"))
+    info["images"]["test"] = 0
+    description.write_text(json.dumps(info))
+    with pytest.raises(InputError, match=f"no images in split 'test'{there}"):
+        evaluate(network, {"image_size": SIZE}, Dataset(tmp_path / "data"))
+    info["images"]["valid"] = 0
+    description.write_text(json.dumps(info))
+    with pytest.raises(InputError, match=r"no images in split 'test'$"):
         evaluate(network, {"image_size": SIZE}, Dataset(tmp_path / "data"))
 
 
