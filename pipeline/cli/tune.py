@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from pipeline.tuning.tune import StudyResult
 
 
+class _Objectives(click.ParamType):
+    """Objectives beside MAP, separated by commas."""
+
+    name = "objectives"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+        for name in names:
+            if name not in ("embedding_dim", "latency_ms"):
+                self.fail(f"{name!r} is not one of 'embedding_dim', 'latency_ms'", param, ctx)
+        return names
+
+
 @click.command()
 @data_option
 @click.option(
@@ -54,8 +69,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--against",
-    type=click.Choice(["embedding_dim", "latency_ms"]),
-    help="Second objective, to be minimised: find the Pareto front of MAP against it.",
+    type=_Objectives(),
+    default="",
+    metavar="NAME,...",
+    help="Objectives to be minimised, embedding_dim, latency_ms or both: find the Pareto front of MAP against them.",
 )
 @click.option(
     "--final-seeds",
@@ -63,6 +80,12 @@ if TYPE_CHECKING:
     show_default=True,
     type=click.IntRange(0),
     help="Trainings of the best setting for all epochs; the best of them is registered. 0: none.",
+)
+@click.option(
+    "--final-trial",
+    type=click.IntRange(0),
+    metavar="NUMBER",
+    help="With --resume: train and register this trial's setting, say of the Pareto front, instead of the best.",
 )
 @click.option(
     "--storage", default=Path("runs"), show_default=True, type=PATH, metavar="DIR", help="Folder of the studies."
@@ -112,22 +135,27 @@ def tune(
 def show_study(study: StudyResult) -> None:
     """Show every trial, the best first, and what became of the best setting."""
     from pipeline.evaluation.chance import evidence_in
-    from pipeline.tuning.study import FAILED, METRIC
+    from pipeline.tuning.study import FAILED, METRIC, places_of
     from pipeline.tuning.tune import short
 
     keys = list(dict.fromkeys(key for trial in study.trials for key in trial.setting))
-    ranked = sorted(study.trials, key=lambda trial: -trial.best)
-    rows = [[str(t.number), *(short(t.setting.get(key, "")) for key in keys), f"{t.best:.4f}", t.state] for t in ranked]
-    rows.append(["chance", *("" for _ in keys), f"{study.chance:.4f}", ""])
-    show_table(f"Trials in the space {study.space}", ["trial", *keys, METRIC, "ended"], rows)
+    places = places_of(study.trials) if study.against else {}
+    rows = []
+    for trial in sorted(study.trials, key=lambda trial: -trial.best):
+        costs = [f"{value:.4g}" for value in trial.objectives[1:]] or ["" for _ in study.against]
+        ended = ", ".join([trial.state, *([places[trial.number]] if trial.number in places else [])])
+        setting = (short(trial.setting.get(key, "")) for key in keys)
+        rows.append([str(trial.number), *setting, f"{trial.best:.4f}", *costs, ended])
+    blank = ["" for _ in study.against]
+    rows.append(["chance", *("" for _ in keys), f"{study.chance:.4f}", *blank, ""])
+    show_table(f"Trials in the space {study.space}", ["trial", *keys, METRIC, *study.against, "ended"], rows)
     for trial in study.trials:
         if trial.state == FAILED:
             say(f"  trial {trial.number} failed: {trial.reason}")
     if study.final:
         reached = mean_and_deviation(study.final.valid, scale=1, digits=4)
-        say(
-            f"full budget  {METRIC} {reached} over {counted(len(study.final.valid), 'seed')}, chance {study.chance:.4f}"
-        )
+        over = counted(len(study.final.valid), "seed")
+        say(f"full budget  trial {study.final.trial}: {METRIC} {reached} over {over}, chance {study.chance:.4f}")
         test, chance = (study.final.test[f"test/{name}"] for name in ("map", "chance"))
         say(f"             test/map {test:.4f}, chance {chance:.4f}, with the seed that is best on validation")
         say(f"registered   {study.final.model_uri} ({study.final.alias})")

@@ -42,7 +42,7 @@ def prior_of(folder: Path, identity: dict[str, Any], space: Space, dataset_diges
     Raises InputError if no trial of it has ended with a score, or if none of its best values is one of the space's.
     """
     name, begun = folder.name, read_json(Storage(folder / DESCRIPTION))
-    study = _opened(folder / STUDY)
+    study = opened(folder / STUDY)
     scored = [t for t in trials_in(study) if t.history and t.state not in (RUNNING, FAILED)] if study else []
     if not study or not scored:
         raise InputError(
@@ -71,7 +71,8 @@ def prior_of(folder: Path, identity: dict[str, Any], space: Space, dataset_diges
     return Prior(settings, [], f"{said}; its trials are no knowledge here ({why})")
 
 
-def _opened(file: Path) -> optuna.Study | None:
+def opened(file: Path) -> optuna.Study | None:
+    """Return the study in a database, or None if there is none."""
     if not file.is_file():  # sqlite would make it
         return None
     storage = optuna.storages.RDBStorage(f"sqlite:///{file}")

@@ -185,7 +185,7 @@ class _TrialLogger(_NotPickled, ray_tune.Callback):
             say_above(f"trial {number}: its process was killed by {by}; it goes on from its last checkpoint")
 
     def _end(self, number: int, state: str, reason: str, last: dict[str, Any]) -> None:
-        against = last.get(self.job.against) if self.job.against else None
+        against = [last[name] for name in self.job.against if name in last]
         ended = self.record.end(number, state, reason, against, last.get("seconds", 0.0))
         self.runs.end(ended)
         tidy(self.job, ended)

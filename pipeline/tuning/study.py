@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,7 @@ OBJECTIVES, EPOCHS, CHANCE, BEGUN = "objectives", "epochs", f"{SPLIT}/chance", "
 """User attributes of the Optuna study: its objectives' names, a trial's full budget, the MAP of a random ranking, and
 whether it has all that it begins with."""
 AGAINST = ("embedding_dim", "latency_ms")
-"""Second objectives, to be minimised. The latency is in milliseconds an image, measured in the trial's process."""
-DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
+"""Further objectives, to be minimised. The latency is in milliseconds an image, measured in the trial's process."""
 _STATES = {DONE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
 History = list[tuple[int, float]]
@@ -50,8 +49,8 @@ class Plan:
     """Settings that do not vary; `epochs` is the budget of a trial."""
     search: Search = "tpe"
     scheduler: Scheduler = "asha"
-    against: str | None = None
-    """One of AGAINST, or None to maximise MAP alone."""
+    against: tuple[str, ...] = ()
+    """Objectives beside MAP, of AGAINST."""
     seed: int = 0
     workers: int = 1
     """Workers of each trial."""
@@ -61,7 +60,7 @@ class Plan:
     @property
     def objectives(self) -> list[str]:
         """Names of the objectives, MAP first."""
-        return [METRIC, self.against] if self.against else [METRIC]
+        return [METRIC, *self.against]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Trial:
     seconds: float = 0.0
     """Seconds of its training since the start of its last attempt."""
     objectives: tuple[float, ...] = ()
-    """Best MAP and second objective of a trial that is done."""
+    """Best MAP and the other objectives of a trial that is done."""
 
     @property
     def best(self) -> float:
@@ -109,7 +108,7 @@ class StudyRecord:
         self._study = optuna.create_study(
             storage=self._storage,
             study_name=name,
-            directions=DIRECTIONS[: len(plan.objectives)],
+            directions=[StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in plan.against)],
             pruner=pruner_of(plan.scheduler, plan.settings["epochs"]),
             load_if_exists=True,
         )
@@ -225,25 +224,25 @@ class StudyRecord:
         self._asked[number].set_user_attr(KILLS, kills)
         return kills
 
-    def end(self, number: int, state: str, reason: str, against: float | None = None, seconds: float = 0.0) -> Trial:
+    def end(self, number: int, state: str, reason: str, against: Sequence[float] = (), seconds: float = 0.0) -> Trial:
         """Note the end of a trial, and return it. Optuna learns a pruned trial's last MAP, and no MAP of a failed one.
 
         Args:
             number: number of the trial.
             state: DONE, PRUNED or FAILED.
             reason: reason in one line.
-            against: value of the second objective.
+            against: values of the objectives beside MAP.
             seconds: seconds of training in the last attempt.
         """
         asked, trial = self._asked[number], self[number]
-        if state == DONE and (not trial.history or (self.plan.against and against is None)):
+        if state == DONE and (not trial.history or len(against) < len(self.plan.against)):
             state, reason = FAILED, "it ended without a result"
         asked.set_user_attr(ENDED, state)
         asked.set_user_attr(REASON, reason)
         asked.set_user_attr(SECONDS, seconds)
         values = None
         if state == DONE:
-            values = [trial.best] if against is None else [trial.best, against]
+            values = [trial.best, *against]
         self._study.tell(asked, values, _STATES[state])
         del self._asked[number]
         return self[number]
@@ -284,6 +283,13 @@ def knee_of(front: list[Trial]) -> Trial | None:
         return sum((cost - a) / ((b - a) or 1) for cost, a, b in zip(_costs(trial), low, high, strict=True))
 
     return min(front, key=total)
+
+
+def places_of(trials: list[Trial]) -> dict[int, str]:
+    """Return "front", or "front, knee", by number of the trials of the Pareto front."""
+    front = front_of(trials)
+    knee = knee_of(front)
+    return {trial.number: "front, knee" if trial is knee else "front" for trial in front}
 
 
 def _costs(trial: Trial) -> tuple[float, ...]:

@@ -50,8 +50,8 @@ class TrialJob:
     """GPUs of each worker."""
     workers: int = 1
     """Workers of each trial."""
-    against: str | None = None
-    """Second objective, or None."""
+    against: tuple[str, ...] = ()
+    """Objectives beside MAP."""
 
     def trial_folder(self, number: int) -> Storage:
         """Return a trial's folder. It is removed when the trial has ended; a failed one loses only its checkpoints."""
@@ -135,7 +135,7 @@ def _on_workers(number: int, settings: dict[str, Any], job: TrialJob, report: Re
         raise JobFailed(outcome["message"])
 
 
-def result_of(training: Training, metrics: dict[str, float], against: str | None) -> dict[str, Any]:
+def result_of(training: Training, metrics: dict[str, float], against: tuple[str, ...]) -> dict[str, Any]:
     """Return what a trial reports after an epoch. `ended` is the reason why this epoch was the last, or empty."""
     result: dict[str, Any] = metrics | {"epoch": training.epoch, "ended": ""}
     if not training.ended:
@@ -144,8 +144,8 @@ def result_of(training: Training, metrics: dict[str, float], against: str | None
     full = training.epoch >= config.epochs
     patience = counted(config.patience or 0, "epoch")
     result["ended"] = f"all of {counted(config.epochs, 'epoch')}" if full else f"no better MAP in {patience}"
-    if against == "embedding_dim":
-        result[against] = training.model.embedding_dim
-    elif against == "latency_ms":
-        result[against] = milliseconds_an_image(training.model, training.image_size, training.precision)
+    if "embedding_dim" in against:
+        result["embedding_dim"] = training.model.embedding_dim
+    if "latency_ms" in against:
+        result["latency_ms"] = milliseconds_an_image(training.model, training.image_size, training.precision)
     return result

@@ -51,10 +51,22 @@ from pipeline.training.build import NOT_DECISIVE, check, fitted, resolved
 from pipeline.training.train import train
 from pipeline.tuning.folders import DESCRIPTION, STUDY, claimed, find_study, identity_of
 from pipeline.tuning.mlflow_trials import MlflowTrials
-from pipeline.tuning.prior import Prior, prior_of
+from pipeline.tuning.prior import Prior, opened, prior_of
 from pipeline.tuning.ray_tune import run_trials, tidy
 from pipeline.tuning.spaces import DRAWS, Space, draw
-from pipeline.tuning.study import CHANCE, DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, StudyRecord, Trial
+from pipeline.tuning.study import (
+    CHANCE,
+    DONE,
+    FAILED,
+    METRIC,
+    PRUNED,
+    RUNNING,
+    Plan,
+    StudyRecord,
+    Trial,
+    front_of,
+    trials_in,
+)
 from pipeline.tuning.trainable import TrialJob
 
 WriteReport = Callable[[optuna.Study, Path, dict[str, str]], object]
@@ -69,8 +81,10 @@ FRUITLESS_ROUNDS = 3
 
 @dataclass(frozen=True)
 class FinalTraining:
-    """Trainings of the best setting with the full budget, one for each seed."""
+    """Trainings of the best or the chosen setting with the full budget, one for each seed."""
 
+    trial: int
+    """Number of the trial that has the setting."""
     valid: list[float]
     """Validation MAP of each."""
     test: dict[str, float]
@@ -94,6 +108,8 @@ class StudyResult:
     page: Path | None
     """Page of the report, if one was written."""
     final: FinalTraining | None
+    against: tuple[str, ...] = ()
+    """Objectives beside MAP."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -105,6 +121,7 @@ class StudyResult:
             METRIC: self.best.best,
             CHANCE: self.chance,
             "best": self.best.setting,
+            **({"front": [trial.number for trial in front_of(self.trials)]} if self.against else {}),
             "run_id": self.run.run_id,
             "page": str(self.page) if self.page else None,
             "seconds": round(self.seconds, 1),
@@ -126,20 +143,22 @@ def tune(
     trial_epochs: int | None = None,
     search: str = "tpe",
     scheduler: str | None = None,
-    against: str | None = None,
+    against: tuple[str, ...] = (),
     final_seeds: int = 3,
     storage: Path = Path("runs"),
     name: str | None = None,
     resume: bool = False,
     seed: int = 0,
     source: str | None = None,
+    final_trial: int | None = None,
     write_report: WriteReport | None = None,
 ) -> StudyResult:
     """Run `trials` trials of `trial_epochs` epochs, `concurrent` at a time on `workers` workers each.
 
     The space's starting point is trial 0. The best setting is then trained for all `config.epochs` with `final_seeds`
     seeds (0: not at all). The best of these on validation is scored on test, once, and registered as challenger. With
-    `against` the study has a Pareto front, and the best setting is that of the highest MAP.
+    `against` the study has a Pareto front, and the best setting is that of the highest MAP. `final_trial` is the number
+    of a trial of a study to resume, whose setting is taken instead of the best.
 
     `source` names a study in `storage`, or is the path of one, whose best settings come next, and whose trials are
     knowledge if dataset, space and fixed settings are the same.
@@ -156,6 +175,8 @@ def tune(
     budget = trial_epochs or config.epochs
     base = config.model_copy(update={"epochs": budget, "max_steps": None if trial_epochs else config.max_steps})
     _check(dataset, base, space, workers, scheduler, against)
+    if final_trial is not None and not (resume and final_seeds):
+        raise InputError("--final-trial takes a trial of a study that is resumed; give --resume, not --final-seeds 0")
     settings = base.model_dump(exclude=set(NOT_DECISIVE))
     earlier = find_study(storage, source) if source else None
     origin = {"study": earlier.name, "digest": read_json(Storage(earlier / DESCRIPTION))["digest"]} if earlier else None
@@ -167,9 +188,10 @@ def tune(
         stack.enter_context(orphans_removed())
         cpus, gpus = _resources(concurrent, workers)
         folder, begun = claimed(stack, storage.absolute(), name, resume, dataset, plan, space)
+        chosen = _chosen(folder, final_trial) if begun and final_trial is not None else None
         base = resolved(base, "cuda" if gpus else "cpu", workers, cpus)
         params = {f"search/{key}": value for key, value in asdict(plan).items() if key != "settings"}
-        params |= {"search/source": earlier.name if earlier else None}
+        params |= {"search/source": earlier.name if earlier else None, "search/against": ",".join(against) or None}
         params |= base.model_dump() | {"trials": trials, "trial_epochs": budget, "final_epochs": config.epochs}
         stack.enter_context(tracking.answering())
         parent = stack.enter_context(
@@ -204,13 +226,14 @@ def tune(
             raise JobFailed(f"all {len(record.trials)} trials failed{see}; {times} of them: {reason}")
         final = None
         if final_seeds:
-            final = _final(dataset, config, record.best, folder, parent, range(seed, seed + final_seeds), workers)
+            seeds = range(seed, seed + final_seeds)
+            final = _final(dataset, config, chosen or record.best, folder, parent, seeds, workers)
         _log(parent, record, final)
         _tidy(job, record)
         write_json(Storage(folder / DESCRIPTION), begun | {"finished": True})
     seconds = time.perf_counter() - started
     page = report / "report.html" if write_report else None
-    return StudyResult(parent, space.name, record.trials, record.best, record.chance, seconds, page, final)
+    return StudyResult(parent, space.name, record.trials, record.best, record.chance, seconds, page, final, against)
 
 
 def _queries(dataset: Dataset) -> str:
@@ -227,7 +250,7 @@ def _chance(dataset: Dataset) -> float:
 
 
 def _check(
-    dataset: Dataset, base: TrainConfig, space: Space, workers: int, scheduler: str, against: str | None
+    dataset: Dataset, base: TrainConfig, space: Space, workers: int, scheduler: str, against: tuple[str, ...]
 ) -> None:
     """Raise InputError for mistakes that a user can correct, before anything starts.
 
@@ -239,13 +262,24 @@ def _check(
         if key in space.varied:
             raise InputError(f"--space {space.name}: varies {key}, but trials are compared at equal budget and seed")
     if against and scheduler != "none":
-        raise InputError(f"--scheduler {scheduler} judges by MAP alone; with --against {against} take --scheduler none")
+        others = ",".join(against)
+        raise InputError(f"--scheduler {scheduler} judges by MAP alone; with --against {others} take --scheduler none")
     for setting in (space.start, *draw(space, DRAWS)):
         try:
             check(make_config(base.model_dump() | setting), dataset, workers)
         except InputError as error:
             shown = " ".join(f"{key}={value}" for key, value in setting.items())
             raise InputError(f"--space {space.name}: with {shown}: {error}") from error
+
+
+def _chosen(folder: Path, number: int) -> Trial:
+    """Return the trial of --final-trial. Raises InputError if it has not ended with a score."""
+    study = opened(folder / STUDY)
+    scored = {trial.number: trial for trial in trials_in(study) if trial.state in (DONE, PRUNED)} if study else {}
+    if number not in scored:
+        numbers = ", ".join(map(str, scored)) or "none"
+        raise InputError(f"--final-trial {number}: this study has no trial {number} with a score; it has {numbers}")
+    return scored[number]
 
 
 def _resources(concurrent: int, workers: int) -> tuple[int, float]:
@@ -394,7 +428,9 @@ def _final(
         done["registered"] = {"run_id": winner["run_id"], "uri": made.uri, "alias": made.alias}
         write_json(notes, done)
     noted = done["registered"]
-    return FinalTraining([one[METRIC] for one in of_seeds], done["test"]["figures"], noted["uri"], noted["alias"])
+    return FinalTraining(
+        best.number, [one[METRIC] for one in of_seeds], done["test"]["figures"], noted["uri"], noted["alias"]
+    )
 
 
 def _send(parent: tracking.Run, report: Path) -> None:
@@ -412,9 +448,9 @@ def _log(parent: tracking.Run, record: StudyRecord, final: FinalTraining | None)
     tags = {"best_trial": str(best.number), "best_setting": json.dumps(best.setting)}
     if best.run_id:
         tags["best_run_id"] = best.run_id
-    metrics = {METRIC: best.best, CHANCE: record.chance, "trials": float(len(record.trials))}
+    metrics: dict[str, float] = {METRIC: best.best, CHANCE: record.chance, "trials": float(len(record.trials))}
     if final:
-        tags["model_uri"] = final.model_uri
+        tags |= {"model_uri": final.model_uri, "final_trial": str(final.trial)}
         metrics |= final.test | {"final/valid/map": statistics.mean(final.valid)}
         if len(final.valid) > 1:
             metrics["final/valid/map_spread"] = statistics.stdev(final.valid)

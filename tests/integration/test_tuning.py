@@ -178,6 +178,14 @@ def test_a_finished_study_is_resumed_to_more_trials(result: StudyResult, store: 
     assert more.trials[:TRIALS] == result.trials
     assert len(more.trials) == len(trial_runs(more)) == TRIALS + 1
     assert more.run == result.run
+    other = next(trial for trial in more.trials if trial.number != more.best.number)
+    options |= {"name": "first", "resume": True, "final_seeds": 1, "final_trial": other.number}
+    chosen = tune(dataset, CONFIG, trials=TRIALS + 1, **options)
+    assert chosen.best == more.best
+    assert chosen.final and (chosen.final.trial, chosen.final.model_uri) == (other.number, "models:/agman-tiny/2")
+    version = MlflowClient(result.run.uri).get_model_version("agman-tiny", "2")
+    params = MlflowClient(result.run.uri).get_run(version.run_id).data.params
+    assert {key: float(params[key]) for key in other.setting} == other.setting
 
 
 def test_failed_trials_are_recorded_with_the_reason_and_the_others_go_on(
@@ -187,7 +195,12 @@ def test_failed_trials_are_recorded_with_the_reason_and_the_others_go_on(
         trial.suggest_categorical("lr", [1e30, 1e-4])
 
     config = CONFIG.model_copy(update={"max_triplets": 24, "epochs": 1})
-    options: dict[str, Any] = {"search": "random", "against": "latency_ms", "final_seeds": 0, "storage": store / "runs"}
+    options: dict[str, Any] = {
+        "search": "random",
+        "against": ("latency_ms",),
+        "final_seeds": 0,
+        "storage": store / "runs",
+    }
     own = space(define, lr=1e30)
     result = tune(dataset, config, space=own, trials=3, concurrent=2, seed=1, name="failing", **options)
     failed = [trial for trial in result.trials if trial.state == "failed"]
@@ -269,17 +282,25 @@ def test_a_trial_killed_for_memory_continues_until_it_was_killed_too_often(
     assert plan["source"] == {"study": "first", "digest": digest}
 
 
-def test_a_study_against_the_width_has_a_front(ray_started: None, store: Path, dataset: Dataset) -> None:
+def test_a_study_against_width_and_latency_has_a_front(
+    ray_started: None, store: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
     def define(trial: optuna.Trial) -> None:
         trial.suggest_categorical("embedding_dim", [8, 16])
 
     config = CONFIG.model_copy(update={"epochs": 1})
     widths = Space("own", define, {"embedding_dim": 16}, frozenset(["embedding_dim"]), "")
     options: dict[str, Any] = {"storage": store / "runs", "name": "front", "final_seeds": 0, "concurrent": 2}
-    result = tune(dataset, config, space=widths, trials=2, against="embedding_dim", seed=2, **options)
+    against = ("embedding_dim", "latency_ms")
+    result = tune(dataset, config, space=widths, trials=2, against=against, seed=2, **options)
     for trial in result.trials:
-        assert trial.objectives == (trial.best, trial.setting["embedding_dim"])
+        best, width, latency = trial.objectives
+        assert (best, width) == (trial.best, trial.setting["embedding_dim"]) and 0 < latency < 10_000
+    assert set(result.metrics["front"]) <= {0, 1} and result.best.number in result.metrics["front"]
     assert result.page is None, "no report was asked for"
+    show_study(result)
+    said = "".join(capsys.readouterr())
+    assert all(name in said for name in against) and "done, front" in said
 
 
 @pytest.mark.parametrize(
@@ -287,9 +308,11 @@ def test_a_study_against_the_width_has_a_front(ray_started: None, store: Path, d
     [
         ({"concurrent": 4096}, r"--concurrent 4096: the cluster has \d+ CPUs, and each needs one"),
         ({"workers": 3, "concurrent": 999}, "--concurrent 999 × --workers-per-trial 3 = 2997: the cluster has"),
-        ({"scheduler": "asha", "against": "embedding_dim"}, "--scheduler asha judges by MAP alone"),
+        ({"scheduler": "asha", "against": ("embedding_dim",)}, "--scheduler asha judges by MAP alone"),
         ({"source": "frist"}, "--from frist: no such study in .*; did you mean 'first'"),
         ({"name": "first", "resume": True, "source": "first"}, r"holds another study \(source: None there, {.* here\)"),
+        ({"final_trial": 1}, "--final-trial takes a trial of a study that is resumed"),
+        ({"name": "first", "resume": True, "final_trial": 77}, "--final-trial 77: this study has no trial 77 with a"),
         ({"name": "nobody", "resume": True}, "nobody: no study of this plan to resume"),
         ({"name": "first", "resume": True, "seed": 5}, r"first: holds another study \(seed: 0 there, 5 here\)"),
         ({"name": "first", "resume": True, "trial_epochs": 2}, r"holds another study \(epochs: 3 there, 2 here\)"),
@@ -340,6 +363,7 @@ def test_a_folder_of_something_else_is_left_alone(dataset: Dataset, tmp_path: Pa
         (["--space", "margin"], "did you mean 'margins'?"),
         (["--trials", "0"], "0 is not in the range x>=1"),
         (["margin=0.3"], "varies it"),
+        (["--against", "latency_ms,width"], "'width' is not one of 'embedding_dim', 'latency_ms'"),
         (["--search", "tpo"], "'tpo' is not one of 'tpe', 'random'"),
         (["epoch=3"], "unknown setting 'epoch'; did you mean 'epochs'?"),
     ],

@@ -26,7 +26,19 @@ from pipeline.common.console import printable
 from pipeline.config.schema import TrainConfig, without_effect
 from pipeline.reports.html import render
 from pipeline.reports.study.charts import TITLES, StudyChart, draw
-from pipeline.tuning.study import CHANCE, EPOCHS, FAILED, METRIC, OBJECTIVES, Trial, best_of, front_of, trials_in
+from pipeline.tuning.study import (
+    CHANCE,
+    EPOCHS,
+    FAILED,
+    METRIC,
+    OBJECTIVES,
+    Trial,
+    best_of,
+    front_of,
+    knee_of,
+    places_of,
+    trials_in,
+)
 
 PAGE = "report.html"
 ARTIFACTS = {"trials.parquet", "trials.csv", PAGE, *(f"{name}.png" for name in TITLES)}
@@ -45,6 +57,9 @@ class _StudyPage:
     """MAP of a random ranking, if the study has it."""
     chosen: list[tuple[Trial, str]]
     """Trials worth training with, and their settings as `KEY=VALUE ...` for `agman train`."""
+    knee: Trial | None
+    """Knee of the front."""
+    objectives: list[str]
     failures: dict[str, list[int]]
     """Numbers of the failed trials by reason, the most frequent reason first."""
     columns: list[str]
@@ -98,6 +113,8 @@ def _page(
         several=several,
         chance=chance,
         chosen=[(trial, as_settings(trial.setting)) for trial in (front if several else [best] if best else [])],
+        knee=knee_of(front),
+        objectives=study.user_attrs.get(OBJECTIVES, [METRIC]),
         failures=dict(sorted(failures.items(), key=lambda item: -len(item[1]))),
         columns=table.column_names,
         rows=sorted(
@@ -129,6 +146,8 @@ def as_setting(value: Any) -> str:
 def trials_table(study: optuna.Study, trials: list[Trial]) -> pa.Table:
     """Return one row for each trial: number, ended, reason, epochs, best_map, values_*, params_*, seconds, run_id.
 
+    Studies of several objectives have a column `front` after `best_map`, with "front" or "front, knee".
+
     Values that a trial does not have are null. The columns are named like those of Optuna's `trials_dataframe`.
     """
     columns = {
@@ -138,6 +157,9 @@ def trials_table(study: optuna.Study, trials: list[Trial]) -> pa.Table:
         "epochs": pa.array([max(dict(trial.history), default=0) for trial in trials], pa.int64()),
         "best_map": pa.array([_best(trial) for trial in trials], pa.float64()),
     }
+    if len(study.directions) > 1:
+        places = places_of(trials)
+        columns["front"] = pa.array([places.get(trial.number) for trial in trials], pa.string())
     for i, objective in enumerate(study.user_attrs.get(OBJECTIVES, [METRIC])):
         values = [trial.objectives[i] if trial.objectives else None for trial in trials]
         columns[f"values_{objective}"] = pa.array(values, pa.float64())

@@ -183,13 +183,13 @@ def test_a_decision_that_a_killed_driver_did_not_note_is_made_again(
 def test_studies_of_two_objectives_have_every_sampler_and_stop_nothing(tmp_path: Path) -> None:
     for search in SEARCHES:
         (tmp_path / search).mkdir()
-        of = plan(search=search, scheduler="none", against="embedding_dim")
+        of = plan(search=search, scheduler="none", against=("embedding_dim",))
         record = opened(tmp_path / search, of)
         for number in range(12):
             trial = record.ask()
             record.epoch(trial.number, 1, 0.01 * number)
             assert not record.why_stopped(trial.number)
-            record.end(trial.number, DONE, "all epochs", against=number % 4)
+            record.end(trial.number, DONE, "all epochs", against=[number % 4])
         assert len(record.study.best_trials) > 1
 
 
@@ -224,11 +224,11 @@ def test_a_trial_that_ends_without_a_result_has_failed(tmp_path: Path) -> None:
 
 
 def test_two_objectives_make_a_front(tmp_path: Path) -> None:
-    record = opened(tmp_path, plan("embedding", against="embedding_dim", scheduler="none"))
+    record = opened(tmp_path, plan("embedding", against=("embedding_dim",), scheduler="none"))
     for value, width in ((0.5, 512), (0.4, 64), (0.3, 128)):
         trial = record.ask()
         record.epoch(trial.number, 9, value)
-        record.end(trial.number, DONE, "all 9 epochs", against=width)
+        record.end(trial.number, DONE, "all 9 epochs", against=[width])
     assert [trial.values for trial in record.study.best_trials] == [[0.5, 512], [0.4, 64]]
     assert record.best and record.best.number == 0
 

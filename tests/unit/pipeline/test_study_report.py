@@ -18,13 +18,25 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState, create_trial
 from PIL import Image
-from support.studies import FACTS, HOSTILE, LONG, LR, attributes, made_study, new_study, of_two
+from support.studies import FACTS, HOSTILE, LONG, LR, MARGIN, attributes, made_study, new_study, of_two
 
 from data_prep.errors import InputError
 from pipeline.config.schema import load_config
 from pipeline.reports.study import page as page_module
 from pipeline.reports.study.page import write_study_report
-from pipeline.tuning.study import CHANCE, ENDED, HISTORY, REASON, RUN_ID, SECONDS
+from pipeline.tuning.study import (
+    CHANCE,
+    ENDED,
+    HISTORY,
+    REASON,
+    RUN_ID,
+    SECONDS,
+    Trial,
+    front_of,
+    knee_of,
+    places_of,
+    trials_in,
+)
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -227,6 +239,38 @@ def test_the_front_of_two_objectives(two: Path) -> None:
     assert sum(len(points["x"]) for points in pareto["data"]) == len(done)
     assert pareto["layout"]["xaxis"]["title"]["text"] == "validation MAP × 100"
     assert pareto["layout"]["yaxis"]["title"]["text"] == "latency ms"
+
+
+def test_the_front_is_optunas_and_its_knee_is_marked(two: Path) -> None:
+    study = of_two()
+    front = front_of(trials_in(study))
+    assert {trial.number for trial in front} == {trial.number for trial in study.best_trials}
+    knee = knee_of(front)
+    assert knee and knee not in (front[0], front[-1]), "the ends are no knee"
+    (first, last) = ((one.objectives[0], one.objectives[1]) for one in (front[0], front[-1]))
+
+    def below_the_line(trial: Trial) -> float:
+        x, y = trial.objectives
+        return (first[1] - y) / (first[1] - last[1]) - (first[0] - x) / (first[0] - last[0])
+
+    assert below_the_line(knee) == max(map(below_the_line, front))
+    (marked,) = [text for text in Html(two / "report.html").texts("h3") if text.endswith("(knee)")]
+    assert marked.startswith(f"Trial {knee.number}: ") and "latency ms" in marked
+    table = pq.read_table(two / "trials.parquet")
+    places = dict(zip(table["number"].to_pylist(), table["front"].to_pylist(), strict=True))
+    assert {number: place for number, place in places.items() if place} == {
+        trial.number: "front, knee" if trial is knee else "front" for trial in front
+    }
+
+
+def test_three_objectives_have_a_front_and_a_knee(tmp_path: Path) -> None:
+    study = new_study("valid/map", "latency_ms", "embedding_dim", directions=("maximize", "minimize", "minimize"))
+    for number, values in enumerate([(0.5, 9.0, 512), (0.48, 4.0, 128), (0.2, 3.0, 64), (0.1, 9.0, 512)]):
+        given = {"params": {"margin": 0.1 * (number + 1)}, "distributions": {"margin": MARGIN}}
+        study.add_trial(create_trial(values=values, user_attrs=attributes("done", [[1, values[0]]]), **given))
+    assert places_of(trials_in(study)) == {0: "front", 1: "front, knee", 2: "front"}
+    write_study_report(study, tmp_path / "report", {})
+    assert (tmp_path / "report" / "pareto.png").is_file()
 
 
 def with_scores(*values: float) -> optuna.Study:
