@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     "--search",
     default="tpe",
     show_default=True,
-    type=click.Choice(["tpe", "random"]),
-    help="Algorithm that suggests settings.",
+    type=click.Choice(["tpe", "random", "gp"]),
+    help="Algorithm that suggests settings; gp learns from trials alone that were not stopped early.",
 )
 @click.option(
     "--scheduler",
-    type=click.Choice(["asha", "none"]),
+    type=click.Choice(["asha", "hyperband", "median", "none"]),
     help="Algorithm that stops trials early.  [default: asha; none with --against]",
 )
 @click.option(

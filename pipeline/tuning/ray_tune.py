@@ -10,24 +10,21 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ray import tune as ray_tune
 from ray.exceptions import OutOfMemoryError, RayError
 from ray.tune.error import TuneError
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from pipeline.common.console import say_above
 from pipeline.tuning.mlflow_trials import MlflowTrials
-from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, StudyRecord, Trial, past
+from pipeline.tuning.study import DONE, FAILED, METRIC, PRUNED, StudyRecord, Trial
 from pipeline.tuning.trainable import CHECKPOINTS, TrialJob, run_trial, worker_of
 
 MAX_KILLS = 3
 """Number of times that a trial whose process was killed continues from its checkpoint; the next kill fails it."""
-REDUCTION_FACTOR = 2
-"""ASHA keeps the better half of the trials at each rung."""
 
 Watch = Callable[[], None]
 """Callback after every event of a trial."""
@@ -58,7 +55,7 @@ def run_trials(
             max_concurrent_trials=concurrent,
             reuse_actors=job.workers == 1,  # a stopped trial's remaining workers end with its process
             search_alg=_Suggester(record, again, total),
-            scheduler=make_scheduler(record),
+            scheduler=_Pruner(record),
         ),
         run_config=ray_tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
@@ -91,55 +88,25 @@ def _memory_error(error: BaseException | None) -> OutOfMemoryError | None:
     return error
 
 
-def make_scheduler(record: StudyRecord) -> TrialScheduler:
-    """Return the plan's scheduler, which knows everything that the study's trials have reported so far."""
-    if record.plan.scheduler == "none":
-        return FIFOScheduler()
-    epochs = record.plan.settings["epochs"]
-    asha = _Asha(
-        time_attr="epoch",
-        metric=METRIC,
-        mode="max",
-        max_t=epochs,
-        grace_period=max(1, epochs // 3),
-        reduction_factor=REDUCTION_FACTOR,
-    )
-    for number, epoch, value in past(record.trials):
-        asha.recall(number, {"epoch": epoch, METRIC: value})
-    return asha
-
-
-class _Asha(ASHAScheduler):
-    """ASHA that knows trials by their number in the study; Ray's own ids are new in every session."""
-
-    def recall(self, number: int, result: dict[str, Any]) -> None:
-        """Pass on a result that a trial reported to an earlier driver."""
-        trial: Any = SimpleNamespace(config={"trial": number})
-        self.on_trial_add(None, trial)
-        self.on_trial_result(None, trial, result)
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, _numbered(trial))
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        return str(super().on_trial_result(tune_controller, _numbered(trial), result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict) -> None:
-        super().on_trial_complete(tune_controller, _numbered(trial), result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_remove(tune_controller, _numbered(trial))
-
-
-def _numbered(trial: Any) -> Any:
-    return SimpleNamespace(trial_id=trial.config["trial"])
-
-
 class _NotPickled:
     """Base of what is excluded from Ray's own experiment state, which is not used for resuming."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+class _Pruner(_NotPickled, FIFOScheduler):
+    """Stops the trials that the study's pruner stops."""
+
+    def __init__(self, record: StudyRecord):
+        super().__init__()
+        self.record = record
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        if METRIC not in result or "failed" in result:
+            return str(self.CONTINUE)
+        self.record.epoch(trial.config["trial"], result["epoch"], result[METRIC])
+        return str(self.STOP if self.record.why_stopped(trial.config["trial"]) else self.CONTINUE)
 
 
 class _Suggester(_NotPickled, Searcher):
@@ -187,7 +154,6 @@ class _TrialLogger(_NotPickled, ray_tune.Callback):
         if "failed" in result:
             self.failures[number] = result["failed"]
             return
-        self.record.epoch(number, result["epoch"], result[METRIC])
         metrics = {key: value for key, value in result.items() if key.startswith(("train/", "valid/"))}
         self.runs.log(number, result["epoch"], metrics)
         self.watch()
@@ -198,9 +164,8 @@ class _TrialLogger(_NotPickled, ray_tune.Callback):
             self._end(number, FAILED, self.failures.pop(number), last)
         elif last.get("ended"):
             self._end(number, DONE, last["ended"], last)
-        elif METRIC in last:
-            reached = f"MAP {last[METRIC]:.4f} (chance {self.record.chance:.4f}) after epoch {last['epoch']}"
-            self._end(number, PRUNED, f"ASHA: {reached} is not among the best half there", last)
+        elif stopped := self.record.why_stopped(number):
+            self._end(number, PRUNED, stopped, last)
         else:
             self._end(number, FAILED, "it ended without a result", last)
 

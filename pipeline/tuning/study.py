@@ -6,32 +6,29 @@ how a trial ended. A driver that is killed at any moment therefore loses no tria
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterator
+import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.validation import METRIC, SPLIT
+from pipeline.tuning.samplers import UNBEATEN, Scheduler, Search, pruner_of, sampler_of
 from pipeline.tuning.spaces import Space
 
 RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
 """States of a trial. Pruned trials were stopped by the scheduler."""
 ENDED, REASON, RUN_ID, SECONDS, HISTORY, KILLS = "ended", "reason", "run_id", "seconds", "history", "kills"
+STOPPED = "stopped"
 """User attributes of a trial in the Optuna study."""
 OBJECTIVES, EPOCHS, CHANCE = "objectives", "epochs", f"{SPLIT}/chance"
 """User attributes of the Optuna study: its objectives' names, a trial's full budget, the MAP of a random ranking."""
 AGAINST = ("embedding_dim", "latency_ms")
 """Second objectives, to be minimised. The latency is in milliseconds an image, measured in the trial's process."""
-STARTUP_TRIALS = 10
-"""Trials that TPE draws at random before it models anything."""
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 _STATES = {DONE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -46,8 +43,8 @@ class Plan:
     space: str
     settings: dict[str, Any]
     """Settings that do not vary; `epochs` is the budget of a trial."""
-    search: Literal["tpe", "random"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    search: Search = "tpe"
+    scheduler: Scheduler = "asha"
     against: str | None = None
     """One of AGAINST, or None to maximise MAP alone."""
     seed: int = 0
@@ -97,6 +94,7 @@ class StudyRecord:
             storage=self._storage,
             study_name=name,
             directions=DIRECTIONS[: len(plan.objectives)],
+            pruner=pruner_of(plan.scheduler, plan.settings["epochs"]),
             load_if_exists=True,
         )
         if not self._study.trials:
@@ -128,7 +126,7 @@ class StudyRecord:
         """Return the trials that have begun and not ended, with complete settings; they run before new ones."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number not in self._asked:
-                self._study.sampler = self._sampler(trial.number)
+                self._seed_sampler(trial.number)
                 study_id = self._storage.get_study_id_from_name(self._study.study_name)
                 trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
                 self._define(optuna.Trial(self._study, trial_id))  # values that it has been given already stay
@@ -136,7 +134,7 @@ class StudyRecord:
 
     def ask(self) -> Trial:
         """Return a new trial. Its setting depends on the seed, its number, and the trials before it."""
-        self._study.sampler = self._sampler(len(self.trials))
+        self._seed_sampler(len(self.trials))
         asked = self._study.ask()
         self._define(asked)
         return self[asked.number]
@@ -151,19 +149,15 @@ class StudyRecord:
             self.end(asked.number, FAILED, reason)
             raise JobFailed(f"trial {asked.number}: {reason}") from error
 
-    def _sampler(self, number: int) -> BaseSampler:
-        seed = 1_000_003 * self.plan.seed + number  # one for each trial, so that resuming needs no generator state
-        if self.plan.search == "random":
-            return RandomSampler(seed=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # constant_liar: running trials count as bad ones, or concurrent suggestions would be nearly the same.
-            return TPESampler(
-                n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True, seed=seed
-            )
+    def _seed_sampler(self, number: int) -> None:
+        """Take a sampler with a seed of the trial's own, so that resuming needs no generator state."""
+        self._study.sampler = sampler_of(self.plan.search, 1_000_003 * self.plan.seed + number)
 
     def __getitem__(self, number: int) -> Trial:
-        return _read(self._study.get_trials(deepcopy=False)[number])
+        return _read(self._frozen(number))
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
 
     def ran(self, number: int, run_id: str) -> None:
         """Note the trial's MLflow run. Optuna refuses this for an ended trial; the run has the trial's number, too."""
@@ -171,17 +165,41 @@ class StudyRecord:
             self._asked[number].set_user_attr(RUN_ID, run_id)
 
     def epoch(self, number: int, epoch: int, value: float) -> None:
-        """Note the trial's MAP after an epoch. If an epoch is reported again, the first value stays."""
-        history = self[number].history
+        """Note the trial's MAP after an epoch; `why_stopped` then tells whether the trial is to be stopped.
+
+        If an epoch is reported again, the first value stays, and so does the decision.
+        """
+        asked, history = self._asked[number], self[number].history
         if epoch in dict(history):
             return
         if len(self.plan.objectives) == 1:
-            self._asked[number].report(value, epoch)
-        self._asked[number].set_user_attr(HISTORY, [*history, (epoch, value)])
+            known = self._frozen(number).intermediate_values
+            half_written, value = epoch in known, known.get(epoch, value)
+            if not half_written:
+                asked.report(value, epoch)
+            if epoch < self.plan.settings["epochs"] and self._prunes(number, value if half_written else None):
+                shown = f"{value:.4f} (chance {self.chance:.4f})"
+                asked.set_user_attr(STOPPED, UNBEATEN[self.plan.scheduler].format(value=shown, epoch=epoch))
+        asked.set_user_attr(HISTORY, [*history, (epoch, value)])
+
+    def why_stopped(self, number: int) -> str:
+        """Return the reason why the scheduler stops the trial, or nothing if it does not."""
+        return str(self._frozen(number).user_attrs.get(STOPPED, ""))
+
+    def _prunes(self, number: int, hidden: float | None) -> bool:
+        """Ask the pruner about the trial's last epoch.
+
+        Optuna's pruners write the values that they have judged to the trial, and judge none twice. If a driver was
+        killed just then, nobody heard of the decision; that value is `hidden` from the pruner.
+        """
+        trial = copy.copy(self._frozen(number))
+        if hidden is not None:
+            trial.system_attrs = {key: value for key, value in trial.system_attrs.items() if value != hidden}
+        return self._study.pruner.prune(self._study, trial)
 
     def count_kill(self, number: int) -> int:
         """Note that the trial's process was killed for memory, and return how often that has happened."""
-        kills = int(self._study.get_trials(deepcopy=False)[number].user_attrs.get(KILLS, 0)) + 1
+        kills = int(self._frozen(number).user_attrs.get(KILLS, 0)) + 1
         self._asked[number].set_user_attr(KILLS, kills)
         return kills
 
@@ -225,7 +243,7 @@ def trials_in(study: optuna.Study) -> list[Trial]:
     return [_read(trial) for trial in study.trials if trial.state is not TrialState.WAITING]
 
 
-def _read(trial: optuna.trial.FrozenTrial) -> Trial:
+def _read(trial: FrozenTrial) -> Trial:
     attrs = trial.user_attrs
     return Trial(
         number=trial.number,
@@ -237,14 +255,3 @@ def _read(trial: optuna.trial.FrozenTrial) -> Trial:
         seconds=attrs.get(SECONDS, 0.0),
         objectives=tuple(trial.values or ()) if trial.state is TrialState.COMPLETE else (),
     )
-
-
-def past(trials: list[Trial]) -> Iterator[tuple[int, int, float]]:
-    """Yield (number, epoch, MAP) of every report, trial by trial, for a new scheduler."""
-    for trial in trials:
-        # The old scheduler may have stopped a running trial at its last epoch, and nobody heard of it. The trial will
-        # report that epoch again, or the next one.
-        known = sorted(trial.history)[: -1 if trial.state == RUNNING else None]
-        for epoch, value in known:
-            if math.isfinite(value):
-                yield trial.number, epoch, value

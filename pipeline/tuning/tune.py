@@ -1,7 +1,7 @@
 """`agman tune`: a study from its search space to a registered model, which can be resumed after any interruption.
 
-Optuna suggests settings, and its study on disk is the record of everything. Ray Tune runs the trials and ASHA prunes
-them. MLflow has one run for the study and one for every trial. The best setting is trained again with the full budget
+Optuna suggests settings and stops trials early, and its study on disk is the record of everything. Ray Tune runs the
+trials. MLflow has one run for the study and one for every trial. The best setting is trained again with the full budget
 and becomes challenger.
 """
 
@@ -230,8 +230,8 @@ def _check(
     for key in ("epochs", "max_triplets", "seed"):
         if key in space.varied:
             raise InputError(f"--space {space.name}: varies {key}, but trials are compared at equal budget and seed")
-    if against and scheduler == "asha":
-        raise InputError(f"--scheduler asha judges by MAP alone; with --against {against} take --scheduler none")
+    if against and scheduler != "none":
+        raise InputError(f"--scheduler {scheduler} judges by MAP alone; with --against {against} take --scheduler none")
     for setting in (space.start, *draw(space, DRAWS)):
         try:
             check(make_config(base.model_dump() | setting), dataset, workers)

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any, get_args
+from zlib import crc32
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import Engine, event
 
 from pipeline.common.errors import JobFailed
-from pipeline.tuning import study
+from pipeline.tuning import samplers, study
+from pipeline.tuning.samplers import sampler_of
 from pipeline.tuning.spaces import Space, find_space
 from pipeline.tuning.study import DONE, FAILED, PRUNED, RUNNING, Plan, StudyRecord, Trial
 
+TRIALS = 10
 START = {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Processes that die lose nothing that sqlite has handed to the system; only machines that lose power would."""
+
+    def hurry(connection: Any, record: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", hurry)
+    yield
+    event.remove(Engine, "connect", hurry)
 
 
 def plan(space: str = "margins", epochs: int = 9, **options: object) -> Plan:
@@ -23,7 +43,9 @@ def plan(space: str = "margins", epochs: int = 9, **options: object) -> Plan:
 def opened(folder: Path, of: Plan | None = None) -> StudyRecord:
     """A driver of its own."""
     of = of or plan()
-    return StudyRecord(folder / "study.db", "search", find_space(of.space), of)
+    record = StudyRecord(folder / "study.db", "search", find_space(of.space), of)
+    record.note_chance(0.1)
+    return record
 
 
 def run(record: StudyRecord, value: float, epochs: int = 9, state: str = DONE) -> Trial:
@@ -75,25 +97,100 @@ def test_a_setting_that_was_only_half_written_is_completed(tmp_path: Path) -> No
     assert trial.setting["margin"] == margin
 
 
-@pytest.mark.parametrize(("search", "trials", "cuts"), [("random", 3, [1]), ("tpe", 6, [1, 4])])
-def test_a_resumed_study_suggests_the_same_settings_as_an_undisturbed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: str, trials: int, cuts: list[int]
+def curve(trial: Trial, epoch: int) -> float:
+    """Return a MAP that number and setting decide, so that another setting would be judged otherwise."""
+    return (crc32(repr((trial.number, trial.setting)).encode()) % 97 + epoch) / 200
+
+
+class Driver:
+    """Runs a study's trials one after another, as Ray Tune does."""
+
+    def __init__(self, folder: Path, of: Plan):
+        folder.mkdir(exist_ok=True)
+        self.folder, self.plan = folder, of
+        self.record = opened(folder, of)
+
+    def die(self) -> None:
+        self.record = opened(self.folder, self.plan)
+
+    def run(self, trials: int, deaths: Collection[tuple[int, int]] = ()) -> list[Trial]:
+        """Run the study, and die after these (trial, epoch)."""
+        for number in range(len(self.record.trials), trials):
+            trial = self.record.ask()
+            for epoch in range(1, self.plan.settings["epochs"] + 1):
+                self.record.epoch(number, epoch, curve(trial, epoch))
+                stop = self.record.why_stopped(number)
+                if (number, epoch) in deaths:
+                    self.die()
+                    assert [number] == [one.number for one in self.record.interrupted()]
+                    self.record.epoch(number, epoch, 0.0)  # reported again from a checkpoint
+                    assert stop == self.record.why_stopped(number)
+                if stop:
+                    break
+            self.record.end(number, PRUNED if stop else DONE, stop)
+            if (number, 0) in deaths:
+                self.die()
+        return self.record.trials
+
+
+SEARCHES, SCHEDULERS = get_args(samplers.Search), get_args(samplers.Scheduler)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_killed_and_resumed_study_suggests_and_stops_as_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: str, scheduler: str
 ) -> None:
-    monkeypatch.setattr(study, "STARTUP_TRIALS", 3)  # TPE models from the fourth trial on
+    monkeypatch.setattr(study, "sampler_of", partial(sampler_of, startup_trials=3))
+    of = plan("loss_weights", epochs=6, search=search, scheduler=scheduler, seed=5)  # a space with a condition
+    undisturbed = Driver(tmp_path / "undisturbed", of).run(TRIALS)
+    pruned = [trial for trial in undisturbed if trial.state == PRUNED]
+    assert bool(pruned) == (scheduler != "none")
+    for trial in pruned:
+        assert re.match(r"(ASHA|Hyperband|median): MAP 0\.\d{4} \(chance 0\.1000\)", trial.reason)
+    stop = (pruned[-1].number, len(pruned[-1].history)) if pruned else (7, 2)
+    assert Driver(tmp_path / "killed", of).run(TRIALS, {(1, 3), (5, 0), stop}) == undisturbed
 
-    def settings(name: str, cuts: list[int]) -> list[dict]:
-        folder = tmp_path / name
-        folder.mkdir()
-        record = opened(folder, plan(search=search, seed=3))
-        for number in range(trials):
-            run(record, 0.1 * (number % 5), epochs=1)
-            if number in cuts:
-                record = opened(folder, plan(search=search, seed=3))
-        return [trial.setting for trial in record.trials]
 
-    undisturbed = settings("undisturbed", [])
-    assert undisturbed == settings("cut", cuts)
-    assert len({tuple(setting.values()) for setting in undisturbed}) == len(undisturbed)
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
+def test_a_decision_that_a_killed_driver_did_not_note_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    """The driver dies after the pruner has written what it judged, and before the decision is written."""
+    of = plan(epochs=9, search="random", scheduler=scheduler, seed=3)
+    driver = Driver(tmp_path, of)
+    driver.run(7)
+    trial = driver.record.ask()
+
+    def killed(self: StudyRecord, *given: object) -> bool:
+        prunes(self, *given)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    prunes = StudyRecord._prunes
+    for epoch in (1, 2, 3, 4):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(StudyRecord, "_prunes", killed)
+            driver.record.epoch(trial.number, epoch, 0.0)
+        driver.die()
+        driver.record.interrupted()
+        driver.record.epoch(trial.number, epoch, 0.9)
+        if driver.record.why_stopped(trial.number):
+            break
+    assert driver.record.why_stopped(trial.number), "the worst of all is stopped"
+    assert dict(driver.record[trial.number].history)[1] == 0.0, "what was reported first"
+
+
+def test_studies_of_two_objectives_have_every_sampler_and_stop_nothing(tmp_path: Path) -> None:
+    for search in SEARCHES:
+        (tmp_path / search).mkdir()
+        of = plan(search=search, scheduler="none", against="embedding_dim")
+        record = opened(tmp_path / search, of)
+        for number in range(12):
+            trial = record.ask()
+            record.epoch(trial.number, 1, 0.01 * number)
+            assert not record.why_stopped(trial.number)
+            record.end(trial.number, DONE, "all epochs", against=number % 4)
+        assert len(record.study.best_trials) > 1
 
 
 def test_optuna_learns_pruned_trials_as_pruned_and_failed_ones_without_a_value(tmp_path: Path) -> None:
@@ -150,7 +247,7 @@ def test_a_space_that_fails_later_ends_the_search_and_not_the_next_one(tmp_path:
     again = StudyRecord(tmp_path / "study.db", "search", space, plan())
     assert again.interrupted() == []
     assert again[1].state == FAILED
-    assert run(again, 0.4).number == 2
+    assert run(again, 0.6).number == 2
 
 
 def test_optuna_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
