@@ -95,6 +95,8 @@ class TableFile:
     kind: str
     """csv, jsonl or parquet."""
     columns: tuple[str, ...]
+    state: tuple[int, ...]
+    """What changes with the file: its state before anything was detected."""
     encoding: str = "utf-8"
     delimiter: str = ","
 
@@ -107,19 +109,27 @@ class TableFile:
         return f"{self.encoding}, separated by {name}"
 
     def read(self, wanted: Sequence[str]) -> Records:
-        """Read the columns `wanted`. Raises InputError if one is not there, or if the file changes meanwhile."""
+        """Read the columns `wanted`.
+
+        Raises InputError if one is not there, or if the file has changed since its form was detected.
+        """
         check_columns(wanted, self.columns, self.source)
-        before = _state(self.path)
         try:
             records = {"csv": _read_csv, "jsonl": _read_json, "parquet": _read_parquet}[self.kind](self, wanted)
-        except (pa.ArrowException, UnicodeError, OSError) as error:
+        except (InputError, pa.ArrowException, UnicodeError, OSError) as error:
+            self._refuse_change()  # the likelier cause
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{self.source}: cannot be read as {self.read_as} ({_first_line(error)})") from error
         pa.default_memory_pool().release_unused()  # the batches, as large as what is kept of them
-        if _state(self.path) != before:
-            raise InputError(f"{self.source}: changed while it was read; run the command again when it is complete")
+        self._refuse_change()
         if not len(records) and not records.rejects:
             raise InputError(f"{self.source}: has no rows")
         return records
+
+    def _refuse_change(self) -> None:
+        if _state(self.path) != self.state:
+            raise InputError(f"{self.source}: changed while it was read; run the command again when it is complete")
 
 
 def check_columns(wanted: Sequence[str], columns: Sequence[str], source: str) -> None:
@@ -133,9 +143,12 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
-def _state(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:  # it is gone
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextmanager
@@ -158,7 +171,7 @@ def opened(where: str | Path) -> Iterator[TableFile]:
 
 
 def _examined(path: Path, name: str) -> TableFile:
-    source = name.rpartition("/")[2]
+    source, state = name.rpartition("/")[2], _state(path)
     with path.open("rb") as file:
         start = file.read(SAMPLE)
     if start.startswith(b"PAR1"):
@@ -166,7 +179,7 @@ def _examined(path: Path, name: str) -> TableFile:
             schema = pq.read_schema(path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{name}: damaged Parquet file ({_first_line(error)})") from error
-        return TableFile(path, source, "parquet", _distinct(schema.names, name))
+        return TableFile(path, source, "parquet", _distinct(schema.names, name), state)
     encoding = _encoding(path, start)
     text = codecs.getincrementaldecoder(encoding)("replace").decode(start)
     if not text.strip():
@@ -174,10 +187,11 @@ def _examined(path: Path, name: str) -> TableFile:
     if text.lstrip().startswith("["):
         raise InputError(f"{name}: is a JSON array; give JSON Lines, one object a line")
     if text.lstrip().startswith("{"):
-        return TableFile(path, source, "jsonl", _keys(text), encoding)
+        return TableFile(path, source, "jsonl", _keys(text), state, encoding)
     delimiter = _delimiter(text)
     header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    return TableFile(path, source, "csv", _distinct([cell.strip() for cell in header], name), encoding, delimiter)
+    columns = _distinct([cell.strip() for cell in header], name)
+    return TableFile(path, source, "csv", columns, state, encoding, delimiter)
 
 
 def _distinct(names: Sequence[str], name: str) -> tuple[str, ...]:
@@ -319,11 +333,14 @@ def _first_lines(table: TableFile, records: int) -> tuple[np.ndarray, dict[int, 
 
 
 def _lines(path: Path) -> int:
-    lines, block = 0, b"\n"
+    """Return the number of lines of a file, whose ends are those of Unix, Windows or old Macs."""
+    lines, last = 0, b"\n"
     with path.open("rb") as file:
         while read := file.read(BLOCK):
-            lines, block = lines + read.count(b"\n"), read
-    return lines + (block[-1:] != b"\n")
+            lines += read.count(b"\n") + read.count(b"\r") - read.count(b"\r\n")
+            lines -= last == b"\r" and read.startswith(b"\n")
+            last = read[-1:]
+    return lines + (last not in b"\r\n")
 
 
 def _kept(lines: Iterable[str], kept: list[str]) -> Iterator[str]:

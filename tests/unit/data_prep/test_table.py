@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import csv as pacsv
 from support.datasets import records
 
 import agman
@@ -388,6 +392,7 @@ def test_rows_between_two_stray_quotes_are_rejected_each_with_its_line(
 
 
 @settings(max_examples=150, deadline=None)
+@example(words=['"', "\n", '"', "\r", "b,"], block=64)  # as many \\n as records, of two kinds
 @given(
     words=st.lists(st.sampled_from(["a", "b,", ",", '"', '""', "\n", "\r\n", "x y", "\r"]), max_size=40),
     block=st.sampled_from([64, 10_000]),
@@ -419,24 +424,71 @@ def test_every_line_of_a_table_of_junk_is_a_row_or_a_reject(
         assert number in rows or all(at in told or not text.splitlines()[at - 1].strip() for at in range(number, end))
 
 
-def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
-    file = write_as(make_catalogue(tmp_path, 3), tmp_path, "csv")
+def replace_file(file: Path, text: str | None) -> None:
+    """Put another file in the place of one, with the same time and, where the text allows it, the same size."""
+    times = file.stat().st_mtime_ns, file.stat().st_mtime_ns
+    if text is None:
+        file.unlink()
+        return
+    other = file.with_name("other")
+    other.write_text(text)
+    os.utime(other, ns=times)
+    other.replace(file)
+
+
+OTHERS = {
+    "its columns in another order": "colour,file\nred,a.png\nblue,b.png\n",
+    "an open quote": 'file,colour\na.png,"red\nb.png,blue\n' * 200,
+    "gone": None,
+    "another form": '{"file": "a.png"}\n',
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_table_that_changes_between_the_passes_over_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """The first pass detects its form, the second reads its cells, the third its lines."""
+    file = tmp_path / "t.csv"
+    text = "file,colour\na.png,red\nb.png,blue\n"
+    message = r"^t\.csv: changed while it was read; run the command again when it is complete$"
+    file.write_text(text)
     with opened(file) as found:
-        object.__setattr__(found, "kind", "jsonl")
-        lines = file.read_text()
-        file.write_text("{}\n")
+        replace_file(file, OTHERS[other])
+        with pytest.raises(InputError, match=message):
+            found.read(["file", "colour"])
+    file.write_text(text)
 
-        class Growing:
-            def __getattr__(self, name: str) -> object:
-                return getattr(file, name)
+    def open_csv(*arguments: Any) -> Any:
+        batches = real(*arguments)  # has read a file as small as this one
+        replace_file(file, OTHERS[other])
+        return batches
 
-            def open(self, *arguments: object, **options: object):  # type: ignore[no-untyped-def]
-                file.write_text(lines)
-                return file.open(*arguments, **options)  # type: ignore[call-overload]
+    real = pacsv.open_csv
+    monkeypatch.setattr(pacsv, "open_csv", open_csv)
+    with opened(file) as found, pytest.raises(InputError, match=message):
+        found.read(["file", "colour"])
 
-        object.__setattr__(found, "path", Growing())
-        with pytest.raises(InputError, match="changed while it was read"):
-            found.read(["file"])
+
+def test_a_table_that_grows_while_it_is_read_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for form, module, name in (("parquet", pq, "ParquetFile"), ("jsonl", json, "loads")):
+        file = write_as(make_catalogue(tmp_path, 12), tmp_path, form)
+        real = getattr(module, name)
+
+        def grow(*arguments: Any, file: Path = file, real: Any = real) -> Any:
+            with file.open("ab") as end:
+                end.write(b"\n")
+            return real(*arguments)
+
+        with opened(file) as found, monkeypatch.context() as patched:
+            patched.setattr(module, name, grow)
+            with pytest.raises(InputError, match=rf"^table\.{form}: changed while it was read"):
+                found.read(["file"])
+    lines = write_as(make_catalogue(tmp_path, 12), tmp_path, "jsonl")
+    monkeypatch.setattr(json, "loads", lambda line: (lines.write_text("{}"), real(line))[1])
+    with pytest.raises(InputError, match="changed while it was read"):
+        prepare("table", tmp_path, tmp_path / "out", table=options(lines))
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_attributes_every_column_is_explained(tmp_path: Path) -> None:
