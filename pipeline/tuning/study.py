@@ -273,16 +273,18 @@ def front_of(trials: list[Trial]) -> list[Trial]:
 def knee_of(front: list[Trial]) -> Trial | None:
     """Return the front's trial with the smallest sum of its objectives, each scaled from 0 (best there) to 1 (worst).
 
-    For two objectives it lies farthest from the line through the front's ends. Fewer than three trials have no knee.
+    For two objectives it lies farthest below the line through the ends. A front that does not bend below it, where all
+    sums are at least 1, has no knee.
     """
-    if len(front) < 3:
+    if not front:
         return None
     low, high = (list(map(bound, zip(*map(_costs, front), strict=True))) for bound in (min, max))
 
     def total(trial: Trial) -> float:
         return sum((cost - a) / ((b - a) or 1) for cost, a, b in zip(_costs(trial), low, high, strict=True))
 
-    return min(front, key=total)
+    knee = min(front, key=total)
+    return knee if len(front) > 2 and total(knee) < 1 else None
 
 
 def places_of(trials: list[Trial]) -> dict[int, str]:

@@ -142,7 +142,7 @@ def test_a_killed_and_resumed_study_suggests_and_stops_as_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: str, scheduler: str
 ) -> None:
     monkeypatch.setattr(study, "sampler_of", partial(sampler_of, startup_trials=3))
-    of = plan("loss_weights", epochs=6, search=search, scheduler=scheduler, seed=5)  # a space with a condition
+    of = plan("losses", epochs=6, search=search, scheduler=scheduler, seed=5)  # a space with a condition
     undisturbed = Driver(tmp_path / "undisturbed", of).run(TRIALS)
     pruned = [trial for trial in undisturbed if trial.state == PRUNED]
     assert bool(pruned) == (scheduler != "none")

@@ -31,10 +31,7 @@ from pipeline.tuning.study import (
     REASON,
     RUN_ID,
     SECONDS,
-    Trial,
     front_of,
-    knee_of,
-    places_of,
     trials_in,
 )
 
@@ -241,35 +238,42 @@ def test_the_front_of_two_objectives(two: Path) -> None:
     assert pareto["layout"]["yaxis"]["title"]["text"] == "latency ms"
 
 
-def test_the_front_is_optunas_and_its_knee_is_marked(two: Path) -> None:
-    study = of_two()
-    front = front_of(trials_in(study))
-    assert {trial.number for trial in front} == {trial.number for trial in study.best_trials}
-    knee = knee_of(front)
-    assert knee and knee not in (front[0], front[-1]), "the ends are no knee"
-    (first, last) = ((one.objectives[0], one.objectives[1]) for one in (front[0], front[-1]))
-
-    def below_the_line(trial: Trial) -> float:
-        x, y = trial.objectives
-        return (first[1] - y) / (first[1] - last[1]) - (first[0] - x) / (first[0] - last[0])
-
-    assert below_the_line(knee) == max(map(below_the_line, front))
-    (marked,) = [text for text in Html(two / "report.html").texts("h3") if text.endswith("(knee)")]
-    assert marked.startswith(f"Trial {knee.number}: ") and "latency ms" in marked
-    table = pq.read_table(two / "trials.parquet")
-    places = dict(zip(table["number"].to_pylist(), table["front"].to_pylist(), strict=True))
-    assert {number: place for number, place in places.items() if place} == {
-        trial.number: "front, knee" if trial is knee else "front" for trial in front
-    }
-
-
-def test_three_objectives_have_a_front_and_a_knee(tmp_path: Path) -> None:
-    study = new_study("valid/map", "latency_ms", "embedding_dim", directions=("maximize", "minimize", "minimize"))
-    for number, values in enumerate([(0.5, 9.0, 512), (0.48, 4.0, 128), (0.2, 3.0, 64), (0.1, 9.0, 512)]):
+def of_values(*values: tuple[float, ...]) -> optuna.Study:
+    names = ("valid/map", "latency_ms", "embedding_dim")[: len(values[0])]
+    study = new_study(*names, directions=("maximize", *("minimize" for _ in names[1:])))
+    for number, one in enumerate(values):
         given = {"params": {"margin": 0.1 * (number + 1)}, "distributions": {"margin": MARGIN}}
-        study.add_trial(create_trial(values=values, user_attrs=attributes("done", [[1, values[0]]]), **given))
-    assert places_of(trials_in(study)) == {0: "front", 1: "front, knee", 2: "front"}
-    write_study_report(study, tmp_path / "report", {})
+        study.add_trial(create_trial(values=one, user_attrs=attributes("done", [[1, one[0]]]), **given))
+    return study
+
+
+def test_the_front_is_optunas() -> None:
+    study = of_two()
+    assert {trial.number for trial in front_of(trials_in(study))} == {trial.number for trial in study.best_trials}
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        # farthest from the line: 1 is 0.64 of the width below it, 2 is 0.43
+        (
+            [(0.5, 9.0), (0.48, 4.0), (0.3, 3.5), (0.2, 3.0), (0.1, 9.0)],
+            ["front", "front, knee", "front", "front", None],
+        ),
+        ([(0.5, 9.0), (0.3, 8.0), (0.2, 3.0)], ["front", "front", "front"]),  # bends the other way
+        ([(0.5, 9.0), (0.2, 3.0)], ["front", "front"]),
+        ([(0.5, 9.0, 512), (0.48, 4.0, 128), (0.2, 3.0, 64), (0.1, 9.0, 512)], ["front", "front, knee", "front", None]),
+    ],
+)
+def test_the_knee_is_marked_on_the_page_and_in_the_table(
+    values: list[tuple[float, ...]], places: list[str | None], tmp_path: Path
+) -> None:
+    write_study_report(of_values(*values), tmp_path / "report", {})
+    assert pq.read_table(tmp_path / "report" / "trials.parquet")["front"].to_pylist() == places
+    marked = [text for text in Html(tmp_path / "report" / "report.html").texts("h3") if text.endswith("(knee)")]
+    assert [text.startswith("Trial 1: ") and "latency ms 4" in text for text in marked] == [True] * places.count(
+        "front, knee"
+    )
     assert (tmp_path / "report" / "pareto.png").is_file()
 
 
