@@ -22,8 +22,8 @@ from pipeline.tracking import runs as tracking
 from pipeline.tracking.watchdog import end_all_runs, end_run, take_over
 from pipeline.tuning.study import FAILED, METRIC, RUNNING, StudyRecord, Trial
 
-TRIAL = "trial"
-"""Tag with the trial's number."""
+TRIAL, REPEAT = "trial", "repeat"
+"""Tags with the number of a trial, and of a repeat of one of the best."""
 PAUSE = 30.0
 """Seconds between two attempts to write while the store does not answer."""
 
@@ -40,8 +40,16 @@ class _Pending:
 class MlflowTrials:
     """Writer of one run for every trial, however often the trial and the study are resumed."""
 
-    def __init__(self, dataset: DatasetInfo, parent: tracking.OpenRun, record: StudyRecord, base: dict[str, Any]):
-        self.dataset, self.parent, self.record, self.base = dataset, parent, record, base
+    def __init__(
+        self,
+        dataset: DatasetInfo,
+        parent: tracking.OpenRun,
+        record: StudyRecord,
+        base: dict[str, Any],
+        kind: str = TRIAL,
+    ):
+        """`kind` is TRIAL or REPEAT: the tag with the number, and the job."""
+        self.dataset, self.parent, self.record, self.base, self.kind = dataset, parent, record, base, kind
         self._runs: dict[int, tracking.Run] = {}
         self._pending: dict[int, _Pending] = {}
         self._logged: dict[int, dict[str, set[int]]] = {}
@@ -126,12 +134,13 @@ class MlflowTrials:
                 run_id, params=[Param(key, str(value)) for key, value in params.items() if key not in stored]
             )
             return tracking.Run(self.parent.uri, run_id)
-        tags = {"job": "trial", TRIAL: str(trial.number)}
-        return tracking.start_run(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
+        tags = {"job": self.kind, self.kind: str(trial.number)}
+        return tracking.start_run(self.dataset, f"{self.kind} {trial.number}", params, self.parent, **tags)
 
     def _find_runs(self) -> dict[int, Any]:
         """Return MLflow's own runs by trial number."""
-        runs = {int(run.data.tags[TRIAL]): run for run in tracking.child_runs(self.parent) if TRIAL in run.data.tags}
+        children = tracking.child_runs(self.parent)
+        runs = {int(run.data.tags[self.kind]): run for run in children if self.kind in run.data.tags}
         self._known, self._unsure = {number: run.info.run_id for number, run in runs.items()}, False
         return runs
 

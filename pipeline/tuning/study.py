@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -29,6 +30,8 @@ STOPPED = "stopped"
 """User attributes of a trial in the Optuna study."""
 PRIOR = "prior"
 """User attribute of an earlier study's trial, which is knowledge here and not one of the study's own: its origin."""
+REPEATS = "repeats"
+"""User attribute of the Optuna study: (number of a repeated trial, its MAP with every seed) pairs."""
 OBJECTIVES, EPOCHS, CHANCE, BEGUN = "objectives", "epochs", f"{SPLIT}/chance", "begun"
 """User attributes of the Optuna study: its objectives' names, a trial's full budget, the MAP of a random ranking, and
 whether it has all that it begins with."""
@@ -115,8 +118,7 @@ class StudyRecord:
         if BEGUN not in self._study.user_attrs:
             self._study.set_user_attr(OBJECTIVES, plan.objectives)
             self._study.set_user_attr(EPOCHS, plan.settings["epochs"])
-            for setting in (space.start, *settings):
-                self._study.enqueue_trial(setting, skip_if_exists=True)
+            self.queue((space.start, *settings))
             known = {trial.user_attrs.get(PRIOR) for trial in self._study.get_trials(deepcopy=False)}
             self._study.add_trials([trial for trial in trials if trial.user_attrs[PRIOR] not in known])
             self._study.set_user_attr(BEGUN, True)
@@ -131,6 +133,11 @@ class StudyRecord:
     def trials(self) -> list[Trial]:
         """The study's own trials by number, without those that are only queued."""
         return trials_in(self._study)
+
+    def queue(self, settings: Iterable[dict[str, Any]]) -> None:
+        """Have these settings tried next, but none twice."""
+        for setting in settings:
+            self._study.enqueue_trial(setting, skip_if_exists=True)
 
     def note_chance(self, chance: float) -> None:
         """Note the validation MAP of a random ranking."""
@@ -250,7 +257,16 @@ class StudyRecord:
     @property
     def best(self) -> Trial | None:
         """Best trial, as `best_of` returns it."""
-        return best_of(self.trials)
+        return best_in(self._study)
+
+
+def best_in(study: optuna.Study) -> Trial | None:
+    """Return the study's best trial: by the mean over seeds if trials were repeated, otherwise as `best_of` does."""
+    trials, repeats = trials_in(study), study.user_attrs.get(REPEATS)
+    if not repeats:
+        return best_of(trials)
+    number, _ = max(repeats, key=lambda one: fmean(one[1]))
+    return next(trial for trial in trials if trial.number == number)
 
 
 def best_of(trials: list[Trial]) -> Trial | None:

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
+from data_prep.tables import DatasetInfo
 from data_prep.words import counted
 from pipeline.cluster.orphans import orphans_removed
 from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for
@@ -50,9 +51,10 @@ from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, fitted, resolved
 from pipeline.training.train import train
 from pipeline.tuning.folders import DESCRIPTION, STUDY, claimed, find_study, identity_of
-from pipeline.tuning.mlflow_trials import MlflowTrials
+from pipeline.tuning.mlflow_trials import REPEAT, MlflowTrials
 from pipeline.tuning.prior import Prior, opened, prior_of
 from pipeline.tuning.ray_tune import run_trials, tidy
+from pipeline.tuning.repeats import SETTINGS, Standing, note_repeats, repeats_of, standings_in
 from pipeline.tuning.spaces import DRAWS, Space, draw
 from pipeline.tuning.study import (
     CHANCE,
@@ -60,6 +62,7 @@ from pipeline.tuning.study import (
     FAILED,
     METRIC,
     PRUNED,
+    REPEATS,
     RUNNING,
     Plan,
     StudyRecord,
@@ -110,6 +113,8 @@ class StudyResult:
     final: FinalTraining | None
     against: tuple[str, ...] = ()
     """Objectives beside MAP."""
+    repeated: list[Standing] = field(default_factory=list)
+    """Settings that were repeated with other seeds, the best mean first."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -126,6 +131,9 @@ class StudyResult:
             "page": str(self.page) if self.page else None,
             "seconds": round(self.seconds, 1),
         }
+        if self.repeated:
+            kept = ("number", "values", "half", "beaten")
+            metrics["repeated"] = [{key: getattr(one, key) for key in kept} for one in self.repeated]
         if self.final:
             metrics |= self.final.test | {"model_uri": self.final.model_uri, "alias": self.final.alias}
             metrics |= {"final/valid/map": self.final.valid}
@@ -144,6 +152,7 @@ def tune(
     search: str = "tpe",
     scheduler: str | None = None,
     against: tuple[str, ...] = (),
+    repeats: int | None = None,
     final_seeds: int = 3,
     storage: Path = Path("runs"),
     name: str | None = None,
@@ -159,6 +168,9 @@ def tune(
     seeds (0: not at all). The best of these on validation is scored on test, once, and registered as challenger. With
     `against` the study has a Pareto front, and the best setting is that of the highest MAP. `final_trial` is the number
     of a trial of a study to resume, whose setting is taken instead of the best.
+
+    Before that, the best three settings are trained at the trials' budget with `repeats` other seeds (2 unless given; 0
+    without final trainings), and the best is the one of the highest mean.
 
     `source` names a study in `storage`, or is the path of one, whose best settings come next, and whose trials are
     knowledge if dataset, space and fixed settings are the same.
@@ -205,7 +217,12 @@ def tune(
         record = StudyRecord(folder / STUDY, folder.name, space, plan, prior.settings, prior.trials)
         record.note_chance(_chance(dataset))
         job = TrialJob(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
+        if repeats is None:
+            repeats = 2 if final_seeds and not chosen else 0
+        say(_costs(trials, budget, repeats, final_seeds, config.epochs))
         _run(job, record, MlflowTrials(dataset.info, parent, record, job.base), trials, concurrent)
+        if not chosen:
+            _repeat(job, record, dataset.info, parent, repeats, concurrent)
         report = folder / REPORT
         if write_report:
             facts = {
@@ -233,7 +250,10 @@ def tune(
         write_json(Storage(folder / DESCRIPTION), begun | {"finished": True})
     seconds = time.perf_counter() - started
     page = report / "report.html" if write_report else None
-    return StudyResult(parent, space.name, record.trials, record.best, record.chance, seconds, page, final, against)
+    by_number = {trial.number: trial for trial in record.trials}
+    best, repeated = by_number[record.best.number], standings_in(record.study)
+    ended = list(by_number.values())
+    return StudyResult(parent, space.name, ended, best, record.chance, seconds, page, final, against, repeated)
 
 
 def _queries(dataset: Dataset) -> str:
@@ -291,7 +311,34 @@ def _resources(concurrent: int, workers: int) -> tuple[int, float]:
     return cpus, gpu_share(concurrent)
 
 
-def _run(job: TrialJob, record: StudyRecord, runs: MlflowTrials, trials: int, concurrent: int) -> None:
+def _costs(trials: int, budget: int, repeats: int, final_seeds: int, epochs: int) -> str:
+    """Return in one line what a study trains."""
+    parts = [f"{counted(trials, 'trial')} of at most {counted(budget, 'epoch')}"]
+    if repeats:
+        parts.append(f"the best {SETTINGS} settings × {counted(repeats, 'other seed')} of {counted(budget, 'epoch')}")
+    if final_seeds:
+        parts.append(f"the best setting × {counted(final_seeds, 'seed')} of {counted(epochs, 'epoch')}")
+    return f"to train: {', then '.join(parts)}"
+
+
+def _repeat(
+    job: TrialJob, record: StudyRecord, dataset: DatasetInfo, parent: tracking.OpenRun, count: int, concurrent: int
+) -> None:
+    """Repeat the best trials with `count` other seeds, which decides the best one; 0 forgets earlier repeats."""
+    folder, repeats = job.folder / REPEATS, None
+    if count:
+        folder.mkdir(exist_ok=True)
+        repeats = repeats_of(record, folder / STUDY, count)
+    if repeats:
+        total = len(repeats.study.trials)
+        runs = MlflowTrials(dataset, parent, repeats, job.base, REPEAT)
+        _run(replace(job, folder=folder, against=()), repeats, runs, total, concurrent, "repeats")
+    note_repeats(record, repeats)
+
+
+def _run(
+    job: TrialJob, record: StudyRecord, runs: MlflowTrials, trials: int, concurrent: int, noun: str = "trials"
+) -> None:
     """Run trials until `trials` have ended. Raises KeyboardInterrupt after Ctrl-C, JobFailed if no trial ends."""
 
     def ended() -> int:
@@ -302,7 +349,7 @@ def _run(job: TrialJob, record: StudyRecord, runs: MlflowTrials, trials: int, co
         if stopped.is_set():  # Ray may not have listened yet when the signal came
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    bar = bar_of("trials", max(trials, ended()))
+    bar = bar_of(noun, max(trials, ended()))
     bar.initial = bar.n = ended()
     fruitless = 0
     with _signals_for_ray() as stopped:
@@ -317,7 +364,7 @@ def _run(job: TrialJob, record: StudyRecord, runs: MlflowTrials, trials: int, co
                     # The next round continues the trials that were running.
                     say_above(f"Ray Tune gave up: {(str(error).strip().splitlines() or [''])[-1]}")
                 if stopped.is_set():
-                    left = f"{trials - ended()} of {trials} trials are left"
+                    left = f"{trials - ended()} of {trials} {noun} are left"
                     raise KeyboardInterrupt(f"{left}; {GO_ON}")
                 fruitless = fruitless + 1 if ended() == before and not kills else 0
                 if fruitless >= FRUITLESS_ROUNDS:

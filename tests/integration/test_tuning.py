@@ -69,6 +69,7 @@ def result(ray_started: None, store: Path, dataset: Dataset) -> StudyResult:
         space=find_space("margins"),
         trials=TRIALS,
         concurrent=2,
+        repeats=0,
         final_seeds=1,
         storage=store / "runs",
         name="first",
@@ -160,7 +161,7 @@ def test_steps_that_a_killed_driver_did_not_note_are_not_repeated(
     assert set(whole) == {"0", "test", "registered"}
     notes.write_text(json.dumps({key: noted for key, noted in whole.items() if key not in lost}))
     options: dict[str, Any] = {"space": find_space("margins"), "concurrent": 2, "storage": store / "runs"}
-    again = tune(dataset, CONFIG, trials=TRIALS, final_seeds=1, name="first", resume=True, **options)
+    again = tune(dataset, CONFIG, trials=TRIALS, repeats=0, final_seeds=1, name="first", resume=True, **options)
     assert again.final == result.final
     assert json.loads(notes.read_text()) == whole
     assert len([child for child in children(again) if "trial" not in child.data.tags]) == 1
@@ -292,7 +293,7 @@ def test_a_study_against_width_and_latency_has_a_front(
     widths = Space("own", define, {"embedding_dim": 16}, frozenset(["embedding_dim"]), "")
     options: dict[str, Any] = {"storage": store / "runs", "name": "front", "final_seeds": 0, "concurrent": 2}
     against = ("embedding_dim", "latency_ms")
-    result = tune(dataset, config, space=widths, trials=2, against=against, seed=2, **options)
+    result = tune(dataset, config, space=widths, trials=2, against=against, seed=2, repeats=1, **options)
     for trial in result.trials:
         best, width, latency = trial.objectives
         assert (best, width) == (trial.best, trial.setting["embedding_dim"]) and 0 < latency < 10_000
@@ -300,7 +301,14 @@ def test_a_study_against_width_and_latency_has_a_front(
     assert result.page is None, "no report was asked for"
     show_study(result)
     said = "".join(capsys.readouterr())
-    assert all(name in said for name in against) and "done, front" in said
+    assert all(name in said for name in against) and "done, front" in said and ", best" in said
+    assert "to train: 2 trials of at most 1 epoch, then the best 3 settings × 1 other seed of 1 epoch" in said
+    assert sorted(one.number for one in result.repeated) == [0, 1]
+    repeats = [run for run in children(result) if run.data.tags.get("job") == "repeat"]
+    assert {run.info.status for run in repeats} == {"FINISHED"} and {run.data.params["seed"] for run in repeats} == {
+        "12"
+    }
+    assert all(len(one.values) == 2 for one in result.repeated)
 
 
 @pytest.mark.parametrize(

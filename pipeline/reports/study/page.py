@@ -26,6 +26,7 @@ from pipeline.common.console import printable
 from pipeline.config.schema import TrainConfig, without_effect
 from pipeline.reports.html import render
 from pipeline.reports.study.charts import TITLES, StudyChart, draw
+from pipeline.tuning.repeats import Standing, standings_in
 from pipeline.tuning.study import (
     CHANCE,
     EPOCHS,
@@ -33,7 +34,7 @@ from pipeline.tuning.study import (
     METRIC,
     OBJECTIVES,
     Trial,
-    best_of,
+    best_in,
     front_of,
     knee_of,
     places_of,
@@ -57,6 +58,8 @@ class _StudyPage:
     """MAP of a random ranking, if the study has it."""
     chosen: list[tuple[Trial, str]]
     """Trials worth training with, and their settings as `KEY=VALUE ...` for `agman train`."""
+    repeated: list[Standing]
+    """Settings that were repeated with other seeds, the best mean first."""
     knee: Trial | None
     """Knee of the front."""
     objectives: list[str]
@@ -95,7 +98,7 @@ def _page(
     study: optuna.Study, trials: list[Trial], table: pa.Table, charts: list[StudyChart], facts: dict[str, str]
 ) -> _StudyPage:
     rows, several, chance = table.to_pylist(), len(study.directions) > 1, study.user_attrs.get(CHANCE)
-    best, front = best_of(trials), front_of(trials) if several else []
+    best, front = best_in(study), front_of(trials) if several else []
     failures: dict[str, list[int]] = {}
     for trial in trials:
         if trial.state == FAILED:
@@ -113,6 +116,7 @@ def _page(
         several=several,
         chance=chance,
         chosen=[(trial, as_settings(trial.setting)) for trial in (front if several else [best] if best else [])],
+        repeated=standings_in(study),
         knee=knee_of(front),
         objectives=study.user_attrs.get(OBJECTIVES, [METRIC]),
         failures=dict(sorted(failures.items(), key=lambda item: -len(item[1]))),
@@ -146,6 +150,7 @@ def as_setting(value: Any) -> str:
 def trials_table(study: optuna.Study, trials: list[Trial]) -> pa.Table:
     """Return one row for each trial: number, ended, reason, epochs, best_map, values_*, params_*, seconds, run_id.
 
+    Repeated trials have `seeds`, `mean_map` and the half width of its `interval`.
     Studies of several objectives have a column `front` after `best_map`, with "front" or "front, knee".
 
     Values that a trial does not have are null. The columns are named like those of Optuna's `trials_dataframe`.
@@ -157,6 +162,11 @@ def trials_table(study: optuna.Study, trials: list[Trial]) -> pa.Table:
         "epochs": pa.array([max(dict(trial.history), default=0) for trial in trials], pa.int64()),
         "best_map": pa.array([_best(trial) for trial in trials], pa.float64()),
     }
+    if repeated := {one.number: one for one in standings_in(study)}:
+        found = [repeated.get(trial.number) for trial in trials]
+        columns["seeds"] = pa.array([len(one.values) if one else None for one in found], pa.int64())
+        columns["mean_map"] = pa.array([one.mean if one else None for one in found], pa.float64())
+        columns["interval"] = pa.array([one.half if one else None for one in found], pa.float64())
     if len(study.directions) > 1:
         places = places_of(trials)
         columns["front"] = pa.array([places.get(trial.number) for trial in trials], pa.string())

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from support.studies import no_waiting_for_the_disk  # noqa: F401
 
 from data_prep.errors import InputError
 from pipeline.reports.study.page import write_study_report

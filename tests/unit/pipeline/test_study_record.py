@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 from zlib import crc32
 
 import optuna
 import pytest
 from optuna.trial import TrialState
-from sqlalchemy import Engine, event
+from support.studies import no_waiting_for_the_disk  # noqa: F401
 
 from pipeline.common.errors import JobFailed
 from pipeline.tuning import samplers, study
@@ -22,18 +22,6 @@ from pipeline.tuning.study import DONE, FAILED, PRUNED, RUNNING, Plan, StudyReco
 
 TRIALS = 10
 START = {"margin": 0.2, "lr": 1e-4, "class_weight": 1.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    """Processes that die lose nothing that sqlite has handed to the system; only machines that lose power would."""
-
-    def hurry(connection: Any, record: object) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", hurry)
-    yield
-    event.remove(Engine, "connect", hurry)
 
 
 def plan(space: str = "margins", epochs: int = 9, **options: object) -> Plan:
