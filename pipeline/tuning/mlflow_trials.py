@@ -15,8 +15,8 @@ from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from data_prep.tables import DatasetInfo
 from pipeline.common.console import say_above
 from pipeline.tracking import runs as tracking
 from pipeline.tracking.watchdog import end_all_runs, end_run, take_over
@@ -40,7 +40,7 @@ class _Pending:
 class MlflowTrials:
     """Writer of one run for every trial, however often the trial and the study are resumed."""
 
-    def __init__(self, dataset: DatasetInfo, parent: tracking.OpenRun, record: StudyRecord, base: dict[str, Any]):
+    def __init__(self, dataset: Dataset, parent: tracking.OpenRun, record: StudyRecord, base: dict[str, Any]):
         self.dataset, self.parent, self.record, self.base = dataset, parent, record, base
         self._runs: dict[int, tracking.Run] = {}
         self._pending: dict[int, _Pending] = {}
@@ -127,7 +127,9 @@ class MlflowTrials:
             )
             return tracking.Run(self.parent.uri, run_id)
         tags = {"job": "trial", TRIAL: str(trial.number)}
-        return tracking.start_run(self.dataset, f"trial {trial.number}", params, self.parent, **tags)
+        begun = tracking.start_run(self.dataset.info, f"trial {trial.number}", params, self.parent, **tags)
+        begun.log_dataset(self.dataset)
+        return begun
 
     def _find_runs(self) -> dict[int, Any]:
         """Return MLflow's own runs by trial number."""

@@ -169,13 +169,14 @@ def tune(
         parent = stack.enter_context(
             tracking.open_run(dataset.info, folder.name, params, resume=begun.get("run_id"), job="tune")
         )
+        parent.log_dataset(dataset)
         begun |= {"run_id": parent.run_id, "finished": False}
         write_json(Storage(folder / DESCRIPTION), begun)
         stack.enter_context(saying_how_to_go_on(GO_ON))
         record = StudyRecord(folder / STUDY, folder.name, space, plan)
         record.note_chance(_chance(dataset))
         job = TrialJob(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
-        _run(job, record, MlflowTrials(dataset.info, parent, record, job.base), trials, concurrent)
+        _run(job, record, MlflowTrials(dataset, parent, record, job.base), trials, concurrent)
         report = folder / REPORT
         if write_report:
             facts = {
