@@ -1,0 +1,298 @@
+"""Searches replayed on a surrogate of the space `full`: `agman bench replay`.
+
+A forest learns from the curves of `agman bench curves` what a setting reaches after every sixth of a training. Asked
+instead of a training, it replays a search in seconds, as HPOBench and YAHPO Gym do: hundreds of searches tell luck from
+skill. An epoch is a sixth of a training here. What a trial shows is the forest's curve plus the noise that seeds have;
+what counts is the forest's last value of the setting that looked best, below the best of all settings (the regret).
+
+Trial 0 is drawn like the others, unlike in `agman tune`, whose trial 0 is the preset: that would hide the searches'
+difference behind a good start. AGMAN_REPLAYS says how often a search of 20 trainings is replayed (100); longer ones are
+replayed less often.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from matplotlib.figure import Figure
+from optuna.distributions import CategoricalDistribution
+from scipy.stats import spearmanr
+from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.model_selection import KFold, cross_val_predict
+
+from benchmarks.common import write_table
+from benchmarks.curves import CURVES, PICTURES, POINTS, SIDE
+from pipeline.common.console import bar_of
+from pipeline.tuning.samplers import pruner_of, sampler_of
+from pipeline.tuning.spaces import draw, find_space
+
+REPLAYS = int(os.environ.get("AGMAN_REPLAYS", "100"))
+BUDGETS = (20, 100)
+"""Full trainings that a search may cost."""
+SEARCHES, SCHEDULERS, CONCURRENT = ("random", "tpe", "gp"), ("none", "asha", "hyperband", "median"), (1, 4, 16)
+SLOW = "gp"
+SLOWS = ((20, "none"), (20, "asha"))
+"""Search that takes seconds a trial: it is replayed a tenth as often, and for these budgets and schedulers only."""
+TREES = 100
+SPACE = "full"
+PICTURE = Path("docs/images/regret.svg")
+
+
+class Surrogate:
+    """Forest from a setting of the space to its learning curve, in MAP × 100."""
+
+    def __init__(self, curves: pd.DataFrame):
+        """Fit the curves of SIDE pixels; those of other seeds tell the noise."""
+        own = curves[(curves["side"] == SIDE) & (curves["failed"] == "")]
+        first = own[own["seed"] == 0].reset_index(drop=True)
+        self.choices = {
+            key: one.choices
+            for trial in _asked(200)
+            for key, one in trial.distributions.items()
+            if isinstance(one, CategoricalDistribution)
+        }
+        self.keys = sorted({key for setting in draw(find_space(SPACE), 200) for key in setting})
+        self.curves = 100 * np.stack(first["map"].tolist())
+        settings: list[dict[str, Any]] = first[self.keys].to_dict("records")  # type: ignore[assignment]
+        self.inputs = np.stack([self._encoded(setting) for setting in settings])
+        self.forest = ExtraTreesRegressor(TREES, min_samples_leaf=2, random_state=0).fit(self.inputs, self.curves)
+        repeated = own.groupby("number").filter(lambda rows: len(rows) > 1).groupby("number")["map"]
+        of_seeds = [100 * np.stack(rows.tolist()) for _, rows in repeated]
+        self.noise = float(np.sqrt(np.mean([rows[:, -1].var(ddof=1) for rows in of_seeds])))
+
+    def curve_of(self, settings: list[dict[str, Any]]) -> np.ndarray:
+        """Return the curves of settings, n×POINTS, without noise."""
+        return np.asarray(self.forest.predict(np.stack([self._encoded(one) for one in settings])))
+
+    def trust(self) -> tuple[float, float]:
+        """Return the rank correlation and the error in MAP × 100 of its last values in tenfold cross-validation."""
+        folds = KFold(10, shuffle=True, random_state=0)
+        guessed = cross_val_predict(self.forest, self.inputs, self.curves, cv=folds)[:, -1]
+        last = self.curves[:, -1]
+        return float(spearmanr(guessed, last).statistic), float(np.sqrt(np.mean((guessed - last) ** 2)))
+
+    def importances(self) -> dict[str, float]:
+        """Return the share of the forest's splits' gain that each setting has."""
+        gains = iter(self.forest.feature_importances_)
+        return {key: sum(next(gains) for _ in self._columns(key, None)) for key in self.keys}
+
+    def _encoded(self, setting: dict[str, Any]) -> np.ndarray:
+        return np.concatenate([self._columns(key, setting.get(key)) for key in self.keys])
+
+    def _columns(self, key: str, value: Any) -> list[float]:
+        """Return a choice as one column each, a number as it is; a number that is not there as -1."""
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        if key in self.choices:
+            return [float(missing if one is None else value == one) for one in self.choices[key]]
+        return [-1.0 if missing else float(value)]
+
+
+@cache
+def surrogate() -> Surrogate:
+    """Return the surrogate of the curves that are kept; once a process."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return Surrogate(pd.read_parquet(CURVES))
+
+
+def _asked(count: int) -> Iterator[optuna.Trial]:
+    space = find_space(SPACE)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(count):
+        trial = study.ask()
+        space.define(trial)
+        yield trial
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a search goes about it."""
+
+    search: str
+    scheduler: str
+    concurrent: int
+    budget: int
+    """Full trainings that it may cost."""
+
+
+def replay(way: Way, seed: int) -> list[float]:
+    """Replay a search; return what its choice is worth after every epoch of its budget.
+
+    Trials that run at the same time take turns. What the search would choose is the best of the trials that are done,
+    or, before there is one, of all.
+    """
+    truth, rng = surrogate(), np.random.default_rng(seed)
+    define = find_space_once()
+    study = optuna.create_study(
+        direction="maximize", sampler=sampler_of(way.search, seed), pruner=pruner_of(way.scheduler, POINTS)
+    )
+    done: tuple[float, float] | None = None
+    leading: tuple[float, float] = (-math.inf, 0.0)
+    worths: list[float] = []
+    queue: list[tuple[float, int]] = []
+    running: dict[int, tuple[optuna.Trial, np.ndarray, float]] = {}
+    while len(worths) < way.budget * POINTS:
+        while len(running) < way.concurrent:
+            trial = study.ask()
+            define(trial)
+            (curve,) = truth.curve_of([trial.params])
+            running[trial.number] = trial, curve + rng.normal(0, truth.noise), curve[-1]
+            heapq.heappush(queue, (rng.random(), trial.number))
+        when, number = heapq.heappop(queue)
+        trial, shown, final = running[number]
+        point = int(when) + 1
+        trial.report(shown[point - 1], point)
+        leading = max(leading, (shown[point - 1], final))
+        if point == POINTS:
+            done = max(done or (-math.inf, 0.0), (max(shown), final))
+            study.tell(trial, max(shown))
+            del running[number]
+        elif trial.should_prune():
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            del running[number]
+        else:
+            heapq.heappush(queue, (when + 1, number))
+        worths.append((done or leading)[1])
+    return worths
+
+
+@cache
+def find_space_once() -> Any:
+    """Return the space's function; finding it tries it out, which takes time."""
+    return find_space(SPACE).define
+
+
+def ways() -> list[Way]:
+    """Return all searches that are replayed."""
+    every = itertools.starmap(Way, itertools.product(SEARCHES, SCHEDULERS, CONCURRENT, BUDGETS))
+    return [one for one in every if one.search != SLOW or (one.budget, one.scheduler) in SLOWS]
+
+
+def replays_of(way: Way) -> int:
+    """Return how often a search is replayed."""
+    share = 10 if way.search == SLOW else way.budget // BUDGETS[0]
+    return max(3, REPLAYS // share)
+
+
+def reaches(median: np.ndarray, regret: float) -> int | None:
+    """Return the epochs after which a regret is reached."""
+    (found,) = np.nonzero(median <= regret)
+    return int(found[0]) + 1 if len(found) else None
+
+
+def rows_of(results: dict[Way, np.ndarray]) -> list[list[str]]:
+    """Return the table: what each way has after its budget, and when it had what random search has after all of its."""
+    rows = []
+    for way, regrets in results.items():
+        plain = results[Way("random", "none", way.concurrent, way.budget)]
+        low, middle, high = np.quantile(regrets[:, -1], (0.25, 0.5, 0.75))
+        when = reaches(np.median(regrets, 0), float(np.median(plain[:, -1])))
+        share = f"1/{way.budget * POINTS / when:.1f}" if when else "never"
+        band = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        rows.append([str(way.budget), str(way.concurrent), way.search, way.scheduler, band, share])
+    return sorted(rows, key=lambda row: (int(row[0]), int(row[1]), float(row[4].split()[0])))
+
+
+def draw_regrets(results: dict[Way, np.ndarray], concurrent: int) -> Figure:
+    """Draw the median regret over epochs for both budgets: random search, and every search with its best scheduler."""
+    figure = Figure((10, 4), layout="constrained")
+    for axes, budget in zip(figure.subplots(1, len(BUDGETS), sharey=True), BUDGETS, strict=True):
+        here = {way: found for way, found in results.items() if (way.budget, way.concurrent) == (budget, concurrent)}
+        best = [
+            min(
+                (way for way in here if way.search == search), key=lambda way: np.median(here[way][:, -1]), default=None
+            )
+            for search in SEARCHES
+        ]
+        for number, way in enumerate(dict.fromkeys([Way("random", "none", concurrent, budget), *best])):
+            if way is None:
+                continue
+            low, middle, high = np.quantile(here[way], (0.25, 0.5, 0.75), axis=0)
+            epochs = np.arange(1, len(middle) + 1)
+            axes.plot(epochs, middle, color=f"C{number}", label=f"{way.search}, {way.scheduler}")
+            axes.fill_between(epochs, low, high, color=f"C{number}", alpha=0.15, lw=0)
+        axes.set_title(f"{budget} trainings, {concurrent} at a time", fontsize=10)
+        axes.set_xlabel("epochs of all trials")
+        axes.legend(fontsize=8)
+    figure.axes[0].set_ylabel("regret, MAP × 100")
+    return figure
+
+
+def fidelities(curves: pd.DataFrame) -> list[tuple[str, float, float]]:
+    """Return (what, rank correlation with the full training, share of its seconds) of cheaper trainings."""
+    own = curves[(curves["seed"] == 0) & (curves["failed"] == "")]
+    full = own[own["side"] == SIDE].set_index("number")
+    last = full["map"].map(lambda one: one[-1])
+    found = []
+    for point in range(1, POINTS):
+        there = full["map"].map(lambda one, point=point: one[point - 1])
+        found.append((f"{point}/{POINTS} of the steps", float(spearmanr(there, last).statistic), point / POINTS))
+    for side, rows in own[own["side"] != SIDE].groupby("side"):
+        small = rows.set_index("number")
+        beside = full.loc[small.index]
+        rank = spearmanr(small["map"].map(lambda one: one[-1]), beside["map"].map(lambda one: one[-1])).statistic
+        found.append((f"{side} px", float(rank), float(small["seconds"].sum() / beside["seconds"].sum())))
+    return found
+
+
+def main() -> None:
+    """Replay every way; write table and picture."""
+    truth = surrogate()
+    every = ways()
+    bar = bar_of("searches", sum(map(replays_of, every)))
+    worths: dict[Way, np.ndarray] = {}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+        for way in every:
+            found = []
+            for one in pool.map(replay, itertools.repeat(way), range(replays_of(way)), chunksize=5):
+                found.append(one)
+                bar.update(1)
+            worths[way] = np.array(found)
+    bar.close()
+    best = max(float(one.max()) for one in worths.values())
+    results = {way: best - one for way, one in worths.items()}
+    draw_regrets(results, 4).savefig(PICTURE)
+    header = ["trainings", "at a time", "search", "scheduler", "regret at the end", "random's end after"]
+    write_table("replay", header, rows_of(results), notes(truth, best))
+
+
+def notes(truth: Surrogate, best: float) -> str:
+    """Describe surrogate, noise, importances and fidelities."""
+    important = sorted(truth.importances().items(), key=lambda item: -item[1])
+    rank_correlation, error = truth.trust()
+    cheaper = ", ".join(
+        f"{what}: {rank:.2f} at {share:.2f}" for what, rank, share in fidelities(pd.read_parquet(CURVES))
+    )
+    spread = np.quantile(truth.curves[:, -1], (0.1, 0.5, 0.9))
+    return "\n\n".join(
+        [
+            f"Median (and quartiles) of {REPLAYS} replays at {BUDGETS[0]} trainings, of "
+            f"{replays_of(Way('tpe', 'none', 1, BUDGETS[1]))} at {BUDGETS[1]}, "
+            f"of {replays_of(Way(SLOW, 'none', 1, 20))} of {SLOW}; MAP × 100. Surrogate: {len(truth.curves)} "
+            f"trainings of {PICTURES:,} pictures of {SIDE} px; validation MAP at the end {spread[0]:.1f}, "
+            f"{spread[1]:.1f}, {spread[2]:.1f} (10 %, median, 90 %), the best that any search found {best:.1f}; noise "
+            f"between seeds {truth.noise:.2f}; in tenfold cross-validation rank correlation "
+            f"{rank_correlation:.2f}, error {error:.2f}.",
+            "Importances (share of the forest's gain): "
+            + ", ".join(f"{key} {share:.2f}" for key, share in important)
+            + ".",
+            f"Rank correlation of cheaper trainings with the full one, at a share of its seconds: {cheaper}.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
