@@ -68,6 +68,13 @@ if TYPE_CHECKING:
     "--storage", default=Path("runs"), show_default=True, type=PATH, metavar="DIR", help="Folder of the studies."
 )
 @click.option("--name", metavar="NAME", help="Folder of this study there.  [default: made from its plan]")
+@click.option(
+    "--from",
+    "source",
+    metavar="STUDY",
+    help="Begin with an earlier study's best settings, and with its trials as knowledge if dataset, space and fixed"
+    " settings are the same: a folder's name in --storage, or a path.",
+)
 @click.option("--resume", is_flag=True, help="Continue the study of this plan; a larger --trials extends it.")
 @seed_option
 @recipe_options

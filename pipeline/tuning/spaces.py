@@ -78,6 +78,16 @@ def draw(space: Space, count: int, seed: int = 0) -> list[dict[str, Any]]:
     return [_define(space.define, trial).params for trial in _ask_trials(count, seed=seed)]
 
 
+def distributions(space: Space) -> dict[str, list[BaseDistribution]]:
+    """Return the ranges of every setting that the space varies, as far as draws show them."""
+    found: dict[str, list[BaseDistribution]] = {}
+    for trial in (_define(space.define, trial) for trial in (*_ask_trials(1, space.start), *_ask_trials(DRAWS))):
+        for key, distribution in trial.distributions.items():
+            if distribution not in found.setdefault(key, []):
+                found[key].append(distribution)
+    return found
+
+
 def refuse_varied(space: Space, settings: Iterable[str]) -> None:
     """Raise InputError if the space varies one of the `settings` (KEY or KEY=VALUE) that the user fixed."""
     for setting in settings:

@@ -7,13 +7,15 @@ how a trial ended. A driver that is killed at any moment therefore loses no tria
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.validation import METRIC, SPLIT
@@ -25,8 +27,11 @@ RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
 ENDED, REASON, RUN_ID, SECONDS, HISTORY, KILLS = "ended", "reason", "run_id", "seconds", "history", "kills"
 STOPPED = "stopped"
 """User attributes of a trial in the Optuna study."""
-OBJECTIVES, EPOCHS, CHANCE = "objectives", "epochs", f"{SPLIT}/chance"
-"""User attributes of the Optuna study: its objectives' names, a trial's full budget, the MAP of a random ranking."""
+PRIOR = "prior"
+"""User attribute of an earlier study's trial, which is knowledge here and not one of the study's own: its origin."""
+OBJECTIVES, EPOCHS, CHANCE, BEGUN = "objectives", "epochs", f"{SPLIT}/chance", "begun"
+"""User attributes of the Optuna study: its objectives' names, a trial's full budget, the MAP of a random ranking, and
+whether it has all that it begins with."""
 AGAINST = ("embedding_dim", "latency_ms")
 """Second objectives, to be minimised. The latency is in milliseconds an image, measured in the trial's process."""
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
@@ -50,6 +55,8 @@ class Plan:
     seed: int = 0
     workers: int = 1
     """Workers of each trial."""
+    source: dict[str, str] | None = None
+    """Name and digest of the study that this one begins with."""
 
     @property
     def objectives(self) -> list[str]:
@@ -83,10 +90,19 @@ class Trial:
 class StudyRecord:
     """Optuna study in the sqlite database `file`. Opening it again continues the study.
 
-    Trial 0 is always the space's starting point.
+    Trial 0 is always the space's starting point. The `settings` of an earlier study are tried next; its `trials` are
+    knowledge for the sampler and the pruner, and nothing else.
     """
 
-    def __init__(self, file: Path, name: str, space: Space, plan: Plan):
+    def __init__(
+        self,
+        file: Path,
+        name: str,
+        space: Space,
+        plan: Plan,
+        settings: Iterable[dict[str, Any]] = (),
+        trials: Iterable[FrozenTrial] = (),
+    ):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.plan, self.space = plan, space
         self._storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
@@ -97,10 +113,14 @@ class StudyRecord:
             pruner=pruner_of(plan.scheduler, plan.settings["epochs"]),
             load_if_exists=True,
         )
-        if not self._study.trials:
+        if BEGUN not in self._study.user_attrs:
             self._study.set_user_attr(OBJECTIVES, plan.objectives)
             self._study.set_user_attr(EPOCHS, plan.settings["epochs"])
-            self._study.enqueue_trial(space.start)
+            for setting in (space.start, *settings):
+                self._study.enqueue_trial(setting, skip_if_exists=True)
+            known = {trial.user_attrs.get(PRIOR) for trial in self._study.get_trials(deepcopy=False)}
+            self._study.add_trials([trial for trial in trials if trial.user_attrs[PRIOR] not in known])
+            self._study.set_user_attr(BEGUN, True)
         self._asked: dict[int, optuna.Trial] = {}
 
     @property
@@ -110,7 +130,7 @@ class StudyRecord:
 
     @property
     def trials(self) -> list[Trial]:
-        """All trials by number, without those that are only queued."""
+        """The study's own trials by number, without those that are only queued."""
         return trials_in(self._study)
 
     def note_chance(self, chance: float) -> None:
@@ -134,7 +154,9 @@ class StudyRecord:
 
     def ask(self) -> Trial:
         """Return a new trial. Its setting depends on the seed, its number, and the trials before it."""
-        self._seed_sampler(len(self.trials))
+        trials = self._study.get_trials(deepcopy=False)
+        queued = [trial.number for trial in trials if trial.state is TrialState.WAITING]
+        self._seed_sampler(min(queued, default=len(trials)))
         asked = self._study.ask()
         self._define(asked)
         return self[asked.number]
@@ -238,9 +260,54 @@ def best_of(trials: list[Trial]) -> Trial | None:
     return max(scored, key=lambda trial: trial.best, default=None)
 
 
+def front_of(trials: list[Trial]) -> list[Trial]:
+    """Return the Pareto front, the highest MAP first: no other trial is better in one objective and worse in none."""
+    ended = [trial for trial in trials if trial.objectives and all(map(math.isfinite, trial.objectives))]
+
+    def beats(one: Trial, other: Trial) -> bool:
+        return _costs(one) != _costs(other) and all(a <= b for a, b in zip(_costs(one), _costs(other), strict=True))
+
+    front = [trial for trial in ended if not any(beats(other, trial) for other in ended)]
+    return sorted(front, key=lambda trial: -trial.objectives[0])
+
+
+def knee_of(front: list[Trial]) -> Trial | None:
+    """Return the front's trial with the smallest sum of its objectives, each scaled from 0 (best there) to 1 (worst).
+
+    For two objectives it lies farthest from the line through the front's ends. Fewer than three trials have no knee.
+    """
+    if len(front) < 3:
+        return None
+    low, high = (list(map(bound, zip(*map(_costs, front), strict=True))) for bound in (min, max))
+
+    def total(trial: Trial) -> float:
+        return sum((cost - a) / ((b - a) or 1) for cost, a, b in zip(_costs(trial), low, high, strict=True))
+
+    return min(front, key=total)
+
+
+def _costs(trial: Trial) -> tuple[float, ...]:
+    """Return the objectives as values of which less is better."""
+    return (-trial.objectives[0], *trial.objectives[1:])
+
+
 def trials_in(study: optuna.Study) -> list[Trial]:
-    """Return the study's trials by number, without those that are only queued."""
-    return [_read(trial) for trial in study.trials if trial.state is not TrialState.WAITING]
+    """Return the study's own trials by number, without those that are only queued."""
+    trials = study.get_trials(deepcopy=False)
+    return [_read(one) for one in trials if one.state is not TrialState.WAITING and PRIOR not in one.user_attrs]
+
+
+def as_prior(trial: FrozenTrial, origin: str, with_rungs: bool) -> FrozenTrial:
+    """Return an ended trial of another study as knowledge; `with_rungs` keeps what the pruner judged it by."""
+    return create_trial(
+        state=trial.state,
+        values=trial.values,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={PRIOR: f"{origin}/{trial.number}"},
+        system_attrs=trial.system_attrs if with_rungs else {},
+        intermediate_values=trial.intermediate_values,
+    )
 
 
 def _read(trial: FrozenTrial) -> Trial:

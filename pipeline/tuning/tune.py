@@ -7,8 +7,6 @@ and becomes challenger.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 import signal
@@ -40,7 +38,6 @@ from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for
 from pipeline.common.console import bar_of, say, say_above
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
-from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation import evaluate as evaluation
@@ -51,9 +48,10 @@ from pipeline.registry import models as registry
 from pipeline.registry.loading import load
 from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, fitted, resolved
-from pipeline.training.jobs import SEARCH
 from pipeline.training.train import train
+from pipeline.tuning.folders import DESCRIPTION, STUDY, claimed, find_study, identity_of
 from pipeline.tuning.mlflow_trials import MlflowTrials
+from pipeline.tuning.prior import Prior, prior_of
 from pipeline.tuning.ray_tune import run_trials, tidy
 from pipeline.tuning.spaces import DRAWS, Space, draw
 from pipeline.tuning.study import CHANCE, DONE, FAILED, METRIC, PRUNED, RUNNING, Plan, StudyRecord, Trial
@@ -62,8 +60,8 @@ from pipeline.tuning.trainable import TrialJob
 WriteReport = Callable[[optuna.Study, Path, dict[str, str]], object]
 """Writer of a report on the study to a folder; the dictionary has facts to show on its page."""
 
-DESCRIPTION, STUDY, REPORT, FINAL = SEARCH, "study.db", "report", "final"
-"""Names in a study's folder."""
+REPORT, FINAL = "report", "final"
+"""Folders in a study's folder."""
 GO_ON = "the same command with --resume goes on"
 FRUITLESS_ROUNDS = 3
 """Number of rounds of Ray Tune in a row without the end of a trial after which the study has failed."""
@@ -134,6 +132,7 @@ def tune(
     name: str | None = None,
     resume: bool = False,
     seed: int = 0,
+    source: str | None = None,
     write_report: WriteReport | None = None,
 ) -> StudyResult:
     """Run `trials` trials of `trial_epochs` epochs, `concurrent` at a time on `workers` workers each.
@@ -141,6 +140,9 @@ def tune(
     The space's starting point is trial 0. The best setting is then trained for all `config.epochs` with `final_seeds`
     seeds (0: not at all). The best of these on validation is scored on test, once, and registered as challenger. With
     `against` the study has a Pareto front, and the best setting is that of the highest MAP.
+
+    `source` names a study in `storage`, or is the path of one, whose best settings come next, and whose trials are
+    knowledge if dataset, space and fixed settings are the same.
 
     `write_report` is called when the trials have ended, before the best setting is trained. The report is also sent to
     the study's MLflow run.
@@ -155,15 +157,19 @@ def tune(
     base = config.model_copy(update={"epochs": budget, "max_steps": None if trial_epochs else config.max_steps})
     _check(dataset, base, space, workers, scheduler, against)
     settings = base.model_dump(exclude=set(NOT_DECISIVE))
-    plan = Plan(space.name, settings, search, scheduler, against, seed, workers)  # type: ignore[arg-type]
+    earlier = find_study(storage, source) if source else None
+    origin = {"study": earlier.name, "digest": read_json(Storage(earlier / DESCRIPTION))["digest"]} if earlier else None
+    plan = Plan(space.name, settings, search, scheduler, against, seed, workers, origin)  # type: ignore[arg-type]
+    prior = prior_of(earlier, identity_of(plan, space), space, dataset.info.digest) if earlier else Prior([], [], "")
     started = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(ray_session())
         stack.enter_context(orphans_removed())
         cpus, gpus = _resources(concurrent, workers)
-        folder, begun = _claimed(stack, storage.absolute(), name, resume, dataset, plan, space)
+        folder, begun = claimed(stack, storage.absolute(), name, resume, dataset, plan, space)
         base = resolved(base, "cuda" if gpus else "cpu", workers, cpus)
         params = {f"search/{key}": value for key, value in asdict(plan).items() if key != "settings"}
+        params |= {"search/source": earlier.name if earlier else None}
         params |= base.model_dump() | {"trials": trials, "trial_epochs": budget, "final_epochs": config.epochs}
         stack.enter_context(tracking.answering())
         parent = stack.enter_context(
@@ -173,7 +179,9 @@ def tune(
         begun |= {"run_id": parent.run_id, "finished": False}
         write_json(Storage(folder / DESCRIPTION), begun)
         stack.enter_context(saying_how_to_go_on(GO_ON))
-        record = StudyRecord(folder / STUDY, folder.name, space, plan)
+        if prior.said:
+            say(prior.said)
+        record = StudyRecord(folder / STUDY, folder.name, space, plan, prior.settings, prior.trials)
         record.note_chance(_chance(dataset))
         job = TrialJob(dataset.storage, base.model_dump(), folder, cpus, gpus, workers, against)
         _run(job, record, MlflowTrials(dataset, parent, record, job.base), trials, concurrent)
@@ -248,65 +256,6 @@ def _resources(concurrent: int, workers: int) -> tuple[int, float]:
     if workers > 1:
         return cpus, float(gpus_for(concurrent * workers, option))
     return cpus, gpu_share(concurrent)
-
-
-def _claimed(
-    stack: ExitStack, storage: Path, name: str | None, resume: bool, dataset: Dataset, plan: Plan, space: Space
-) -> tuple[Path, dict[str, Any]]:
-    """Lock the study's folder for this process; return it and the content of its description.
-
-    Finished studies are passed over: the next study of the same plan is NAME-2, then NAME-3. Raises InputError if the
-    folder holds another study, or something else.
-    """
-    identity = _plain(asdict(plan) | {"varied": sorted(space.varied), "start": space.start})
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    name = name or f"{dataset.info.name}-{plan.space.replace(':', '-')}-{digest[:8]}"
-    numbers = itertools.takewhile(lambda number: _folder(storage, name, number).exists(), itertools.count(1))
-    last = max(numbers, default=0)
-    folder = _folder(storage, name, max(last, 1))
-    begun = read_json(Storage(folder / DESCRIPTION))
-    if resume and not begun:
-        there = _others(storage)
-        raise InputError(f"{folder}: no study of this plan to resume; leave --resume out to begin it{there}")
-    if begun:
-        if begun["digest"] != digest:
-            difference = _difference(begun["plan"], identity)
-            raise InputError(f"{folder}: holds another study ({difference}); give another --name")
-        if begun["dataset_digest"] != dataset.info.digest and not (begun["finished"] and not resume):
-            raise InputError(
-                f"{folder}: {dataset.path} has changed since this study began; begin another one with --name"
-            )
-        if not resume and not begun["finished"]:
-            raise InputError(
-                f"{folder}: this study was begun and did not finish; --resume continues it, --name begins another"
-            )
-        if not resume:
-            folder, begun = _folder(storage, name, last + 1), {}
-    elif folder.exists() and {file.name for file in folder.iterdir()} - {"lock"}:
-        raise InputError(f"{folder}: is no study's folder, but not empty; give another --name")
-    stack.enter_context(locked(folder, "--name NAME"))
-    mine = {"digest": digest, "plan": identity, "dataset_digest": dataset.info.digest, "finished": False}
-    return folder, begun or mine
-
-
-def _folder(storage: Path, name: str, number: int) -> Path:
-    return storage / (name if number == 1 else f"{name}-{number}")
-
-
-def _plain(plan: dict[str, Any]) -> dict[str, Any]:
-    """Return the plan as JSON stores it."""
-    return dict(json.loads(json.dumps(plan, default=str)))
-
-
-def _others(storage: Path) -> str:
-    names = sorted(file.parent.name for file in storage.glob(f"*/{DESCRIPTION}"))
-    return f" (studies there: {', '.join(names[:5])})" if names else ""
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Return the first difference between two plans."""
-    one, other = ({**plan["settings"], **plan, "settings": None} for plan in (before, now))
-    return next((f"{key}: {one[key]} there, {other[key]} here" for key in other if one.get(key) != other[key]), "")
 
 
 def _run(job: TrialJob, record: StudyRecord, runs: MlflowTrials, trials: int, concurrent: int) -> None:

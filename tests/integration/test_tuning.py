@@ -236,13 +236,16 @@ def test_ray_tune_that_gives_up_again_and_again_ends_the_study(
 
 
 def test_a_trial_killed_for_memory_continues_until_it_was_killed_too_often(
-    ray_started: None,
+    result: StudyResult,
     store: Path,
     dataset: Dataset,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Ray's memory monitor reports its kill by an error of the whole experiment, which names the Ray worker."""
+    """Ray's memory monitor reports its kill by an error of the whole experiment, which names the Ray worker.
+
+    The study begins with what another one has learnt, which makes no trial its own.
+    """
 
     def fit(tuner: Any) -> None:
         (suggester,) = created
@@ -258,8 +261,14 @@ def test_a_trial_killed_for_memory_continues_until_it_was_killed_too_often(
     monkeypatch.setattr("ray.tune.Tuner.fit", fit)
     monkeypatch.setattr("pipeline.tuning.ray_tune.worker_of", lambda job, number: "ff00")
     with pytest.raises(JobFailed, match=rf"all 1 trials failed.* was killed {MAX_KILLS + 1} times by Ray's memory"):
-        tune(dataset, CONFIG, space=find_space("margins"), trials=1, storage=store / "runs", name="memory")
-    assert capsys.readouterr().err.count("trial 0: its process was killed by Ray's memory monitor") == MAX_KILLS
+        options: dict[str, Any] = {"storage": store / "runs", "name": "memory", "source": "first"}
+        tune(dataset, CONFIG, space=find_space("margins"), trials=1, **options)
+    said = capsys.readouterr().err
+    assert said.count("trial 0: its process was killed by Ray's memory monitor") == MAX_KILLS
+    assert re.search(rf"from first: 3 best settings to begin with, and [{TRIALS}-9] trials as knowledge", said)
+    plan = json.loads((store / "runs" / "memory" / "search.json").read_text())["plan"]
+    digest = json.loads((store / "runs" / "first" / "search.json").read_text())["digest"]
+    assert plan["source"] == {"study": "first", "digest": digest}
 
 
 def test_a_study_against_the_width_has_a_front(ray_started: None, store: Path, dataset: Dataset) -> None:
@@ -281,6 +290,8 @@ def test_a_study_against_the_width_has_a_front(ray_started: None, store: Path, d
         ({"concurrent": 4096}, r"--concurrent 4096: the cluster has \d+ CPUs, and each needs one"),
         ({"workers": 3, "concurrent": 999}, "--concurrent 999 × --workers-per-trial 3 = 2997: the cluster has"),
         ({"scheduler": "asha", "against": "embedding_dim"}, "--scheduler asha judges by MAP alone"),
+        ({"source": "frist"}, "--from frist: no such study in .*; did you mean 'first'"),
+        ({"name": "first", "resume": True, "source": "first"}, r"holds another study \(source: None there, {.* here\)"),
         ({"name": "nobody", "resume": True}, "nobody: no study of this plan to resume"),
         ({"name": "first", "resume": True, "seed": 5}, r"first: holds another study \(seed: 0 there, 5 here\)"),
         ({"name": "first", "resume": True, "trial_epochs": 2}, r"holds another study \(epochs: 3 there, 2 here\)"),

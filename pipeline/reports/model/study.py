@@ -47,17 +47,17 @@ class StudySection:
 def study_section(study: StudyResult) -> StudySection:
     """Return the trials, the best first, and a chart for every setting."""
     keys = list(dict.fromkeys(key for trial in study.trials for key in trial.setting))
-    ranked = sorted(enumerate(study.trials), key=lambda numbered: -numbered[1].best)
+    ranked = sorted(study.trials, key=lambda trial: -trial.best)
     rows = [
         TrialRow(
-            number=number,
+            number=trial.number,
             settings=[_short(trial.setting.get(key, "–")) for key in keys],
             best=trial.best if trial.history else None,
             epochs=trial.history[-1][0] if trial.history else 0,
             state=trial.state,
             is_best=trial is study.best,
         )
-        for number, trial in ranked
+        for trial in ranked
     ]
     tried = dict.fromkeys(key for trial in study.trials if trial.history for key in trial.setting)
     drawn = [_trials(study), *(_setting(study, key) for key in tried)]

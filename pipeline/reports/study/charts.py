@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import matplotlib as pictures
 
 from pipeline.common.console import printable
-from pipeline.tuning.study import DONE, ENDED, HISTORY, METRIC, OBJECTIVES, PRUNED
+from pipeline.tuning.study import DONE, ENDED, HISTORY, METRIC, OBJECTIVES, PRIOR, PRUNED
 
 FEWEST = 5
 """Fewest scored trials from which importances are computed."""
@@ -92,6 +92,9 @@ def _drawable(study: optuna.Study, readable: Callable[[str], str]) -> optuna.Stu
         )
 
     for trial in study.get_trials(deepcopy=False):
+        if PRIOR in trial.user_attrs:  # an earlier study's; a failed trial is drawn nowhere and keeps its number
+            copy.add_trial(create_trial(state=TrialState.FAIL))
+            continue
         history = {epoch: 100 * value for epoch, value in trial.user_attrs.get(HISTORY, []) if math.isfinite(value)}
         values: list[float] | None = None
         if len(objectives) == 1 and history and trial.user_attrs.get(ENDED) in (DONE, PRUNED):

@@ -26,7 +26,7 @@ from pipeline.common.console import printable
 from pipeline.config.schema import TrainConfig, without_effect
 from pipeline.reports.html import render
 from pipeline.reports.study.charts import TITLES, StudyChart, draw
-from pipeline.tuning.study import CHANCE, EPOCHS, FAILED, METRIC, OBJECTIVES, Trial, best_of, trials_in
+from pipeline.tuning.study import CHANCE, EPOCHS, FAILED, METRIC, OBJECTIVES, Trial, best_of, front_of, trials_in
 
 PAGE = "report.html"
 ARTIFACTS = {"trials.parquet", "trials.csv", PAGE, *(f"{name}.png" for name in TITLES)}
@@ -80,10 +80,7 @@ def _page(
     study: optuna.Study, trials: list[Trial], table: pa.Table, charts: list[StudyChart], facts: dict[str, str]
 ) -> _StudyPage:
     rows, several, chance = table.to_pylist(), len(study.directions) > 1, study.user_attrs.get(CHANCE)
-    best, by_number = best_of(trials), {trial.number: trial for trial in trials}
-    front = (
-        [by_number[one.number] for one in sorted(study.best_trials, key=lambda one: -one.values[0])] if several else []
-    )
+    best, front = best_of(trials), front_of(trials) if several else []
     failures: dict[str, list[int]] = {}
     for trial in trials:
         if trial.state == FAILED:
