@@ -283,7 +283,8 @@ def assign_splits(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     The images of each value are assigned in turn, in an order shuffled by `seed`, so that every value appears in the
     three splits as evenly as its number of images allows. All labels of an image are in the same split, and all are
-    queries or all are candidates.
+    queries or all are candidates. Drawn datasets alone are divided so: `data_prep.splits` would give them other tables
+    than those that the README's results were measured on.
     """
     image, position = _ordered(rows, seed)
     split = np.select([position % 10 == 8, position % 10 == 9], ["valid", "test"], "train")

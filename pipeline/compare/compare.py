@@ -146,6 +146,7 @@ def compare(
             open_run(dataset.info, folder.name, params, resume=begun, job="compare") as parent,
             saying_how_to_go_on(AGAIN),
         ):
+            parent.log_dataset(dataset)
             write_json(note, {"run_id": parent.run_id})
             scored = _score_all(dataset, config, systems, range(seeds), workers, folder, parent)
             if all(one.failed for one in scored):

@@ -31,6 +31,7 @@ def log_evaluation(evaluation: Evaluation, description: dict[str, Any], dataset:
         run = find_run(run_id)
         if not run:
             return say(f"note: the metrics are not logged: {shown_store()} has no run {run_id}; {ELSEWHERE}")
+        run.log_dataset(dataset)
         # Metrics that the training logged from its own validation at this step stay.
         run.log_points([(description["step"], evaluation.metrics)])
     except MlflowException as error:

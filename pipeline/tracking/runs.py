@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow import entities
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from data_prep.words import counted
@@ -34,6 +37,8 @@ METRICS_A_BATCH = 1000
 """Metrics in one request; MLflow's limit."""
 PATIENCE, PAUSE = 120.0, 5.0
 """Seconds that a finished job waits for a silent store, and seconds between two attempts."""
+DIGEST = 36
+"""Characters of a dataset's digest; MLflow's limit."""
 PARENT = "mlflow.parentRunId"
 """MLflow's documented system tag of a child run: the parent's id."""
 RESUMED = "resumed."
@@ -161,6 +166,25 @@ class Run:
     def tag(self, tags: dict[str, str]) -> None:
         """Set these tags. Raises MlflowException."""
         MlflowClient(self.uri).log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        """Log the dataset as an input of the run; only once, however often it is called. Raises nothing.
+
+        The name is that of the experiment, and the digest is the first part of the tag `dataset_digest`.
+        """
+        where = dataset.path.absolute() if isinstance(dataset.path, Path) else dataset.path
+        info, place = dataset.info, without_credentials(str(where))
+        described = entities.Dataset(
+            name=info.name,
+            digest=info.digest[:DIGEST],
+            source_type=place.partition("://")[0] if "://" in place else "local",
+            source=json.dumps({"uri": place}),
+            profile=json.dumps({"num_rows": sum(info.images.values()), "images": info.images}),
+        )
+        try:
+            MlflowClient(self.uri).log_inputs(self.run_id, [entities.DatasetInput(described)])
+        except MlflowException as error:  # servers before MLflow 2.4 have no inputs; the tags name the dataset, too
+            say(f"note: the dataset is not logged as an input of run {self.run_id} ({reason(error)})")
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,7 @@ def train(
         run = stack.enter_context(
             tracking.open_run(dataset.info, label, params, begun.get("run_id"), parent, job="train")
         )
+        run.log_dataset(dataset)
         write_json(path / DESCRIPTION, {"digest": digest, "run_id": run.run_id, "threads": threads, "settings": params})
         stack.enter_context(saying_how_to_go_on("the same command continues"))
         kept = Checkpoints(path / CHECKPOINTS, config.keep_best)

@@ -15,8 +15,8 @@ from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from data_prep.tables import DatasetInfo
 from pipeline.common.console import say_above
 from pipeline.tracking import runs as tracking
 from pipeline.tracking.watchdog import end_all_runs, end_run, take_over
@@ -42,7 +42,7 @@ class MlflowTrials:
 
     def __init__(
         self,
-        dataset: DatasetInfo,
+        dataset: Dataset,
         parent: tracking.OpenRun,
         record: StudyRecord,
         base: dict[str, Any],
@@ -135,7 +135,9 @@ class MlflowTrials:
             )
             return tracking.Run(self.parent.uri, run_id)
         tags = {"job": self.kind, self.kind: str(trial.number)}
-        return tracking.start_run(self.dataset, f"{self.kind} {trial.number}", params, self.parent, **tags)
+        begun = tracking.start_run(self.dataset.info, f"{self.kind} {trial.number}", params, self.parent, **tags)
+        begun.log_dataset(self.dataset)
+        return begun
 
     def _find_runs(self) -> dict[int, Any]:
         """Return MLflow's own runs by trial number."""

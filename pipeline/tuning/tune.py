@@ -32,7 +32,6 @@ from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from data_prep.tables import DatasetInfo
 from data_prep.words import counted
 from pipeline.cluster.orphans import orphans_removed
 from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for
@@ -209,6 +208,7 @@ def tune(
         parent = stack.enter_context(
             tracking.open_run(dataset.info, folder.name, params, resume=begun.get("run_id"), job="tune")
         )
+        parent.log_dataset(dataset)
         begun |= {"run_id": parent.run_id, "finished": False}
         write_json(Storage(folder / DESCRIPTION), begun)
         stack.enter_context(saying_how_to_go_on(GO_ON))
@@ -220,9 +220,9 @@ def tune(
         if repeats is None:
             repeats = 2 if final_seeds and not chosen else 0
         say(_costs(trials, budget, repeats, final_seeds, config.epochs))
-        _run(job, record, MlflowTrials(dataset.info, parent, record, job.base), trials, concurrent)
+        _run(job, record, MlflowTrials(dataset, parent, record, job.base), trials, concurrent)
         if not chosen:
-            _repeat(job, record, dataset.info, parent, repeats, concurrent)
+            _repeat(job, record, dataset, parent, repeats, concurrent)
         report = folder / REPORT
         if write_report:
             facts = {
@@ -322,7 +322,7 @@ def _costs(trials: int, budget: int, repeats: int, final_seeds: int, epochs: int
 
 
 def _repeat(
-    job: TrialJob, record: StudyRecord, dataset: DatasetInfo, parent: tracking.OpenRun, count: int, concurrent: int
+    job: TrialJob, record: StudyRecord, dataset: Dataset, parent: tracking.OpenRun, count: int, concurrent: int
 ) -> None:
     """Repeat the best trials with `count` other seeds, which decides the best one; 0 forgets earlier repeats."""
     folder, repeats = job.folder / REPEATS, None

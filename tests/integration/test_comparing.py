@@ -68,6 +68,7 @@ def test_all_are_trained_and_scored_in_one_run(first: Comparison) -> None:
     assert [(one.system, one.seed) for one in first.scored] == [("csn", 0), ("agman", 0)]
     client = MlflowClient(tracking_uri())
     assert client.get_run(first.run.run_id).info.status == "FINISHED"
+    assert len(client.get_run(first.run.run_id).inputs.dataset_inputs) == 1
     children = {one.info.run_name: one for one in child_runs(first.run)}
     assert len(children) == 2 and all(one.info.status == "FINISHED" for one in children.values())
     for key in ASKED:

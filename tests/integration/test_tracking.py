@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -21,6 +22,7 @@ from support.processes import FORKS
 from support.stores import out_of_order
 from support.trainings import descendants
 
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.tables import DatasetInfo
 from pipeline.common.errors import JobFailed
@@ -174,6 +176,31 @@ def test_a_run_ends_with_its_block(client: MlflowClient, tracking_store: str) ->
     assert found.data.tags["job"] == "train"
     assert found.data.tags["dataset_digest"] == INFO.digest
     wait_until(lambda: not watchdogs(tracking_store))
+
+
+def test_the_dataset_is_an_input_of_the_run_once(client: MlflowClient, dataset: Dataset) -> None:
+    with open_run(dataset.info, "training", {}) as parent:
+        child = start_run(dataset.info, "trial 0", {}, parent)
+        for run in (parent, child, parent):
+            run.log_dataset(dataset)
+    for run in (parent, child):
+        (one,) = client.get_run(run.run_id).inputs.dataset_inputs
+        assert (one.dataset.name, one.dataset.source_type) == (dataset.info.name, "local")
+        assert dataset.info.digest.startswith(one.dataset.digest) and len(one.dataset.digest) == 36
+        assert json.loads(one.dataset.source) == {"uri": str(Path(dataset.path).absolute())}
+        assert json.loads(one.dataset.profile)["num_rows"] == sum(dataset.info.images.values())
+
+
+def test_a_store_without_inputs_costs_a_note(
+    client: MlflowClient, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise MlflowException("404: no endpoint\nlog-inputs")
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", refuse)
+    run = start_run(dataset.info, "training", {})
+    run.log_dataset(dataset)
+    assert f"note: the dataset is not logged as an input of run {run.run_id} (404" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,8 @@ def test_the_studys_run_has_the_plan_the_outcome_and_the_page(result: StudyResul
     wanted = {"search/space": "margins", "search/scheduler": "asha", "search/seed": "0", "trials": str(TRIALS)}
     assert run.data.params.items() >= wanted.items()
     assert run.data.tags["dataset_digest"] == dataset.info.digest
+    inputs = [one.inputs.dataset_inputs for one in (run, *children(result))]  # the trials' and the final training's too
+    assert [[one.dataset.name for one in datasets] for datasets in inputs] == [[dataset.info.name]] * len(inputs)
     assert run.data.metrics["valid/map"] == result.best.best
     assert run.data.metrics["valid/chance"] == result.chance == result.metrics["valid/chance"]
     assert json.loads(run.data.tags["best_setting"]) == result.best.setting

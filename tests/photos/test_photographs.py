@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from support.commands import Agman
 
+from data_prep.cluster import ray_session
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "photographs.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
@@ -23,7 +25,8 @@ IMAGES = 600
 SMALLER = {
     r"--image-size \d+": "--image-size 64",
     r"--triplets \d+": "--triplets 128",
-    r"\bepochs=\d+": "epochs=1",
+    r"\bepochs=\d+": "max_steps=3 threads=1",
+    r"--trials \d+": "--trials 2",
 }
 """Smaller numbers, so that all commands take less than two minutes."""
 
@@ -56,16 +59,17 @@ def test_every_command_of_the_page_runs(photographs: Path, agman_here: Agman, tm
     for said, smaller in SMALLER.items():
         script, found = re.subn(said, smaller, script)
         assert found, f"the page no longer says {said}"
-    for line in script.splitlines():
-        words = shlex.split(line)
-        if words[1] == "serve":
-            _serve(tmp_path / words[2], photographs)
-            continue
-        done = agman_here(*words[1:])
-        proposes = words[1:3] == ["prep", "table"] and "--attribute" not in words
-        assert done.code == (2 if proposes else 0), f"{line}\n{done.err[-3000:]}"
-        if words[1] == "search":
-            assert done.out.count(".jpg") == 10, done.out
+    with ray_session():  # one for all commands, because starting it takes seconds
+        for line in script.splitlines():
+            words = shlex.split(line)
+            if words[1] == "serve":
+                _serve(tmp_path / words[2], photographs)
+                continue
+            done = agman_here(*words[1:])
+            proposes = words[1:3] == ["prep", "table"] and "--attribute" not in words
+            assert done.code == (2 if proposes else 0), f"{line}\n{done.err[-3000:]}"
+            if words[1] == "search":
+                assert done.out.count(".jpg") == 10, done.out
     for page in ("garments/report.html", "report.html"):
         assert (tmp_path / "work" / page).stat().st_size > 100_000
 
