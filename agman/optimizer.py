@@ -7,7 +7,6 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 OPTIMIZERS = ("adam", "adamw")
-SCHEDULES = ("step", "cosine")
 LR_SCALE = "lr_scale"
 """Key of a parameter group: factor on the learning rate."""
 

