@@ -43,7 +43,10 @@ def ray_session() -> Iterator[None]:
     # Turns off Tune's own table of trials, which is longer than ours.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     address = os.environ.get("RAY_ADDRESS") or "local"
-    if address != "local":
+    if address == "local":
+        # One more process of every training, which watches for hosts that are about to be taken away.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    else:
         check_cluster(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
