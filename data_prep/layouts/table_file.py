@@ -96,7 +96,7 @@ class TableFile:
     """csv, jsonl or parquet."""
     columns: tuple[str, ...]
     state: tuple[int, ...]
-    """What changes with the file: its state before anything was detected."""
+    """State of the file before anything was detected."""
     encoding: str = "utf-8"
     delimiter: str = ","
 

@@ -1,4 +1,4 @@
-"""What an earlier study has learnt, for a new one to begin with: its best settings, and its trials."""
+"""`--from STUDY`: a new study begins with the best settings of an earlier one, and with its trials."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ INDIFFERENT = ("search", "scheduler", "seed", "workers", "source", "start")
 
 @dataclass(frozen=True)
 class Prior:
-    """What a new study takes from an earlier one."""
+    """Settings and trials that a new study takes from an earlier one."""
 
     settings: list[dict[str, Any]]
     """Its best settings as far as the new space varies and allows them, the best first."""
     trials: list[FrozenTrial]
     """Its trials, if they are knowledge here."""
     said: str
-    """What is taken and why not more, in one line."""
+    """Description of what is taken and why not more, in one line."""
 
 
 def prior_of(folder: Path, identity: dict[str, Any], space: Space, dataset_digest: str) -> Prior:

@@ -1,4 +1,4 @@
-"""What suggests settings and what stops trials early: Optuna's samplers and pruners as they are, chosen by name."""
+"""Samplers, which suggest settings, and pruners, which stop trials early: Optuna's own, chosen by name."""
 
 from __future__ import annotations
 
