@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pkgutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -13,29 +15,9 @@ from pipeline.common.console import emit, progress_bar, show
 from pipeline.common.errors import JobFailed
 from pipeline.common.hints import nearest
 
-BENCHMARKS = [
-    "annotation",
-    "backbones",
-    "drawing",
-    "evaluate",
-    "fit",
-    "loader",
-    "model",
-    "options",
-    "packing",
-    "precision",
-    "quality",
-    "recipe",
-    "retrieval",
-    "scale",
-    "search",
-    "serve",
-    "start",
-    "table",
-    "train",
-    "triplets",
-    "tune",
-]
+_FOLDERS = getattr(find_spec("benchmarks"), "submodule_search_locations", None)
+BENCHMARKS = [module.name for module in pkgutil.iter_modules(_FOLDERS or []) if module.name != "common"]
+"""Names of the modules that can be run; `common` is what they share."""
 
 
 @click.command()
@@ -99,7 +81,7 @@ def submit(
 
 @click.command(
     help="Measure NAME side by side with a plain implementation; write a dated table to benchmarks/results.\n\n"
-    f"NAME is {', '.join(BENCHMARKS[:-1])} or {BENCHMARKS[-1]}."
+    f"NAME is one of {', '.join(BENCHMARKS)}."
 )
 @click.argument("name", type=click.Choice(BENCHMARKS), metavar="NAME")
 def bench(name: str) -> None:

@@ -17,6 +17,7 @@ from support.commands import Agman
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.cli import cli
+from pipeline.cli.cluster import BENCHMARKS
 from pipeline.evaluation.few import MEANING
 from pipeline.registry.names import check_model
 
@@ -197,3 +198,9 @@ print("done", flush=True)
         finally:
             process.kill()
     assert out.split() == ["go", "done"]
+
+
+def test_every_benchmark_can_be_named_and_run() -> None:
+    folder = Path(__file__).parents[3] / "benchmarks"
+    assert sorted(file.stem for file in folder.glob("*.py") if file.stem not in ("__init__", "common")) == BENCHMARKS
+    assert all("\ndef main() -> None:\n" in (folder / f"{name}.py").read_text(encoding="utf-8") for name in BENCHMARKS)
