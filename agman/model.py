@@ -37,7 +37,7 @@ class AGMAN(RetrievalModel):
         weights: weights of the backbone: a tag such as "IMAGENET1K_V1", a file, "auto" or None, see `agman.weights`.
         stride: of the map mid: 16 as published, or 32, where low and mid are one stage deeper (layer3 and layer4 of a
             ResNet), and branch 1 has the average of fused.
-        classify: whether there is branch 1. Without it, there is no layer4 (the paper's Zappos50k setting).
+        classify: whether there is branch 1. Without it, nothing behind mid exists (the paper's Zappos50k setting).
         sa_kernel: SA's kernel; 7 is the published code's, 1 the paper's.
         without: one of PARTS, for an ablation. That component and its parameters are removed:
             multi_level    only mid is used: x = conv1x1(w·mid), branch 1 sees layer4(mid)

@@ -17,7 +17,6 @@ import itertools
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -35,17 +34,19 @@ from sklearn.model_selection import KFold, cross_val_predict
 
 from benchmarks.common import write_table
 from benchmarks.curves import CURVES, PICTURES, POINTS, SIDE
+from data_prep.errors import InputError
 from pipeline.common.console import bar_of
 from pipeline.tuning.samplers import pruner_of, sampler_of
-from pipeline.tuning.spaces import draw, find_space
+from pipeline.tuning.spaces import distributions, find_space
 
 REPLAYS = int(os.environ.get("AGMAN_REPLAYS", "100"))
 BUDGETS = (20, 100)
 """Full trainings that a search may cost."""
 SEARCHES, SCHEDULERS, CONCURRENT = ("random", "tpe", "gp"), ("none", "asha", "hyperband", "median"), (1, 4, 16)
 SLOW = "gp"
+"""Search that takes seconds a trial, and is replayed a tenth as often."""
 SLOWS = ((20, "none"), (20, "asha"))
-"""Search that takes seconds a trial: it is replayed a tenth as often, and for these budgets and schedulers only."""
+"""Budgets and schedulers with which it is replayed."""
 TREES = 100
 SPACE = "full"
 PICTURE = Path("docs/images/regret.svg")
@@ -58,13 +59,11 @@ class Surrogate:
         """Fit the curves of SIDE pixels; those of other seeds tell the noise."""
         own = curves[(curves["side"] == SIDE) & (curves["failed"] == "")]
         first = own[own["seed"] == 0].reset_index(drop=True)
+        ranges = distributions(find_space(SPACE))
         self.choices = {
-            key: one.choices
-            for trial in _asked(200)
-            for key, one in trial.distributions.items()
-            if isinstance(one, CategoricalDistribution)
+            key: one.choices for key, (one, *_) in ranges.items() if isinstance(one, CategoricalDistribution)
         }
-        self.keys = sorted({key for setting in draw(find_space(SPACE), 200) for key in setting})
+        self.keys = sorted(ranges)
         self.curves = 100 * np.stack(first["map"].tolist())
         settings: list[dict[str, Any]] = first[self.keys].to_dict("records")  # type: ignore[assignment]
         self.inputs = np.stack([self._encoded(setting) for setting in settings])
@@ -102,18 +101,11 @@ class Surrogate:
 
 @cache
 def surrogate() -> Surrogate:
-    """Return the surrogate of the curves that are kept; once a process."""
+    """Return the surrogate of the curves that are kept; once a process. Raises InputError if there are none."""
+    if not CURVES.exists():
+        raise InputError(f"{CURVES} is not there; `agman bench curves` makes it")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return Surrogate(pd.read_parquet(CURVES))
-
-
-def _asked(count: int) -> Iterator[optuna.Trial]:
-    space = find_space(SPACE)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(count):
-        trial = study.ask()
-        space.define(trial)
-        yield trial
 
 
 @dataclass(frozen=True)
