@@ -5,8 +5,8 @@ trains the preset `strong` on small photographs (SIDE px), one thread each, and 
 PICTURES. Some are trained with other seeds, which shows the noise, and some on smaller pictures, which shows how well
 cheaper trainings rank them.
 
-AGMAN_SETTINGS says how many (300). Curves are kept in `work/curves` as they end, so a stopped run goes on; those that
-have ended are in `benchmarks/results/curves.parquet`.
+AGMAN_SETTINGS says how many (300). Curves are kept in `work/curves` as they end, so a stopped run goes on; all of them
+become `benchmarks/results/curves.parquet`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from data_prep.splits import SplitFractions
 from pipeline.common.console import bar_of
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import make_config
+from pipeline.evaluation.expectations import expectations
 from pipeline.training.trainer import NonFiniteBatch, StepEnd, Training, WorkerContext
 from pipeline.tuning.spaces import draw, find_space
 
@@ -67,8 +68,13 @@ def data() -> Dataset:
     return Dataset(folder) if folder.exists() else prepared(photographs(), folder, fractions, **options)
 
 
-def curve(setting: dict[str, Any], side: int, seed: int) -> dict[str, Any]:
-    """Train in this process; return the validation MAP at every point, and seconds of CPU without validation."""
+def curve(
+    setting: dict[str, Any], side: int, seed: int, enough: Callable[[list[float]], bool] = lambda maps: False
+) -> dict[str, Any]:
+    """Train in this process; return the validation MAP at every point, and seconds of CPU without validation.
+
+    `enough` is asked after every point with all MAPs so far, and ends the training if it returns True.
+    """
     torch.set_num_threads(1)
     dataset = Dataset(WORK / "data")
     steps = PICTURES // setting["batch_size"]
@@ -77,19 +83,20 @@ def curve(setting: dict[str, Any], side: int, seed: int) -> dict[str, Any]:
     judge = Judge(dataset, training.judged.pixels, "valid", side)
     points = [round(steps * point / POINTS) for point in range(1, POINTS + 1)]
     maps: list[float] = []
-    judging = 0.0
+    judging, ended = 0.0, False
 
     def step_end(end: StepEnd) -> None:
-        nonlocal judging
+        nonlocal judging, ended
         if end.step in points:
             began = time.process_time()
             maps.append(judge(training.judged))
             judging += time.process_time() - began
+            ended = enough(maps)
 
     began = time.process_time()
     failed = ""
     try:
-        training.run(step_end=step_end)
+        training.run(step_end=step_end, stop=lambda: ended)
     except NonFiniteBatch as error:
         failed = str(error)
     seconds = time.process_time() - began - judging
@@ -102,17 +109,18 @@ def read() -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def write(found: list[dict[str, Any]]) -> None:
-    """Write all curves as one table: a row for each training."""
+def write(found: list[dict[str, Any]], chance: float) -> None:
+    """Write all curves as one table: a row for each training, with what chance reaches."""
     all_settings = settings()
-    rows = [{"number": one["number"], **one} | all_settings[one["number"]] for one in found]
+    rows = [{"number": one["number"], **one, "chance": chance} | all_settings[one["number"]] for one in found]
     table = pd.DataFrame(rows).sort_values(["number", "side", "seed"], ascending=[True, False, True])
     table.to_parquet(CURVES, index=False)
 
 
 def main() -> None:
     """Train whatever is not there yet, as many at a time as there are cores."""
-    data()
+    expected = expectations(data(), "valid")
+    assert expected, "the photographs have a validation split"
     all_settings, found = settings(), read()
     there = {(one["number"], one["side"], one["seed"]) for one in found}
     left = [one for one in wanted() if one not in there]
@@ -126,8 +134,8 @@ def main() -> None:
             file.write(json.dumps(found[-1]) + "\n")
             file.flush()
             bar.update(1)
-            write(found)
     bar.close()
+    write(found, expected.over_all.chance)
 
 
 if __name__ == "__main__":

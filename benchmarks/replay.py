@@ -40,13 +40,11 @@ from pipeline.tuning.samplers import pruner_of, sampler_of
 from pipeline.tuning.spaces import distributions, find_space
 
 REPLAYS = int(os.environ.get("AGMAN_REPLAYS", "100"))
-BUDGETS = (20, 100)
-"""Full trainings that a search may cost."""
-SEARCHES, SCHEDULERS, CONCURRENT = ("random", "tpe", "gp"), ("none", "asha", "hyperband", "median"), (1, 4, 16)
-SLOW = "gp"
-"""Search that takes seconds a trial, and is replayed a tenth as often."""
-SLOWS = ((20, "none"), (20, "asha"))
-"""Budgets and schedulers with which it is replayed."""
+BUDGETS = {20: (1, 4, 16), 100: (1, 4, 16), 500: (16,)}
+"""Full trainings that a search may cost, and the numbers of trials that run at a time with it."""
+SEARCHES, SCHEDULERS = ("random", "tpe", "gp"), ("none", "asha", "hyperband", "median")
+SLOW, SLOW_BUDGET, SLOW_SCHEDULERS = "gp", 20, ("none", "asha")
+"""Search that takes seconds a trial: replayed a tenth as often, and with this budget and these schedulers only."""
 TREES = 100
 SPACE = "full"
 PICTURE = Path("docs/images/regret.svg")
@@ -64,6 +62,7 @@ class Surrogate:
             key: one.choices for key, (one, *_) in ranges.items() if isinstance(one, CategoricalDistribution)
         }
         self.keys = sorted(ranges)
+        self.chance = 100 * float(curves["chance"].iloc[0])
         self.curves = 100 * np.stack(first["map"].tolist())
         settings: list[dict[str, Any]] = first[self.keys].to_dict("records")  # type: ignore[assignment]
         self.inputs = np.stack([self._encoded(setting) for setting in settings])
@@ -168,13 +167,17 @@ def find_space_once() -> Any:
 
 def ways() -> list[Way]:
     """Return all searches that are replayed."""
-    every = itertools.starmap(Way, itertools.product(SEARCHES, SCHEDULERS, CONCURRENT, BUDGETS))
-    return [one for one in every if one.search != SLOW or (one.budget, one.scheduler) in SLOWS]
+    return [
+        Way(search, scheduler, concurrent, budget)
+        for budget, at_a_time in BUDGETS.items()
+        for search, scheduler, concurrent in itertools.product(SEARCHES, SCHEDULERS, at_a_time)
+        if search != SLOW or (budget == SLOW_BUDGET and scheduler in SLOW_SCHEDULERS)
+    ]
 
 
 def replays_of(way: Way) -> int:
     """Return how often a search is replayed."""
-    share = 10 if way.search == SLOW else way.budget // BUDGETS[0]
+    share = 10 if way.search == SLOW else way.budget // min(BUDGETS)
     return max(3, REPLAYS // share)
 
 
@@ -197,26 +200,24 @@ def rows_of(results: dict[Way, np.ndarray]) -> list[list[str]]:
     return sorted(rows, key=lambda row: (int(row[0]), int(row[1]), float(row[4].split()[0])))
 
 
-def draw_regrets(results: dict[Way, np.ndarray], concurrent: int) -> Figure:
-    """Draw the median regret over epochs for both budgets: random search, and every search with its best scheduler."""
-    figure = Figure((10, 4), layout="constrained")
-    for axes, budget in zip(figure.subplots(1, len(BUDGETS), sharey=True), BUDGETS, strict=True):
+def draw_regrets(results: dict[Way, np.ndarray]) -> Figure:
+    """Draw the median regret over epochs by budget: random search, and every search with its best scheduler."""
+    figure = Figure((12, 4), layout="constrained")
+    for axes, (budget, at_a_time) in zip(figure.subplots(1, len(BUDGETS)), BUDGETS.items(), strict=True):
+        concurrent = at_a_time[len(at_a_time) // 2]
         here = {way: found for way, found in results.items() if (way.budget, way.concurrent) == (budget, concurrent)}
-        best = [
-            min(
-                (way for way in here if way.search == search), key=lambda way: np.median(here[way][:, -1]), default=None
-            )
-            for search in SEARCHES
-        ]
-        for number, way in enumerate(dict.fromkeys([Way("random", "none", concurrent, budget), *best])):
-            if way is None:
-                continue
+        shown = [Way("random", "none", concurrent, budget)]
+        for search in SEARCHES:
+            own = {way: np.median(found[:, -1]) for way, found in here.items() if way.search == search}
+            shown += [min(own, key=own.__getitem__)] if own else []
+        for number, way in enumerate(dict.fromkeys(shown)):
             low, middle, high = np.quantile(here[way], (0.25, 0.5, 0.75), axis=0)
             epochs = np.arange(1, len(middle) + 1)
             axes.plot(epochs, middle, color=f"C{number}", label=f"{way.search}, {way.scheduler}")
             axes.fill_between(epochs, low, high, color=f"C{number}", alpha=0.15, lw=0)
         axes.set_title(f"{budget} trainings, {concurrent} at a time", fontsize=10)
         axes.set_xlabel("epochs of all trials")
+        axes.set_yscale("log")
         axes.legend(fontsize=8)
     figure.axes[0].set_ylabel("regret, MAP × 100")
     return figure
@@ -256,7 +257,7 @@ def main() -> None:
     bar.close()
     best = max(float(one.max()) for one in worths.values())
     results = {way: best - one for way, one in worths.items()}
-    draw_regrets(results, 4).savefig(PICTURE)
+    draw_regrets(results).savefig(PICTURE)
     header = ["trainings", "at a time", "search", "scheduler", "regret at the end", "random's end after"]
     write_table("replay", header, rows_of(results), notes(truth, best))
 
@@ -268,15 +269,15 @@ def notes(truth: Surrogate, best: float) -> str:
     cheaper = ", ".join(
         f"{what}: {rank:.2f} at {share:.2f}" for what, rank, share in fidelities(pd.read_parquet(CURVES))
     )
+    replays = ", ".join(f"{replays_of(Way('tpe', 'none', 1, one))} replays at {one} trainings" for one in BUDGETS)
     spread = np.quantile(truth.curves[:, -1], (0.1, 0.5, 0.9))
     return "\n\n".join(
         [
-            f"Median (and quartiles) of {REPLAYS} replays at {BUDGETS[0]} trainings, of "
-            f"{replays_of(Way('tpe', 'none', 1, BUDGETS[1]))} at {BUDGETS[1]}, "
-            f"of {replays_of(Way(SLOW, 'none', 1, 20))} of {SLOW}; MAP × 100. Surrogate: {len(truth.curves)} "
+            f"Median (and quartiles) of {replays}, of {replays_of(Way(SLOW, 'none', 1, SLOW_BUDGET))} of {SLOW}; "
+            f"MAP × 100. Surrogate: {len(truth.curves)} "
             f"trainings of {PICTURES:,} pictures of {SIDE} px; validation MAP at the end {spread[0]:.1f}, "
-            f"{spread[1]:.1f}, {spread[2]:.1f} (10 %, median, 90 %), the best that any search found {best:.1f}; noise "
-            f"between seeds {truth.noise:.2f}; in tenfold cross-validation rank correlation "
+            f"{spread[1]:.1f}, {spread[2]:.1f} (10 %, median, 90 %), the best that any search found {best:.1f}, chance "
+            f"{truth.chance:.1f}; noise between seeds {truth.noise:.2f}; in tenfold cross-validation rank correlation "
             f"{rank_correlation:.2f}, error {error:.2f}.",
             "Importances (share of the forest's gain): "
             + ", ".join(f"{key} {share:.2f}" for key, share in important)
