@@ -1,12 +1,12 @@
-"""Tuning on Ray Tune against a plain Optuna loop, TPE with ASHA against random search, and 200 trials in a row.
+"""Tuning on Ray Tune against a plain Optuna loop, and 200 trials in a row: `agman bench tune`.
 
-`agman bench tune`, on drawn garments: ResNet-18 from random weights, 32 px; one CPU thread a trial, two at a time.
+On drawn garments: ResNet-18 from random weights, 32 px; one CPU thread a trial, two at a time. What a search finds is
+measured by `agman bench replay` and `agman bench searches`.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.util.state import list_placement_groups
 
-from benchmarks.common import SMALL, descendants, drawn_dataset, table, with_turns, write_table
+from benchmarks.common import SMALL, descendants, drawn_dataset, table, write_table
 from benchmarks.train import SAME_PRIORITY
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
@@ -31,9 +31,6 @@ from pipeline.tuning.tune import StudyResult, tune
 SIZE, IMAGES, TRIPLETS = 32, 1_200, 640
 TRIALS, EPOCHS, CONCURRENT = 20, 1, 2
 """Size of the comparison with a plain loop."""
-SEEDS, SEARCH_EPOCHS, SEARCH_TRIPLETS = 5, 6, 160
-RANDOM_TRIALS, PRUNED_TRIALS = 16, 24
-"""Size of the comparison with random search."""
 MANY = 200
 
 
@@ -97,35 +94,6 @@ def against_a_plain_loop(dataset: Dataset, folder: Path) -> list[list[str]]:
     ]
 
 
-def against_random_search(dataset: Dataset, folder: Path) -> tuple[list[list[str]], str]:
-    """Return the rows of the comparison with random search, and the budget in words."""
-    settings = config(SEARCH_EPOCHS, SEARCH_TRIPLETS)
-    ways: dict[str, tuple[int, dict[str, Any]]] = {
-        "random, all epochs": (RANDOM_TRIALS, {"search": "random", "scheduler": "none"}),
-        "TPE + ASHA": (PRUNED_TRIALS, {"search": "tpe", "scheduler": "asha"}),
-    }
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
-    papers: list[float] = []
-    for seed in range(SEEDS):
-        for name, (trials, options) in ways.items():
-            training = settings.model_copy(update={"seed": seed})
-            study = search(dataset, folder, training, trials, f"{name}-{seed}", seed=seed, **options)
-            spent = sum(len(trial.history) for trial in study.trials)
-            found[name].append((study.best.best, spent))
-            say(f"seed {seed}, {name}: best {study.best.best:.4f} in {spent} trial-epochs")
-            chance = study.chance
-            if options["scheduler"] == "none":
-                papers.append(study.trials[0].best)
-    rows = []
-    for name, results in found.items():
-        best, epochs = [100 * one for one, _ in results], [one for _, one in results]
-        rows.append([name, with_turns(best, ".2f"), with_turns(epochs, ".0f")])
-    rows.append(["the paper's setting (trial 0)", f"{100 * statistics.median(papers):.2f}", str(SEARCH_EPOCHS)])
-    rows.append(["chance", f"{100 * chance:.2f}", ""])
-    trials_of = ", ".join(f"{name}: {trials} trials" for name, (trials, _) in ways.items())
-    return rows, f"{trials_of}, of at most {SEARCH_EPOCHS} epochs of {SEARCH_TRIPLETS} triplets"
-
-
 @dataclass(frozen=True)
 class Holding:
     """Resources that a study might leave behind."""
@@ -174,7 +142,6 @@ def main() -> None:
         dataset = drawn_dataset(folder, images=IMAGES, size=SIZE, triplets=TRIPLETS)
         before = Holding.now()
         loops = against_a_plain_loop(dataset, folder)
-        searches, budget = against_random_search(dataset, folder)
         held = many(dataset, folder)
     held.insert(0, ["0", "", *map(str, (before.processes, before.files, before.groups)), f"{before.mib:.0f}"])
     header = ["way", "s", "trials/min", "s of training a trial", "overhead, s a trial", "speed"]
@@ -182,10 +149,6 @@ def main() -> None:
         [
             f"{TRIALS} trials of {EPOCHS} epochs of {TRIPLETS} triplets each; overhead: {CONCURRENT} × the seconds, "
             "minus the seconds that trials were training, per trial. The plain loop calls the same training function.",
-            "",
-            f"Best validation MAP × 100, medians (and values) over {SEEDS} seeds; {budget}, `margins`:",
-            "",
-            table(["search", "best MAP", "trial-epochs"], searches),
             "",
             f"{MANY} trials of one step each in a row; figures of the driver's process:",
             "",
