@@ -36,28 +36,35 @@ STEPS = EPOCHS * STEPS_AN_EPOCH
 TOOLS = ["ip", "nsenter", "unshare", "sshd", "ssh", "ssh-keygen", "rsync"]
 UNSHARE = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork"]
 
-# First process of a host: mounts the file systems, starts sshd, and collects orphaned processes.
+# First process of a host: mounts the file systems, starts sshd, and collects orphaned processes. The environment and its
+# Python may lie below the folders that each host has for itself: both are kept in /run, and mounted again in their place.
 BOOT = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs $WORK/layer-$NAME
 mkdir $WORK/layer-$NAME/upper $WORK/layer-$NAME/work
-mount -t overlay overlay -o lowerdir=$VENV,upperdir=$WORK/layer-$NAME/upper,workdir=$WORK/layer-$NAME/work $VENV
+mount -t tmpfs tmpfs /run
+mkdir -p /run/sshd /run/venv /run/python
+mount -t overlay overlay -o lowerdir=$VENV,upperdir=$WORK/layer-$NAME/upper,workdir=$WORK/layer-$NAME/work /run/venv
+mount --bind $PYTHON /run/python
 mount --bind $WORK/passwd /etc/passwd
 mount --bind $WORK/hosts /etc/hosts
-for folder in /run /home /srv /dev/shm; do mount -t tmpfs tmpfs $folder; done
-mkdir -p /run/sshd /srv/agman /home/agman/.ssh /home/agman/.config/pip
+for folder in /home /srv /dev/shm; do mount -t tmpfs tmpfs $folder; done
+mkdir -p /srv/agman /home/agman/.ssh /home/agman/.config/pip
 mount --bind $WORK/shared /srv/agman
 cp $WORK/key.pub /home/agman/.ssh/authorized_keys
 printf '[global]\\nno-index = true\\nfind-links = /srv/agman/wheels\\n' > /home/agman/.config/pip/pip.conf
 echo 'export PATH="'$VENV'/bin:$PATH" RAY_USAGE_STATS_ENABLED=0' > /home/agman/.bashrc
 mkdir /home/agman/agman-venv
-mount --bind $VENV /home/agman/agman-venv
+mount --bind /run/venv /home/agman/agman-venv
 cp $WORK/key /run/hostkey
 hostname $NAME
 while ! ip -4 addr show dev eth0 2>/dev/null | grep -q inet; do sleep 0.1; done
 SSHD=$(command -v sshd)
 mount -t tmpfs tmpfs /tmp
+mkdir -p $PYTHON $VENV
+mount --bind /run/python $PYTHON
+mount --bind /run/venv $VENV
 cd /
 env -i PATH="$PATH" $SSHD -D -f /dev/null -h /run/hostkey -o PidFile=none -o StrictModes=no &
 set +e
@@ -130,7 +137,7 @@ def hosts(work: Path) -> Iterator[list[Host]]:
 
 def _host(work: Path, name: str, address: str, link: str) -> Host:
     (work / f"layer-{name}").mkdir()
-    variables = os.environ | {"WORK": str(work), "NAME": name, "VENV": sys.prefix}
+    variables = os.environ | {"WORK": str(work), "NAME": name, "VENV": sys.prefix, "PYTHON": sys.base_prefix}
     words = [*UNSHARE, "--mount-proc", "--kill-child", "bash", "-c", BOOT]
     with (work / f"{name}.log").open("w") as log:
         launcher = subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -235,7 +242,7 @@ def use_a_cluster(work: Path) -> None:
     with hosts(work) as (head, one, two):
         operator = Operator(work, head, [one, two])
         begun = time.monotonic()
-        operator.ray("up", "--yes", "--no-config-cache", operator.file)
+        operator.ray("up", "--yes", "--no-config-cache", "--verbose", operator.file)  # names each command
         say("ray up, the head ready", time.monotonic() - begun)
         wait(lambda: all(host.processes("raylet/raylet") for host in (head, one, two)), 240)
         say("all three hosts in the cluster", time.monotonic() - begun)

@@ -123,6 +123,8 @@ class StudyRecord:
             self._study.add_trials([trial for trial in trials if trial.user_attrs[PRIOR] not in known])
             self._study.set_user_attr(BEGUN, True)
         self._asked: dict[int, optuna.Trial] = {}
+        self._stops: dict[int, str] = {}
+        """Known answers of `why_stopped`."""
 
     @property
     def study(self) -> optuna.Study:
@@ -197,33 +199,32 @@ class StudyRecord:
 
         If an epoch is reported again, the first value stays, and so does the decision.
         """
-        asked, history = self._asked[number], self[number].history
+        asked, trial = self._asked[number], self._frozen(number)
+        history = _read(trial).history
         if epoch in dict(history):
             return
         if len(self.plan.objectives) == 1:
-            known = self._frozen(number).intermediate_values
-            half_written, value = epoch in known, known.get(epoch, value)
+            half_written = epoch in trial.intermediate_values
+            value = trial.intermediate_values.get(epoch, value)
             if not half_written:
                 asked.report(value, epoch)
-            if epoch < self.plan.settings["epochs"] and self._prunes(number, value if half_written else None):
+            judged = copy.copy(trial)
+            judged.intermediate_values = trial.intermediate_values | {epoch: value}
+            if half_written:  # Optuna's pruners write the values that they have judged to the trial, and judge none
+                # twice. The driver was killed just then, and nobody heard of the decision: hide the value.
+                judged.system_attrs = {key: known for key, known in trial.system_attrs.items() if known != value}
+            self._stops[number] = ""
+            if epoch < self.plan.settings["epochs"] and self._study.pruner.prune(self._study, judged):
                 shown = f"{value:.4f} (chance {self.chance:.4f})"
-                asked.set_user_attr(STOPPED, UNBEATEN[self.plan.scheduler].format(value=shown, epoch=epoch))
+                self._stops[number] = UNBEATEN[self.plan.scheduler].format(value=shown, epoch=epoch)
+                asked.set_user_attr(STOPPED, self._stops[number])
         asked.set_user_attr(HISTORY, [*history, (epoch, value)])
 
     def why_stopped(self, number: int) -> str:
         """Return the reason why the scheduler stops the trial, or nothing if it does not."""
-        return str(self._frozen(number).user_attrs.get(STOPPED, ""))
-
-    def _prunes(self, number: int, hidden: float | None) -> bool:
-        """Ask the pruner about the trial's last epoch.
-
-        Optuna's pruners write the values that they have judged to the trial, and judge none twice. If a driver was
-        killed just then, nobody heard of the decision; that value is `hidden` from the pruner.
-        """
-        trial = copy.copy(self._frozen(number))
-        if hidden is not None:
-            trial.system_attrs = {key: value for key, value in trial.system_attrs.items() if value != hidden}
-        return self._study.pruner.prune(self._study, trial)
+        if number not in self._stops:
+            self._stops[number] = str(self._frozen(number).user_attrs.get(STOPPED, ""))
+        return self._stops[number]
 
     def count_kill(self, number: int) -> int:
         """Note that the trial's process was killed for memory, and return how often that has happened."""
