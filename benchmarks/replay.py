@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.model_selection import KFold, cross_val_predict
 
-from benchmarks.common import write_table
+from benchmarks.common import table, write_table
 from benchmarks.curves import CURVES, PICTURES, POINTS, SIDE
 from data_prep.errors import InputError
 from pipeline.common.console import bar_of
@@ -45,7 +45,7 @@ BUDGETS = {20: (1, 4, 16), 100: (1, 4, 16), 500: (16,)}
 SEARCHES, SCHEDULERS = ("random", "tpe", "gp"), ("none", "asha", "hyperband", "median")
 SLOW, SLOW_BUDGET, SLOW_SCHEDULERS = "gp", 20, ("none", "asha")
 """Search that takes seconds a trial: replayed a tenth as often, and with this budget and these schedulers only."""
-TREES = 100
+TREES, LEVELS = 100, 5
 SPACE = "full"
 PICTURE = Path("docs/images/regret.svg")
 
@@ -82,10 +82,25 @@ class Surrogate:
         last = self.curves[:, -1]
         return float(spearmanr(guessed, last).statistic), float(np.sqrt(np.mean((guessed - last) ** 2)))
 
-    def importances(self) -> dict[str, float]:
-        """Return the share of the forest's splits' gain that each setting has."""
-        gains = iter(self.forest.feature_importances_)
-        return {key: sum(next(gains) for _ in self._columns(key, None)) for key in self.keys}
+    def effects(self, key: str) -> dict[Any, float]:
+        """Return the mean last value of all curves' settings if `key` had this value: value -> MAP × 100.
+
+        Values are a setting's choices, or up to LEVELS quantiles of those that the curves have. Settings without `key`
+        do not count. (Partial dependence: Friedman, Annals of Statistics 2001.)
+        """
+        start = sum(len(self._columns(other, None)) for other in self.keys[: self.keys.index(key)])
+        columns = slice(start, start + len(self._columns(key, None)))
+        own = self.inputs[(self.inputs[:, columns] != -1).all(1)]
+        values: list[Any] = list(self.choices.get(key, ()))
+        if not values:
+            levels = np.unique(np.quantile(own[:, columns], np.linspace(0.05, 0.95, LEVELS), method="nearest"))
+            values = levels.tolist()
+        found = {}
+        for value in values:
+            changed = own.copy()
+            changed[:, columns] = self._columns(key, value)
+            found[value] = float(self.forest.predict(changed)[:, -1].mean())
+        return found
 
     def _encoded(self, setting: dict[str, Any]) -> np.ndarray:
         return np.concatenate([self._columns(key, setting.get(key)) for key in self.keys])
@@ -262,9 +277,24 @@ def main() -> None:
     write_table("replay", header, rows_of(results), notes(truth, best))
 
 
+def effects_table(truth: Surrogate) -> str:
+    """Return the table of what each setting changes, the largest range first."""
+    preset = find_space(SPACE).start
+    rows = []
+    for key in truth.keys:
+        found = truth.effects(key)
+        shown = ", ".join(
+            f"{value:.3g}: {map_:.1f}" if isinstance(value, float) else f"{value}: {map_:.1f}"
+            for value, map_ in found.items()
+        )
+        rows.append((max(found.values()) - min(found.values()), key, str(preset.get(key, "")), shown))
+    rows.sort(reverse=True)
+    header = ["setting", "range", "preset", "mean MAP at each value"]
+    return table(header, [[key, f"{spread:.1f}", preset, shown] for spread, key, preset, shown in rows])
+
+
 def notes(truth: Surrogate, best: float) -> str:
-    """Describe surrogate, noise, importances and fidelities."""
-    important = sorted(truth.importances().items(), key=lambda item: -item[1])
+    """Describe surrogate, noise, effects of the settings, and fidelities."""
     rank_correlation, error = truth.trust()
     cheaper = ", ".join(
         f"{what}: {rank:.2f} at {share:.2f}" for what, rank, share in fidelities(pd.read_parquet(CURVES))
@@ -279,10 +309,10 @@ def notes(truth: Surrogate, best: float) -> str:
             f"{spread[1]:.1f}, {spread[2]:.1f} (10 %, median, 90 %), the best that any search found {best:.1f}, chance "
             f"{truth.chance:.1f}; noise between seeds {truth.noise:.2f}; in tenfold cross-validation rank correlation "
             f"{rank_correlation:.2f}, error {error:.2f}.",
-            "Importances (share of the forest's gain): "
-            + ", ".join(f"{key} {share:.2f}" for key, share in important)
-            + ".",
             f"Rank correlation of cheaper trainings with the full one, at a share of its seconds: {cheaper}.",
+            "Effect of each setting: the surrogate's mean last MAP × 100 over all settings of the curves, if this one "
+            "had the value, and the range of these means.",
+            effects_table(truth),
         ]
     )
 

@@ -40,12 +40,20 @@ def surrogate(curves, monkeypatch):
 
 
 def test_the_surrogate_learns_what_decides_and_how_large_the_noise_is(surrogate):
-    importances = surrogate.importances()
-    assert sum(importances.values()) == pytest.approx(1)
-    assert max(importances, key=importances.__getitem__) == "lr"
+    ranges = {key: np.ptp(list(surrogate.effects(key).values())) for key in surrogate.keys}
+    assert max(ranges, key=ranges.__getitem__) == "lr"
     # Of three seeds one is without noise: the variance expected within them is 2/3 of that of a seed.
     assert surrogate.noise == pytest.approx(100 * NOISE * (2 / 3) ** 0.5, rel=0.5)
     assert surrogate.chance == 50
+
+
+def test_effects_have_every_choice_and_only_the_settings_that_know_them(surrogate):
+    assert list(surrogate.effects("crop")) == [None, 0.7, 0.4]
+    assert all(0.05 <= value <= 0.6 for value in surrogate.effects("margin"))
+    effects = surrogate.effects("lr")
+    best = max(effects, key=effects.__getitem__)
+    assert 1e-3 < best < 4e-3
+    assert replay.effects_table(surrogate).splitlines()[2].startswith("| lr | ")
 
 
 def test_a_setting_that_its_loss_does_not_have_is_told_from_its_smallest_value(surrogate):
