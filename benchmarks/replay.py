@@ -1,9 +1,9 @@
 """Searches replayed on a surrogate of the space `full`: `agman bench replay`.
 
-A forest learns from the curves of `agman bench curves` what a setting reaches after every sixth of a training. Asked
+A regressor learns from the curves of `agman bench curves` what a setting reaches after every sixth of a training. Asked
 instead of a training, it replays a search in seconds, as HPOBench and YAHPO Gym do: hundreds of searches tell luck from
-skill. An epoch is a sixth of a training here. What a trial shows is the forest's curve plus the noise that seeds have;
-what counts is the forest's last value of the setting that looked best, below the best of all settings (the regret).
+skill. An epoch is a sixth of a training here. What a trial shows is the guessed curve plus the noise that seeds have;
+what counts is the guessed last value of the setting that looked best, below the best of all settings (the regret).
 
 Trial 0 is drawn like the others, unlike in `agman tune`, whose trial 0 is the preset: that would hide the searches'
 difference behind a good start. AGMAN_REPLAYS says how often a search of 20 trainings is replayed (100); longer ones are
@@ -27,10 +27,15 @@ import numpy as np
 import optuna
 import pandas as pd
 from matplotlib.figure import Figure
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.stats import spearmanr
-from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.ensemble import GradientBoostingRegressor, VotingRegressor
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.multioutput import MultiOutputRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from benchmarks.common import table, write_table
 from benchmarks.curves import CURVES, PICTURES, POINTS, SIDE
@@ -45,41 +50,43 @@ BUDGETS = {20: (1, 4, 16), 100: (1, 4, 16), 500: (16,)}
 SEARCHES, SCHEDULERS = ("random", "tpe", "gp"), ("none", "asha", "hyperband", "median")
 SLOW, SLOW_BUDGET, SLOW_SCHEDULERS = "gp", 20, ("none", "asha")
 """Search that takes seconds a trial: replayed a tenth as often, and with this budget and these schedulers only."""
-TREES, LEVELS = 100, 5
+LEVELS, MISSING = 5, -0.5
 SPACE = "full"
 PICTURE = Path("docs/images/regret.svg")
 
 
 class Surrogate:
-    """Forest from a setting of the space to its learning curve, in MAP × 100."""
+    """Learned function from a setting of the space to its learning curve, in MAP × 100.
+
+    A Gaussian process, which is smooth, and boosted trees, which find steps, are averaged: on these curves they guess
+    better together than either, and than forests.
+    """
 
     def __init__(self, curves: pd.DataFrame):
         """Fit the curves of SIDE pixels; those of other seeds tell the noise."""
         own = curves[(curves["side"] == SIDE) & (curves["failed"] == "")]
         first = own[own["seed"] == 0].reset_index(drop=True)
-        ranges = distributions(find_space(SPACE))
-        self.choices = {
-            key: one.choices for key, (one, *_) in ranges.items() if isinstance(one, CategoricalDistribution)
-        }
-        self.keys = sorted(ranges)
+        self.ranges = {key: one for key, (one, *_) in sorted(distributions(find_space(SPACE)).items())}
         self.chance = 100 * float(curves["chance"].iloc[0])
         self.curves = 100 * np.stack(first["map"].tolist())
-        settings: list[dict[str, Any]] = first[self.keys].to_dict("records")  # type: ignore[assignment]
-        self.inputs = np.stack([self._encoded(setting) for setting in settings])
-        self.forest = ExtraTreesRegressor(TREES, min_samples_leaf=2, random_state=0).fit(self.inputs, self.curves)
+        self.settings: list[dict[str, Any]] = first[list(self.ranges)].to_dict("records")  # type: ignore[assignment]
+        smooth = GaussianProcessRegressor(ConstantKernel() * RBF(3.0) + WhiteKernel(), normalize_y=True, random_state=0)
+        trees = GradientBoostingRegressor(n_estimators=200, learning_rate=0.05, subsample=0.7, random_state=0)
+        both = VotingRegressor([("smooth", make_pipeline(StandardScaler(), smooth)), ("trees", trees)])
+        self.model = MultiOutputRegressor(both).fit(self._inputs(self.settings), self.curves)
         repeated = own.groupby("number").filter(lambda rows: len(rows) > 1).groupby("number")["map"]
         of_seeds = [100 * np.stack(rows.tolist()) for _, rows in repeated]
         self.noise = float(np.sqrt(np.mean([rows[:, -1].var(ddof=1) for rows in of_seeds])))
 
     def curve_of(self, settings: list[dict[str, Any]]) -> np.ndarray:
         """Return the curves of settings, n×POINTS, without noise."""
-        return np.asarray(self.forest.predict(np.stack([self._encoded(one) for one in settings])))
+        return np.asarray(self.model.predict(self._inputs(settings)))
 
     def trust(self) -> tuple[float, float]:
         """Return the rank correlation and the error in MAP × 100 of its last values in tenfold cross-validation."""
         folds = KFold(10, shuffle=True, random_state=0)
-        guessed = cross_val_predict(self.forest, self.inputs, self.curves, cv=folds)[:, -1]
         last = self.curves[:, -1]
+        guessed = cross_val_predict(self.model.estimators_[-1], self._inputs(self.settings), last, cv=folds)
         return float(spearmanr(guessed, last).statistic), float(np.sqrt(np.mean((guessed - last) ** 2)))
 
     def effects(self, key: str) -> dict[Any, float]:
@@ -88,29 +95,34 @@ class Surrogate:
         Values are a setting's choices, or up to LEVELS quantiles of those that the curves have. Settings without `key`
         do not count. (Partial dependence: Friedman, Annals of Statistics 2001.)
         """
-        start = sum(len(self._columns(other, None)) for other in self.keys[: self.keys.index(key)])
-        columns = slice(start, start + len(self._columns(key, None)))
-        own = self.inputs[(self.inputs[:, columns] != -1).all(1)]
-        values: list[Any] = list(self.choices.get(key, ()))
-        if not values:
-            levels = np.unique(np.quantile(own[:, columns], np.linspace(0.05, 0.95, LEVELS), method="nearest"))
-            values = levels.tolist()
-        found = {}
-        for value in values:
-            changed = own.copy()
-            changed[:, columns] = self._columns(key, value)
-            found[value] = float(self.forest.predict(changed)[:, -1].mean())
-        return found
+        kind = self.ranges[key]
+        if isinstance(kind, CategoricalDistribution):
+            own, values = self.settings, list(kind.choices)
+        else:
+            own = [setting for setting in self.settings if not _is_missing(setting[key])]
+            of_own = [setting[key] for setting in own]
+            levels = np.quantile(of_own, np.linspace(0.05, 0.95, LEVELS), method="nearest")
+            values = np.unique(levels).tolist()
+        return {value: float(self.curve_of([one | {key: value} for one in own])[:, -1].mean()) for value in values}
 
-    def _encoded(self, setting: dict[str, Any]) -> np.ndarray:
-        return np.concatenate([self._columns(key, setting.get(key)) for key in self.keys])
+    def _inputs(self, settings: list[dict[str, Any]]) -> np.ndarray:
+        columns = [[_columns(kind, one.get(key)) for one in settings] for key, kind in self.ranges.items()]
+        return np.concatenate(columns, axis=1)
 
-    def _columns(self, key: str, value: Any) -> list[float]:
-        """Return a choice as one column each, a number as it is; a number that is not there as -1."""
-        missing = value is None or (isinstance(value, float) and math.isnan(value))
-        if key in self.choices:
-            return [float(missing if one is None else value == one) for one in self.choices[key]]
-        return [-1.0 if missing else float(value)]
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _columns(kind: BaseDistribution, value: Any) -> list[float]:
+    """Return a choice as one column each, and a number as its place in its range, or MISSING."""
+    if isinstance(kind, CategoricalDistribution):
+        return [float(_is_missing(value) if one is None else value == one) for one in kind.choices]
+    if _is_missing(value):
+        return [MISSING]
+    assert isinstance(kind, FloatDistribution | IntDistribution)
+    low, high, here = (math.log(one) if kind.log else float(one) for one in (kind.low, kind.high, value))
+    return [(here - low) / (high - low)]
 
 
 @cache
@@ -281,7 +293,7 @@ def effects_table(truth: Surrogate) -> str:
     """Return the table of what each setting changes, the largest range first."""
     preset = find_space(SPACE).start
     rows = []
-    for key in truth.keys:
+    for key in truth.ranges:
         found = truth.effects(key)
         shown = ", ".join(
             f"{value:.3g}: {map_:.1f}" if isinstance(value, float) else f"{value}: {map_:.1f}"

@@ -4,6 +4,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from benchmarks import replay, searches
 from benchmarks.curves import POINTS, SIDE
@@ -29,18 +30,22 @@ def curves():
     return pd.DataFrame(rows)
 
 
+@pytest.fixture(scope="module")
+def learned(curves):
+    return replay.Surrogate(curves)
+
+
 @pytest.fixture
-def surrogate(curves, monkeypatch):
-    made = replay.Surrogate(curves)
-    monkeypatch.setattr(replay, "surrogate", lambda: made)
+def surrogate(learned, monkeypatch):
+    monkeypatch.setattr(replay, "surrogate", lambda: learned)
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield made
+    yield learned
     optuna.logging.set_verbosity(before)
 
 
 def test_the_surrogate_learns_what_decides_and_how_large_the_noise_is(surrogate):
-    ranges = {key: np.ptp(list(surrogate.effects(key).values())) for key in surrogate.keys}
+    ranges = {key: np.ptp(list(surrogate.effects(key).values())) for key in surrogate.ranges}
     assert max(ranges, key=ranges.__getitem__) == "lr"
     # Of three seeds one is without noise: the variance expected within them is 2/3 of that of a seed.
     assert surrogate.noise == pytest.approx(100 * NOISE * (2 / 3) ** 0.5, rel=0.5)
@@ -57,10 +62,17 @@ def test_effects_have_every_choice_and_only_the_settings_that_know_them(surrogat
 
 
 def test_a_setting_that_its_loss_does_not_have_is_told_from_its_smallest_value(surrogate):
-    assert surrogate._columns("margin", None) == surrogate._columns("margin", float("nan")) == [-1.0]
-    assert surrogate._columns("margin", 0.05) == [0.05]
-    assert surrogate._columns("crop", None) == [1.0, 0.0, 0.0]
-    assert surrogate._columns("crop", 0.4) == [0.0, 0.0, 1.0]
+    inputs = surrogate._inputs([{"margin": None}, {"margin": float("nan")}, {"margin": 0.05}, {"margin": 0.6}])
+    assert (inputs[0] == inputs[1]).all()
+    (column,) = np.flatnonzero(inputs[0] != inputs[2])
+    assert inputs[:, column].tolist() == [replay.MISSING, replay.MISSING, 0, 1]
+
+
+def test_numbers_on_a_logarithmic_scale_are_spread_evenly_and_choices_are_told_apart():
+    rate, crop = FloatDistribution(1e-4, 1e-2, log=True), CategoricalDistribution([None, 0.7, 0.4])
+    assert replay._columns(rate, 1e-3) == pytest.approx([0.5])
+    assert replay._columns(crop, float("nan")) == replay._columns(crop, None) == [1.0, 0.0, 0.0]
+    assert replay._columns(crop, 0.4) == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
