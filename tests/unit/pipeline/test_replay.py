@@ -45,8 +45,7 @@ def surrogate(learned, monkeypatch):
 
 
 def test_the_surrogate_learns_what_decides_and_how_large_the_noise_is(surrogate):
-    ranges = {key: np.ptp(list(surrogate.effects(key).values())) for key in surrogate.ranges}
-    assert max(ranges, key=ranges.__getitem__) == "lr"
+    assert replay.effects_table(surrogate).splitlines()[2].startswith("| lr | ")
     # Of three seeds one is without noise: the variance expected within them is 2/3 of that of a seed.
     assert surrogate.noise == pytest.approx(100 * NOISE * (2 / 3) ** 0.5, rel=0.5)
     assert surrogate.chance == 50
@@ -58,7 +57,6 @@ def test_effects_have_every_choice_and_only_the_settings_that_know_them(surrogat
     effects = surrogate.effects("lr")
     best = max(effects, key=effects.__getitem__)
     assert 1e-3 < best < 4e-3
-    assert replay.effects_table(surrogate).splitlines()[2].startswith("| lr | ")
 
 
 def test_a_setting_that_its_loss_does_not_have_is_told_from_its_smallest_value(surrogate):
@@ -80,15 +78,15 @@ def test_numbers_on_a_logarithmic_scale_are_spread_evenly_and_choices_are_told_a
 )
 def test_a_replay_costs_its_budget_and_can_be_repeated(surrogate, search, scheduler, concurrent):
     way = replay.Way(search, scheduler, concurrent, budget=5)
-    worths = replay.replay(way, seed=2)
-    assert len(worths) == 5 * POINTS
-    assert worths == replay.replay(way, seed=2) != replay.replay(way, seed=3)
+    found = replay.replay(way, seed=2)
+    assert len(found.worths) == 5 * POINTS
+    assert found == replay.replay(way, seed=2) != replay.replay(way, seed=3)
 
 
 def test_a_replay_of_random_search_is_worth_the_setting_that_looked_best(surrogate, monkeypatch):
     monkeypatch.setattr(surrogate, "noise", 0.0)
-    worths = replay.replay(replay.Way("random", "none", 1, budget=3), seed=5)
-    ends = [one[-1] for one in np.split(np.array(worths), 3)]
+    found = replay.replay(replay.Way("random", "none", 1, budget=3), seed=5)
+    ends = [one[-1] for one in np.split(np.array(found.worths), 3)]
     study = optuna.create_study(direction="maximize", sampler=replay.sampler_of("random", 5))
     for end in (ends[0], max(ends[:2]), max(ends)):
         trial = study.ask()
@@ -96,6 +94,14 @@ def test_a_replay_of_random_search_is_worth_the_setting_that_looked_best(surroga
         (course,) = surrogate.curve_of([trial.params])
         study.tell(trial, course[-1])
         assert end == pytest.approx(study.best_value)
+    assert list(found.chosen.values()) == pytest.approx([ends[-1]] * len(replay.REPEATS))
+
+
+def test_repeats_with_other_seeds_find_out_who_was_lucky():
+    rng = np.random.default_rng(0)
+    done = [(72.0, 60.0), (71.0, 70.0), (69.0, 65.0), (68.0, 99.0)]
+    assert replay.repeated(done, 0, 1.0, rng) == 60
+    assert replay.repeated(done, 2, 1.0, rng) == 70  # the fourth is not repeated
 
 
 def test_random_searchs_end_is_looked_for_in_the_median_of_the_others():
