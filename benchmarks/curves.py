@@ -5,7 +5,7 @@ trains the preset `strong` on small photographs (SIDE px), one thread each, and 
 PICTURES. Some are trained with other seeds, which shows the noise, and some on smaller pictures, which shows how well
 cheaper trainings rank them.
 
-AGMAN_SETTINGS says how many (300). Curves are kept in `work/curves` as they end, so a stopped run goes on; all of them
+AGMAN_SETTINGS says how many (250). Curves are kept in `work/curves` as they end, so a stopped run goes on; all of them
 become `benchmarks/results/curves.parquet`.
 """
 
@@ -34,7 +34,7 @@ from pipeline.evaluation.expectations import expectations
 from pipeline.training.trainer import NonFiniteBatch, StepEnd, Training, WorkerContext
 from pipeline.tuning.spaces import draw, find_space
 
-SETTINGS = int(os.environ.get("AGMAN_SETTINGS", "300"))
+SETTINGS = int(os.environ.get("AGMAN_SETTINGS", "250"))
 PICTURES, POINTS = 2_304, 6
 """Pictures that a training sees, and the number of times that it is validated."""
 SIDE, SMALLER, OTHER_SEEDS = 64, (48, 32), (1, 2)
