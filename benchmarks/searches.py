@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import numpy as np
@@ -127,12 +127,13 @@ def main() -> None:
     assert expected, "the photographs have a validation split"
     found = [json.loads(line) for line in ENDED.read_text().splitlines()] if ENDED.exists() else []
     there = {(one["search"], one["scheduler"], one["seed"]) for one in found}
-    wanted = [(*way, seed) for seed in range(SEEDS) for way in (("random", "none"), *FINALISTS)]
+    wanted = [(*way, seed) for way in (("random", "none"), *FINALISTS) for seed in range(SEEDS)]
     bar = bar_of("searches", len(wanted))
     bar.update(len(there & set(wanted)))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool, ENDED.open("a") as file:
-        for one in pool.map(run, *zip(*[way for way in wanted if way not in there], strict=True)):
+        for job in as_completed([pool.submit(run, *way) for way in wanted if way not in there]):
+            one = job.result()
             found.append(one)
             file.write(json.dumps(one) + "\n")
             file.flush()
