@@ -48,8 +48,11 @@ REPLAYS = int(os.environ.get("AGMAN_REPLAYS", "100"))
 BUDGETS = {20: (1, 4, 16), 100: (1, 4, 16), 500: (16,)}
 """Full trainings that a search may cost, and the numbers of trials that run at a time with it."""
 SEARCHES, SCHEDULERS = ("random", "tpe", "gp"), ("none", "asha", "hyperband", "median")
-SLOW, SLOW_BUDGET, SLOW_SCHEDULERS = "gp", 20, ("none", "asha")
-"""Search that takes seconds a trial: replayed a tenth as often, and with this budget and these schedulers only."""
+SLOW, SLOW_BUDGET = "gp", 20
+"""Search that takes seconds a trial: replayed a tenth as often, with this budget only. It learns nothing from trials
+that were stopped, so it is replayed without a scheduler."""
+LONG, LONG_SCHEDULERS = 500, ("none", "asha")
+"""Budget that takes minutes a replay, and the schedulers that are replayed with it."""
 LEVELS, MISSING = 5, -0.5
 CONTENDERS, REPEATS = 3, (0, 1, 2, 4)
 """Number of the best trials that are repeated at the end, and numbers of other seeds that are tried."""
@@ -238,7 +241,8 @@ def ways() -> list[Way]:
         Way(search, scheduler, concurrent, budget)
         for budget, at_a_time in BUDGETS.items()
         for search, scheduler, concurrent in itertools.product(SEARCHES, SCHEDULERS, at_a_time)
-        if search != SLOW or (budget == SLOW_BUDGET and scheduler in SLOW_SCHEDULERS)
+        if search != SLOW or (budget, scheduler) == (SLOW_BUDGET, "none")
+        if budget != LONG or scheduler in LONG_SCHEDULERS
     ]
 
 
@@ -318,7 +322,7 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
         for way in every:
             found = []
-            for one in pool.map(replay, itertools.repeat(way), range(replays_of(way)), chunksize=5):
+            for one in pool.map(replay, itertools.repeat(way), range(replays_of(way))):
                 found.append(one)
                 bar.update(1)
             worths[way] = np.array([one.worths for one in found])
