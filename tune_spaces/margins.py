@@ -4,6 +4,9 @@ Why: the paper sets the margin to 0.2 "empirically" and learns the weights; both
 ranking loss pulls beside branch 1. Expected cost: one training each; most is decided in a third of the
 epochs, so early stopping saves about half of the work. For three settings, plan 20 trials. The weight
 has an effect with loss_weighting=fixed, the default.
+
+Importance: not measured with this recipe. In balanced batches, with semi-hard triplets, the margin changes 0.1 points
+of MAP (docs/tuning.md).
 """
 
 from __future__ import annotations
