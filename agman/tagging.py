@@ -5,9 +5,8 @@ Shape suffixes: Q pictures, K labelled pictures, V values of one attribute, D em
     prototype    p_v = the mean of the embeddings of the labelled pictures with value v, of length 1
     prototypes   s_v = cos(e, p_v)
     neighbours   s_v = log Σ over the `count` nearest labelled pictures i with value v of exp(cos(e, e_i) / τ)
-    probability  P(v) = softmax(s / T + log π)_v, with the share π of the labelled pictures that have v, and the
-                 temperature T that gives the labels of other pictures the largest likelihood (Guo et al., "On
-                 Calibration of Modern Neural Networks", ICML 2017)
+    probability  P(v) = softmax(s / T)_v, with the temperature T that gives the labels of other pictures the largest
+                 likelihood (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017)
 
 Prototypes are those of prototypical networks (Snell et al., NeurIPS 2017), neighbours the weighted vote of DINO
 (Caron et al., ICCV 2021).
@@ -63,12 +62,7 @@ def neighbour_scores(
     return scores_qv.masked_fill(votes_qv == 0, UNSEEN)
 
 
-def shares(values_k: Tensor, n_values: int) -> Tensor:
-    """Return the share π of every value among labels, V float64."""
-    return torch.bincount(values_k.cpu(), minlength=n_values).double() / len(values_k)
-
-
-def fit_temperature(scores_qv: Tensor, truth_qv: Tensor, shares_v: Tensor | None = None) -> float:
+def fit_temperature(scores_qv: Tensor, truth_qv: Tensor) -> float:
     """Return the temperature with the largest likelihood of the true values (bool Q×V, one or more a picture).
 
     A picture with several values counts the probability of them all. Pictures all of whose values are UNSEEN say
@@ -82,7 +76,7 @@ def fit_temperature(scores_qv: Tensor, truth_qv: Tensor, shares_v: Tensor | None
     low, high = math.log10(COLDEST), math.log10(HOTTEST)
     for _ in range(3):
         tried = torch.logspace(low, high, TRIED, dtype=torch.float64)
-        best = int(torch.stack([_surprise(_logits(scores_qv, float(t), shares_v), truth_qv) for t in tried]).argmin())
+        best = int(torch.stack([_surprise(scores_qv.double() / t, truth_qv) for t in tried]).argmin())
         step = (high - low) / (TRIED - 1)
         low, high = low + step * (best - 1), low + step * (best + 1)
     return float(tried[best])
@@ -93,14 +87,9 @@ def _surprise(logits_qv: Tensor, truth_qv: Tensor) -> Tensor:
     return -logits_qv.log_softmax(1).masked_fill(~truth_qv, -math.inf).logsumexp(1).mean()
 
 
-def probabilities(scores_qv: Tensor, temperature: float, shares_v: Tensor | None = None) -> Tensor:
-    """Return the probabilities of the values, Q×V float64; without shares, all values are equally frequent."""
-    return _logits(scores_qv, temperature, shares_v).softmax(1).masked_fill(scores_qv <= UNSEEN, 0)
-
-
-def _logits(scores_qv: Tensor, temperature: float, shares_v: Tensor | None) -> Tensor:
-    logits_qv = scores_qv.double() / temperature
-    return logits_qv if shares_v is None else logits_qv + shares_v.clamp(min=1e-12).log()
+def probabilities(scores_qv: Tensor, temperature: float) -> Tensor:
+    """Return the probabilities of the values, Q×V float64."""
+    return (scores_qv.double() / temperature).softmax(1).masked_fill(scores_qv <= UNSEEN, 0)
 
 
 def calibration_error(confidence_q: Tensor, correct_q: Tensor, bins: int = BINS) -> float:

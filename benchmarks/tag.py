@@ -24,7 +24,6 @@ from agman.tagging import (
     probabilities,
     prototype_scores,
     prototypes,
-    shares,
     threshold_for,
 )
 from benchmarks.common import write_table
@@ -52,16 +51,14 @@ def linear(embeddings_kd: Tensor, values_k: Tensor, n_values: int) -> Scores:
     return scores
 
 
-def ways(embeddings_kd: Tensor, values_k: Tensor, n_values: int) -> dict[str, tuple[Scores, Tensor | None]]:
-    """Return every way of naming an attribute's values: scores, and shares that they do not know of themselves."""
+def ways(embeddings_kd: Tensor, values_k: Tensor, n_values: int) -> dict[str, Scores]:
+    """Return every way of naming an attribute's values, learned from labelled pictures."""
     found = prototypes(embeddings_kd, values_k, n_values)
-    near = {f"{count} neighbours": (partial(_near, embeddings_kd, values_k, n_values, count), None) for count in COUNTS}
-    of_prototypes = partial(prototype_scores, prototypes_vd=found)
+    near = {f"{count} neighbours": partial(_near, embeddings_kd, values_k, n_values, count) for count in COUNTS}
     return {
-        "prototypes, all values alike": (of_prototypes, None),
-        "prototypes": (of_prototypes, shares(values_k, n_values)),
+        "prototypes": partial(prototype_scores, prototypes_vd=found),
         **near,
-        "linear classifier": (linear(embeddings_kd, values_k, n_values), None),
+        "linear classifier": linear(embeddings_kd, values_k, n_values),
     }
 
 
@@ -69,15 +66,13 @@ def _near(embeddings_kd: Tensor, values_k: Tensor, n_values: int, count: int, em
     return neighbour_scores(embeddings_qd, embeddings_kd, values_k, n_values, count)
 
 
-def judged(
-    scores: Scores, frequent: Tensor | None, valid: LabelledSplit, test: LabelledSplit, attribute: int
-) -> list[float]:
+def judged(scores: Scores, valid: LabelledSplit, test: LabelledSplit, attribute: int) -> list[float]:
     """Return accuracy, macro F1, calibration error, and precision and coverage on test at PRECISION on validation."""
-    temperature = fit_temperature(scores(valid.embeddings(attribute)), valid.truth(attribute), frequent)
-    confidence, guess = probabilities(scores(valid.embeddings(attribute)), temperature, frequent).max(1)
+    temperature = fit_temperature(scores(valid.embeddings(attribute)), valid.truth(attribute))
+    confidence, guess = probabilities(scores(valid.embeddings(attribute)), temperature).max(1)
     right = valid.truth(attribute).gather(1, guess[:, None])[:, 0]
     least = threshold_for(PRECISION, confidence, right).confidence
-    confidence, guess = probabilities(scores(test.embeddings(attribute)), temperature, frequent).max(1)
+    confidence, guess = probabilities(scores(test.embeddings(attribute)), temperature).max(1)
     truth = test.truth(attribute)
     right = truth.gather(1, guess[:, None])[:, 0]
     answered = confidence >= least
@@ -97,8 +92,8 @@ def main() -> None:
     all_of: dict[str, list[list[float]]] = {}
     for number, attribute in enumerate(dataset.info.attributes):
         embeddings, values = train.embeddings_of_labels(number), train.values(number)
-        for name, (scores, frequent) in ways(embeddings, values, len(attribute.values)).items():
-            figures = judged(scores, frequent, valid, test, number)
+        for name, (scores) in ways(embeddings, values, len(attribute.values)).items():
+            figures = judged(scores, valid, test, number)
             all_of.setdefault(name, []).append(figures)
             often = float(test.truth(number).double().mean(0).max())
             rows.append([attribute.name, name, *(f"{100 * figure:.1f}" for figure in figures), f"{100 * often:.1f}"])

@@ -15,7 +15,6 @@ from agman.tagging import (
     probabilities,
     prototype_scores,
     prototypes,
-    shares,
     threshold_for,
 )
 
@@ -67,9 +66,6 @@ def test_probabilities_are_a_softmax_and_those_of_unseen_values_are_0():
     assert found[0, 1] == 0
     assert found.sum() == pytest.approx(1)
     assert found[0, 2] / found[0, 0] == pytest.approx(math.exp(3))
-    shared = probabilities(scores, 0.1, shares(torch.tensor([0, 0, 0, 2]), 3))
-    assert shared[0, 2] / shared[0, 0] == pytest.approx(math.exp(3) / 3)
-    assert shared[0, 1] == 0
 
 
 def test_the_temperature_is_the_one_that_the_labels_were_drawn_with():
@@ -83,14 +79,6 @@ def test_the_temperature_is_the_one_that_the_labels_were_drawn_with():
     assert fit_temperature(torch.cat([scores, unknown]), torch.cat([truth, truth[:3]])) == fit_temperature(
         scores, truth
     )
-
-
-def test_the_temperature_is_found_beside_uneven_shares():
-    generator = torch.Generator().manual_seed(1)
-    scores, uneven = torch.randn(9_000, V, generator=generator), torch.tensor([0.6, 0.2, 0.1, 0.05, 0.05])
-    drawn = torch.multinomial((scores / 0.5 + uneven.log()).softmax(1), 1, generator=generator)[:, 0]
-    truth = torch.nn.functional.one_hot(drawn, V).bool()
-    assert fit_temperature(scores, truth, uneven) == pytest.approx(0.5, rel=0.06)
 
 
 def test_a_calibrated_guess_has_no_error_and_a_boaster_has_one():
