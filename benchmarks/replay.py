@@ -59,7 +59,8 @@ CONTENDERS, REPEATS = 3, (0, 1, 2, 4)
 Seen = tuple[float, float]
 """MAP that a trial has shown, and what its setting is worth."""
 SPACE = "full"
-PICTURE = Path("docs/images/regret.svg")
+PICTURE, DRAWN = Path("docs/images/regret.svg"), 50
+"""Picture, and the budget beyond which it shows some of the epochs only."""
 
 
 class Surrogate:
@@ -282,8 +283,8 @@ def draw_regrets(results: dict[Way, np.ndarray]) -> Figure:
             own = {way: np.median(found[:, -1]) for way, found in here.items() if way.search == search}
             shown += [min(own, key=own.__getitem__)] if own else []
         for number, way in enumerate(dict.fromkeys(shown)):
-            low, middle, high = np.quantile(here[way], (0.25, 0.5, 0.75), axis=0)
-            epochs = np.arange(1, len(middle) + 1)
+            epochs = np.arange(1, here[way].shape[1] + 1)[:: max(1, budget // DRAWN)]
+            low, middle, high = np.quantile(here[way][:, epochs - 1], (0.25, 0.5, 0.75), axis=0)
             axes.plot(epochs, middle, color=f"C{number}", label=f"{way.search}, {way.scheduler}")
             axes.fill_between(epochs, low, high, color=f"C{number}", alpha=0.15, lw=0)
         axes.set_title(f"{budget} trainings, {concurrent} at a time", fontsize=10)
