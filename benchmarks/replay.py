@@ -158,9 +158,9 @@ class Replayed:
     """Outcome of a replayed search."""
 
     worths: list[float]
-    """What its choice is worth after every epoch."""
+    """MAP of its choice after every epoch, without the noise."""
     chosen: dict[int, float]
-    """What it is worth in the end, by the number of other seeds with which the best were repeated."""
+    """MAP of its last choice without the noise, by the number of other seeds with which the best were repeated."""
 
 
 @dataclass
