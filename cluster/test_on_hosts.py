@@ -36,8 +36,8 @@ STEPS = EPOCHS * STEPS_AN_EPOCH
 TOOLS = ["ip", "nsenter", "unshare", "sshd", "ssh", "ssh-keygen", "rsync"]
 UNSHARE = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork"]
 
-# First process of a host: mounts the file systems, starts sshd, and collects orphaned processes. The environment and its
-# Python may lie below the folders that each host has for itself: both are kept in /run, and mounted again in their place.
+# First process of a host: mounts the file systems, starts sshd, and collects orphaned processes. The environment and
+# its Python may lie below folders that each host has for itself: both are kept in /run, and mounted again in place.
 BOOT = """
 set -e
 mount --make-rprivate /
