@@ -17,6 +17,7 @@ from pipeline.common.files import read_json
 from pipeline.common.hints import nearest
 from pipeline.common.lock import locked
 from pipeline.training.jobs import SEARCH
+from pipeline.tuning.samplers import first_judged
 from pipeline.tuning.spaces import Space
 from pipeline.tuning.study import Plan
 
@@ -27,6 +28,9 @@ DESCRIPTION, STUDY = SEARCH, "study.db"
 def identity_of(plan: Plan, space: Space) -> dict[str, Any]:
     """Return what makes a study another one, as JSON stores it."""
     identity = asdict(plan) | {"varied": sorted(space.varied), "start": space.start}
+    if (first := first_judged(plan.scheduler, plan.settings["epochs"])) is not None:
+        # Optuna numbers rungs: trials with other first rungs would be compared after unequal training.
+        identity["first_judged"] = first
     return dict(json.loads(json.dumps(identity, default=str)))
 
 

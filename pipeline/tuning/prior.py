@@ -20,7 +20,7 @@ from pipeline.tuning.study import DONE, FAILED, RUNNING, Trial, as_prior, trials
 
 BEST = 3
 """Number of an earlier study's best settings that a new study begins with."""
-INDIFFERENT = ("search", "scheduler", "seed", "workers", "source", "start")
+INDIFFERENT = ("search", "scheduler", "first_judged", "seed", "workers", "source", "start")
 """Parts of a plan that may differ where an earlier study's trials are knowledge for a new one."""
 
 
@@ -64,7 +64,8 @@ def prior_of(folder: Path, identity: dict[str, Any], space: Space, dataset_diges
         why = "another dataset"
     elif not (why := difference(begun["plan"], identity, INDIFFERENT)):
         if all(one in allowed.get(key, []) for trial in trials for key, one in trial.distributions.items()):
-            with_rungs = begun["plan"]["scheduler"] == identity["scheduler"] == "asha"  # the same for every trial
+            judged = [(plan["scheduler"], plan.get("first_judged")) for plan in (begun["plan"], identity)]
+            with_rungs = judged[0] == judged[1] and identity["scheduler"] == "asha"  # the same for every trial
             trials = [as_prior(trial, name, with_rungs) for trial in trials]
             return Prior(settings, trials, f"{said}, and {counted(len(trials), 'trial')} as knowledge")
         why = "its space has other ranges"

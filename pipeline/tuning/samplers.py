@@ -41,12 +41,19 @@ def sampler_of(search: str, seed: int, startup_trials: int = STARTUP_TRIALS) -> 
         )
 
 
+def first_judged(scheduler: str, epochs: int) -> int | None:
+    """Return the epoch after which a scheduler first judges trials of at most `epochs` epochs; None judges none."""
+    share = {"asha": 6, "hyperband": 9, "median": 3}.get(scheduler)
+    return max(1, epochs // share) if share else None
+
+
 def pruner_of(scheduler: str, epochs: int) -> BasePruner:
     """Return the pruner of a scheduler for trials of at most `epochs` epochs, which report after each, from 1."""
+    first = first_judged(scheduler, epochs)
+    if first is None:
+        return NopPruner()
     if scheduler == "asha":
-        return SuccessiveHalvingPruner(min_resource=max(1, epochs // 6), reduction_factor=2)
+        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
     if scheduler == "hyperband":
-        return HyperbandPruner(min_resource=max(1, epochs // 9), max_resource=epochs, reduction_factor=3)
-    if scheduler == "median":
-        return MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, epochs // 3))
-    return NopPruner()
+        return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=3)
+    return MedianPruner(n_startup_trials=5, n_warmup_steps=first)

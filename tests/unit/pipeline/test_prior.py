@@ -162,6 +162,17 @@ def test_another_search_scheduler_or_seed_changes_nothing(earlier: Path) -> None
     assert len(of(earlier, other).trials) == 6
 
 
+def test_rungs_are_taken_only_where_they_mean_the_same_epochs(earlier: Path) -> None:
+    def rungs(plan: Plan) -> bool:
+        return any("completed_rung_0" in trial.system_attrs for trial in of(earlier, plan).trials)
+
+    assert rungs(PLAN) and not rungs(replace(PLAN, scheduler="none"))
+    described = json.loads((earlier / DESCRIPTION).read_text())
+    described["plan"]["first_judged"] = 2
+    (earlier / DESCRIPTION).write_text(json.dumps(described))
+    assert len(of(earlier).trials) == 6 and not rungs(PLAN)
+
+
 def test_values_that_the_space_does_not_allow_are_left_out(tmp_path: Path) -> None:
     folder = made(tmp_path / "earlier", scores={0: 0.5})
     space = Space("own", narrow, {}, frozenset(["margin", "class_weight"]), "")
