@@ -1,9 +1,11 @@
-"""State dicts: read a file of tensors, and find where two state dicts differ.
+"""State dicts: read a file of tensors, find where two state dicts differ, and the digest of a model's weights.
 
 Nothing here unpickles code: `.safetensors` files hold tensors alone, all others are read with
 `weights_only=True`.
 """
 
+import hashlib
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,3 +67,13 @@ def first_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
         if key not in expected:
             return f"{key}: expected nothing, found shape {tuple(tensor.shape)}"
     return None
+
+
+def weights_digest(build: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of a model's build and weights: equal for one model, whatever file it was loaded from."""
+    total = hashlib.sha256(json.dumps(build, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        array = tensor.cpu().contiguous().numpy()
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()

@@ -115,22 +115,28 @@ class Threshold:
     """Share of the pictures that get an answer."""
 
 
+def thresholds(confidence_q: Tensor, correct_q: Tensor) -> tuple[Threshold, ...]:
+    """Return the least threshold for every precision that can be reached: precision rises, coverage falls."""
+    order = confidence_q.double().argsort(descending=True, stable=True)
+    sorted_q, right_q = confidence_q.double()[order], correct_q.double()[order].cumsum(0)
+    precision_q = right_q / torch.arange(1, len(order) + 1, dtype=torch.float64)
+    # Pictures of equal confidence are answered together: a threshold can only lie behind the last of them.
+    last_q = torch.ones(len(order), dtype=torch.bool)
+    last_q[:-1] = sorted_q[1:] < sorted_q[:-1]
+    found: list[Threshold] = []
+    for end in torch.nonzero(last_q).flatten().flip(0).tolist():
+        if precision_q[end] > (found[-1].precision if found else 0):
+            found.append(Threshold(float(sorted_q[end]), float(precision_q[end]), (end + 1) / len(order)))
+    return tuple(found)
+
+
 def threshold_for(precision: float, confidence_q: Tensor, correct_q: Tensor) -> Threshold:
     """Return the smallest confidence from which at least `precision` of the answers are right.
 
     If none reaches that, the threshold is infinite and no picture gets an answer.
     """
-    order = confidence_q.double().argsort(descending=True, stable=True)
-    sorted_q, right_q = confidence_q.double()[order], correct_q.double()[order].cumsum(0)
-    answers_q = torch.arange(1, len(order) + 1, dtype=torch.float64)
-    # Pictures of equal confidence are answered together: a threshold can only lie behind the last of them.
-    last_q = torch.ones(len(order), dtype=torch.bool)
-    last_q[:-1] = sorted_q[1:] < sorted_q[:-1]
-    enough = torch.nonzero(last_q & (right_q / answers_q >= precision)).flatten()
-    if not len(enough):
-        return Threshold(math.inf, math.nan, 0.0)
-    end = int(enough[-1])
-    return Threshold(float(sorted_q[end]), float(right_q[end] / answers_q[end]), (end + 1) / len(order))
+    reached = (one for one in thresholds(confidence_q, correct_q) if one.precision >= precision)
+    return next(reached, Threshold(math.inf, math.nan, 0.0))
 
 
 def macro_f1(guessed_q: Tensor, truth_qv: Tensor) -> float:

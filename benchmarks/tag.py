@@ -17,9 +17,7 @@ from torch import Tensor
 
 from agman.tagging import (
     UNSEEN,
-    calibration_error,
     fit_temperature,
-    macro_f1,
     neighbour_scores,
     probabilities,
     prototype_scores,
@@ -29,10 +27,9 @@ from agman.tagging import (
 from benchmarks.common import write_table
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline.evaluation.tagging import LabelledSplit, embed_labels
+from pipeline.evaluation.tagging import PRECISION, LabelledSplit, embed_labels, judge
 from pipeline.registry.loading import load
 
-PRECISION = 0.95
 COUNTS = (5, 20, 50)
 """Numbers of neighbours that are tried."""
 Scores = Callable[[Tensor], Tensor]
@@ -72,13 +69,8 @@ def judged(scores: Scores, valid: LabelledSplit, test: LabelledSplit, attribute:
     confidence, guess = probabilities(scores(valid.embeddings(attribute)), temperature).max(1)
     right = valid.truth(attribute).gather(1, guess[:, None])[:, 0]
     least = threshold_for(PRECISION, confidence, right).confidence
-    confidence, guess = probabilities(scores(test.embeddings(attribute)), temperature).max(1)
-    truth = test.truth(attribute)
-    right = truth.gather(1, guess[:, None])[:, 0]
-    answered = confidence >= least
-    precision = float(right[answered].double().mean()) if answered.any() else float("nan")
-    accuracy, coverage = float(right.double().mean()), float(answered.double().mean())
-    return [accuracy, macro_f1(guess, truth), calibration_error(confidence, right), precision, coverage]
+    found = judge(probabilities(scores(test.embeddings(attribute)), temperature), test.truth(attribute), least)
+    return [found.accuracy, found.macro_f1, found.calibration_error, found.precision, found.coverage]
 
 
 def main() -> None:

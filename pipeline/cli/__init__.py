@@ -39,6 +39,7 @@ for command in (
     retrieval.embed,
     retrieval.index,
     retrieval.search,
+    retrieval.tag,
     retrieval.serve,
     runs.runs,
     cluster.doctor,

@@ -1,4 +1,4 @@
-"""`agman embed`, `index`, `search` and `serve`: galleries of images and searching them."""
+"""`agman embed`, `index`, `search`, `tag` and `serve`: galleries of images, searching them, and naming values."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_prep.words import counted
-from pipeline.cli.options import MODEL, PATH, PATH_OR_URI, json_option, overwrite_option, precision_option
+from pipeline.cli.options import MODEL, NEW_FILE, PATH, PATH_OR_URI, json_option, overwrite_option, precision_option
 from pipeline.common.console import emit, printable, progress_bar, say, show_table
 
 if TYPE_CHECKING:
     from pipeline.retrieval.gallery import Gallery
     from pipeline.retrieval.search import Hit
+    from pipeline.retrieval.tag import Tagged
 
 
 @click.command()
@@ -145,6 +146,73 @@ def show_hits(gallery: Gallery, hits: list[Hit], weights: dict[str, float], *, a
         "attributes": list(weights),
         "hits": [asdict(hit) | {"path": path} for hit, path in zip(hits, paths, strict=True)],
     }
+
+
+@click.command()
+@click.argument("model", type=MODEL)
+@click.option(
+    "--images",
+    required=True,
+    type=PATH_OR_URI,
+    metavar="SOURCE",
+    help="Folder of images, Parquet files, a prepared dataset, or a gallery of the same model.",
+)
+@click.option("--out", required=True, type=NEW_FILE, metavar="FILE", help="Table to write: .parquet or .csv.")
+@click.option(
+    "--attribute", "attributes", multiple=True, metavar="NAME", help="May be given several times; by default all."
+)
+@click.option(
+    "--precision",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Leave a value empty (none of these) unless such answers were right in this share on validation.",
+)
+@click.option(
+    "--data", type=PATH_OR_URI, metavar="OUT", help="Make prototypes from this dataset, instead of the model's own."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file, if this command has written it before.")
+@json_option
+def tag(model: str, images: str | Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Name the values of images: for every attribute the most probable value, its probability, and the runner-up."""
+    from pipeline.retrieval.tag import tag_images
+
+    emit(show_tagged(tag_images(model, images, out, progress=progress_bar, **options)), as_json)
+
+
+def show_tagged(tagged: Tagged) -> dict[str, Any]:
+    """Show a row for every attribute, and the rejects; return the result for --json."""
+    from pipeline.evaluation.few import FEW, is_few, marked
+
+    result: dict[str, Any] = {"pictures": tagged.pictures, "rejects": tagged.rejects, "skipped": tagged.skipped}
+    rows = []
+    limited = any(one.threshold for one in tagged.attributes.values())
+    few = False
+    for name, one in tagged.attributes.items():
+        coverage = one.values.total() / tagged.pictures
+        frequent = [f"{printable(value)} {count:,}" for value, count in one.values.most_common(3)]
+        row = [
+            marked(name, one.namer.pictures) if limited else name,
+            f"{one.values.total():,}",
+            f"{100 * coverage:.1f}",
+        ]
+        if one.threshold:
+            few |= is_few(one.namer.pictures)
+            row += [f"{one.threshold.confidence:.3f}", f"{100 * one.threshold.coverage:.1f}"]
+        rows.append([*row, ", ".join(frequent)])
+        result |= {f"coverage/{name}": coverage, f"values/{name}": dict(one.values.most_common())}
+    header = ["attribute", "named", "coverage, %", *(["from probability", "coverage on validation, %"] * limited)]
+    show_table(f"values of {counted(tagged.pictures, 'picture')}", [*header, "most frequent"], rows)
+    if few:
+        say(f"few: a threshold from fewer than {FEW} validation pictures is unsure")
+    for name in tagged.unnamed:
+        say(f"note: values of {name} are not named: the prototypes' dataset has no labelled training pictures of it")
+    if unsure := [name for name, one in tagged.attributes.items() if one.namer.temperature is None]:
+        say(f"note: probabilities of {', '.join(unsure)} are left out: no validation labels to calibrate them on")
+    if tagged.rejects:
+        say(f"{counted(tagged.rejects, 'picture')} rejected, each named in {tagged.rejects_file}")
+    if tagged.skipped:
+        say(f"{counted(tagged.skipped, 'file')} skipped, not taken for pictures")
+    say(f"table: {tagged.out.absolute()}")
+    return result | {"out": str(tagged.out)}
 
 
 @click.command()

@@ -138,11 +138,13 @@ def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: 
     dataset = Dataset(data)
     from pipeline.evaluation.evaluate import evaluate as run_evaluation
     from pipeline.evaluation.log import log_evaluation
-    from pipeline.registry.loading import load
+    from pipeline.registry.loading import load_with_tagger
     from pipeline.reports.evaluation import show_evaluation
 
-    network, description = load(model, dataset.info.attribute_names)
-    evaluation = run_evaluation(network, description, dataset, split, precision=precision, progress=progress_bar)
+    network, description, tagger = load_with_tagger(model, dataset.info.attribute_names)
+    evaluation = run_evaluation(
+        network, description, dataset, split, tagger=tagger, precision=precision, progress=progress_bar
+    )
     show_evaluation(evaluation)
     emit(evaluation.metrics, as_json)  # before logging, because the store may not answer
     log_evaluation(evaluation, description, dataset)

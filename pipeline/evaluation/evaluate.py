@@ -18,6 +18,7 @@ import agman.bootstrap
 from agman.bootstrap import Interval
 from agman.memory import keep_freed_memory
 from agman.metrics import Retrieval
+from agman.tagger import Tagger
 from agman.triplet_metrics import TripletScores, score_conditions, summarise_triplets
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
@@ -36,6 +37,7 @@ from pipeline.evaluation.chance import (
     triplet_scores,
 )
 from pipeline.evaluation.published_results import Benchmark, benchmark_of
+from pipeline.evaluation.tagging import LabelledSplit, NamingScores, labels_of, naming_metrics, score_names
 
 PUBLISHED_MARGIN = 0.2
 """Margin of the papers' triplet losses, for models whose description has none."""
@@ -75,6 +77,8 @@ class Evaluation:
     """Published results on datasets of this layout."""
     difference: str | None = None
     """Reason why the published results cannot be compared with these; None if they can."""
+    naming: dict[str, NamingScores] = field(default_factory=dict)
+    """Attribute -> scores of the values that the model's prototypes name."""
 
     @property
     def scores(self) -> Scores:
@@ -98,6 +102,7 @@ def evaluate(
     dataset: Dataset,
     split: str = "test",
     *,
+    tagger: Tagger | None = None,
     precision: str = "fp32",
     threads: int = os.cpu_count() or 1,
     progress: Progress = silent,
@@ -117,6 +122,7 @@ def evaluate(
         config: description of the model.
         dataset: dataset to score on.
         split: valid or test.
+        tagger: the model's prototypes; with them, the values that they name are scored too.
         precision: precision of the embeddings, fp32 or bf16.
         threads: CPU threads.
         progress: callback for progress bars.
@@ -129,10 +135,12 @@ def evaluate(
         raise InputError(f"{dataset.path}: no images in split {split!r}{instead}")
     pairs = dataset.retrieval(split) if dataset.info.queries[split] else NO_PAIRS
     triplets = dataset.triplets(split)
-    # One pass over the images serves both tasks: first the pairs of the ranking, then those of the triplets.
-    asked = pd.concat([pairs[["image_id", "attribute"]], _pairs_of(triplets)], ignore_index=True)
-    if asked.empty:
+    if pairs.empty and not len(triplets):
         raise InputError(f"{dataset.path}: neither queries nor triplets in split {split!r}{instead}")
+    labels = labels_of(dataset, split) if tagger else NO_PAIRS
+    # One pass over the images serves all tasks: the pairs of the ranking, those of the triplets, those of the labels.
+    of_task = [pairs[["image_id", "attribute"]], _pairs_of(triplets), labels[["image_id", "attribute"]]]
+    asked = pd.concat(of_task, ignore_index=True)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)
@@ -164,13 +172,20 @@ def evaluate(
     known, margin = margin is not None, PUBLISHED_MARGIN if margin is None else margin
     of_triplets = {}
     if len(triplets):
-        index, conditions = rows[len(pairs) :].reshape(3, -1), torch.from_numpy(triplets.attribute.astype(np.int64))
+        of_pairs = rows[len(pairs) : len(asked) - len(labels)]
+        index, conditions = of_pairs.reshape(3, -1), torch.from_numpy(triplets.attribute.astype(np.int64))
         of_triplets = score_conditions(embedded, index, conditions, names, margin)
         summary |= summarise_triplets(of_triplets) | {"triplet_margin": margin}
 
     attention = measure_attention(model, images, dataset, pairs)
     if attention is not None:
         summary |= attention_metrics(attention, names)
+    naming = {}
+    if tagger:
+        of_labels = row_of[len(asked) - len(labels) :]
+        naming = score_names(tagger, dataset, LabelledSplit(dataset, labels, of_labels, embedded))
+        summary |= naming_metrics(naming)
+
     benchmark = benchmark_of(dataset.info)
     scores = retrieval_scores(results) if results else triplet_scores(of_triplets)
     summary |= above_chance(evidence(scores))
@@ -189,6 +204,7 @@ def evaluate(
         fit=fit,
         benchmark=benchmark,
         difference=benchmark.difference_to(dataset.info, split, dataset.drawn) if benchmark else None,
+        naming=naming,
     )
 
 

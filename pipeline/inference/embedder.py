@@ -7,8 +7,6 @@ Shape suffixes: U images, N attributes of the model, A requested attributes, D e
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 
 import agman
 from agman.engine import autocast
+from agman.state import weights_digest
 from data_prep.errors import InputError
 from data_prep.pictures import MAX_PIXELS, TooLarge, in_words, open_picture, to_square, upright_rgb
 from pipeline.common.hints import nearest
@@ -72,12 +71,7 @@ class Embedder:
     @cached_property
     def digest(self) -> str:
         """The sha256 of the network's build and weights: equal for one model, whatever file it was loaded from."""
-        total = hashlib.sha256(json.dumps(self.network.config, sort_keys=True).encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            array = tensor.cpu().contiguous().numpy()
-            total.update(f"{name} {array.dtype} {array.shape}".encode())
-            total.update(array.tobytes())
-        return total.hexdigest()
+        return weights_digest(self.network.config, self.network.state_dict())
 
     def read(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Decode an image file to uint8 S×S×3: upright, and made square as the model's training pictures.

@@ -7,13 +7,14 @@ from typing import Any
 
 from agman.checkpoint import DESCRIPTION, WEIGHTS, save_model
 from agman.export import ExportError, NonFiniteWeights, export_onnx, require_onnx, save_program
+from agman.tagger import TAGGER
 from data_prep import atomic
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
-from pipeline.registry.loading import load, shown
+from pipeline.registry.loading import load_with_tagger, shown
 
 PROGRAM, ONNX = "embed_all.pt2", "embed_all.onnx"
-FILES = (WEIGHTS, DESCRIPTION, PROGRAM, ONNX)
+FILES = (WEIGHTS, DESCRIPTION, TAGGER, PROGRAM, ONNX)
 
 
 def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -31,13 +32,15 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
         require_onnx()
     except ExportError as error:
         raise InputError(str(error)) from error
-    network, description = load(model)
+    network, description, tagger = load_with_tagger(model)
     inputs = () if model.startswith(("models:/", "runs:/")) else (Path(model),)
     with atomic.output_folder(out, marker=PROGRAM, overwrite=overwrite, inputs=inputs) as staging:
         checkpoint = save_model(staging / "checkpoint", network, description)
         for name in (WEIGHTS, DESCRIPTION):
             (checkpoint / name).rename(staging / name)
         checkpoint.rmdir()
+        if tagger:
+            (staging / TAGGER).write_bytes(tagger.to_bytes())
         request = (description["image_size"], description.get("attributes", ()), description.get("fit", "crop"))
         try:
             program = save_program(network, staging / PROGRAM, *request)
@@ -48,6 +51,6 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
             raise JobFailed(f"{shown(model)}: {error}") from error
     return {
         "out": str(out),
-        "files": {name: (out / name).stat().st_size for name in FILES},
+        "files": {name: (out / name).stat().st_size for name in FILES if (out / name).exists()},
         "difference": {PROGRAM: program.difference, ONNX: onnx.difference},
     }

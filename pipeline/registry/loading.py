@@ -11,6 +11,8 @@ from typing import Any
 
 import agman
 from agman.checkpoint import DESCRIPTION, WEIGHTS
+from agman.state import weights_digest
+from agman.tagger import TAGGER, Tagger, read_tagger
 from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.registry.names import FORMS, PUBLISHED, check_model
@@ -23,7 +25,28 @@ def load(model: str, attributes: list[str] | None = None) -> tuple[agman.Retriev
     """
     if model.endswith(PUBLISHED):
         return _load_published(Path(model), attributes)
+    return _load_from(find_model(model), model, attributes)
+
+
+def load_with_tagger(
+    model: str, attributes: list[str] | None = None
+) -> tuple[agman.RetrievalModel, dict[str, Any], Tagger | None]:
+    """Load a model as `load` does, and its prototypes; None for a model without.
+
+    Raises InputError, also for prototypes that are damaged or of other weights.
+    """
+    if model.endswith(PUBLISHED):
+        return *_load_published(Path(model), attributes), None
     folder = find_model(model)
+    network, description = _load_from(folder, model, attributes)
+    try:
+        tagger = read_tagger(folder, weights_digest(network.config, network.state_dict()))
+    except agman.CheckpointError as error:
+        raise InputError(str(error).replace(str(folder), shown(model))) from error
+    return network, description, tagger
+
+
+def _load_from(folder: Path, model: str, attributes: list[str] | None) -> tuple[agman.RetrievalModel, dict[str, Any]]:
     try:
         network, description = agman.load_model(folder, attributes=attributes)
     except agman.CheckpointError as error:  # it names the folder, which may be a copy that the user does not know
@@ -84,7 +107,7 @@ def _temporary_folder() -> Path:
 
 def _download_checkpoint(checkpoint: Storage) -> Path:
     folder = _temporary_folder()
-    for name in (WEIGHTS, DESCRIPTION):
+    for name in (WEIGHTS, DESCRIPTION, TAGGER):
         with suppress(FileNotFoundError):
             (checkpoint / name).download(folder / name)
     return folder

@@ -25,6 +25,7 @@ from mlflow.types.schema import AnyType, Array, ColSpec, DataType
 from PIL import Image
 
 from agman.checkpoint import DESCRIPTION, WEIGHTS
+from agman.tagger import TAGGER
 from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import model_card
 from pipeline.registry.loading import find_model
@@ -34,7 +35,7 @@ from pipeline.tracking.runs import Run, connect, find_run, metric_history
 CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST, DOUBT = "weights_digest", "doubt"
 """Tags of a version: the digest of its weights, and why nothing shows that it beats chance."""
-CARD_METRICS = ("map", "chance", "triplet_accuracy")
+CARD_METRICS = ("map", "chance", "triplet_accuracy", "tag_")
 """Beginnings of the names of the validation metrics that a model card shows."""
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(AnyType(), "attribute", required=False)]),
@@ -71,7 +72,7 @@ def register(
     If a step fails, the earlier ones are undone. Raises InputError or MlflowException.
 
     Args:
-        checkpoint: folder with weights and description.
+        checkpoint: folder with weights and description, and with prototypes if it has some.
         dataset_name: name of the dataset that the model was trained on.
         run: run that trained the model.
         alias: alias of the version, unless it is the champion; by default champion if there is none and there is no
@@ -132,8 +133,9 @@ def _create_version(
     with tempfile.TemporaryDirectory() as staging:
         model, card = Path(staging) / "model", Path(staging) / model_card.FILE
         model.mkdir()
-        for file in (WEIGHTS, DESCRIPTION):
-            shutil.copyfile(checkpoint / file, model / file)
+        for file in (WEIGHTS, DESCRIPTION, TAGGER):
+            if (checkpoint / file).exists():  # not every model has prototypes
+                shutil.copyfile(checkpoint / file, model / file)
         made = json.loads((model / DESCRIPTION).read_text())
         valid = validation_of(run, made["config"].get("step", 0))
         card.write_text(model_card.write_card(name, made["build"], made["config"], valid, tags))

@@ -15,7 +15,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from data_prep.atomic import is_full, replace_folder, restore
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError, StorageError
 from data_prep.packing import TRIES, check_shared, count_try
-from data_prep.pictures import MAX_BYTES, read_file
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
 from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
@@ -39,10 +37,11 @@ from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
 from pipeline.evaluation.few import validation_queries
-from pipeline.inference.embedder import BATCH, Embedder, PictureError
+from pipeline.inference.embedder import BATCH, Embedder
 from pipeline.registry.loading import load, shown
 from pipeline.retrieval.gallery import DESCRIPTION, EMBEDDINGS, Gallery, GalleryInfo, write_gallery
-from pipeline.retrieval.image_sources import IMAGES, Source, find_source, inside, read_cells
+from pipeline.retrieval.image_sources import IMAGES, Source, find_source
+from pipeline.retrieval.picture_embedder import REJECTS, PictureEmbedder
 
 SHARD = 512
 """Pictures that are embedded and written together; a killed worker repeats at most as many."""
@@ -50,8 +49,6 @@ STATE = "_partial"
 """Folder below an unfinished gallery with its fingerprint, rejects and counts of attempts."""
 FINGERPRINT, LOCK = f"{STATE}/plan", "lock"
 SKIPPED = pa.schema([("file", pa.string()), ("detail", pa.string())])
-NO_DIRECTION = "the model gives a vector of length 0"
-REJECTS = pa.schema([("image", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("detail", pa.string())])
 
 
 def embed_images(
@@ -272,8 +269,8 @@ class _Worker:
         torch.set_num_threads(threads)
         keep_freed_memory()
         self.embedder = Embedder(network, description, precision=precision)
-        self.staging, self.root, self.column = staging, root, column
-        self.pool = ThreadPoolExecutor(threads)
+        self.pictures = PictureEmbedder(self.embedder, root, column, threads)
+        self.staging = staging
 
     def embed(self, number: int, shard: pa.Table) -> tuple[int, str | None]:
         """Embed a shard; return its number of pictures, and the error for which the command must end."""
@@ -295,19 +292,9 @@ class _Worker:
         """Write the rejects of a shard, then its embeddings, which mark the shard as complete."""
         embedded, details = [], []
         for start in range(0, len(shard), BATCH):
-            squares = self._squares(shard.slice(start, BATCH))
-            vectors = self.embedder.embed([one for one in squares if isinstance(one, np.ndarray)])
-            if not np.isfinite(vectors).all():
-                raise StorageError(
-                    f"the model gives NaN or infinity for some of the pictures from {shard['image'][start]} on: its "
-                    "training diverged, or its weights are damaged"
-                )
-            directed = [bool(one.any(axis=1).all()) for one in vectors]
-            embedded.append(vectors[directed])
-            of_vectors = iter(directed)
-            for one in squares:
-                unread = str(one) if isinstance(one, PictureError) else None
-                details.append(unread or (None if next(of_vectors) else NO_DIRECTION))
+            vectors, of_batch = self.pictures.embed(shard.slice(start, BATCH))
+            embedded.append(vectors)
+            details += of_batch
         detail = pa.array(details, pa.string())
         rejects = shard.append_column("detail", detail).filter(detail.is_valid())
         with (self.staging / _rejects_file(number)).atomic_file() as file:
@@ -315,36 +302,6 @@ class _Worker:
         table = _table(shard.filter(detail.is_null()), np.concatenate(embedded), self.embedder.attributes)
         with (self.staging / part_file(number)).atomic_file() as file:
             pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=["image"])
-
-    def _squares(self, pictures: pa.Table) -> list[np.ndarray | PictureError]:
-        """Return each picture as the model receives it, or the reason why it cannot be read."""
-        if self.column is None:
-            return list(self.pool.map(self._read_file, pictures["file"].to_pylist()))
-        data: list[bytes | None] = []
-        for file in dict.fromkeys(pictures["file"].to_pylist()):  # a shard may begin in one file and end in the next
-            rows = [one["row"] for one in pictures.to_pylist() if one["file"] == file]
-            try:
-                data += read_cells(self.root, file, rows, self.column)
-            except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-                raise StorageError(f"{self.root / file}: cannot be read ({error}); is it being written?") from error
-        return list(self.pool.map(self._read, data))
-
-    def _read_file(self, name: str) -> np.ndarray | PictureError:
-        assert self.root.local
-        try:
-            return self._read(read_file(inside(self.root.local, name)))
-        except (OSError, ValueError) as error:
-            return PictureError(f"cannot be read ({error.strerror if isinstance(error, OSError) else error})")
-
-    def _read(self, data: bytes | None) -> np.ndarray | PictureError:
-        if not data:
-            return PictureError("the file is empty")
-        if len(data) > MAX_BYTES:
-            return PictureError(f"the file is too large ({len(data):,} bytes)")
-        try:
-            return self.embedder.read(data)
-        except PictureError as error:
-            return error
 
 
 class _RemoteWorker:

@@ -192,6 +192,10 @@ class Gallery:
         """Return the embeddings of a row under every attribute, float32 N×D."""
         return np.stack([matrix[row] for matrix in self._vectors])
 
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """Return the embeddings of consecutive rows under every attribute, float32 R×N×D."""
+        return np.stack([matrix[start:stop] for matrix in self._vectors], axis=1)
+
     def picture(self, row: int) -> bytes | None:
         """Return the picture file of a row as its source contains it now; None if it is gone.
 

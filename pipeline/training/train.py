@@ -31,6 +31,7 @@ from pipeline.evaluation.chance import evidence_in
 from pipeline.evaluation.few import validation_queries
 from pipeline.evaluation.validation import SPLIT, score_name
 from pipeline.registry import models as registry
+from pipeline.registry.prototypes import add_prototypes
 from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, fitted, resolved, steps_of
 from pipeline.training.checkpoints import Checkpoints
@@ -146,6 +147,7 @@ def train(
                 run.tag({WARNING: outcome[WARNING]})
             if not parent:
                 with kept.opened(best) as folder:
+                    add_prototypes(folder, dataset, run, best.path)
                     doubt = _doubt(dataset, best.metrics)
                     registered = registry.register(folder, dataset.info.name, run, doubt=doubt)
                 outcome["registered"] = registered.uri

@@ -46,6 +46,7 @@ from pipeline.evaluation.few import meaning_for, query_count, validation_queries
 from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import models as registry
 from pipeline.registry.loading import load
+from pipeline.registry.prototypes import add_prototypes
 from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, fitted, resolved
 from pipeline.training.train import train
@@ -462,6 +463,7 @@ def _final(
     if done.get("registered", {}).get("run_id") != winner["run_id"]:
         run = tracking.Run(parent.uri, winner["run_id"])
         run.log_points([(done["test"]["step"], done["test"]["figures"])])
+        add_prototypes(Path(winner["checkpoint"]), dataset, run)
         made = registry.register(
             Path(winner["checkpoint"]),
             dataset.info.name,

@@ -1,0 +1,101 @@
+"""The prototypes that name values, as one file beside a model's weights: `tagger.safetensors`. Nothing is pickled.
+
+Shape suffixes: Q pictures, V values of one attribute, D embedding width, T thresholds.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from agman.checkpoint import CheckpointError
+from agman.tagging import Threshold, probabilities, prototype_scores
+
+TAGGER = "tagger.safetensors"
+SCHEMA = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Namer:
+    """What names the values of one attribute (`agman.tagging` has the equations)."""
+
+    values: tuple[str, ...]
+    counts: tuple[int, ...]
+    """Number of labelled pictures behind every value's prototype; 0 for a value that is never named."""
+    prototypes_vd: Tensor
+    temperature: float | None = None
+    """Temperature that was fitted on validation; None without labels there: the probabilities mean nothing then."""
+    pictures: int = 0
+    """Number of validation pictures that the temperature and the thresholds are from."""
+    thresholds: tuple[Threshold, ...] = ()
+    """The least confidence for every precision that validation reached, from the lowest precision on."""
+
+    def probabilities(self, embeddings_qd: Tensor) -> Tensor:
+        """Return the probabilities of the values, Q×V float64."""
+        return probabilities(prototype_scores(embeddings_qd, self.prototypes_vd), self.temperature or 1.0)
+
+    def threshold(self, precision: float) -> Threshold | None:
+        """Return the threshold with the largest coverage whose answers are at least so precise; None without one."""
+        return next((one for one in self.thresholds if one.precision >= precision), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tagger:
+    """The prototypes of a model."""
+
+    namers: dict[str, Namer]
+    """Attribute -> what names its values, for the attributes that had labelled pictures."""
+    weights_digest: str
+    """`agman.state.weights_digest` of the model whose embeddings the prototypes are."""
+    dataset: str
+    dataset_digest: str
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the file TAGGER."""
+        tensors, facts = {}, []
+        for number, (name, namer) in enumerate(self.namers.items()):
+            tensors[f"{number}.prototypes"] = namer.prototypes_vd.contiguous()
+            steps = [[one.confidence, one.precision, one.coverage] for one in namer.thresholds]
+            tensors[f"{number}.thresholds"] = torch.tensor(steps, dtype=torch.float64).reshape(-1, 3)
+            own = {"name": name, "values": namer.values, "counts": namer.counts, "pictures": namer.pictures}
+            facts.append(own | {"temperature": namer.temperature})
+        of_all = {"weights_digest": self.weights_digest, "dataset": self.dataset, "dataset_digest": self.dataset_digest}
+        return save(tensors, {"schema": SCHEMA, "tagger": json.dumps(of_all | {"attributes": facts})})
+
+
+def read_tagger(folder: Path, weights_digest: str) -> Tagger | None:
+    """Return the prototypes in a model's folder; None if it has none.
+
+    Raises CheckpointError if the file is damaged, of another version, or of a model with other weights.
+    """
+    path = folder / TAGGER
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            written, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if written.get("schema") != SCHEMA:
+            raise ValueError(f"schema {written.get('schema')}, this agman reads {SCHEMA}")
+        facts = json.loads(written["tagger"])
+        namers = {
+            one["name"]: Namer(
+                tuple(one["values"]),
+                tuple(one["counts"]),
+                tensors[f"{number}.prototypes"],
+                one["temperature"],
+                one["pictures"],
+                tuple(Threshold(*step) for step in tensors[f"{number}.thresholds"].tolist()),
+            )
+            for number, one in enumerate(facts["attributes"])
+        }
+        found = Tagger(namers, facts["weights_digest"], facts["dataset"], facts["dataset_digest"])
+    except Exception as error:  # the readers raise nearly anything
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: damaged or of another version ({said}); without it the model loads") from error
+    if found.weights_digest != weights_digest:
+        raise CheckpointError(f"{path}: its prototypes are of other weights than the model's; remove it")
+    return found
