@@ -56,7 +56,7 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
     from pipeline.config.schema import make_config
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.log import log_evaluation
-    from pipeline.registry.loading import load
+    from pipeline.registry.loading import load_with_tagger
     from pipeline.reports.dataset.page import write_prep_report
     from pipeline.reports.evaluation import show_evaluation
     from pipeline.reports.model.page import write_report
@@ -102,8 +102,8 @@ def run_demo(out: Path, *, images: int, seed: int, overwrite: bool) -> dict[str,
             )
             show_study(study)
     with _step("5/6 evaluate: queries, candidates and triplets of the test split"):
-        model, description = load(str(trained.checkpoint), dataset.info.attribute_names)
-        scored = evaluate(model, description, dataset, progress=progress_bar)
+        model, description, tagger = load_with_tagger(str(trained.checkpoint), dataset.info.attribute_names)
+        scored = evaluate(model, description, dataset, tagger=tagger, progress=progress_bar)
         show_evaluation(scored)
         log_evaluation(scored, description, dataset)
     registered = trained.registered

@@ -146,5 +146,8 @@ def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: 
         network, description, dataset, split, tagger=tagger, precision=precision, progress=progress_bar
     )
     show_evaluation(evaluation)
+    if not evaluation.naming:
+        without = "has no prototypes" if not tagger else "has prototypes of other values than the dataset"
+        say(f"note: the model {without}, so no values were named; `agman tag MODEL --data OUT` makes some")
     emit(evaluation.metrics, as_json)  # before logging, because the store may not answer
     log_evaluation(evaluation, description, dataset)

@@ -82,6 +82,7 @@ def write_card(
         f"## Data\n\n{_data(description, pixels)}",
         f"## Recipe\n\n{_recipe(description, tags)}",
         f"## Scores\n\n{_scores(description, valid, tested)}",
+        *([f"## Naming values\n\n{naming}"] if (naming := _naming(description, valid)) else []),
         f"## Limits\n\n{_limits(description, tags, tested)}",
     ]
     return without_credentials("\n\n".join(sections)) + "\n"
@@ -155,6 +156,22 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
         said += "Not measured on test yet; `agman promote` does that."
     notes = "".join(f"\n\n{line}" for line in meaning_for(queries.values()))
     return f"{said}\n\n{_table(header, rows)}{notes}"
+
+
+def _naming(description: Mapping[str, Any], valid: Mapping[str, float]) -> str:
+    """Return the scores of the values that the prototypes name on validation; empty without prototypes."""
+    keys = ("accuracy", "chance", "macro_f1", "calibration_error", "coverage")
+    rows = [
+        [name or "mean", *(_percent(valid.get(f"{SPLIT}/tag_{key}/{name}".rstrip("/"))) for key in keys)]
+        for name in (*description["attributes"], "")
+    ]
+    if not any("".join(row[1:]) for row in rows):
+        return ""
+    return (
+        "Scores of the nearest prototype on validation, times 100, where temperature and threshold were chosen: "
+        "optimistic. Chance is the most frequent value; coverage is at a precision of 95. `agman tag` names values.\n\n"
+        + _table(["attribute", "accuracy", "chance", "macro F1", "calibration error", "coverage"], rows)
+    )
 
 
 def _limits(description: Mapping[str, Any], tags: Mapping[str, str], tested: Tested | None) -> str:

@@ -11,6 +11,8 @@ from pipeline.common.console import line_width, say, show, show_table
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.few import marked, meaning_for, query_count
 from pipeline.evaluation.published_results import Benchmark
+from pipeline.evaluation.tagging import PRECISION
+from pipeline.evaluation.validation import SPLIT
 
 OVERALL = "overall"
 THIS = "this model"
@@ -18,6 +20,15 @@ TABLE_3 = ["system", "average loss", "accuracy, %"]
 """Columns of the paper's Table 3."""
 AVERAGE_PRECISION = {"map": "MAP", "map_answerable": "MAP*", "chance": "chance", "ceiling": "ceiling"}
 """Keys of agman.summarise and their headings."""
+NAMING = {
+    "accuracy": "accuracy",
+    "chance": "chance",
+    "macro_f1": "macro F1",
+    "calibration_error": "calib. error",
+    "precision": "precision",
+    "coverage": "coverage",
+}
+"""Fields of NamingScores and their headings."""
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
@@ -30,6 +41,8 @@ def show_evaluation(evaluation: Evaluation) -> None:
         _show_retrieval(evaluation)
     if evaluation.triplets:
         _show_triplets(evaluation)
+    if evaluation.naming:
+        show_table(*naming_table(evaluation))
     if evaluation.attention is not None:
         _show_attention(evaluation)
     if evaluation.benchmark:
@@ -96,6 +109,27 @@ def triplet_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str
     )
     title = f"Triplets on {evaluation.split} (guessing: 50 %; {margin}){_precision(evaluation)}"
     return title, list(evaluation.triplets), rows
+
+
+def naming_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, header and rows of what the model's prototypes name: a row for each attribute, and their mean."""
+    metrics, pictures = _metrics(evaluation), {name: one.pictures for name, one in evaluation.naming.items()}
+    rows = [
+        [marked(name, pictures[name]) if name else "mean", *_named(metrics, name), f"{pictures.get(name, 0):,}"]
+        for name in (*pictures, "")
+    ]
+    rows[-1][-1] = ""
+    optimistic = ", which this is" if evaluation.split == SPLIT else ""
+    title = (
+        f"Values named on {evaluation.split}, times 100 (chance: always the most frequent value; precision and "
+        f"coverage: with the threshold that gave {100 * PRECISION:.0f} on validation{optimistic})"
+    )
+    return title, ["attribute", *NAMING.values(), "pictures"], rows
+
+
+def _named(metrics: dict[str, float], name: str) -> list[str]:
+    found = [metrics.get(f"tag_{key}/{name}" if name else f"tag_{key}") for key in NAMING]
+    return ["" if value is None else f"{100 * value:.1f}" for value in found]
 
 
 def _beside(evaluation: Evaluation, of_triplets: bool) -> bool:

@@ -19,9 +19,9 @@ from data_prep.errors import InputError
 from pipeline.config.schema import TrainConfig, without_effect
 from pipeline.evaluation.chance import GUESSING
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.registry.loading import load, shown
+from pipeline.registry.loading import load_with_tagger, shown
 from pipeline.reports import charts
-from pipeline.reports.evaluation import map_table, triplet_table
+from pipeline.reports.evaluation import map_table, naming_table, triplet_table
 from pipeline.reports.html import render
 from pipeline.reports.model.attention import Attention, attention
 from pipeline.reports.model.confusion import Confusion, confusions
@@ -56,6 +56,8 @@ class ModelPage:
     """Table as the papers print it; see map_table and triplet_table."""
     scores: ScoreTable | None
     """None if the dataset gives triplets and no queries; only then there are `triplets`."""
+    naming: tuple[str, list[str], list[list[str]]] | None
+    """Title, header and rows of the named values; None if the model has no prototypes."""
     curves: list[charts.Chart]
     attention: Attention
     galleries: list[AttributeGallery]
@@ -84,8 +86,8 @@ def write_report(
     """
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; give a file")
-    network, description = load(model, dataset.info.attribute_names)
-    evaluation = evaluation or evaluate(network, description, dataset, split)
+    network, description, tagger = load_with_tagger(model, dataset.info.attribute_names)
+    evaluation = evaluation or evaluate(network, description, dataset, split, tagger=tagger)
     page = ModelPage(
         dataset=dataset.info.name,
         drawn=dataset.drawn,
@@ -97,6 +99,7 @@ def write_report(
         metrics={name.split("/", 1)[1]: value for name, value in evaluation.metrics.items()},
         paper=map_table(evaluation) if evaluation.results else triplet_table(evaluation),
         scores=score_table(evaluation, dataset.info.attribute_names) if evaluation.results else None,
+        naming=naming_table(evaluation) if evaluation.naming else None,
         curves=_curves(description["run_id"]),
         attention=attention(network, description["image_size"], dataset, evaluation),
         galleries=galleries(evaluation, dataset) if evaluation.results else [],
