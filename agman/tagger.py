@@ -16,7 +16,7 @@ from agman.checkpoint import CheckpointError
 from agman.tagging import Threshold, probabilities, prototype_scores
 
 TAGGER = "tagger.safetensors"
-SCHEMA = "1"
+SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,14 @@ class Tagger:
             tensors[f"{number}.thresholds"] = torch.tensor(steps, dtype=torch.float64).reshape(-1, 3)
             own = {"name": name, "values": namer.values, "counts": namer.counts, "pictures": namer.pictures}
             facts.append(own | {"temperature": namer.temperature})
-        of_all = {"weights_digest": self.weights_digest, "dataset": self.dataset, "dataset_digest": self.dataset_digest}
-        return save(tensors, {"schema": SCHEMA, "tagger": json.dumps(of_all | {"attributes": facts})})
+        of_all = {
+            "schema": SCHEMA,
+            "weights_digest": self.weights_digest,
+            "dataset": self.dataset,
+            "dataset_digest": self.dataset_digest,
+            "attributes": facts,
+        }
+        return save(tensors, {"tagger": json.dumps(of_all)})
 
 
 def read_tagger(folder: Path, weights_digest: str) -> Tagger | None:
@@ -77,10 +83,10 @@ def read_tagger(folder: Path, weights_digest: str) -> Tagger | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            written, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if written.get("schema") != SCHEMA:
-            raise ValueError(f"schema {written.get('schema')}, this agman reads {SCHEMA}")
-        facts = json.loads(written["tagger"])
+            facts = json.loads((file.metadata() or {})["tagger"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts["schema"] != SCHEMA:
+            raise ValueError(f"schema {facts['schema']}, this agman reads {SCHEMA}")
         namers = {
             one["name"]: Namer(
                 tuple(one["values"]),
@@ -95,7 +101,7 @@ def read_tagger(folder: Path, weights_digest: str) -> Tagger | None:
         found = Tagger(namers, facts["weights_digest"], facts["dataset"], facts["dataset_digest"])
     except Exception as error:  # the readers raise nearly anything
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: damaged or of another version ({said}); without it the model loads") from error
+        raise CheckpointError(f"{path}: damaged or of another version ({said}); remove it") from error
     if found.weights_digest != weights_digest:
         raise CheckpointError(f"{path}: its prototypes are of other weights than the model's; remove it")
     return found

@@ -23,8 +23,8 @@ AVERAGE_PRECISION = {"map": "MAP", "map_answerable": "MAP*", "chance": "chance",
 NAMING = {
     "accuracy": "accuracy",
     "chance": "chance",
-    "macro_f1": "macro F1",
-    "calibration_error": "calib. error",
+    "macro_f1": "macro\nF1",
+    "calibration_error": "calib.\nerror",
     "precision": "precision",
     "coverage": "coverage",
 }
