@@ -88,24 +88,27 @@ def index(gallery: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("gallery", type=PATH)
-@click.option("--query", required=True, type=PATH, metavar="IMAGE", help="Image to search for.")
+@click.option("--query", type=PATH, metavar="IMAGE", help="Image to search for.")
 @click.option(
     "--attribute",
     "attributes",
-    required=True,
     multiple=True,
     metavar="NAME[=WEIGHT]",
-    help="May be given several times; a weight multiplies its cosine.",
+    help="Attribute of the query; may be given several times; a weight multiplies its cosine.",
 )
+@click.option(
+    "--value", "values", multiple=True, metavar="ATTRIBUTE=VALUE", help="Value to search for; several: all of them."
+)
+@click.option("--not", "excluded", multiple=True, metavar="ATTRIBUTE=VALUE", help="Value that images must not have.")
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Number of images to show.")
 @click.option("--approximate", is_flag=True, help="Use the index that `agman index` has built.")
 @click.option("--absolute", is_flag=True, help="Show absolute paths.")
 @click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
 @json_option
 def search(
-    gallery: Path, query: Path, attributes: tuple[str, ...], absolute: bool, as_json: bool, **options: Any
+    gallery: Path, query: Path | None, attributes: tuple[str, ...], absolute: bool, as_json: bool, **options: Any
 ) -> None:
-    """Find the images of GALLERY, without IMAGE itself, that are most similar to it under one or several attributes."""
+    """Find images of GALLERY: like IMAGE (but not itself) under some attributes, with some values, or both."""
     from pipeline.retrieval.gallery import Gallery
     from pipeline.retrieval.search import parse_attributes, run_search
 
@@ -120,23 +123,29 @@ def show_hits(gallery: Gallery, hits: list[Hit], weights: dict[str, float], *, a
 
     queries = [gallery.info.queries.get(name) for name in weights]
     names = [marked(name, count) for name, count in zip(weights, queries, strict=True)]
-    several = names if len(weights) > 1 else []
-    labels = [", ".join(hit.labels[name] for name in weights if name in hit.labels) for hit in hits]
+    values = list(hits[0].values) if hits else []
+    several = [*names, *map(printable, values)] if len(names) + len(values) > 1 else []
+    shown = [*weights, *(name.removeprefix("not ").partition("=")[0] for name in values)]
+    labels = [", ".join(hit.labels[name] for name in dict.fromkeys(shown) if name in hit.labels) for hit in hits]
     paths = [gallery.path(hit.row) for hit in hits]
     rows = [
         [
             str(rank),
             f"{hit.score:.4f}",
-            *(f"{one:.4f}" for one in hit.cosines if several),
+            *(f"{one:.4f}" for one in [*hit.cosines, *hit.values.values()] if several),
             *([printable(label)] if any(labels) else []),
             printable(path if absolute else hit.image, longest=2_000),
         ]
         for rank, (hit, label, path) in enumerate(zip(hits, labels, paths, strict=True), 1)
     ]
-    summed = " + ".join(
+    weighted = [
         name if weight == 1 else f"{weight:g} × {name}" for name, weight in zip(names, weights.values(), strict=True)
-    )
-    title = f"most similar under {summed} (sum of cosines)" if several else f"by {summed} (cosine)"
+    ]
+    summed = " + ".join([*weighted, *([" and ".join(map(printable, values))] if values else [])])
+    if values:
+        title = f"best matches of {summed} ({'sum of cosines, plus probability' if names else 'probability'})"
+    else:
+        title = f"most similar under {summed} (sum of cosines)" if several else f"by {summed} (cosine)"
     show_table(title, ["rank", "score", *several, *(["label"] if any(labels) else []), "image"], rows)
     if not hits:
         say("nothing found")

@@ -26,6 +26,7 @@ import torch
 from ray.util import ActorPool
 
 from agman.memory import keep_freed_memory
+from agman.tagger import TAGGER, Tagger
 from data_prep.atomic import is_full, replace_folder, restore
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError, StorageError
@@ -38,7 +39,7 @@ from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
 from pipeline.evaluation.few import validation_queries
 from pipeline.inference.embedder import BATCH, Embedder
-from pipeline.registry.loading import load, shown
+from pipeline.registry.loading import load_with_tagger, shown
 from pipeline.retrieval.gallery import DESCRIPTION, EMBEDDINGS, Gallery, GalleryInfo, write_gallery
 from pipeline.retrieval.image_sources import IMAGES, Source, find_source
 from pipeline.retrieval.picture_embedder import REJECTS, PictureEmbedder
@@ -79,7 +80,7 @@ def embed_images(
     """
     out = Path(out).resolve()
     model = _pinned(model)
-    network, description = load(model)
+    network, description, tagger = load_with_tagger(model)
     embedder = Embedder(network, description, device="cpu", precision=precision)
     if clash := {"image", "file", "row"} & set(embedder.attributes):
         raise InputError(f"{model}: an attribute named {min(clash)!r} cannot be a gallery's column")
@@ -89,6 +90,7 @@ def embed_images(
     restore(out)
     if (gallery := _existing(out, info, overwrite)) is not None:
         say(f"{out}: contains these embeddings already")
+        _add_prototypes(out, tagger)
         return gallery
     staging = out.parent / f".{out.name}.partial"
     if not (complete := _is_complete(staging, info)):
@@ -99,6 +101,7 @@ def embed_images(
                 with ray_session():
                     _embed(staging, info, source, (network, description, precision), workers, progress)
             shutil.rmtree(staging / STATE, ignore_errors=True)
+            _add_prototypes(staging, tagger)
             (staging / LOCK).unlink()
             replace_folder(staging, out)
     except OSError as error:
@@ -106,6 +109,13 @@ def embed_images(
             raise
         raise InputError(f"{out}: no space left on device; free some, and the same command continues") from error
     return Gallery.open(out)
+
+
+def _add_prototypes(folder: Path, tagger: Tagger | None) -> None:
+    """Write the model's prototypes into its gallery, unless they are there."""
+    file = folder / TAGGER
+    if tagger and not (file.is_file() and file.read_bytes() == tagger.to_bytes()):
+        Storage(file).write_bytes(tagger.to_bytes())
 
 
 def _pinned(model: str) -> str:

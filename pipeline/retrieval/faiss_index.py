@@ -66,25 +66,31 @@ class ApproximateIndex:
         """
         matrices = [self._vectors[number] for number in numbers]
         weights = np.ones(len(numbers)) if weights_a is None else np.asarray(weights_a, np.float64)
-        rows = len(matrices[0])
-        wanted = min(top, rows)
-        candidates = np.concatenate(
-            [
-                self._indexes[number].search(np.ascontiguousarray(queries_qad[:, i]), min(rows, OVERSAMPLE * wanted))[1]
-                for i, number in enumerate(numbers)
-            ],
-            axis=1,
-        )
+        wanted = min(top, len(matrices[0]))
+        found = [self._found(number, queries_qad[:, i], wanted) for i, number in enumerate(numbers)]
         best = []
-        for query, found in zip(queries_qad, candidates, strict=True):
-            union = np.unique(found[found >= 0])  # FAISS fills up with -1 if the visited lists have fewer rows
-            if len(union) < wanted:
-                union = np.union1d(union, np.arange(wanted))
+        for query, of_query in zip(queries_qad, np.concatenate(found, axis=1), strict=True):
+            union = _union(of_query, wanted)
             best.append(best_of(exact_scores(matrices, query, union, weights), union, wanted))
         return (
             np.array([scores for scores, _ in best], np.float32).reshape(-1, wanted),
             np.array([found for _, found in best], np.int64).reshape(-1, wanted),
         )
+
+    def candidates(self, near: Sequence[tuple[int, np.ndarray]], top: int) -> np.ndarray:
+        """Return the rows near any of the vectors, each (index of an attribute, D), sorted; at least min(top, R)."""
+        wanted = min(top, len(self._vectors[0]))
+        found = [self._found(number, vector[None], wanted)[0] for number, vector in near]
+        return _union(np.concatenate(found), wanted)
+
+    def _found(self, number: int, queries_qd: np.ndarray, wanted: int) -> np.ndarray:
+        most = min(len(self._vectors[0]), OVERSAMPLE * wanted)
+        return self._indexes[number].search(np.ascontiguousarray(queries_qd, np.float32), most)[1]
+
+
+def _union(found: np.ndarray, wanted: int) -> np.ndarray:
+    union = np.unique(found[found >= 0])  # FAISS fills up with -1 if the visited lists have fewer rows
+    return union if len(union) >= wanted else np.union1d(union, np.arange(wanted))
 
 
 def open_index(folder: Path, vectors: Sequence[np.ndarray]) -> ApproximateIndex | None:

@@ -7,6 +7,7 @@ A folder that `agman embed` writes:
     images.parquet                   image string, file string, row int64: for each row (`image_sources.IMAGES`)
     vectors/attribute-00.npy         the same embeddings, float32 R×D, one memory-mapped file for each attribute
     index/                           the approximate index, if one was built (`agman index`)
+    tagger.safetensors               the model's prototypes, for searches by value, if it has some
     rejects.parquet                  image, file, row, detail string: unreadable pictures, and the reason
     skipped.parquet                  file, detail string: files that were not taken for pictures, and the reason
 
@@ -35,7 +36,8 @@ from pipeline.retrieval.dataset_rows import DatasetRows, Described
 from pipeline.retrieval.exact import NORM_ERROR, exact_scores, nearest_rows
 from pipeline.retrieval.image_sources import IMAGES, Kind, inside, read_cells
 
-if TYPE_CHECKING:  # FAISS is imported only for an approximate search
+if TYPE_CHECKING:  # torch and FAISS are imported only where they are needed
+    from agman.tagger import Tagger
     from pipeline.retrieval.faiss_index import ApproximateIndex
 
 SCHEMA_VERSION = 1
@@ -187,6 +189,21 @@ class Gallery:
         (query,) = self._picked(query[None], numbers)
         one = np.ones(1)
         return np.stack([exact_scores([self._vectors[n]], query[i : i + 1], rows, one) for i, n in enumerate(numbers)])
+
+    def matrix(self, number: int) -> np.ndarray:
+        """Return the embeddings of all rows under the attribute of this number, float32 R×D."""
+        return self._vectors[number]
+
+    @cached_property
+    def tagger(self) -> Tagger | None:
+        """Prototypes of the gallery's model, which name values; None without. Raises InputError if damaged."""
+        from agman.checkpoint import CheckpointError
+        from agman.tagger import read_tagger
+
+        try:
+            return read_tagger(self.folder, self.info.model_digest)
+        except CheckpointError as error:
+            raise InputError(str(error)) from error
 
     def embeddings(self, row: int) -> np.ndarray:
         """Return the embeddings of a row under every attribute, float32 N×D."""

@@ -1,4 +1,4 @@
-"""`agman search`: finds the pictures of a gallery that are most similar to a picture under given attributes."""
+"""`agman search`: finds pictures of a gallery: those most similar to a picture, those with given values, or both."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pipeline.retrieval.gallery import Attributes, Gallery, weights_of
 
 if TYPE_CHECKING:  # torch is imported where a model is loaded: a refusal needs none
     from pipeline.inference.embedder import Embedder
+    from pipeline.retrieval.values import ValueTerm
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Hit:
     image: str
     """Name of its file, relative to the source."""
     score: float
-    """Sum of the cosines, each multiplied by its weight."""
+    """Sum of the cosines, each multiplied by its weight, and of the product of the values' scores."""
     cosines: list[float]
     """Cosine under each of the given attributes."""
     labels: dict[str, str]
     """Attribute -> value, for a prepared dataset."""
+    values: dict[str, float]
+    """Value that was asked for -> its score: its probability, or one less it if it is excluded."""
 
 
 def embedder_of(gallery: Gallery, model: str | None = None, device: str | None = None) -> Embedder:
@@ -97,8 +100,9 @@ def search(
     top: int = 10,
     approximate: bool = False,
     without: int | None = None,
+    terms: Sequence[ValueTerm] = (),
 ) -> list[Hit]:
-    """Return the `top` best rows for a picture file, best first, leaving out row `without`.
+    """Return the `top` best rows for a picture file and values, best first, leaving out row `without`.
 
     Raises PictureError for a file that is no picture, and InputError for unknown attributes.
     """
@@ -106,26 +110,41 @@ def search(
 
     gallery.numbers(attributes)  # first, because it is cheap
     (query,) = embedder.embed([embedder.read(picture, MAX_QUERY_PIXELS)])
-    return ranked(gallery, query, attributes, top, approximate, without)
+    return ranked(gallery, query, attributes, top, approximate, without, terms)
 
 
 def ranked(
     gallery: Gallery,
-    query: np.ndarray,
+    query: np.ndarray | None,
     attributes: Attributes,
     top: int,
     approximate: bool,
     without: int | None = None,
+    terms: Sequence[ValueTerm] = (),
 ) -> list[Hit]:
-    """Return the `top` best rows for a picture's embeddings under all attributes, N×D, leaving out row `without`."""
-    (scores,), (rows,) = gallery.search(query[None], attributes, top + (without is not None), approximate)
+    """Return the `top` best rows for a picture and values, leaving out row `without`.
+
+    `query` has the picture's embeddings under all attributes, N×D; it is None, and `attributes` empty, for a search by
+    values alone.
+    """
+    wanted = top + (without is not None)
+    if terms:
+        from pipeline.retrieval.values import best_rows
+
+        numbers = gallery.numbers(attributes) if attributes else []
+        picture_ad = query[numbers] if query is not None else np.empty((0, gallery.info.width), np.float32)
+        scores, rows = best_rows(gallery, terms, picture_ad, numbers, weights_of(attributes), wanted, approximate)
+    else:
+        assert query is not None, "a search has a picture or values"
+        (scores,), (rows,) = gallery.search(query[None], attributes, wanted, approximate)
     others = np.flatnonzero(rows != (-1 if without is None else without))[:top]
     scores, rows = scores[others], rows[others]
-    cosines = gallery.cosines(query, attributes, rows).T
+    cosines = gallery.cosines(query, attributes, rows).T if query is not None else np.empty((len(rows), 0))
+    of_values = {term.name: term.scores(gallery.matrix(term.attribute)[rows]).tolist() for term in terms}
     return [
-        Hit(row, known.path, score, each, known.labels)
-        for row, score, each, known in zip(
-            rows.tolist(), scores.tolist(), cosines.tolist(), gallery.describe(rows.tolist()), strict=True
+        Hit(row, known.path, score, each, known.labels, {name: found[i] for name, found in of_values.items()})
+        for i, (row, score, each, known) in enumerate(
+            zip(rows.tolist(), scores.tolist(), cosines.tolist(), gallery.describe(rows.tolist()), strict=True)
         )
     ]
 
@@ -154,12 +173,29 @@ def read_query(path: Path) -> bytes:
 
 
 def run_search(
-    gallery: Gallery, query: Path, attributes: dict[str, float], *, top: int, approximate: bool, model: str | None
+    gallery: Gallery,
+    query: Path | None,
+    attributes: dict[str, float],
+    *,
+    values: Sequence[str] = (),
+    excluded: Sequence[str] = (),
+    top: int,
+    approximate: bool,
+    model: str | None,
 ) -> list[Hit]:
-    """Search a gallery for the picture file `query`, which is left out itself.
+    """Search a gallery for a picture file, which is left out itself, for values given as ATTRIBUTE=VALUE, or both.
 
     Raises InputError for invalid arguments.
     """
+    from pipeline.retrieval.values import value_terms
+
+    if query is None and attributes:
+        raise InputError("--attribute needs --query IMAGE; --value finds pictures by a value's name")
+    if query is None and not values and not excluded:
+        raise InputError("nothing to search for; give --query IMAGE with --attribute NAME, or --value ATTRIBUTE=VALUE")
+    terms = value_terms(gallery, values, excluded)
+    if query is None:
+        return ranked(gallery, None, {}, top, approximate, terms=terms)
     gallery.numbers(attributes)
     weights_of(attributes)
     picture = read_query(query)
@@ -167,6 +203,6 @@ def run_search(
 
     embedder = embedder_of(gallery, model)
     try:
-        return search(gallery, embedder, picture, attributes, top, approximate, without=gallery.row_of(query))
+        return search(gallery, embedder, picture, attributes, top, approximate, gallery.row_of(query), terms)
     except PictureError as error:
         raise InputError(f"--query {query}: {error}") from error
