@@ -39,8 +39,21 @@ class Namer:
         return probabilities(prototype_scores(embeddings_qd, self.prototypes_vd), self.temperature or 1.0)
 
     def threshold(self, precision: float) -> Threshold | None:
-        """Return the threshold with the largest coverage whose answers are at least so precise; None without one."""
-        return next((one for one in self.thresholds if one.precision >= precision), None)
+        """Return the threshold with the largest coverage that gave at least this precision on validation.
+
+        None if there is none, or if it gave fewer than 1/(1 - precision) answers, too few to show such a precision.
+        """
+        found = next((one for one in self.thresholds if one.precision >= precision), None)
+        return found if found and precision <= self._shown(found) else None
+
+    @property
+    def highest_precision(self) -> float:
+        """The highest precision that has a threshold; 0 without any."""
+        return max((min(one.precision, self._shown(one)) for one in self.thresholds), default=0.0)
+
+    def _shown(self, threshold: Threshold) -> float:
+        """Return the highest precision that the answers from a threshold on can show."""
+        return 1 - 1 / round(threshold.coverage * self.pictures)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,14 @@ Shape suffixes: Q pictures, N attributes of the model, D embedding width.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -132,18 +134,21 @@ def tag_images(
     schema = TAGS.with_metadata(facts | {"precision": str(precision)})
     batches = _of_gallery(gallery, progress) if gallery else _of_source(source, embedder, progress)
     pictures, refused = 0, [REJECTS.empty_table()]
-    with atomic.file(out) as staging, _writer(staging, out.suffix, schema) as writer:
-        for names, embeddings, rejects in batches:
-            writer.write_table(_named(names, embeddings, asked).replace_schema_metadata(schema.metadata))
-            pictures += len(names)
-            refused.append(rejects)
-        rejected = pa.concat_tables(refused)
-        if not pictures:
-            first = rejected.slice(0, 1).to_pylist()[0]
-            raise InputError(
-                f"no picture can be tagged, {len(rejected):,} refused; {first['image']}: {first['detail']}"
-            )
-        _write_rejects(rejected, rejects_file)
+    try:
+        with atomic.file(out) as staging, staging.open("wb") as opened, _writer(opened, out.suffix, schema) as writer:
+            for names, embeddings, rejects in batches:
+                writer.write_table(_named(names, embeddings, asked).replace_schema_metadata(schema.metadata))
+                pictures += len(names)
+                refused.append(rejects)
+            rejected = pa.concat_tables(refused)
+            if not pictures:
+                first = rejected.slice(0, 1).to_pylist()[0]
+                raise InputError(
+                    f"no picture can be tagged, {len(rejected):,} refused; {first['image']}: {first['detail']}"
+                )
+            _write_rejects(rejected, rejects_file)
+    except OSError as error:
+        raise atomic.not_writable(out, error) from error
     count, skipped = len(rejected), len(source.skipped) if source else 0
     unnamed = tuple(name for name in embedder.attributes if name not in tagger.namers and not attributes)
     return Tagged(out, pictures, count, rejects_file, skipped, asked, unnamed)
@@ -190,11 +195,11 @@ def _asked(
     for name, one in asked.items():
         one.threshold = one.namer.threshold(precision)
         if not one.threshold:
-            steps = one.namer.thresholds
-            too_much.append(f"{name} ({f'at most {steps[-1].precision:.3f}' if steps else 'no labels there'})")
+            highest = math.floor(1_000 * one.namer.highest_precision) / 1_000
+            too_much.append(f"{name} ({f'at most {highest:.3f}' if one.namer.pictures else 'no labels there'})")
     if too_much:
         instead = "; give less, or name the other attributes with --attribute"
-        raise InputError(f"--precision {precision:g}: not reached on validation by {', '.join(too_much)}{instead}")
+        raise InputError(f"--precision {precision:g}: not shown on validation by {', '.join(too_much)}{instead}")
     return asked
 
 
@@ -256,7 +261,7 @@ def _of_attribute(names: Sequence[str], embeddings_qd: np.ndarray, attribute: st
     return pa.table(columns, schema=TAGS)
 
 
-def _writer(file: Path, ending: str, schema: pa.Schema) -> pq.ParquetWriter | pyarrow.csv.CSVWriter:
+def _writer(file: BinaryIO, ending: str, schema: pa.Schema) -> pq.ParquetWriter | pyarrow.csv.CSVWriter:
     return pyarrow.csv.CSVWriter(file, schema) if ending == ".csv" else pq.ParquetWriter(file, schema)
 
 

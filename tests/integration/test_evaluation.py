@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 from support.commands import agman_exit_code
 from support.registered import STEP, register_random
 
+from agman.tagger import TAGGER
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.storage import Storage
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.log import log_evaluation
-from pipeline.registry.loading import find_model, load
-from pipeline.registry.models import Registered
+from pipeline.registry.loading import find_model, load, load_with_tagger
+from pipeline.registry.models import Registered, register
+from pipeline.registry.prototypes import add_prototypes
 from pipeline.tracking.runs import Run, find_run, metric_history, start_run
 
 
@@ -135,3 +141,51 @@ def test_the_message_about_other_attributes_names_them(registered: Registered, d
     )
     with pytest.raises(InputError, match="the same in another order, skirt_length, sleeve_length"):
         load("models:/agman-tiny@champion", names[::-1])
+
+
+def test_prototypes_travel_into_the_version_and_what_they_name_is_logged(
+    dataset: Dataset, tracking_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = register_random(dataset, tmp_path, seed=2)
+    run = find_run(load(plain.uri)[1]["run_id"])
+    assert run
+    names, checkpoint = dataset.info.attribute_names, tmp_path / "model-2"
+    MlflowClient(tracking_store).delete_registered_model("agman-tiny")
+    add_prototypes(checkpoint, dataset, run, Storage(f"memory://{tmp_path.name}/checkpoint"))
+    assert (Storage(f"memory://{tmp_path.name}/checkpoint") / TAGGER).read_bytes() == (checkpoint / TAGGER).read_bytes()
+    made = register(checkpoint, "tiny", run)
+    network, description, tagger = load_with_tagger(made.uri, names)
+    assert tagger and list(tagger.namers) == names and tagger.dataset_digest == dataset.info.digest
+    valid = dict(metric_history(run, "valid/tag_accuracy"))[STEP]
+    card = MlflowClient(tracking_store).get_model_version("agman-tiny", str(made.version)).description
+    assert f"| mean | {100 * valid:.2f} |" in card
+    again = register(checkpoint, "tiny", run)
+    assert again.version == made.version and "equal weights" in again.note
+
+    capsys.readouterr()
+    assert agman_exit_code("evaluate", made.uri, "--data", dataset.path, "--json") == 0
+    said = capsys.readouterr()
+    printed = json.loads(said.out.splitlines()[-1])
+    assert "Values named on test" in said.err and "no values were named" not in said.err
+    expected = evaluate(network, description, dataset, tagger=tagger, threads=1).naming[names[0]]
+    assert printed[f"test/tag_accuracy/{names[0]}"] == pytest.approx(expected.accuracy, abs=0.02)
+    assert metric_history(run, "test/tag_accuracy") == [(STEP, printed["test/tag_accuracy"])]
+    mlflow.pyfunc.load_model(made.uri)  # which has the file and does not mind it
+
+    assert agman_exit_code("export", made.uri, "--out", tmp_path / "exported", "--json") == 0
+    assert TAGGER in json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
+    exported = load_with_tagger(str(tmp_path / "exported"), names)[2]
+    assert exported and exported.to_bytes() == tagger.to_bytes()
+
+
+def test_a_dataset_without_labels_costs_a_note(
+    dataset: Dataset, tracking_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = find_run(load(register_random(dataset, tmp_path, seed=2).uri)[1]["run_id"])
+    assert run
+    shutil.copytree(dataset.path, tmp_path / "data")
+    labels = tmp_path / "data" / "labels.parquet"
+    pq.write_table(pq.read_table(labels).slice(0, 0), labels)
+    add_prototypes(tmp_path / "model-2", Dataset(tmp_path / "data"), run)
+    assert "the model cannot name values" in capsys.readouterr().err
+    assert not (tmp_path / "model-2" / TAGGER).exists()

@@ -12,10 +12,13 @@ from support.commands import Agman
 from support.s3_server import Bucket
 
 import agman
+from agman.state import weights_digest
+from agman.tagger import TAGGER, Namer, Tagger
+from agman.tagging import Threshold
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from pipeline.registry.loading import find_model, load
+from pipeline.registry.loading import find_model, load, load_with_tagger
 
 NAMES = ["skirt", "sleeve", "collar"]
 
@@ -90,3 +93,17 @@ def test_a_silent_registry_is_reported_in_one_line_and_nothing_is_written(
     assert "sesame" not in done.err
     made = [path for path in (tmp_path / "made").rglob("*") if path.is_file() and path.name != "lock"]
     assert made == []
+
+
+def test_prototypes_come_with_the_uri_of_a_checkpoint(uri: str, tmp_path: Path) -> None:
+    model = upload(uri, tmp_path / "saved", image_size=32)
+    assert load_with_tagger(uri, NAMES)[2] is None
+    namer = Namer(("short", "long"), (3, 4), torch.eye(2, 11), 0.1, 50, (Threshold(0.5, 0.75, 1.0),))
+    tagger = Tagger({"skirt": namer}, weights_digest(model.config, model.state_dict()), "tiny", "0" * 64)
+    (Storage(uri) / TAGGER).write_bytes(tagger.to_bytes())
+    found = load_with_tagger(uri, NAMES)[2]
+    assert found and found.to_bytes() == tagger.to_bytes()
+    (Storage(uri) / TAGGER).write_bytes(b"damaged")
+    with pytest.raises(InputError, match=rf"badcafe/{TAGGER}: damaged or of another version .+; remove it$") as damaged:
+        load_with_tagger(uri, NAMES)
+    assert "\n" not in str(damaged.value) and "sesame" not in str(damaged.value)

@@ -22,8 +22,9 @@ from support.galleries import embed_folder, jpeg, random_model
 
 import agman
 from agman.state import weights_digest
-from agman.tagger import TAGGER, Tagger, read_tagger
+from agman.tagger import TAGGER, Namer, Tagger, read_tagger
 from agman.tagging import UNSEEN, threshold_for, thresholds
+from data_prep.atomic import FULL
 from data_prep.dataset import Dataset, ImageStore
 from pipeline.evaluation import tagging
 from pipeline.evaluation.evaluate import evaluate
@@ -81,6 +82,19 @@ def test_thresholds_are_those_of_every_precision() -> None:
         found = next((one for one in steps if one.precision >= precision), None)
         assert (found.confidence if found else None) == min(possible, default=None)
         assert threshold_for(precision, confidence, correct).confidence == min(possible, default=math.inf)
+
+
+def test_a_precision_needs_answers_that_show_it() -> None:
+    correct = torch.ones(50).bool()
+    correct[24] = False
+    steps = thresholds(torch.linspace(0.9, 0.1, 50), correct)
+    namer = Namer(("a",), (1,), torch.ones(1, 3), 1.0, 50, steps)
+    (all_of_them, few) = steps
+    assert (all_of_them.precision, few.precision, few.coverage) == (0.98, 1, 24 / 50)
+    assert namer.threshold(0.97) == namer.threshold(0.98) == all_of_them
+    assert namer.threshold(0.985) is None  # 24 right answers of 24 show at most 23/24
+    assert namer.highest_precision == 0.98
+    assert namer.threshold(namer.highest_precision)
 
 
 def test_prototypes_and_scores_agree_with_plain_loops(model: tuple, made: tuple, dataset: Dataset) -> None:
@@ -150,7 +164,7 @@ def test_without_labels_there_is_no_prototype_and_no_probability(
     assert tags.loc[third, "probability"].notna().all()
     for more, said in (
         (("--attribute", first), f"--attribute {first}: tiny has no labelled training pictures of it"),
-        (("--attribute", second, "--precision", "0.5"), f"not reached on validation by {second} (no labels there)"),
+        (("--attribute", second, "--precision", "0.5"), f"not shown on validation by {second} (no labels there)"),
     ):
         refused = agman_here(*typed, "--overwrite", *more)
         assert refused.code == 2 and said in refused.err.splitlines()[-1], refused.err
@@ -199,11 +213,11 @@ def test_the_table_names_the_nearest_prototype(folder: Path, made: tuple, model:
 
 
 def test_no_value_is_given_below_the_threshold(folder: Path, made: tuple, agman_here: Agman) -> None:
-    name, namer = next((n, one) for n, one in made[0].namers.items() if len(one.thresholds) > 1)
-    step = namer.thresholds[1]
+    steps = [(n, one, step) for n, one in made[0].namers.items() for step in one.thresholds[1:]]
+    name, _, step = next(found for found in steps if found[1].threshold(found[2].precision) == found[2])
     typed = ("tag", "model", "--images", "photos", "--attribute", name)
     assert agman_here(*typed, "--out", "all.parquet").code == 0
-    done = agman_here(*typed, "--out", "sure.parquet", "--precision", f"{step.precision:.12f}", "--json")
+    done = agman_here(*typed, "--out", "sure.parquet", "--precision", f"{step.precision!r}", "--json")
     assert done.code == 0, done.err
     every, sure = (read_tags(folder / f"{file}.parquet") for file in ("all", "sure"))
     answered = every["probability"] >= step.confidence
@@ -304,7 +318,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     monkeypatch.setattr("pipeline.retrieval.tag.pyarrow.csv.CSVWriter", Full)
     done = agman_here(*typed)
     assert done.code == 2
-    assert done.err.strip().splitlines()[-1] == f"agman: tags.{ending}: no space left on device"
+    assert done.err.strip().splitlines()[-1] == f"agman: tags.{ending}: {FULL}"
     assert (folder / f"tags.{ending}").read_bytes() == before
     assert not list(folder.glob(".tags*"))
 
