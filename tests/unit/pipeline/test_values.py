@@ -1,0 +1,105 @@
+"""Searches by the names of values, compared with the probabilities computed plainly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.galleries import NAMES, make_gallery, unit
+
+from agman.tagger import TAGGER, Namer, Tagger
+from data_prep.errors import InputError
+from pipeline.retrieval import values
+from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.search import run_search
+
+ROWS, WIDTH = 389, 13
+KNOWN = {"collar": ("round", "square", "never seen"), "sleeve": ("short", "long", "none", "half")}
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Gallery:
+    folder = make_gallery(tmp_path / "g", unit(ROWS, 3, WIDTH))
+    namers = {}
+    for seed, (name, known) in enumerate(KNOWN.items()):
+        prototypes = torch.from_numpy(unit(len(known), WIDTH, seed=7 + seed))
+        counts = tuple(0 if value == "never seen" else 5 for value in known)
+        prototypes[[not count for count in counts]] = 0
+        namers[name] = Namer(known, counts, prototypes, temperature=0.2)
+    (folder / TAGGER).write_bytes(Tagger(namers, "0" * 64, "drawn", "1" * 64).to_bytes())
+    return Gallery.open(folder)
+
+
+def plain(gallery: Gallery, name: str) -> np.ndarray:
+    """Return the probability of a value for every row, e.g. of sleeve=long."""
+    attribute, _, value = name.partition("=")
+    namer = gallery.tagger.namers[attribute]  # type: ignore[union-attr]
+    seen = np.flatnonzero(namer.counts)
+    rows = gallery.matrix(NAMES.index(attribute)).astype(float)
+    powers = np.exp(rows @ namer.prototypes_vd.numpy()[seen].astype(float).T / 0.2)
+    return (powers / powers.sum(1, keepdims=True))[:, list(seen).index(namer.values.index(value))]
+
+
+def found(
+    gallery: Gallery, *wanted: str, excluded: tuple[str, ...] = (), top: int = 9, approximate: bool = False
+) -> list:
+    return run_search(gallery, None, {}, values=wanted, excluded=excluded, top=top, approximate=approximate, model=None)
+
+
+@pytest.mark.parametrize("chunk", [50, 16_384])
+def test_probabilities_of_several_values_are_multiplied(
+    gallery: Gallery, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "CHUNK", chunk)
+    both = plain(gallery, "sleeve=long") * (1 - plain(gallery, "collar=square"))
+    hits = found(gallery, "sleeve=long", excluded=("collar=square",))
+    best = np.argsort(-both)[:9]
+    assert [hit.row for hit in hits] == best.tolist()
+    assert np.allclose([hit.score for hit in hits], both[best], atol=1e-6)
+    assert list(hits[0].values) == ["sleeve=long", "not collar=square"]
+    assert hits[0].values["not collar=square"] == pytest.approx(1 - plain(gallery, "collar=square")[best[0]])
+    assert hits[0].cosines == []
+
+
+def test_a_picture_and_a_value_are_added(gallery: Gallery) -> None:
+    query, terms = unit(3, WIDTH, seed=3), values.value_terms(gallery, ["sleeve=long"], [])
+    scores, rows = values.best_rows(gallery, terms, query[[1]], [1], [2.0], 9)
+    expected = 2 * gallery.matrix(1).astype(float) @ query[1].astype(float) + plain(gallery, "sleeve=long")
+    assert rows.tolist() == np.argsort(-expected)[:9].tolist()
+    assert np.allclose(scores, np.sort(expected)[::-1][:9], atol=1e-6)
+
+
+def test_the_index_finds_the_candidates_of_wanted_values(gallery: Gallery) -> None:
+    gallery.build_index()
+    exact, near = (found(gallery, "sleeve=long", top=20, approximate=one) for one in (False, True))
+    assert len({hit.row for hit in exact} & {hit.row for hit in near}) >= 15
+    with pytest.raises(InputError, match="--not alone finds no candidates"):
+        found(gallery, excluded=("sleeve=long",), approximate=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "excluded", "message"),
+    [
+        (["sleeve=lon"], [], "--value sleeve=lon: give ATTRIBUTE=VALUE; did you mean 'long'"),
+        (["sleeve"], [], "--value sleeve: give ATTRIBUTE=VALUE; known: short, long, none, half"),
+        (["sleev=long"], [], "unknown attribute 'sleev'; did you mean 'sleeve'"),
+        (["collar=never seen"], [], "--value collar=never seen: give ATTRIBUTE=VALUE; known: round, square"),
+        (["skirt=short"], [], "--value skirt=short: no labelled training picture under skirt"),
+        (["sleeve=long"], ["sleeve=long"], "--not sleeve=long: this value is given twice"),
+        ([], [], "nothing to search for; give --query IMAGE with --attribute NAME, or --value"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(gallery: Gallery, wanted: list[str], excluded: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        found(gallery, *wanted, excluded=tuple(excluded))
+    assert "\n" not in str(error.value)
+
+
+def test_a_gallery_without_prototypes_says_how_to_get_them(tmp_path: Path) -> None:
+    gallery = Gallery.open(make_gallery(tmp_path / "old", unit(9, 3, 5)))
+    with pytest.raises(InputError, match=r"old: has no prototypes, .* the same `agman embed` adds them"):
+        found(gallery, "sleeve=long")
+    with pytest.raises(InputError, match="--attribute needs --query IMAGE"):
+        run_search(gallery, None, {"sleeve": 1.0}, top=1, approximate=False, model=None)
