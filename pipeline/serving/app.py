@@ -58,8 +58,10 @@ async def _replicas(request: Request) -> Replicas:
 
 Picture = Annotated[UploadFile, File(description="Picture file: JPEG, PNG, WebP and others, at most 40 megapixels.")]
 Attributes = Annotated[list[str], Form(description="NAME or NAME=WEIGHT; similarities under several are added.")]
+Values = Annotated[list[str], Form(description="ATTRIBUTE=VALUE; the probabilities of several are multiplied.")]
 Asked = Annotated[Replicas, Depends(_replicas)]
-QueryAttributes = Annotated[list[str], Query(alias="attributes")]
+QueryAttributes = Annotated[list[str], Query()]
+QueryValues = Annotated[list[str], Query()]
 
 
 @app.middleware("http")
@@ -129,22 +131,31 @@ async def embed(image: Picture, attributes: Attributes, replicas: Asked) -> dict
 
 @app.post("/search")
 async def search(
-    image: Picture,
-    attributes: Attributes,
     replicas: Asked,
+    image: Picture | None = None,
+    attributes: Attributes = [],  # noqa: B006
+    values: Values = [],  # noqa: B006
+    excluded: Values = [],  # noqa: B006
     top: Annotated[int, Form()] = 10,
     approximate: Annotated[bool, Form()] = False,
 ) -> dict[str, Any]:
-    """Return the pictures of the gallery that are most similar to the uploaded one under the attributes."""
-    return {"hits": await replicas.ask("search", await image.read(), attributes, top, approximate)}
+    """Return pictures of the gallery: like the uploaded one under the attributes, with the values, or both."""
+    picture = await image.read() if image else None
+    return {"hits": await replicas.ask("search", picture, attributes, values, excluded, top, approximate)}
 
 
 @app.get("/similar/{row}")
 async def similar(
-    row: int, attributes: QueryAttributes, replicas: Asked, top: int = 10, approximate: bool = False
+    row: int,
+    attributes: QueryAttributes,
+    replicas: Asked,
+    values: QueryValues = [],  # noqa: B006
+    excluded: QueryValues = [],  # noqa: B006
+    top: int = 10,
+    approximate: bool = False,
 ) -> dict[str, Any]:
     """Return the pictures that are most similar to one of the gallery, without itself."""
-    return {"hits": await replicas.ask("similar", row, attributes, top, approximate)}
+    return {"hits": await replicas.ask("similar", row, attributes, values, excluded, top, approximate)}
 
 
 @app.post("/attention")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,22 @@ from PIL import Image
 
 from data_prep.errors import InputError
 from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder
-from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.gallery import Gallery, weights_of
 from pipeline.retrieval.search import parse_attributes, ranked
+from pipeline.retrieval.values import ValueTerm, value_terms
 
 MOST_HITS = 100
 """Largest number of hits in one answer."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A valid request for pictures."""
+
+    weights: dict[str, float]
+    """Attribute of the picture -> weight of its cosine."""
+    terms: list[ValueTerm]
+    top: int
 
 
 class Engine:
@@ -36,38 +47,69 @@ class Engine:
             "pictures": info.images,
             "attributes": list(info.attributes),
             "queries": info.queries,
+            "values": self.values,
             "width": info.width,
             "device": self.embedder.device,
+        }
+
+    @property
+    def values(self) -> dict[str, list[str]]:
+        """Attribute -> values that can be searched for, without those that no training picture had."""
+        namers = self.gallery.tagger.namers if self.gallery.tagger else {}
+        return {
+            name: [value for value, count in zip(one.values, one.counts, strict=True) if count]
+            for name, one in namers.items()
         }
 
     def read(self, data: bytes) -> np.ndarray:
         """Return a client's picture as the model receives it. Raises PictureError if it cannot be read."""
         return self.embedder.read(data, MAX_QUERY_PIXELS)
 
-    def hits(
-        self,
-        embeddings_nd: np.ndarray,
-        attributes: Sequence[str],
-        top: int,
-        approximate: bool,
-        without: int | None = None,
-    ) -> list[dict]:
-        """Return the best rows for a picture's embeddings under all attributes, N×D, leaving out row `without`.
+    def asked(
+        self, attributes: Sequence[str], values: Sequence[str], excluded: Sequence[str], top: int, has_picture: bool
+    ) -> Asked:
+        """Return what a client asks for. Raises InputError if it is invalid: before a picture is embedded.
 
-        `attributes` are NAME or NAME=WEIGHT. Raises InputError for invalid ones, or if `top` is out of range.
+        `attributes` are NAME or NAME=WEIGHT, values ATTRIBUTE=VALUE.
         """
-        weights = parse_attributes(attributes)
+        weights, terms = parse_attributes(attributes), value_terms(self.gallery, values, excluded)
+        if weights or has_picture:
+            self.gallery.numbers(weights)
+            weights_of(weights)
+        if weights and not has_picture:
+            raise InputError("attributes are those of a picture, and there is none; values find pictures by name")
+        if not weights and not terms:
+            raise InputError("nothing to search for; send a picture with attributes, or values")
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
+        return Asked(weights, terms, top)
+
+    def hits(
+        self, embeddings_nd: np.ndarray | None, asked: Asked, approximate: bool, without: int | None = None
+    ) -> list[dict]:
+        """Return the best rows for a picture's embeddings under all attributes, N×D, and values, without one row."""
         version = self.gallery.info.fingerprint[:8]  # browsers cache pictures by their address
+        found = ranked(self.gallery, embeddings_nd, asked.weights, asked.top, approximate, without, asked.terms)
         return [
             asdict(hit)
             | {
-                "cosines": dict(zip(weights, hit.cosines, strict=True)),
+                "cosines": dict(zip(asked.weights, hit.cosines, strict=True)),
                 "picture": f"pictures/{hit.row}?of={version}",
+                "tags": tags,
             }
-            for hit in ranked(self.gallery, embeddings_nd, weights, top, approximate, without)
+            for hit, tags in zip(found, self.tags([hit.row for hit in found]), strict=True)
         ]
+
+    def tags(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Return for each row attribute -> the most probable value and its probability; none without prototypes."""
+        tags: list[dict[str, Any]] = [{} for _ in rows]
+        namers = self.gallery.tagger.namers if self.gallery.tagger else {}
+        for attribute, namer in namers.items():
+            (number,) = self.gallery.numbers([attribute])
+            found, best = namer.probabilities(torch.from_numpy(self.gallery.matrix(number)[rows])).max(1)
+            for of_row, probability, value in zip(tags, found.tolist(), best.tolist(), strict=True):
+                of_row[attribute] = {"value": namer.values[value], "probability": probability}
+        return tags
 
     def embeddings_of(self, row: int) -> np.ndarray:
         """Return the embeddings of a row, N×D. Raises InputError if there is no such row."""

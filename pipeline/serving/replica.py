@@ -14,7 +14,7 @@ from ray import serve
 
 from agman.memory import keep_freed_memory
 from pipeline.retrieval.gallery import Gallery
-from pipeline.retrieval.search import embedder_of, parse_attributes
+from pipeline.retrieval.search import embedder_of
 from pipeline.serving.engine import Engine
 
 
@@ -57,17 +57,31 @@ class Replica:
         return dict(zip(attributes, embeddings[numbers].tolist(), strict=True))
 
     async def search(
-        self, image: bytes, attributes: Sequence[str], top: int, approximate: bool
+        self,
+        image: bytes | None,
+        attributes: Sequence[str],
+        values: Sequence[str],
+        excluded: Sequence[str],
+        top: int,
+        approximate: bool,
     ) -> list[dict[str, Any]]:
-        """Return the pictures of the gallery that are most similar to a picture file under the attributes."""
-        self.gallery.numbers(parse_attributes(attributes))
-        embeddings = await self._embedded(image)
-        return await self._in_thread(self.engine.hits, embeddings, attributes, top, approximate)
+        """Return pictures of the gallery: like a picture file under the attributes, with the values, or both."""
+        asked = self.engine.asked(attributes, values, excluded, top, has_picture=image is not None)
+        embeddings = None if image is None else await self._embedded(image)
+        return await self._in_thread(self.engine.hits, embeddings, asked, approximate)
 
-    async def similar(self, row: int, attributes: Sequence[str], top: int, approximate: bool) -> list[dict[str, Any]]:
+    async def similar(
+        self,
+        row: int,
+        attributes: Sequence[str],
+        values: Sequence[str],
+        excluded: Sequence[str],
+        top: int,
+        approximate: bool,
+    ) -> list[dict[str, Any]]:
         """Return the pictures that are most similar to one of the gallery, without itself."""
-        embeddings = self.engine.embeddings_of(row)
-        return await self._in_thread(self.engine.hits, embeddings, attributes, top, approximate, row)
+        asked = self.engine.asked(attributes, values, excluded, top, has_picture=True)
+        return await self._in_thread(self.engine.hits, self.engine.embeddings_of(row), asked, approximate, row)
 
     async def attention(self, image: bytes, attributes: Sequence[str]) -> list[bytes]:
         """Return for each attribute a JPEG of a picture file with the attention drawn over it."""

@@ -12,6 +12,10 @@ function chosen() {
   return [...document.querySelectorAll("[name=attributes]:checked")].map((box) => box.value);
 }
 
+function values(state) {
+  return [...document.querySelectorAll(`.value[data-state=${state}]`)].map((chip) => chip.dataset.value);
+}
+
 function say(text, wrong = false) {
   $("status").textContent = text;
   $("status").classList.toggle("wrong", wrong);
@@ -31,11 +35,10 @@ async function answer(request) {
   return body;
 }
 
-function form(attributes, extra = {}) {
+function form(attributes) {
   const data = new FormData();
   data.append("image", query.file);
   for (const name of attributes) data.append("attributes", name);
-  for (const [key, value] of Object.entries(extra)) data.append(key, value);
   return { method: "POST", body: data };
 }
 
@@ -53,19 +56,23 @@ function show(address, text) {
 }
 
 async function search() {
-  const attributes = chosen();
-  if (!query) return say("Choose a picture first.", true);
-  if (!attributes.length) return say("Choose at least one attribute.", true);
+  const attributes = query ? chosen() : [];
+  const asks = [...values("wanted").map((value) => ["values", value]), ...values("excluded").map((value) => ["excluded", value])];
+  if (!query && !asks.length) return say("Choose a picture or a value first.", true);
+  if (query && !attributes.length) return say("Choose at least one attribute.", true);
   const mine = ++asked;
   say("Searching …");
   try {
-    const parameters = new URLSearchParams([...attributes.map((name) => ["attributes", name]), ["top", "10"]]);
-    const found = query.file
-      ? await answer(fetch("search", form(attributes, { top: 10 })))
-      : await answer(fetch(`similar/${query.row}?${parameters}`));
+    asks.push(...attributes.map((name) => ["attributes", name]), ["top", "10"]);
+    const upload = { method: "POST", body: new FormData() };
+    for (const [key, value] of asks) upload.body.append(key, value);
+    if (query && query.file) upload.body.append("image", query.file);
+    const found = query && !query.file
+      ? await answer(fetch(`similar/${query.row}?${new URLSearchParams(asks)}`))
+      : await answer(fetch("search", upload));
     if (mine !== asked) return;
     hits = found.hits;
-    say(`${hits.length} ${hits.length === 1 ? "picture" : "pictures"}, most similar first.`);
+    say(`${hits.length} ${hits.length === 1 ? "picture" : "pictures"}, best first.`);
     heatChoices(attributes);
     draw(attributes);
     await heat();
@@ -80,7 +87,7 @@ async function search() {
 function heatChoices(attributes) {
   const before = $("heat").value;
   $("heat").replaceChildren(new Option("none", ""), ...attributes.map((name) => new Option(words(name), name)));
-  $("heat").value = plain ? "" : attributes.includes(before) ? before : attributes[0];
+  $("heat").value = plain ? "" : attributes.includes(before) ? before : attributes[0] || "";
 }
 
 function draw(attributes) {
@@ -101,7 +108,7 @@ function card(hit, rank, attributes) {
   picture.alt = `Rank ${rank}: ${hit.image}`;
   button.append(picture);
   button.addEventListener("click", () => {
-    if (query.file) URL.revokeObjectURL(query.address);
+    if (query && query.file) URL.revokeObjectURL(query.address);
     query = { row: hit.row, picture: hit.picture };
     show(hit.picture, `Query picture ${hit.image}`);
     scrollTo({ top: 0 });
@@ -114,26 +121,36 @@ function card(hit, rank, attributes) {
   name.className = "name";
   name.textContent = hit.image;
   text.append(score, name);
-  const labels = attributes.filter((attribute) => hit.labels[attribute]).map((attribute) => hit.labels[attribute]);
+  const labels = Object.values(hit.labels);
   if (labels.length) {
     const known = document.createElement("p");
     known.className = "soft labels";
     known.textContent = labels.join(" · ");
     text.append(known);
   }
-  if (attributes.length > 1) {
-    const list = document.createElement("dl");
-    for (const attribute of attributes) {
-      const term = document.createElement("dt");
-      term.textContent = words(attribute);
-      const value = document.createElement("dd");
-      value.textContent = hit.cosines[attribute].toFixed(3);
-      list.append(term, value);
-    }
-    text.append(list);
+  const parts = [...Object.entries(hit.cosines), ...Object.entries(hit.values)];
+  if (parts.length > 1) text.append(table(parts.map(([part, score]) => [words(part), score.toFixed(3)])));
+  const tags = Object.entries(hit.tags).map(([attribute, tag]) => [`${words(attribute)}: ${tag.value}`, `${(100 * tag.probability).toFixed(0)} %`]);
+  if (tags.length) {
+    const named = table(tags);
+    named.className = "tags";
+    named.ariaLabel = "Values that the model names";
+    text.append(named);
   }
   item.append(button, text);
   return item;
+}
+
+function table(rows) {
+  const list = document.createElement("dl");
+  for (const [key, value] of rows) {
+    const term = document.createElement("dt");
+    term.textContent = key;
+    const detail = document.createElement("dd");
+    detail.textContent = value;
+    list.append(term, detail);
+  }
+  return list;
 }
 
 function heated(picture, attribute) {
@@ -171,6 +188,16 @@ $("heat").addEventListener("change", () => {
   heat();
 });
 for (const box of document.querySelectorAll("[name=attributes]")) box.addEventListener("change", () => query && search());
+for (const chip of document.querySelectorAll(".value")) {
+  chip.addEventListener("click", () => {
+    const state = { any: "wanted", wanted: "excluded", excluded: "any" }[chip.dataset.state];
+    chip.dataset.state = state;
+    chip.setAttribute("aria-pressed", { any: "false", wanted: "true", excluded: "mixed" }[state]);
+    chip.setAttribute("aria-label", state === "excluded" ? `not ${chip.dataset.name}` : chip.dataset.name);
+    if (query || values("wanted").length || values("excluded").length) search();
+    else draw((hits = []));
+  });
+}
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
