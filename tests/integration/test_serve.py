@@ -24,18 +24,19 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from support.commands import agman_exit_code
-from support.galleries import embed_folder, jpeg, random_model
+from support.galleries import add_prototypes, embed_folder, jpeg, random_model
 
 import agman
 from data_prep.errors import InputError
 from pipeline.inference.embedder import Embedder
 from pipeline.retrieval.gallery import Gallery
-from pipeline.retrieval.search import embedder_of, search
+from pipeline.retrieval.search import embedder_of, run_search, search
 from pipeline.serving.app import MOST_BYTES
 from pipeline.serving.run import Options, served
 
 NAMES = ["collar_design", "skirt_length", "sleeve_length"]
 PICTURES = 24
+VALUES = {"collar_design": ("round", '"square"'), "sleeve_length": ("short", "long", "never seen")}
 NASTY = "<img src=x onerror=alert(1)>.jpg"
 
 
@@ -47,7 +48,9 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
     for number in range(PICTURES):
         name = NASTY if number == 5 else f"{number:02d}.jpg"
         (root / "pictures" / name).write_bytes(jpeg(number))
-    return embed_folder(model, root / "pictures", root / "gallery")
+    made = embed_folder(model, root / "pictures", root / "gallery")
+    add_prototypes(made.folder, VALUES, made.info.width, made.info.model_digest)
+    return Gallery.open(made.folder)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,39 @@ def test_64_concurrent_clients_each_get_their_own_answer(address: str, gallery: 
         assert [scores[row] for row, _ in answer] == pytest.approx([score for _, score in answer], abs=1e-5)
 
 
+def test_values_find_pictures_alone_and_beside_one(address: str, gallery: Gallery) -> None:
+    health = httpx.get(f"{address}/healthz").json()
+    assert health["values"] == {"collar_design": ["round", '"square"'], "sleeve_length": ["short", "long"]}
+    asked = {"values": ["sleeve_length=long"], "excluded": ["collar_design=round"], "top": 5}
+    hits = httpx.post(f"{address}/search", data=asked).json()["hits"]
+    expected = run_search(gallery, None, {}, approximate=False, model=None, **asked)
+    assert [hit["row"] for hit in hits] == [hit.row for hit in expected]
+    for hit in hits:
+        assert hit["score"] == pytest.approx(
+            hit["values"]["sleeve_length=long"] * hit["values"]["not collar_design=round"]
+        )
+        assert hit["tags"].keys() == {"collar_design", "sleeve_length"}
+    beside = httpx.post(f"{address}/search", **upload(jpeg(3), NAMES[:1], values="sleeve_length=short")).json()["hits"]
+    again = httpx.get(f"{address}/similar/3", params={"attributes": NAMES[:1], "values": "sleeve_length=short"})
+    for hit in beside + again.json()["hits"]:
+        score = hit["cosines"][NAMES[0]] + hit["values"]["sleeve_length=short"]
+        assert hit["score"] == pytest.approx(score, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "nothing to search for; send a picture with attributes, or values"),
+        ({"attributes": NAMES[:1]}, "attributes are those of a picture, and there is none"),
+        ({"values": "sleeve_length=lon"}, "did you mean 'long'?"),
+        ({"values": "sleeve_length=long", "top": 0}, "top must be 1 to"),
+    ],
+)
+def test_a_search_that_asks_for_nothing_possible_is_refused(address: str, asked: dict[str, Any], message: str) -> None:
+    answer = httpx.post(f"{address}/search", data=asked)
+    assert answer.status_code == 422 and message in answer.json()["error"]
+
+
 def test_embeddings_pictures_and_attention(address: str, gallery: Gallery, embedder: Embedder) -> None:
     data = jpeg(7)
     answer = httpx.post(f"{address}/embed", **upload(data, NAMES[1:])).json()["embeddings"]
@@ -132,9 +168,9 @@ def huge() -> bytes:
         ("search", upload(jpeg(1), NAMES, top=0), 422, "top must be 1 to 100, not 0"),
         ("search", upload(jpeg(1), NAMES, top="many"), 422, "top: .*integer"),
         ("search", upload(jpeg(1), NAMES, approximate=True), 422, "has no approximate index"),
-        ("search", {"data": {"attributes": NAMES}}, 422, "image: field required"),
-        ("search", {"files": {"image": ("a.jpg", jpeg(1))}}, 422, "attributes: field required"),
-        ("embed", {"content": b"{}", "headers": {"Content-Type": "application/json"}}, 422, "image: field required"),
+        ("search", {"data": {"attributes": NAMES}}, 422, "attributes are those of a picture, and there is none"),
+        ("search", {"files": {"image": ("a.jpg", jpeg(1))}}, 422, "no attribute given; known: collar_design"),
+        ("embed", {"content": b"{}", "headers": {"Content-Type": "application/json"}}, 422, "attributes are those of a picture, and there is none"),
         ("nowhere", {}, 404, "not found"),
     ],
 )
@@ -206,6 +242,7 @@ def test_the_page_in_a_browser(browser: Browser, address: str, gallery: Gallery,
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
     opens_with_an_empty_field(page)
+    finds_by_values_alone(page, gallery)
     refuses_an_incomplete_query(page)
     page.on("console", lambda message: messages.append(message.text))  # the refused file above is an error there
     finds_pictures_and_shows_attention(page, gallery, embedder)
@@ -226,9 +263,26 @@ def opens_with_an_empty_field(page: Page) -> None:
         expect(element).to_be_hidden()
 
 
+def finds_by_values_alone(page: Page, gallery: Gallery) -> None:
+    assert page.locator(".value").all_text_contents() == ["round", '"square"', "short", "long"]
+    square, long = page.get_by_role("button", name='"square"'), page.get_by_role("button", name="long")
+    square.click()
+    long.click()
+    long.click()
+    expect(page.locator(".hit")).to_have_count(10)
+    expect(page.get_by_role("button", name="not long")).to_have_attribute("aria-pressed", "mixed")
+    asked = {"values": ['collar_design="square"'], "excluded": ["sleeve_length=long"]}
+    found = run_search(gallery, None, {}, top=10, approximate=False, model=None, **asked)
+    expect(page.locator(".hit strong")).to_have_text([f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(found, 1)])
+    square.click()
+    square.click()
+    page.get_by_role("button", name="not long").click()
+    expect(page.locator(".hit")).to_have_count(0)
+
+
 def refuses_an_incomplete_query(page: Page) -> None:
     page.click("#search")
-    expect(page.locator("#status")).to_have_text("Choose a picture first.")
+    expect(page.locator("#status")).to_have_text("Choose a picture or a value first.")
     pick(page, "text.txt", b"no picture")
     expect(page.locator("#status")).to_contain_text("not a picture that can be read")
     page.get_by_label("Collar design", exact=False).uncheck()

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import agman
+from agman.tagger import TAGGER, Namer, Tagger
 from pipeline.inference.embedder import Embedder
 from pipeline.retrieval.gallery import Gallery, GalleryInfo, write_gallery
 
@@ -78,3 +79,14 @@ def make_gallery(folder: Path, embeddings: np.ndarray, **fields: object) -> Path
     images = pa.table({"image": names, "file": names, "row": pa.nulls(len(names))})
     write_gallery(folder, GalleryInfo(**info | fields), images, iter([embeddings[:7], embeddings[7:]]))  # type: ignore[arg-type]
     return folder
+
+
+def add_prototypes(gallery: Path, known: dict[str, tuple[str, ...]], width: int, model_digest: str = "0" * 64) -> None:
+    """Write random prototypes of these attributes' values into a gallery; "never seen" has none."""
+    namers = {}
+    for seed, (name, values) in enumerate(known.items()):
+        prototypes = torch.from_numpy(unit(len(values), width, seed=7 + seed))
+        counts = tuple(0 if value == "never seen" else 5 for value in values)
+        prototypes[[not count for count in counts]] = 0
+        namers[name] = Namer(values, counts, prototypes, temperature=0.2)
+    (gallery / TAGGER).write_bytes(Tagger(namers, model_digest, "drawn", "1" * 64).to_bytes())

@@ -130,7 +130,9 @@ function card(hit, rank, attributes) {
   }
   const parts = [...Object.entries(hit.cosines), ...Object.entries(hit.values)];
   if (parts.length > 1) text.append(table(parts.map(([part, score]) => [words(part), score.toFixed(3)])));
-  const tags = Object.entries(hit.tags).map(([attribute, tag]) => [`${words(attribute)}: ${tag.value}`, `${(100 * tag.probability).toFixed(0)} %`]);
+  const asked = Object.keys(hit.values).map((value) => value.replace(/^not /, "").split("=")[0]);
+  const others = Object.entries(hit.tags).filter(([attribute]) => !asked.includes(attribute));
+  const tags = others.map(([attribute, tag]) => [`${words(attribute)}: ${tag.value}`, `${(100 * tag.probability).toFixed(0)} %`]);
   if (tags.length) {
     const named = table(tags);
     named.className = "tags";

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from support.galleries import NAMES, make_gallery, unit
+from support.galleries import NAMES, add_prototypes, make_gallery, unit
 
-from agman.tagger import TAGGER, Namer, Tagger
 from data_prep.errors import InputError
 from pipeline.retrieval import values
 from pipeline.retrieval.gallery import Gallery
@@ -22,13 +20,7 @@ KNOWN = {"collar": ("round", "square", "never seen"), "sleeve": ("short", "long"
 @pytest.fixture
 def gallery(tmp_path: Path) -> Gallery:
     folder = make_gallery(tmp_path / "g", unit(ROWS, 3, WIDTH))
-    namers = {}
-    for seed, (name, known) in enumerate(KNOWN.items()):
-        prototypes = torch.from_numpy(unit(len(known), WIDTH, seed=7 + seed))
-        counts = tuple(0 if value == "never seen" else 5 for value in known)
-        prototypes[[not count for count in counts]] = 0
-        namers[name] = Namer(known, counts, prototypes, temperature=0.2)
-    (folder / TAGGER).write_bytes(Tagger(namers, "0" * 64, "drawn", "1" * 64).to_bytes())
+    add_prototypes(folder, KNOWN, WIDTH)
     return Gallery.open(folder)
 
 
