@@ -170,7 +170,7 @@ def huge() -> bytes:
         ("search", upload(jpeg(1), NAMES, approximate=True), 422, "has no approximate index"),
         ("search", {"data": {"attributes": NAMES}}, 422, "attributes are those of a picture, and there is none"),
         ("search", {"files": {"image": ("a.jpg", jpeg(1))}}, 422, "no attribute given; known: collar_design"),
-        ("embed", {"content": b"{}", "headers": {"Content-Type": "application/json"}}, 422, "attributes are those of a picture, and there is none"),
+        ("embed", {"content": b"{}", "headers": {"Content-Type": "application/json"}}, 422, "image: field required"),
         ("nowhere", {}, 404, "not found"),
     ],
 )
