@@ -161,8 +161,12 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
 def _naming(description: Mapping[str, Any], valid: Mapping[str, float]) -> str:
     """Return the scores of the values that the prototypes name on validation; empty without prototypes."""
     keys = ("accuracy", "chance", "macro_f1", "calibration_error", "coverage")
+    queries = validation_queries(description["attributes"], description.get("data", {}).get("queries_of", {}))
     rows = [
-        [name or "mean", *(_percent(valid.get(f"{SPLIT}/tag_{key}/{name}".rstrip("/"))) for key in keys)]
+        [
+            marked(name, queries.get(name)) or "mean",
+            *(_percent(valid.get(f"{SPLIT}/tag_{key}/{name}".rstrip("/"))) for key in keys),
+        ]
         for name in (*description["attributes"], "")
     ]
     if not any("".join(row[1:]) for row in rows):

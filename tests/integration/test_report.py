@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -21,6 +21,7 @@ from data_prep.storage import Storage
 from data_prep.synthetic.samples import sample
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.evaluation.tagging import NamingScores, naming_metrics
 from pipeline.reports.model.galleries import chosen
 from pipeline.reports.model.page import write_report
 from pipeline.tracking import runs as tracking
@@ -297,3 +298,14 @@ def test_the_attention_on_the_page_is_the_evaluations(report: Report, page: Elem
     for name in ("mass", "hits", "area"):
         assert f"{100 * report.figures[f'test/attention_{name}']:.1f}\xa0%" in said
     assert f"{report.figures['test/attention_pairs']:.0f} test pairs" in said
+
+
+def test_values_that_were_named_have_a_table_beside_chance(report: Report, page: Element, store: Path) -> None:
+    assert page.find(".//table[@id='naming-table']") is None  # the model has no prototypes
+    scores = {"skirt_length": NamingScores(120, 0.75, 0.5, 0.625, 0.03, float("nan"), 0.0)}
+    metrics = {f"test/{name}": value for name, value in naming_metrics(scores).items()}
+    named = replace(report.evaluation, naming=scores, metrics=report.evaluation.metrics | metrics)
+    write_report(str(report.checkpoint), report.dataset, store / "named.html", evaluation=named)
+    rows = read_page(store / "named.html").findall(".//table[@id='naming-table']/tbody/tr")
+    assert [texts(row, "th")[0] for row in rows] == ["skirt length", "mean"]
+    assert texts(rows[0], "td") == ["75.0", "50.0", "62.5", "3.0", "", "0.0", "120"]
