@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import agman
+from agman.metrics import average_precision, chance_average_precision
 from agman.state import weights_digest
 from agman.tagger import Namer, Tagger
 from agman.tagging import calibration_error, fit_temperature, macro_f1, probabilities, prototype_scores, prototypes
@@ -25,6 +26,17 @@ from data_prep.progress import Progress, silent
 
 A_VALUE, CALIBRATION = 100, 2_000
 """Most training pictures of a value that make its prototype, and most validation pictures of an attribute."""
+METRICS = (
+    "accuracy",
+    "chance",
+    "macro_f1",
+    "calibration_error",
+    "precision",
+    "coverage",
+    "value_map",
+    "value_chance",
+)
+"""Fields of NamingScores that are metrics, `tag_accuracy` and so on."""
 PRECISION = 0.95
 """Precision on validation for which coverage is reported."""
 
@@ -86,6 +98,10 @@ class NamingScores:
     """Share of the answers that are right, from the confidence on that gave PRECISION on validation."""
     coverage: float
     """Share of the pictures that get such an answer."""
+    value_map: float
+    """Mean over the values that occur of the AP of all pictures, ranked by the probability of the value."""
+    value_chance: float
+    """The same for a random ranking."""
 
 
 def judge(probabilities_qv: Tensor, truth_qv: Tensor, least: float) -> NamingScores:
@@ -99,6 +115,7 @@ def judge(probabilities_qv: Tensor, truth_qv: Tensor, least: float) -> NamingSco
     confidence, guess = probabilities_qv.max(1)
     right = truth_qv.gather(1, guess[:, None])[:, 0]
     answered = confidence >= least
+    found_vq, expected_v = value_searches(probabilities_qv, truth_qv)
     return NamingScores(
         pictures=len(guess),
         accuracy=float(right.double().mean()),
@@ -107,7 +124,17 @@ def judge(probabilities_qv: Tensor, truth_qv: Tensor, least: float) -> NamingSco
         calibration_error=calibration_error(confidence, right),
         precision=float(right[answered].double().mean()),
         coverage=float(answered.double().mean()),
+        value_map=float(average_precision(found_vq).mean()),
+        value_chance=float(expected_v.mean()),
     )
+
+
+def value_searches(probabilities_qv: Tensor, truth_qv: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hits of the search for every value that occurs, V×Q in rank order, and its AP by chance, V."""
+    occurring = truth_qv.any(0)
+    ranks_vq = probabilities_qv[:, occurring].T.argsort(dim=1, descending=True, stable=True)
+    hits_vq = truth_qv[:, occurring].T.gather(1, ranks_vq)
+    return hits_vq, chance_average_precision(hits_vq.sum(1), hits_vq.shape[1])
 
 
 def score_names(tagger: Tagger, dataset: Dataset, labelled: LabelledSplit) -> dict[str, NamingScores]:
@@ -129,7 +156,7 @@ def score_names(tagger: Tagger, dataset: Dataset, labelled: LabelledSplit) -> di
 def naming_metrics(scores: Mapping[str, NamingScores]) -> dict[str, float]:
     """Return the metrics `tag_accuracy/<attribute>` and so on, and their means over the attributes."""
     metrics: dict[str, float] = {}
-    for key in ("accuracy", "chance", "macro_f1", "calibration_error", "precision", "coverage"):
+    for key in METRICS:
         known = {name: getattr(one, key) for name, one in scores.items() if not math.isnan(getattr(one, key))}
         metrics |= {f"tag_{key}/{name}": value for name, value in known.items()}
         if known:

@@ -27,6 +27,8 @@ NAMING = {
     "calibration_error": "calib.\nerror",
     "precision": "precision",
     "coverage": "coverage",
+    "value_map": "value\nMAP",
+    "value_chance": "its\nchance",
 }
 """Fields of NamingScores and their headings."""
 
@@ -122,7 +124,8 @@ def naming_table(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]
     optimistic = ", which this is" if evaluation.split == SPLIT else ""
     title = (
         f"Values named on {evaluation.split}, times 100 (chance: always the most frequent value; precision and "
-        f"coverage: with the threshold that gave {100 * PRECISION:.0f} on validation{optimistic})"
+        f"coverage: with the threshold that gave {100 * PRECISION:.0f} on validation{optimistic}; value MAP: searches "
+        "for each value)"
     )
     return title, ["attribute", *NAMING.values(), "pictures"], rows
 

@@ -117,8 +117,15 @@ def test_prototypes_and_scores_agree_with_plain_loops(model: tuple, made: tuple,
             assert scores.pictures == len(values)
             assert scores.accuracy == pytest.approx(np.mean(right))
             assert scores.chance == pytest.approx(often / len(values))
+            searched = []
+            for value in {value for of_picture in values for value in of_picture}:
+                order = (cosines / (namer.temperature or 1)).softmax(1)[:, value].argsort(descending=True, stable=True)
+                hits = [rank for rank, row in enumerate(order.tolist(), 1) if value in values[row]]
+                searched.append(np.mean([count / rank for count, rank in enumerate(hits, 1)]))
+            assert scores.value_map == pytest.approx(np.mean(searched), abs=1e-6)
+            assert 0 < scores.value_chance < 1
         assert namer.pictures == valid[name].pictures
-        for key in ("accuracy", "chance", "macro_f1", "calibration_error", "coverage"):
+        for key in tagging.METRICS:
             found = getattr(evaluation.naming[name], key)
             assert evaluation.metrics[f"test/tag_{key}/{name}"] == found or math.isnan(found)
     known = [one.accuracy for one in evaluation.naming.values()]
