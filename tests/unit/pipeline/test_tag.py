@@ -127,7 +127,7 @@ def test_prototypes_and_scores_agree_with_plain_loops(model: tuple, made: tuple,
         assert namer.pictures == valid[name].pictures
         for key in tagging.METRICS:
             found = getattr(evaluation.naming[name], key)
-            assert evaluation.metrics[f"test/tag_{key}/{name}"] == found or math.isnan(found)
+            assert math.isnan(found) or evaluation.metrics[f"test/tag_{key}/{name}"] == found
     known = [one.accuracy for one in evaluation.naming.values()]
     assert evaluation.metrics["test/tag_accuracy"] == pytest.approx(np.mean(known))
     title, header, rows = naming_table(evaluation)
