@@ -147,7 +147,7 @@ def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: 
     )
     show_evaluation(evaluation)
     if not evaluation.naming:
-        without = "has no prototypes" if not tagger else "has prototypes of other values than the dataset"
-        say(f"note: the model {without}, so no values were named; `agman tag MODEL --data OUT` makes some")
+        fitting = " of this dataset's values" if tagger else ""
+        say(f"note: no values were named, since the model has no prototypes{fitting}; `agman tag --data` makes some")
     emit(evaluation.metrics, as_json)  # before logging, because the store may not answer
     log_evaluation(evaluation, description, dataset)

@@ -24,8 +24,11 @@ from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 
-A_VALUE, CALIBRATION = 100, 2_000
-"""Most training pictures of a value that make its prototype, and most validation pictures of an attribute."""
+A_VALUE, FEWEST, LABELS = 100, 10, 10_000
+"""Most training pictures of a value; if they are more than LABELS in all, fewer, but at least FEWEST (docs/tagging.md
+has what 20 do)."""
+CALIBRATION = 1_000
+"""Most validation pictures of an attribute."""
 METRICS = (
     "accuracy",
     "chance",
@@ -170,8 +173,8 @@ def make_tagger(
     """Make the prototypes of a model from the training split, calibrate them on the validation split, and score them.
 
     The validation scores are optimistic, because temperature and thresholds are from there; there are none without a
-    validation split. At most A_VALUE pictures of a value and CALIBRATION of an attribute are embedded, the same ones
-    every time. Raises InputError if the training split has no labels, or the embeddings are not finite.
+    validation split. Of many labels only some are used, the same ones every time. Raises InputError if the training
+    split has no labels, or the embeddings are not finite.
 
     Args:
         model: model, as `pipeline.registry.loading.load` returns it.
@@ -179,7 +182,9 @@ def make_tagger(
         dataset: dataset with the attributes of the model.
         options: as for `embed_labels`.
     """
-    train = embed_labels(model, config, dataset, "train", most={"value": A_VALUE}, **options)
+    n_values = sum(len(attribute.values) for attribute in dataset.info.attributes)
+    a_value = min(A_VALUE, max(FEWEST, LABELS // n_values))
+    train = embed_labels(model, config, dataset, "train", most={"value": a_value}, **options)
     valid = None
     if (dataset.labels["split"] == "valid").any():
         valid = embed_labels(model, config, dataset, "valid", most={"attribute": CALIBRATION}, **options)

@@ -42,13 +42,15 @@ class DatasetRows:
         for label in self._labels.filter(pc.is_in(self._labels["image_id"], wanted)).to_pylist():
             attribute = self._info.attributes[label["attribute"]]
             values[label["image_id"]].setdefault(attribute.name, []).append(attribute.values[label["value"]])
-        images = self._images.filter(pc.is_in(self._images["image_id"], wanted)).to_pylist()
         return {
-            image["image_id"]: Described(
-                image["path"], {name: ", ".join(each) for name, each in values[image["image_id"]].items()}
-            )
-            for image in images
+            image: Described(path, {name: ", ".join(each) for name, each in values[image].items()})
+            for image, path in self.paths(image_ids).items()
         }
+
+    def paths(self, image_ids: Sequence[int]) -> dict[int, str]:
+        """Return the files of these images, relative to the folder that was prepared."""
+        found = self._images.filter(pc.is_in(self._images["image_id"], pa.array(image_ids, pa.int64())))
+        return dict(zip(found["image_id"].to_pylist(), found["path"].to_pylist(), strict=True))
 
     def image_of(self, path: Path) -> int | None:
         """Return the image whose file is `path`: the one whose relative path, folders included, is its end."""

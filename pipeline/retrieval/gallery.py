@@ -209,6 +209,12 @@ class Gallery:
         """Return the embeddings of a row under every attribute, float32 N×D."""
         return np.stack([matrix[row] for matrix in self._vectors])
 
+    def names(self, start: int, stop: int) -> list[str]:
+        """Return the names of consecutive rows; for image ids, their files, if the prepared dataset is still there."""
+        images = [*self.images[start:stop]]
+        known = self._dataset.paths([*map(int, images)]) if self._dataset else {}
+        return [known.get(int(image), image) for image in images] if known else images
+
     def block(self, start: int, stop: int) -> np.ndarray:
         """Return the embeddings of consecutive rows under every attribute, float32 R×N×D."""
         return np.stack([matrix[start:stop] for matrix in self._vectors], axis=1)

@@ -210,10 +210,9 @@ Batch = tuple[Sequence[str], np.ndarray, pa.Table]
 def _of_gallery(gallery: Gallery, progress: Progress) -> Iterator[Batch]:
     advance = progress("pictures tagged", len(gallery))
     for start in range(0, len(gallery), BLOCK):
-        rows = range(start, min(start + BLOCK, len(gallery)))
-        names = [one.path for one in gallery.describe(rows)]
-        yield names, gallery.block(rows.start, rows.stop), REJECTS.empty_table()
-        advance(len(rows))
+        names = gallery.names(start, start + BLOCK)
+        yield names, gallery.block(start, start + BLOCK), REJECTS.empty_table()
+        advance(len(names))
 
 
 def _of_source(source: Source | None, embedder: Embedder, progress: Progress) -> Iterator[Batch]:
@@ -231,8 +230,8 @@ def _of_source(source: Source | None, embedder: Embedder, progress: Progress) ->
         detail = pa.array(details, pa.string())
         names = batch.filter(detail.is_null())["image"].to_pylist()
         if dataset:
-            paths = dataset.describe([int(name) for name in names])
-            names = [paths[int(name)].path if int(name) in paths else name for name in names]
+            paths = dataset.paths([*map(int, names)])
+            names = [paths.get(int(name), name) for name in names]
         yield names, embeddings, batch.append_column("detail", detail).filter(detail.is_valid()).cast(REJECTS)
         advance(len(batch))
 
