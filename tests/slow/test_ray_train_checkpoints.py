@@ -78,15 +78,10 @@ def test_complete_checkpoints_of_a_killed_worker_are_forgotten(tmp_path: Path) -
     assert len(list((tmp_path / "run").glob("checkpoint_*"))) > 1, "the forgotten ones are never removed"
 
 
-@pytest.mark.parametrize("broken", ["half written", "checkpoint gone"])
-def test_a_training_whose_record_is_torn_or_out_of_date_cannot_go_on(tmp_path: Path, broken: str) -> None:
-    """Ray writes its record in place, and refuses a folder in which a recorded checkpoint is missing."""
+def test_a_training_whose_record_is_torn_cannot_go_on(tmp_path: Path) -> None:
+    """Ray writes its record in place, so a kill in the middle leaves half of it."""
     trainer(tmp_path).fit()
     record = tmp_path / "run" / "checkpoint_manager_snapshot.json"
-    if broken == "half written":
-        record.write_text(record.read_text()[:100])
-    else:
-        for folder in (tmp_path / "run").glob("checkpoint_*"):
-            folder.rename(tmp_path / folder.name)
+    record.write_text(record.read_text()[:100])
     with pytest.raises(Exception, match="CheckpointManager|snapshot"):
         trainer(tmp_path).fit()
