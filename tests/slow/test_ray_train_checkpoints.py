@@ -83,5 +83,5 @@ def test_a_training_whose_record_is_torn_cannot_go_on(tmp_path: Path) -> None:
     trainer(tmp_path).fit()
     record = tmp_path / "run" / "checkpoint_manager_snapshot.json"
     record.write_text(record.read_text()[:100])
-    with pytest.raises(Exception, match="CheckpointManager|snapshot"):
+    with pytest.raises(Exception, match=r"CheckpointManager|snapshot"):
         trainer(tmp_path).fit()
