@@ -86,14 +86,17 @@ def test_embeddings_logits_and_maps(images, name, options):
     assert_equal(maps.sum((1, 2)), torch.ones(5, dtype=torch.float64))
 
 
-NETWORKS = ("tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224", "resnet18")
+NETWORKS = ("tf_efficientnet_lite0", "convnext_atto", "resnet18", "vit_tiny_patch16_224")
 TOGETHER = [("agman", backbone, stride) for backbone in NETWORKS for stride in (16, 32)] + [
-    (name, backbone, (16, 32)[(row + column) % 2])
-    for row, name in enumerate(name for name in agman.MODELS if name != "agman")
-    for column, backbone in enumerate(NETWORKS)
+    case
+    for number, name in enumerate(name for name in agman.MODELS if name != "agman")
+    for case in (
+        (name, NETWORKS[number % 3], (16, 32)[number % 2]),
+        (name, NETWORKS[3], (32, 16)[number % 2]),
+    )
 ]
 """AG-MAN, which alone takes a feature from behind the map, with every network at both strides. The others see only a
-map and its width: every model with every network, and with both strides."""
+map and its width: each at both strides, with a transformer and with one of the convolutional networks."""
 
 
 @pytest.mark.parametrize(("name", "backbone", "stride"), TOGETHER)

@@ -21,9 +21,7 @@ TRUE = {0: 0.5, 1: 0.55, 2: 0.61, 3: 0.69}
 
 def searched(folder: Path, scores: list[float] = SCORES) -> StudyRecord:
     folder.mkdir(exist_ok=True)
-    record = StudyRecord(
-        folder / "study.db", "search", found("margins"), Plan("margins", {"epochs": 1, "seed": 7})
-    )
+    record = StudyRecord(folder / "study.db", "search", found("margins"), Plan("margins", {"epochs": 1, "seed": 7}))
     record.note_chance(0.1)
     for score in scores:
         trial = record.ask()
