@@ -39,7 +39,7 @@ CONFIG = make_config(
         "seed": 11,
     }
 )
-TRIALS = 4
+TRIALS = 3
 
 
 def space(define: Any, **start: Any) -> Space:
