@@ -91,8 +91,8 @@ TOGETHER = [("agman", backbone, stride) for backbone in NETWORKS for stride in (
     case
     for number, name in enumerate(name for name in agman.MODELS if name != "agman")
     for case in (
-        (name, NETWORKS[number % 3], (16, 32)[number % 2]),
-        (name, NETWORKS[3], (32, 16)[number % 2]),
+        (name, NETWORKS[number % 3], (32, 16)[number % 2]),
+        (name, NETWORKS[3], (16, 32)[number % 2]),
     )
 ]
 """AG-MAN, which alone takes a feature from behind the map, with every network at both strides. The others see only a

@@ -180,12 +180,15 @@ def test_a_decision_that_a_killed_driver_did_not_note_is_made_again(
     assert dict(driver.record[trial.number].history)[1] == 0.0, "what was reported first"
 
 
-def test_studies_of_two_objectives_have_every_sampler_and_stop_nothing(tmp_path: Path) -> None:
+def test_studies_of_two_objectives_have_every_sampler_and_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "sampler_of", partial(sampler_of, startup_trials=2))
     for search in SEARCHES:
         (tmp_path / search).mkdir()
         of = plan(search=search, scheduler="none", against=("embedding_dim",))
         record = opened(tmp_path / search, of)
-        for number in range(12):
+        for number in range(6):
             trial = record.ask()
             record.epoch(trial.number, 1, 0.01 * number)
             assert not record.why_stopped(trial.number)
