@@ -36,6 +36,7 @@ CONFIG = make_config(
         "epochs": 3,
         "max_triplets": 12,
         "precision": "fp32",
+        "threads": 1,
         "seed": 11,
     }
 )
