@@ -29,7 +29,7 @@ test-unit: $(READY)  ## neither Ray nor MLflow nor a browser
 	OMP_NUM_THREADS=1 $(PYTEST) tests/unit --numprocesses 2
 
 test-integration: $(READY) browser  ## Ray, MLflow on sqlite, Chromium
-	$(PYTEST) tests/integration --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST) tests/integration --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)  ## minutes each: trainings, searches and preparations that are killed, clusters of several nodes
 	$(PYTEST) -m slow tests
