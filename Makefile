@@ -4,15 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
+TESTED := --constraint constraints.txt
 
-.PHONY: install browser demo test test-unit test-integration test-slow test-photos cluster-test coverage check format constraints clean
+.PHONY: install browser demo test test-unit test-integration test-slow test-photos test-latest cluster-test coverage check format constraints clean
 
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet $(TESTED) --editable ".[dev]"
 	touch $@
 
 demo: $(READY)  ## sample -> prep -> train -> tune -> evaluate -> register -> report.html
@@ -28,13 +29,16 @@ test-unit: $(READY)  ## neither Ray nor MLflow nor a browser
 	OMP_NUM_THREADS=1 $(PYTEST) tests/unit --numprocesses 2
 
 test-integration: $(READY) browser  ## Ray, MLflow on sqlite, Chromium
-	$(PYTEST) tests/integration --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST) tests/integration --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)  ## minutes each: trainings, searches and preparations that are killed, clusters of several nodes
 	$(PYTEST) -m slow tests
 
 test-photos: $(READY)  ## the commands of docs/photographs.md; AGMAN_PHOTOS names the folder of the photographs
 	$(PYTEST) -rs tests/photos
+
+test-latest:  ## Ray, MLflow and the rest in the newest versions that install, in an environment of their own
+	$(MAKE) test-integration VENV=.venv-latest TESTED=
 
 cluster-test: $(READY)  ## a cluster that grows and shrinks; ray up to ray down on three hosts of namespaces, as root
 	$(BIN)/python cluster/test_autoscaling.py

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,7 +139,9 @@ def _nearest(name: str) -> list[str]:
     return difflib.get_close_matches(name, known, n=3, cutoff=0.0)
 
 
+@cache
 def _options(name: str) -> dict[str, Any]:
+    """Return the options of ANY_SIZE that a network takes; building one on the meta device to ask takes a second."""
     with torch.device("meta"):
         known = inspect.signature(type(timm.create_model(name))).parameters
     return {option: value for option, value in ANY_SIZE.items() if option in known}

@@ -40,10 +40,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The drawn garments, prepared."""
-    from support.datasets import prepare_small
+    from support.datasets import TINY, prepare_small
 
     out = tmp_path_factory.mktemp("prepared") / "data"
-    return prepare_small(drawn, out, name="tiny", triplets=48, seed=5)
+    return prepare_small(drawn, out, **TINY)
 
 
 @pytest.fixture

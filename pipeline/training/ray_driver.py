@@ -7,11 +7,12 @@ complete checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -78,12 +79,15 @@ def run_workers(
     workers: Workers,
     resources: dict[str, float],
     report: Callable[[dict[str, Any]], None] | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> dict[str, Any]:
     """Run the workers to their end and return the outcome: its `state`, and `step` and `epoch`, or a `message`.
 
     At the first Ctrl-C or SIGTERM they save and stop; the second raises KeyboardInterrupt. `report` is called with
-    the result that `job.at_epoch_end` makes of every epoch; an error that it raises ends the workers.
+    the result that `job.at_epoch_end` makes of every epoch; an error that it raises ends the workers. The `callbacks`
+    run in Ray Train's controller and hear of every epoch's metrics, and of workers that are lost.
     """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # an epoch's report waits until Ray has looked
     (job.path / OUTCOME).delete()
     with (
         _signals() as stop,
@@ -103,6 +107,7 @@ def run_workers(
                 storage_path=scratch,  # for Ray's own state; checkpoints are in the training's folder
                 failure_config=ray.train.FailureConfig(max_failures=-1),  # the board counts restarts without progress
                 worker_runtime_env=ONE_HEAP,
+                callbacks=list(callbacks),
             ),
         )
 
@@ -237,7 +242,10 @@ def _train(job: TrainJob, board: ActorHandle, worker: WorkerContext) -> dict[str
     if latest := _agreed(worker, kept.latest):
         with kept.opened(latest) as folder:
             training.load(folder)
-    ending, unlogged = _lead(training, kept, job, board) if worker.rank == 0 else (training.run(), [])
+    if worker.rank == 0:
+        ending, unlogged = _lead(training, kept, job, board)
+    else:
+        ending, unlogged = training.run(epoch_end=_report), []
     state = FINISHED if ending == "finished" else STOPPED
     return {
         "state": state,
@@ -246,6 +254,14 @@ def _train(job: TrainJob, board: ActorHandle, worker: WorkerContext) -> dict[str
         WARNING: training.signs,
         UNLOGGED: unlogged,
     }
+
+
+def _report(end: EpochEnd) -> None:
+    """Tell Ray Train an epoch's metrics, on every worker; they are sent in the background."""
+    ray.train.report(
+        end.metrics | {"epoch": end.epoch, "step": end.step},
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+    )
 
 
 def _check_shared(job: TrainJob, worker: WorkerContext) -> None:
@@ -267,6 +283,7 @@ def _lead(training: Training, kept: Checkpoints, job: TrainJob, board: ActorHand
     told: list[str] = []
 
     def epoch_end(end: EpochEnd) -> None:
+        _report(end)
         if end.warning and not told:
             told.append(f"warning: epoch {end.epoch}: {end.warning}; {REMEDY}")
             board.tell.remote(told[0])
@@ -285,12 +302,16 @@ def _lead_trial(training: Training, kept: Checkpoints, job: TrainJob, board: Act
         while ray.get(board.waits.remote()):
             time.sleep(0.05)
 
+    def epoch_end(end: EpochEnd) -> None:
+        _report(end)
+        tell(end.metrics)
+
     latest = kept.latest()
     if latest and not training.step_in_epoch:  # the driver may not have got this epoch's result
         tell(latest.metrics)
     saver = Saver(kept, job.config.checkpoint_every, start=training.step)
     try:
-        return training.run(saver=saver, epoch_end=lambda end: tell(end.metrics), **run)
+        return training.run(saver=saver, epoch_end=epoch_end, **run)
     finally:
         saver.finish()
 

@@ -7,11 +7,13 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from ray.train import UserCallback
 
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
@@ -75,6 +77,7 @@ def train(
     name: str | None = None,
     fresh: bool = False,
     parent: tracking.Run | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> Trained:
     """Train on `workers` DDP workers, and register the best checkpoint.
 
@@ -84,6 +87,9 @@ def train(
 
     With a `parent`, the run of the study or comparison that the training belongs to, the model is not registered,
     since the parent decides that; a finished training is then returned as it is.
+
+    `callbacks` are Ray Train's: their `after_report` is called with every epoch's metrics on every worker, their
+    `after_exception` when workers are lost. They run in Ray Train's controller, another process than this one.
 
     Raises InputError for what a user can correct, JobFailed, and KeyboardInterrupt after Ctrl-C or SIGTERM, when the
     state is saved.
@@ -128,7 +134,7 @@ def train(
             steps = steps_of(config, dataset, config.micro_batches or least)
             job = TrainJob(dataset.storage, config, path, tracking.Run(run.uri, run.run_id), steps)
             resources = {"CPU": float(cpus), "GPU": float(use_gpu)}
-            outcome = run_workers(job, f"training {label}", (least, most), resources)
+            outcome = run_workers(job, f"training {label}", (least, most), resources, callbacks=callbacks)
         if outcome["state"] == STOPPED:
             where = f"saved at step {outcome['step']:,}" if outcome["step"] else "before the first step was saved"
             raise KeyboardInterrupt(f"{where}; the same command continues")

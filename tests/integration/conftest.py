@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
+import ray
 from support.trainings import command, longer, undisturbed  # noqa: F401
 
 from data_prep.cluster import ray_session
@@ -22,5 +25,9 @@ def ray_started() -> Iterator[None]:
     ):
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        with ray_session():
+        with ExitStack() as session:
+            with pytest.MonkeyPatch.context() as start:
+                # The dashboard is ten processes that no test here looks at. Commands in processes of their own have it.
+                start.setattr(ray, "init", partial(ray.init, include_dashboard=False))
+                session.enter_context(ray_session())
             yield

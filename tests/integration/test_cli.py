@@ -98,7 +98,7 @@ def test_ctrl_c_saves_the_training_and_ends_its_run(agman_here: Agman, dataset: 
             os.kill(os.getpid(), signal.SIGINT)
 
     over, thread = threading.Event(), threading.Thread(target=interrupt)
-    settings = ["backbone=tiny", "embedding_dim=16", "epochs=10000", "checkpoint_every=1000000"]
+    settings = ["backbone=tiny", "embedding_dim=16", "epochs=10000", "checkpoint_every=1000000", "threads=1"]
     thread.start()
     try:
         done = agman_here("train", "--data", dataset.path, *settings)

@@ -21,9 +21,11 @@ SMALLER = {
     r"--(image-|)size \d+": r"--\1size 32",
     r"--triplets \d+": "--triplets 64",
     r"\bepochs=\d+": "epochs=1",
+    r"--workers \d+": "--workers 1",
+    r"--trials \d+": "--trials 1 --repeats 0",
     r"--preset strong": "--preset strong backbone=tiny weights=none batch_size=96 threads=1",
 }
-"""Smaller numbers for the quick walk."""
+"""Smaller numbers for the quick walk. Each training starts processes, which is what takes the time."""
 
 
 def test_the_walk_through_runs_with_smaller_numbers(agman_here: Agman, tmp_path: Path) -> None:

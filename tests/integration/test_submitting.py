@@ -85,17 +85,11 @@ def test_a_command_runs_on_the_cluster_and_its_log_is_followed(head: str, tmp_pa
     assert len(list(made.rglob("*.jpg"))) == 9
 
 
-def test_the_exit_code_of_the_command_is_returned(head: str, tmp_path: Path) -> None:
-    done = submit("--address", head, "--", "prep", "fashionai", "--root", tmp_path / "no", "--out", "x")
-    assert done.code == 2
-    assert "no: no such folder" in done.out
-
-
 def client(head: str) -> JobSubmissionClient:
     return JobSubmissionClient(head, headers={"Authorization": f"Bearer {TOKEN}"})
 
 
-def test_files_and_variables_are_sent_with_the_command(head: str, tmp_path: Path) -> None:
+def test_files_and_variables_are_sent_with_the_command_and_its_exit_code_is_returned(head: str, tmp_path: Path) -> None:
     """The command uses the variable; its value appears in nothing that is printed or listed."""
     (tmp_path / "up").mkdir()
     (tmp_path / "up" / "marker").write_text("here")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from ray.train import UserCallback
 
 import agman
 from data_prep.dataset import Dataset, ImageStore
@@ -51,7 +52,12 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 
 @pytest.fixture(scope="module")
 def two_workers(ray_started: None, store: Path, dataset: Dataset) -> Trained:
-    return train(dataset, CONFIG, workers=2, storage=store / "runs", name="two")
+    class Written(UserCallback):  # a local class, which is sent to Ray Train's controller as it is
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            with (store / "reported.jsonl").open("a") as file:
+                print(json.dumps(metrics), file=file)
+
+    return train(dataset, CONFIG, workers=2, storage=store / "runs", name="two", callbacks=[Written()])
 
 
 def folder_of(trained: Trained) -> Path:
@@ -80,6 +86,12 @@ def test_two_ddp_workers_give_the_weights_of_one_process(
     assert largest_difference(kept.state_dict(), expected.state_dict()) <= 1e-6
     assert two_workers.metrics["train/loss"] == pytest.approx(ends[epoch - 1].metrics["train/loss"], abs=1e-6)
     assert two_workers.metrics["valid/map"] == pytest.approx(ends[epoch - 1].metrics["valid/map"], abs=1e-6)
+
+
+def test_callbacks_of_ray_train_hear_of_every_epoch_on_every_worker(two_workers: Trained, store: Path) -> None:
+    epochs = [json.loads(line) for line in (store / "reported.jsonl").read_text().splitlines()]
+    assert [[(each["epoch"], each["step"]) for each in reports] for reports in epochs] == [[(1, 4)] * 2, [(2, 8)] * 2]
+    assert two_workers.metrics.items() <= max(epochs, key=lambda reports: reports[0]["valid/map"])[0].items()
 
 
 def test_the_run_is_in_mlflow_with_its_configuration_and_metrics(two_workers: Trained, dataset: Dataset) -> None:

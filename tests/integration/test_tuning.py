@@ -36,10 +36,11 @@ CONFIG = make_config(
         "epochs": 3,
         "max_triplets": 12,
         "precision": "fp32",
+        "threads": 1,
         "seed": 11,
     }
 )
-TRIALS = 4
+TRIALS = 3
 
 
 def space(define: Any, **start: Any) -> Space:

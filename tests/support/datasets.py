@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from data_prep.annotation import Row, frame_of
@@ -16,10 +18,13 @@ from data_prep.dataset import Dataset
 from data_prep.layouts.asen_split import assign_splits
 from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.prepare import prepare
+from data_prep.synthetic import samples
 from data_prep.synthetic.samples import sample
 from data_prep.synthetic.writers import write_split_files
 
 SIZE = 32
+TINY = {"name": "tiny", "triplets": 48, "seed": 5}
+"""Options with which most tests' dataset is prepared."""
 NECKS = ("ynnnn", "nynnn", "nnynn", "nnnyn", "nnnny")
 
 
@@ -42,6 +47,13 @@ def prepare_small(root: Path, out: str | Path, **options: object) -> Dataset:
     options = {"triplets": 20, "epochs": 2, "image_size": SIZE} | options
     prepare("fashionai", root, out, **options)  # type: ignore[arg-type]
     return Dataset(out)
+
+
+def sample_here(layout: str, out: Path, **options: object) -> samples.Sampled:
+    """Draw a dataset in this process: to start others takes longer than to draw a hundred pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "ProcessPoolExecutor", lambda *given, **named: ThreadPoolExecutor(1))
+        return sample(layout, out, **options)  # type: ignore[arg-type]
 
 
 def make_images(root: Path, count: int) -> pd.DataFrame:

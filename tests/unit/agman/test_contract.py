@@ -86,9 +86,20 @@ def test_embeddings_logits_and_maps(images, name, options):
     assert_equal(maps.sum((1, 2)), torch.ones(5, dtype=torch.float64))
 
 
-@every_model
-@pytest.mark.parametrize("stride", [16, 32])
-@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224", "resnet18"])
+NETWORKS = ("tf_efficientnet_lite0", "convnext_atto", "resnet18", "vit_tiny_patch16_224")
+TOGETHER = [("agman", backbone, stride) for backbone in NETWORKS for stride in (16, 32)] + [
+    case
+    for number, name in enumerate(name for name in agman.MODELS if name != "agman")
+    for case in (
+        (name, NETWORKS[number % 3], (32, 16)[number % 2]),
+        (name, NETWORKS[3], (16, 32)[number % 2]),
+    )
+]
+"""AG-MAN, which alone takes a feature from behind the map, with every network at both strides. The others see only a
+map and its width: each at both strides, with a transformer and with one of the convolutional networks."""
+
+
+@pytest.mark.parametrize(("name", "backbone", "stride"), TOGETHER)
 def test_every_model_works_on_every_kind_of_network(name, backbone, stride):
     """Embeddings, maps, logits, gradients of all that is learned, and the same network again from its description."""
     model = new_model(name, backbone=backbone, stride=stride)

@@ -22,6 +22,8 @@ from agman.stepping import NonFiniteLoss
 
 def on_processes(count, functions, folder):
     """Call each of `functions` with its rank in every process; return name -> the results in the order of ranks."""
+    # The server of the forks imports once what all processes of these tests need; they are forked without importing.
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     arguments = (count, functions, str(folder))
     multiprocessing.start_processes(_process, args=arguments, nprocs=count, start_method="forkserver")
     results = [torch.load(folder / f"result{rank}.pt") for rank in range(count)]

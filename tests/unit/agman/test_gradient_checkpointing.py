@@ -1,5 +1,8 @@
 """Gradient checkpointing: the same step, with some of the activations computed twice."""
 
+from copy import deepcopy
+from functools import cache
+
 import pytest
 import torch
 
@@ -34,10 +37,16 @@ def labels(images, bounds):
     )
 
 
+@cache
+def built(name):
+    torch.manual_seed(1)
+    return agman.build(n_attributes=3, embedding_dim=11, backbone=name)
+
+
 def train(name, batch, bounds, checkpointing):
     """Make two steps; return what was learned, batch norm's statistics included, and the passes of the last stage."""
+    model = deepcopy(built(name))
     torch.manual_seed(1)
-    model = agman.build(n_attributes=3, embedding_dim=11, backbone=name)
     objective = agman.TripletObjective(model) if batch is triplets else agman.LabelObjective(model, "semi_hard_triplet")
     backbone, passes = objective.double().model.backbone, []
     if checkpointing:
@@ -50,8 +59,17 @@ def train(name, batch, bounds, checkpointing):
     return objective.state_dict(), len(passes)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("batch", "bounds"), [(triplets, ()), (triplets, (0, 2, 4)), (labels, (0, 2, 4))])
+@pytest.mark.parametrize(
+    ("name", "batch", "bounds"),
+    [
+        # the one with batch norm, whose statistics a second pass must not see again
+        ("tf_efficientnet_lite0", triplets, ()),
+        ("tf_efficientnet_lite0", triplets, (0, 2, 4)),
+        ("tf_efficientnet_lite0", labels, (0, 2, 4)),
+        ("convnext_atto", triplets, (0, 2, 4)),
+        ("vit_tiny_patch16_224", labels, (0, 2, 4)),
+    ],
+)
 def test_a_training_learns_the_same(name, batch, bounds):
     plain, once = train(name, batch, bounds, checkpointing=False)
     again, twice = train(name, batch, bounds, checkpointing=True)
@@ -65,7 +83,7 @@ def test_fewer_activations_are_kept(name):
     """Count the bytes that autograd saves in the forward pass."""
 
     def saved(checkpointing):
-        backbone = agman.build(n_attributes=3, backbone=name, embedding_dim=11).backbone
+        backbone = deepcopy(built(name)).backbone
         if checkpointing:
             backbone.checkpoint_gradients()
         sizes = {}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.datasets import SIZE, records
+from support.datasets import SIZE, records, sample_here
 
 from data_prep.annotation import Annotation, count_reasons
 from data_prep.dataset import Dataset, ImageStore
@@ -20,7 +20,6 @@ from data_prep.layouts import deepfashion, deepfashion_matrix
 from data_prep.layouts.deepfashion import TYPE_NAMES
 from data_prep.prepare import prepare
 from data_prep.request import Request
-from data_prep.synthetic.samples import sample
 
 CLOTH = """5
 attribute_name  attribute_type
@@ -298,7 +297,7 @@ values = st.lists(st.sampled_from(["1", "0", "-1", "1", "0", "-1", "2", "-", "--
 lines = st.tuples(st.sampled_from(["img/a.jpg", "1", "-1", "b"]), values, st.sampled_from([" ", "  ", "\t", " \r"]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(rows=st.lists(lines, max_size=12), block=st.sampled_from([11, 40, 1_000_000]))
 def test_marks_are_those_of_a_plain_reader(
     rows: list[tuple[str, list[str], str]], block: int, tmp_path_factory: pytest.TempPathFactory
@@ -439,7 +438,7 @@ def test_coarse_annotation_is_preferred(coarse: Path) -> None:
 @pytest.fixture(scope="module")
 def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("garments") / "deepfashion"
-    sample("deepfashion", root, images=80, size=SIZE * 2, seed=2)
+    sample_here("deepfashion", root, images=48, size=SIZE * 2, seed=2)
     return root
 
 
@@ -495,11 +494,11 @@ def test_existing_split_files_are_drawn_as_they_are(garments: Path, tmp_path: Pa
     for file in garments.glob("*.txt"):
         shutil.copyfile(file, annotation / file.name)
     with pytest.raises(InputError, match="put Anno_coarse/list_attr_cloth"):
-        sample("deepfashion", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
+        sample_here("deepfashion", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
     for split in ("valid", "test"):
         (annotation / f"label_{split}.txt").unlink()
-    drawn = sample("deepfashion", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
-    assert drawn.images == 80
+    drawn = sample_here("deepfashion", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
+    assert drawn.images == 48
     prepare("deepfashion", tmp_path / "drawn", tmp_path / "out", triplets=30, epochs=1, image_size=SIZE)
     info = Dataset(tmp_path / "out").info
     assert info.rejects == {}
@@ -518,7 +517,7 @@ def test_options_without_their_files_are_an_error(garments: Path, coarse: Path) 
 def test_boxes_of_drawn_garments_lie_in_the_picture(garments: Path) -> None:
     lines = (garments / "Anno_coarse/list_bbox.txt").read_text().splitlines()[2:]
     boxes = np.array([line.split()[1:] for line in lines], int)
-    assert len(boxes) == 80
+    assert len(boxes) == 48
     assert (boxes >= 0).all()
     assert (boxes <= SIZE * 2).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()

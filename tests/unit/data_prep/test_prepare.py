@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from support.datasets import NECKS, SIZE, make_photographs, prepare_small, recorded
+from support.datasets import NECKS, SIZE, TINY, make_photographs, prepare_small, recorded, sample_here
 
 from data_prep import atomic, packing, tables
 from data_prep.dataset import Dataset, ImageStore
@@ -76,12 +76,10 @@ def test_labels_and_pictures_match_the_annotation(tmp_path: Path) -> None:
         assert difference < 12, "noise survives JPEG only roughly, but another picture would differ by about 60"
 
 
-def test_preparing_twice_gives_equal_tables(drawn: Path, tmp_path: Path) -> None:
-    first = prepare_small(drawn, tmp_path / "a", seed=1)
-    second = prepare_small(drawn, tmp_path / "b", seed=1)
-    other = prepare_small(drawn, tmp_path / "c", seed=2)
-    assert first.info == second.info
-    assert first.info.digest != other.info.digest
+def test_preparing_twice_gives_equal_tables(dataset: Dataset, drawn: Path, tmp_path: Path) -> None:
+    assert prepare_small(drawn, tmp_path / "again", **TINY).info == dataset.info
+    other = prepare_small(drawn, tmp_path / "other", **TINY | {"seed": 6})
+    assert other.info.digest != dataset.info.digest
 
 
 def test_bad_pictures_become_rejects(tmp_path: Path) -> None:
@@ -426,8 +424,9 @@ def test_all_labels_of_an_image_stay_in_one_split(tmp_path: Path) -> None:
 
 
 def test_sampling_again_draws_the_same_files(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        sample("fashionai", tmp_path / name, images=16, size=SIZE, seed=4)
+    """In another process, and in this one."""
+    for name, draw in (("a", sample), ("b", sample_here)):
+        draw("fashionai", tmp_path / name, images=16, size=SIZE, seed=4)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
     assert len([f for f in files if f.suffix == ".jpg"]) == 16
     for file in files:
@@ -439,7 +438,7 @@ def test_existing_annotation_is_drawn_row_for_row(tmp_path: Path) -> None:
     annotation.mkdir(parents=True)
     text = "".join(f"Images/neck_design_labels/{i}.jpg,neck_design_labels,{NECKS[i % 5]}\r\n" for i in range(50))
     (annotation / "label.csv").write_bytes(text.encode())
-    drawn = sample("fashionai", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
+    drawn = sample_here("fashionai", tmp_path / "drawn", size=SIZE, split_files=tmp_path / "annotation")
     assert drawn.images == drawn.labels == 50
     assert (tmp_path / "drawn/valid/Annotations/label.csv").read_bytes() == text.encode()
     assert prepare_small(tmp_path / "drawn", tmp_path / "out").info.images == {

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.datasets import SIZE, records
+from support.datasets import SIZE, records, sample_here
 
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
@@ -18,7 +18,6 @@ from data_prep.layouts import zappos50k
 from data_prep.layouts.whereabouts import located
 from data_prep.prepare import prepare
 from data_prep.request import Request
-from data_prep.synthetic.samples import sample
 from pipeline.config.schema import load_config
 from pipeline.training.build import check
 
@@ -196,7 +195,7 @@ def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
         zappos50k.read(Request(tmp_path))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     numbers=st.lists(st.tuples(*[st.integers(-1, 6)] * 3), max_size=30),
     cut=st.tuples(st.integers(0, 30), st.integers(0, 30)),
@@ -225,7 +224,7 @@ def test_any_lists_read_back_triplet_by_triplet(
 @pytest.fixture(scope="module")
 def shoes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shoes") / "zappos50k"
-    sample("zappos50k", root, images=100, size=SIZE, seed=2)
+    sample_here("zappos50k", root, images=100, size=SIZE, seed=2)
     return root
 
 
@@ -343,7 +342,7 @@ def test_existing_lists_are_drawn(shoes: Path, tmp_path: Path) -> None:
     lists = tmp_path / "lists"
     shutil.copytree(shoes / "tripletlists", lists / "tripletlists")
     shutil.copyfile(shoes / "filenames.json", lists / "filenames.json")
-    drawn = sample("zappos50k", tmp_path / "drawn", size=SIZE, split_files=lists)
+    drawn = sample_here("zappos50k", tmp_path / "drawn", size=SIZE, split_files=lists)
     assert drawn.images == 100
     prepare("zappos50k", tmp_path / "drawn", tmp_path / "out", image_size=SIZE)
     assert Dataset(tmp_path / "out").info.rejects == {}

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.datasets import SIZE
+from support.datasets import SIZE, sample_here
 from torch import Tensor
 
 import agman
@@ -24,7 +24,6 @@ from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
 from data_prep.storage import Storage
-from data_prep.synthetic.samples import sample
 from data_prep.triplets import Triplets
 from pipeline.config.schema import TrainConfig
 from pipeline.training.build import check, computes_in_bfloat16, resolved
@@ -346,7 +345,7 @@ def in_micro_batches(plans: list[list[dict[str, Any]]]) -> list[list[tuple[Any, 
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(count=st.integers(4, 60), batch_size=st.integers(8, 20), cuts=st.integers(4, 7), data=st.data())
 def test_every_triplet_is_used_once_in_the_same_micro_batches_on_any_number_of_workers(
     count: int, batch_size: int, cuts: int, data: st.DataObject
@@ -432,7 +431,7 @@ def test_adams_moments_keep_their_memory_order(dataset: Dataset, tmp_path: Path)
 def lists(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dataset]:
     """Shoes with CSN's triplet lists, and no values."""
     folder = tmp_path_factory.mktemp("lists")
-    sample("zappos50k", folder / "shoes", images=150, size=SIZE, seed=2)
+    sample_here("zappos50k", folder / "shoes", images=100, size=SIZE, seed=2)
     prepare("zappos50k", folder / "shoes", folder / "data", image_size=SIZE, triplets=40, epochs=1)
     yield Dataset(folder / "data")
 

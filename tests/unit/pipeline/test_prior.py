@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,9 +28,15 @@ SCORES = {0: 0.3, 1: 0.5, 2: 0.6, 3: 0.2, 4: 0.55, 5: 0.9, 6: 0.1}
 """MAP of the earlier study's trials; 5 fails after it, 6 is pruned."""
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("original") / "earlier")
+
+
 @pytest.fixture
-def earlier(tmp_path: Path) -> Path:
-    return made(tmp_path / "runs" / "earlier")
+def earlier(original: Path, tmp_path: Path) -> Path:
+    """An earlier study of this test's own: a copy, which takes no time."""
+    return Path(shutil.copytree(original, tmp_path / "runs" / "earlier"))
 
 
 def made(folder: Path, plan: Plan = PLAN, scores: dict[int, float] = SCORES) -> Path:

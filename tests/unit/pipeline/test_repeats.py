@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,13 @@ from pipeline.tuning.study import DONE, FAILED, PRUNED, Plan, StudyRecord
 
 SCORES = [0.5, 0.9, 0.6, 0.7, 0.8]
 """MAP of the trials; that of 1 was luck, and 4 is pruned."""
+found = cache(find_space)
 TRUE = {0: 0.5, 1: 0.55, 2: 0.61, 3: 0.69}
 
 
 def searched(folder: Path, scores: list[float] = SCORES) -> StudyRecord:
     folder.mkdir(exist_ok=True)
-    record = StudyRecord(
-        folder / "study.db", "search", find_space("margins"), Plan("margins", {"epochs": 1, "seed": 7})
-    )
+    record = StudyRecord(folder / "study.db", "search", found("margins"), Plan("margins", {"epochs": 1, "seed": 7}))
     record.note_chance(0.1)
     for score in scores:
         trial = record.ask()

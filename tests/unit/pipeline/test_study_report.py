@@ -32,6 +32,7 @@ from pipeline.tuning.study import (
     RUN_ID,
     SECONDS,
     front_of,
+    places_of,
     trials_in,
 )
 
@@ -74,7 +75,9 @@ def _text(texts: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def study() -> optuna.Study:
-    return made_study(61, pruned=0.9)
+    study = made_study(61, pruned=0.9)
+    study.set_user_attr(CHANCE, 0.2272)
+    return study
 
 
 @pytest.fixture(scope="module")
@@ -175,11 +178,7 @@ def test_the_charts_have_every_scored_trial(study: optuna.Study, html: Html) -> 
     assert bars["y"][-1] == "lr" and bars["x"][-1] > 0.5 and sum(bars["x"]) == pytest.approx(1)
 
 
-def test_chance_stands_beside_the_best(tmp_path: Path) -> None:
-    study = made_study(9)
-    study.set_user_attr(CHANCE, 0.2272)
-    write_study_report(study, tmp_path / "report", FACTS)
-    html = Html(tmp_path / "report" / "report.html")
+def test_chance_stands_beside_the_best(html: Html) -> None:
     assert any("(chance 22.72)" in text for text in html.texts("h3"))
     assert ("chance MAP × 100", "chance MAP × 10022.72") in html.having("data-tile")
 
@@ -252,6 +251,11 @@ def test_the_front_is_optunas() -> None:
     assert {trial.number for trial in front_of(trials_in(study))} == {trial.number for trial in study.best_trials}
 
 
+BENT = [(0.5, 9.0, 512), (0.48, 4.0, 128), (0.2, 3.0, 64), (0.1, 9.0, 512)]
+STRAIGHT = [(0.5, 9.0), (0.3, 8.0), (0.2, 3.0)]
+"""Bends the other way."""
+
+
 @pytest.mark.parametrize(
     ("values", "places"),
     [
@@ -260,20 +264,26 @@ def test_the_front_is_optunas() -> None:
             [(0.5, 9.0), (0.48, 4.0), (0.3, 3.5), (0.2, 3.0), (0.1, 9.0)],
             ["front", "front, knee", "front", "front", None],
         ),
-        ([(0.5, 9.0), (0.3, 8.0), (0.2, 3.0)], ["front", "front", "front"]),  # bends the other way
+        (STRAIGHT, ["front", "front", "front"]),
         ([(0.5, 9.0), (0.2, 3.0)], ["front", "front"]),
-        ([(0.5, 9.0, 512), (0.48, 4.0, 128), (0.2, 3.0, 64), (0.1, 9.0, 512)], ["front", "front, knee", "front", None]),
+        (BENT, ["front", "front, knee", "front", None]),
     ],
 )
-def test_the_knee_is_marked_on_the_page_and_in_the_table(
-    values: list[tuple[float, ...]], places: list[str | None], tmp_path: Path
-) -> None:
-    write_study_report(of_values(*values), tmp_path / "report", {})
-    assert pq.read_table(tmp_path / "report" / "trials.parquet")["front"].to_pylist() == places
+def test_the_knee_is_where_the_front_bends(values: list[tuple[float, ...]], places: list[str | None]) -> None:
+    trials = trials_in(of_values(*values))
+    assert [places_of(trials).get(trial.number) for trial in trials] == places
+
+
+@pytest.mark.parametrize("values", [BENT, STRAIGHT])
+def test_the_knee_is_marked_on_the_page_and_in_the_table(values: list[tuple[float, ...]], tmp_path: Path) -> None:
+    study = of_values(*values)
+    places = places_of(trials_in(study))
+    write_study_report(study, tmp_path / "report", {})
+    column = pq.read_table(tmp_path / "report" / "trials.parquet")["front"].to_pylist()
+    assert column == [places.get(number) for number in range(len(values))]
     marked = [text for text in Html(tmp_path / "report" / "report.html").texts("h3") if text.endswith("(knee)")]
-    assert [text.startswith("Trial 1: ") and "latency ms 4" in text for text in marked] == [True] * places.count(
-        "front, knee"
-    )
+    knees = list(places.values()).count("front, knee")
+    assert [text.startswith("Trial 1: ") and "latency ms 4" in text for text in marked] == [True] * knees
     assert (tmp_path / "report" / "pareto.png").is_file()
 
 
