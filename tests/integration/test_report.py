@@ -302,10 +302,10 @@ def test_the_attention_on_the_page_is_the_evaluations(report: Report, page: Elem
 
 def test_values_that_were_named_have_a_table_beside_chance(report: Report, page: Element, store: Path) -> None:
     assert page.find(".//table[@id='naming-table']") is None  # the model has no prototypes
-    scores = {"skirt_length": NamingScores(120, 0.75, 0.5, 0.625, 0.03, float("nan"), 0.0)}
+    scores = {"skirt_length": NamingScores(120, 0.75, 0.5, 0.625, 0.03, float("nan"), 0.0, 0.8, 0.4)}
     metrics = {f"test/{name}": value for name, value in naming_metrics(scores).items()}
     named = replace(report.evaluation, naming=scores, metrics=report.evaluation.metrics | metrics)
     write_report(str(report.checkpoint), report.dataset, store / "named.html", evaluation=named)
     rows = read_page(store / "named.html").findall(".//table[@id='naming-table']/tbody/tr")
     assert [texts(row, "th")[0] for row in rows] == ["skirt length", "mean"]
-    assert texts(rows[0], "td") == ["75.0", "50.0", "62.5", "3.0", "", "0.0", "120"]
+    assert texts(rows[0], "td") == ["75.0", "50.0", "62.5", "3.0", "", "0.0", "80.0", "40.0", "120"]

@@ -103,10 +103,10 @@ def test_a_silent_store_loses_neither_training_nor_points_and_the_same_command_t
     trained: list[dict[str, Any]] = []
     away = out_of_order(tracking_store, "runs")
 
-    def in_silence(*arguments: Any) -> dict[str, Any]:
+    def in_silence(*arguments: Any, **options: Any) -> dict[str, Any]:
         if not trained:
             away.__enter__()
-        trained.append(run_workers(*arguments))
+        trained.append(run_workers(*arguments, **options))
         return trained[-1]
 
     monkeypatch.setattr("pipeline.training.train.run_workers", in_silence)
