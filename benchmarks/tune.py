@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.util.state import list_placement_groups
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.common import SMALL, descendants, drawn_dataset, table, write_table
 from benchmarks.train import SAME_PRIORITY
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
+from data_prep.storage import Storage
 from pipeline.common.console import say
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.reports.study.page import write_study_report
@@ -73,6 +76,25 @@ def plain(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) ->
     return time.perf_counter() - started, trained
 
 
+def plain_at_once(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) -> tuple[float, float]:
+    """Run CONCURRENT plain loops at once, each with its part of the trials: what these cores can do at most."""
+    together = torch.multiprocessing.get_context("spawn").Barrier(CONCURRENT)
+    arguments = (together, dataset.storage, folder, settings, trials // CONCURRENT)
+    spawn(_part, args=arguments, nprocs=CONCURRENT)
+    parts = [torch.load(folder / f"part-{rank}.pt") for rank in range(CONCURRENT)]
+    return max(seconds for seconds, _ in parts), sum(trained for _, trained in parts)
+
+
+def _part(rank: int, together: Any, data: Storage, folder: Path, settings: TrainConfig, trials: int) -> None:
+    torch.set_num_threads(1)
+    own = folder / f"part-{rank}"
+    own.mkdir()
+    plain(Dataset(data), own, settings, 1)  # memory and caches are warm then, as in Ray's processes
+    (own / "plain.db").unlink()
+    together.wait()
+    torch.save(plain(Dataset(data), own, settings, trials), folder / f"part-{rank}.pt")
+
+
 def against_a_plain_loop(dataset: Dataset, folder: Path) -> list[list[str]]:
     """Return the rows of the comparison with a plain loop."""
     settings = config(EPOCHS, TRIPLETS)
@@ -84,14 +106,17 @@ def against_a_plain_loop(dataset: Dataset, folder: Path) -> list[list[str]]:
     trained = sum(trial.seconds for trial in study.trials)
     overhead = (CONCURRENT * seconds - trained) / TRIALS
     say(f"overhead {overhead:.2f} s a trial")
+    most, trained_at_once = plain_at_once(dataset, folder, settings, TRIALS)
     ways = (
         ("plain Optuna loop", alone, trained_alone, ""),
+        (f"{CONCURRENT} plain loops at once, nothing shared", most, trained_at_once, ""),
         (f"agman tune, {CONCURRENT} at a time", seconds, trained, f"{overhead:.2f}"),
     )
-    return [
-        [name, f"{all_of:.1f}", f"{60 * TRIALS / all_of:.1f}", f"{part / TRIALS:.2f}", more, f"{alone / all_of:.2f}"]
-        for name, all_of, part, more in ways
-    ]
+    rows = []
+    for name, all_of, part, more in ways:
+        rates = [f"{all_of:.1f}", f"{60 * TRIALS / all_of:.1f}", f"{part / TRIALS:.2f}", more]
+        rows.append([name, *rates, f"{alone / all_of:.2f}", f"{most / all_of:.2f}"])
+    return rows
 
 
 @dataclass(frozen=True)
@@ -144,11 +169,12 @@ def main() -> None:
         loops = against_a_plain_loop(dataset, folder)
         held = many(dataset, folder)
     held.insert(0, ["0", "", *map(str, (before.processes, before.files, before.groups)), f"{before.mib:.0f}"])
-    header = ["way", "s", "trials/min", "s of training a trial", "overhead, s a trial", "speed"]
+    header = ["way", "s", "trials/min", "s of training a trial", "overhead, s a trial", "speed", "of the ceiling"]
     notes = "\n".join(
         [
             f"{TRIALS} trials of {EPOCHS} epochs of {TRIPLETS} triplets each; overhead: {CONCURRENT} × the seconds, "
-            "minus the seconds that trials were training, per trial. The plain loop calls the same training function.",
+            "minus the seconds that trials were training, per trial. The plain loop calls the same training function. "
+            f"Ceiling: {CONCURRENT} plain loops at once.",
             "",
             f"{MANY} trials of one step each in a row; figures of the driver's process:",
             "",
