@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from support.commands import agman_exit_code
