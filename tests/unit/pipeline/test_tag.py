@@ -245,7 +245,7 @@ def test_no_value_is_given_below_the_threshold(folder: Path, made: tuple, agman_
         ("--out mine.csv", "--out mine.csv: exists; give another file or --overwrite"),
         ("--out mine.csv --overwrite", "--out mine.csv: was not made by this command, so it is not overwritten"),
         ("--out mine.parquet --overwrite", "--out mine.parquet: was not made by this command"),
-        ("--out photos", "its ending names the format"),
+        ("--out photos", "File 'photos' is a directory"),
         ("--out x.csv --attribute neck_desing", "neck_desing: unknown; did you mean 'neck_design'?"),
         ("--out x.csv --attribute neck_design --attribute neck_design", "neck_design: is given twice"),
         ("--out x.csv --precision 95", "95.0 is not in the range 0<x<1"),
