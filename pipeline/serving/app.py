@@ -57,7 +57,8 @@ async def _replicas(request: Request) -> Replicas:
 
 
 PICTURE = File(description="Picture file: JPEG, PNG, WebP and others, at most 40 megapixels.")
-Picture, OptionalPicture = Annotated[UploadFile, PICTURE], Annotated[UploadFile | None, PICTURE]
+Picture = Annotated[UploadFile, PICTURE]
+OptionalPicture = Annotated[UploadFile | None, PICTURE]
 Attributes = Annotated[list[str], Form(description="NAME or NAME=WEIGHT; similarities under several are added.")]
 Values = Annotated[list[str], Form(description="ATTRIBUTE=VALUE; the probabilities of several are multiplied.")]
 Asked = Annotated[Replicas, Depends(_replicas)]
