@@ -21,7 +21,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Namer:
-    """What names the values of one attribute (`agman.tagging` has the equations)."""
+    """Prototypes and calibration of one attribute's values (`agman.tagging` has the equations)."""
 
     values: tuple[str, ...]
     counts: tuple[int, ...]
@@ -32,7 +32,12 @@ class Namer:
     pictures: int = 0
     """Number of validation pictures that the temperature and the thresholds are from."""
     thresholds: tuple[Threshold, ...] = ()
-    """The least confidence for every precision that validation reached, from the lowest precision on."""
+    """Lowest confidence for each precision that validation reached, ordered by precision."""
+
+    @property
+    def known(self) -> list[str]:
+        """Values that some labelled picture had, which alone are named."""
+        return [value for value, count in zip(self.values, self.counts, strict=True) if count]
 
     def probabilities(self, embeddings_qd: Tensor) -> Tensor:
         """Return the probabilities of the values, Q×V float64."""
@@ -61,7 +66,7 @@ class Tagger:
     """The prototypes of a model."""
 
     namers: dict[str, Namer]
-    """Attribute -> what names its values, for the attributes that had labelled pictures."""
+    """Attribute -> its prototypes, for the attributes that had labelled pictures."""
     weights_digest: str
     """`agman.state.weights_digest` of the model whose embeddings the prototypes are."""
     dataset: str
@@ -111,6 +116,11 @@ def read_tagger(folder: Path, weights_digest: str) -> Tagger | None:
             )
             for number, one in enumerate(facts["attributes"])
         }
+        for one in namers.values():
+            if not len(one.values) == len(one.counts) == len(one.prototypes_vd) or (
+                one.thresholds and not one.pictures
+            ):
+                raise ValueError("its parts do not belong together")
         found = Tagger(namers, facts["weights_digest"], facts["dataset"], facts["dataset_digest"])
     except Exception as error:  # the readers raise nearly anything
         said = (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,33 +107,47 @@ def index(gallery: Path, as_json: bool) -> None:
 @click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
 @json_option
 def search(
-    gallery: Path, query: Path | None, attributes: tuple[str, ...], absolute: bool, as_json: bool, **options: Any
+    gallery: Path,
+    query: Path | None,
+    attributes: tuple[str, ...],
+    values: tuple[str, ...],
+    excluded: tuple[str, ...],
+    absolute: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Find images of GALLERY: like IMAGE (but not itself) under some attributes, with some values, or both."""
     from pipeline.retrieval.gallery import Gallery
     from pipeline.retrieval.search import parse_attributes, run_search
 
     opened, weights = Gallery.open(gallery), parse_attributes(attributes)
-    hits = run_search(opened, query, weights, **options)
-    emit(show_hits(opened, hits, weights, absolute=absolute), as_json)
+    hits = run_search(opened, query, weights, values=values, excluded=excluded, **options)
+    emit(show_hits(opened, hits, weights, (values, excluded), absolute=absolute), as_json)
 
 
-def show_hits(gallery: Gallery, hits: list[Hit], weights: dict[str, float], *, absolute: bool) -> dict[str, Any]:
-    """Show a row for each hit; return them for --json."""
+def show_hits(
+    gallery: Gallery,
+    hits: list[Hit],
+    weights: dict[str, float],
+    asked: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    *,
+    absolute: bool,
+) -> dict[str, Any]:
+    """Show a row for each hit of a search, which `asked` for wanted and excluded values; return them for --json."""
     from pipeline.evaluation.few import marked, meaning_for
 
     queries = [gallery.info.queries.get(name) for name in weights]
     names = [marked(name, count) for name, count in zip(weights, queries, strict=True)]
-    values = list(hits[0].values) if hits else []
+    values = [*asked[0], *(f"not {one}" for one in asked[1])]
     several = [*names, *map(printable, values)] if len(names) + len(values) > 1 else []
-    shown = [*weights, *(name.removeprefix("not ").partition("=")[0] for name in values)]
+    shown = [*weights, *(one.partition("=")[0] for one in (*asked[0], *asked[1]))]
     labels = [", ".join(hit.labels[name] for name in dict.fromkeys(shown) if name in hit.labels) for hit in hits]
     paths = [gallery.path(hit.row) for hit in hits]
     rows = [
         [
             str(rank),
             f"{hit.score:.4f}",
-            *(f"{one:.4f}" for one in [*hit.cosines, *hit.values.values()] if several),
+            *(f"{one:.4f}" for one in [*hit.cosines, *(value.score for value in hit.values)] if several),
             *([printable(label)] if any(labels) else []),
             printable(path if absolute else hit.image, longest=2_000),
         ]
@@ -153,6 +168,8 @@ def show_hits(gallery: Gallery, hits: list[Hit], weights: dict[str, float], *, a
         say(line)
     return {
         "attributes": list(weights),
+        "values": list(asked[0]),
+        "excluded": list(asked[1]),
         "hits": [asdict(hit) | {"path": path} for hit, path in zip(hits, paths, strict=True)],
     }
 
@@ -172,8 +189,8 @@ def show_hits(gallery: Gallery, hits: list[Hit], weights: dict[str, float], *, a
 )
 @click.option(
     "--precision",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Leave a value empty (none of these) unless such answers were right in this share on validation.",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Give a value only where at least this share of such answers was right on validation; else leave it empty.",
 )
 @click.option(
     "--data", type=PATH_OR_URI, metavar="OUT", help="Make prototypes from this dataset, instead of the model's own."

@@ -25,8 +25,8 @@ from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 
 A_VALUE, FEWEST, LABELS = 100, 10, 10_000
-"""Most training pictures of a value; if they are more than LABELS in all, fewer, but at least FEWEST (docs/tagging.md
-has what 20 do)."""
+"""Most training pictures of a value. With more than LABELS / A_VALUE values, LABELS are divided evenly among them, with
+at least FEWEST for each (docs/tagging.md has what 20 do)."""
 CALIBRATION = 1_000
 """Most validation pictures of an attribute."""
 METRICS = (

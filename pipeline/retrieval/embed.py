@@ -90,7 +90,10 @@ def embed_images(
     restore(out)
     if (gallery := _existing(out, info, overwrite)) is not None:
         say(f"{out}: contains these embeddings already")
-        _add_prototypes(out, tagger)
+        try:
+            _add_prototypes(out, tagger)
+        except OSError as error:  # it can be searched by pictures all the same
+            say(f"note: the model's prototypes cannot be added ({error})")
         return gallery
     staging = out.parent / f".{out.name}.partial"
     if not (complete := _is_complete(staging, info)):
@@ -113,9 +116,9 @@ def embed_images(
 
 def _add_prototypes(folder: Path, tagger: Tagger | None) -> None:
     """Write the model's prototypes into its gallery, unless they are there."""
-    file = folder / TAGGER
-    if tagger and not (file.is_file() and file.read_bytes() == tagger.to_bytes()):
-        Storage(file).write_bytes(tagger.to_bytes())
+    file, content = folder / TAGGER, tagger.to_bytes() if tagger else b""
+    if content and not (file.is_file() and file.read_bytes() == content):
+        Storage(file).write_bytes(content)
 
 
 def _pinned(model: str) -> str:

@@ -21,6 +21,22 @@ if TYPE_CHECKING:  # torch is imported where a model is loaded: a refusal needs 
 
 
 @dataclass(frozen=True)
+class ValueScore:
+    """Score of a picture for one value."""
+
+    attribute: str
+    value: str
+    excluded: bool
+    score: float
+    """Probability of the value; 1 minus its probability if it is excluded."""
+
+    @property
+    def name(self) -> str:
+        """Name to show, e.g. `not kids=true`."""
+        return f"{'not ' if self.excluded else ''}{self.attribute}={self.value}"
+
+
+@dataclass(frozen=True)
 class Hit:
     """Picture of the gallery that a search has found."""
 
@@ -33,8 +49,8 @@ class Hit:
     """Cosine under each of the given attributes."""
     labels: dict[str, str]
     """Attribute -> value, for a prepared dataset."""
-    values: dict[str, float]
-    """Value that was asked for -> its score: its probability, or one less it if it is excluded."""
+    values: list[ValueScore]
+    """Score of each value that was asked for."""
 
 
 def embedder_of(gallery: Gallery, model: str | None = None, device: str | None = None) -> Embedder:
@@ -140,9 +156,16 @@ def ranked(
     others = np.flatnonzero(rows != (-1 if without is None else without))[:top]
     scores, rows = scores[others], rows[others]
     cosines = gallery.cosines(query, attributes, rows).T if query is not None else np.empty((len(rows), 0))
-    of_values = {term.name: term.scores(gallery.matrix(term.attribute)[rows]).tolist() for term in terms}
+    of_terms = [(term, term.scores(gallery.matrix(term.number)[rows]).tolist()) for term in terms]
     return [
-        Hit(row, known.path, score, each, known.labels, {name: found[i] for name, found in of_values.items()})
+        Hit(
+            row,
+            known.path,
+            score,
+            each,
+            known.labels,
+            [ValueScore(term.attribute, term.value, term.excluded, found[i]) for term, found in of_terms],
+        )
         for i, (row, score, each, known) in enumerate(
             zip(rows.tolist(), scores.tolist(), cosines.tolist(), gallery.describe(rows.tolist()), strict=True)
         )
@@ -187,18 +210,22 @@ def run_search(
 
     Raises InputError for invalid arguments.
     """
-    from pipeline.retrieval.values import value_terms
-
     if query is None and attributes:
         raise InputError("--attribute needs --query IMAGE; --value finds pictures by a value's name")
     if query is None and not values and not excluded:
         raise InputError("nothing to search for; give --query IMAGE with --attribute NAME, or --value ATTRIBUTE=VALUE")
-    terms = value_terms(gallery, values, excluded)
+    picture = b""
+    if query is not None:
+        gallery.numbers(attributes)
+        weights_of(attributes)
+        picture = read_query(query)
+    terms: list[ValueTerm] = []
+    if values or excluded:
+        from pipeline.retrieval.values import value_terms
+
+        terms = value_terms(gallery, values, excluded)
     if query is None:
         return ranked(gallery, None, {}, top, approximate, terms=terms)
-    gallery.numbers(attributes)
-    weights_of(attributes)
-    picture = read_query(query)
     from pipeline.inference.embedder import PictureError
 
     embedder = embedder_of(gallery, model)

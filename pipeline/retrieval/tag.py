@@ -59,7 +59,7 @@ BLOCK = 4_096
 
 @dataclass
 class NamedAttribute:
-    """What was named under one attribute."""
+    """One attribute's prototypes, threshold and counts of named values."""
 
     namer: Namer
     number: int
@@ -114,9 +114,10 @@ def tag_images(
         overwrite: replace a table that this function has written.
         progress: callback for progress bars.
     """
-    out, rejects_file = Path(out), Path(out).with_suffix(".rejects.parquet")
-    for file in (out, rejects_file):
-        _check_out(file, overwrite)
+    out = Path(out)
+    rejects_file = out.with_name(f"{out.name}.rejects.parquet")
+    for file, names in ((out, TAGS.names), (rejects_file, REJECTS.names)):
+        _check_out(file, names, overwrite)
     folder = Storage(images).local
     gallery = Gallery.open(folder) if folder and (folder / GALLERY).is_file() else None
     source = None if gallery else find_source(images)
@@ -150,12 +151,12 @@ def tag_images(
     except OSError as error:
         raise atomic.not_writable(out, error) from error
     count, skipped = len(rejected), len(source.skipped) if source else 0
-    unnamed = tuple(name for name in embedder.attributes if name not in tagger.namers and not attributes)
+    unnamed = () if attributes else tuple(name for name in embedder.attributes if name not in tagger.namers)
     return Tagged(out, pictures, count, rejects_file, skipped, asked, unnamed)
 
 
-def _check_out(file: Path, overwrite: bool) -> None:
-    """Raise InputError if a file must not be written: of another format, or one that is there."""
+def _check_out(file: Path, names: list[str], overwrite: bool) -> None:
+    """Raise InputError if a table with these columns must not be written: of another format, or over another file."""
     if file.suffix not in ENDINGS:
         raise InputError(f"--out {file}: its ending names the format; give a file that ends in {' or '.join(ENDINGS)}")
     if not file.exists():
@@ -172,7 +173,7 @@ def _check_out(file: Path, overwrite: bool) -> None:
             found = pq.read_schema(file).names
         except pa.ArrowInvalid:
             found = []
-    if found not in (TAGS.names, REJECTS.names):
+    if found != names:
         raise InputError(f"--out {file}: was not made by this command, so it is not overwritten; give another file")
 
 
@@ -247,6 +248,7 @@ def _of_attribute(names: Sequence[str], embeddings_qd: np.ndarray, attribute: st
     namer, nothing = one.namer, len(one.namer.values)
     labels = pa.array([*(v if n else None for v, n in zip(namer.values, namer.counts, strict=True)), None])
     known = namer.probabilities(torch.from_numpy(embeddings_qd))
+    known[:, [not count for count in namer.counts]] = -1.0  # behind a seen value whose probability is 0
     ranked = torch.nn.functional.pad(known, (0, 1), value=-1.0).sort(dim=1, descending=True, stable=True)
     sure, best = (column.numpy()[:, :2] for column in ranked)
     answered = sure[:, 0] >= (one.threshold.confidence if one.threshold else 0)

@@ -29,17 +29,23 @@ CHUNK = 16_384
 class ValueTerm:
     """A value that is wanted or excluded."""
 
-    attribute: int
-    """Index among the gallery's attributes."""
-    namer: Namer
-    value: int
+    attribute: str
+    number: int
+    """Index of the attribute among the gallery's."""
+    value: str
     excluded: bool
-    name: str
-    """Name to show, e.g. `neckline=square` or `not kids=true`."""
+    namer: Namer
+
+    @property
+    def prototype(self) -> np.ndarray:
+        """The value's prototype, float32 D."""
+        return self.namer.prototypes_vd[self.namer.values.index(self.value)].numpy()
 
     def scores(self, embeddings_rd: np.ndarray) -> np.ndarray:
         """Return the score of every row from its embedding under the attribute, float64 R."""
-        found = self.namer.probabilities(torch.from_numpy(embeddings_rd))[:, self.value].numpy()
+        found = self.namer.probabilities(torch.from_numpy(embeddings_rd))[
+            :, self.namer.values.index(self.value)
+        ].numpy()
         return 1 - found if self.excluded else found
 
 
@@ -55,25 +61,33 @@ def tagger_of(gallery: Gallery) -> Tagger:
 
 
 def value_terms(gallery: Gallery, wanted: Sequence[str], excluded: Sequence[str]) -> list[ValueTerm]:
-    """Return the terms of values given as ATTRIBUTE=VALUE. Raises InputError for an unknown or a repeated one."""
+    """Return the terms of values given as ATTRIBUTE=VALUE.
+
+    Raises InputError for a value that is unknown, not calibrated or repeated, and for two wanted values of one
+    attribute.
+    """
     if not wanted and not excluded:
         return []
     tagger = tagger_of(gallery)
     terms: list[ValueTerm] = []
     for one, out in [(one, False) for one in wanted] + [(one, True) for one in excluded]:
-        option = "--not" if out else "--value"
         attribute, equals, value = one.partition("=")
         (number,) = gallery.numbers([attribute])
         namer = tagger.namers.get(attribute)
         if namer is None:
-            raise InputError(f"{option} {one}: no labelled training picture under {attribute}, so no value is known")
-        known = [name for name, count in zip(namer.values, namer.counts, strict=True) if count]
-        if not equals or value not in known:
-            raise InputError(f"{option} {one}: give ATTRIBUTE=VALUE; {nearest(value, known)}")
-        if any((number, namer.values.index(value)) == (term.attribute, term.value) for term in terms):
-            raise InputError(f"{option} {one}: this value is given twice")
-        name = f"not {one}" if out else one
-        terms.append(ValueTerm(number, namer, namer.values.index(value), out, name))
+            raise InputError(f"value {one}: no labelled training picture under {attribute}, so no value is known")
+        if namer.temperature is None:
+            raise InputError(f"value {one}: the validation split had no labels of {attribute} to calibrate values with")
+        if not equals or value not in namer.known:
+            raise InputError(f"value {one}: unknown; give ATTRIBUTE=VALUE; {nearest(value, namer.known)}")
+        for term in terms:
+            if (term.attribute, term.value) == (attribute, value):
+                raise InputError(f"value {one}: is given twice")
+            if term.attribute == attribute and not (term.excluded or out):
+                raise InputError(
+                    f"value {one}: {attribute}={term.value} is wanted too; search for one value of an attribute"
+                )
+        terms.append(ValueTerm(attribute, number, value, out, namer))
     return terms
 
 
@@ -103,9 +117,9 @@ def best_rows(
     rows = np.arange(len(gallery))
     if approximate:
         near = [(number, vector) for number, vector in zip(numbers, picture_ad, strict=True)]
-        near += [(one.attribute, one.namer.prototypes_vd[one.value].numpy()) for one in terms if not one.excluded]
+        near += [(one.number, one.prototype) for one in terms if not one.excluded]
         if not near:
-            raise InputError("--approximate needs a picture or a value that is wanted: --not alone finds no candidates")
+            raise InputError("an approximate search needs a picture or a value that is wanted")
         rows = gallery.index.candidates(near, top)
     scores, best = np.empty(0, np.float32), np.empty(0, np.int64)
     for start in range(0, len(rows), CHUNK):
@@ -130,5 +144,5 @@ def score_rows(
         total += exact_scores(matrices, picture_ad, rows, np.asarray(weights, np.float64))
     product = np.ones(len(rows))
     for term in terms:
-        product *= term.scores(gallery.matrix(term.attribute)[rows])
+        product *= term.scores(gallery.matrix(term.number)[rows])
     return (total + product).astype(np.float32)

@@ -56,12 +56,14 @@ async def _replicas(request: Request) -> Replicas:
     return request.app.state.replicas
 
 
-Picture = Annotated[UploadFile, File(description="Picture file: JPEG, PNG, WebP and others, at most 40 megapixels.")]
+PICTURE = File(description="Picture file: JPEG, PNG, WebP and others, at most 40 megapixels.")
+Picture = Annotated[UploadFile, PICTURE]
+OptionalPicture = Annotated[UploadFile | None, PICTURE]
 Attributes = Annotated[list[str], Form(description="NAME or NAME=WEIGHT; similarities under several are added.")]
 Values = Annotated[list[str], Form(description="ATTRIBUTE=VALUE; the probabilities of several are multiplied.")]
 Asked = Annotated[Replicas, Depends(_replicas)]
-QueryAttributes = Annotated[list[str], Query()]
-QueryValues = Annotated[list[str], Query()]
+QueryAttributes = Annotated[list[str], Query(description="NAME or NAME=WEIGHT.")]
+QueryValues = Annotated[list[str], Query(description="ATTRIBUTE=VALUE.")]
 
 
 @app.middleware("http")
@@ -132,7 +134,7 @@ async def embed(image: Picture, attributes: Attributes, replicas: Asked) -> dict
 @app.post("/search")
 async def search(
     replicas: Asked,
-    image: Picture | None = None,
+    image: OptionalPicture = None,
     attributes: Attributes = [],  # noqa: B006
     values: Values = [],  # noqa: B006
     excluded: Values = [],  # noqa: B006

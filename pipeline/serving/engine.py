@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from agman.tagger import Namer
 from data_prep.errors import InputError
 from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder
 from pipeline.retrieval.gallery import Gallery, weights_of
@@ -23,7 +24,7 @@ MOST_HITS = 100
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchRequest:
     """A valid request for pictures."""
 
     weights: dict[str, float]
@@ -54,12 +55,8 @@ class Engine:
 
     @property
     def values(self) -> dict[str, list[str]]:
-        """Attribute -> values that can be searched for, without those that no training picture had."""
-        namers = self.gallery.tagger.namers if self.gallery.tagger else {}
-        return {
-            name: [value for value, count in zip(one.values, one.counts, strict=True) if count]
-            for name, one in namers.items()
-        }
+        """Attribute -> values that can be searched for."""
+        return {name: one.known for name, one in self._namers.items() if one.temperature is not None}
 
     def read(self, data: bytes) -> np.ndarray:
         """Return a client's picture as the model receives it. Raises PictureError if it cannot be read."""
@@ -67,7 +64,7 @@ class Engine:
 
     def asked(
         self, attributes: Sequence[str], values: Sequence[str], excluded: Sequence[str], top: int, has_picture: bool
-    ) -> Asked:
+    ) -> SearchRequest:
         """Return what a client asks for. Raises InputError if it is invalid: before a picture is embedded.
 
         `attributes` are NAME or NAME=WEIGHT, values ATTRIBUTE=VALUE.
@@ -82,10 +79,10 @@ class Engine:
             raise InputError("nothing to search for; send a picture with attributes, or values")
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
-        return Asked(weights, terms, top)
+        return SearchRequest(weights, terms, top)
 
     def hits(
-        self, embeddings_nd: np.ndarray | None, asked: Asked, approximate: bool, without: int | None = None
+        self, embeddings_nd: np.ndarray | None, asked: SearchRequest, approximate: bool, without: int | None = None
     ) -> list[dict]:
         """Return the best rows for a picture's embeddings under all attributes, N×D, and values, without one row."""
         version = self.gallery.info.fingerprint[:8]  # browsers cache pictures by their address
@@ -101,15 +98,19 @@ class Engine:
         ]
 
     def tags(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Return for each row attribute -> the most probable value and its probability; none without prototypes."""
+        """Return for each row attribute -> the most probable value and its probability, null if not calibrated."""
         tags: list[dict[str, Any]] = [{} for _ in rows]
-        namers = self.gallery.tagger.namers if self.gallery.tagger else {}
-        for attribute, namer in namers.items():
+        for attribute, namer in self._namers.items():
             (number,) = self.gallery.numbers([attribute])
             found, best = namer.probabilities(torch.from_numpy(self.gallery.matrix(number)[rows])).max(1)
             for of_row, probability, value in zip(tags, found.tolist(), best.tolist(), strict=True):
-                of_row[attribute] = {"value": namer.values[value], "probability": probability}
+                known = probability if namer.temperature is not None else None
+                of_row[attribute] = {"value": namer.values[value], "probability": known}
         return tags
+
+    @property
+    def _namers(self) -> dict[str, Namer]:
+        return self.gallery.tagger.namers if self.gallery.tagger else {}
 
     def embeddings_of(self, row: int) -> np.ndarray:
         """Return the embeddings of a row, N×D. Raises InputError if there is no such row."""

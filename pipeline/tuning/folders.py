@@ -29,7 +29,7 @@ def identity_of(plan: Plan, space: Space) -> dict[str, Any]:
     """Return what makes a study another one, as JSON stores it."""
     identity = asdict(plan) | {"varied": sorted(space.varied), "start": space.start}
     if (first := first_judged(plan.scheduler, plan.settings["epochs"])) is not None:
-        # Optuna numbers rungs: trials with other first rungs would be compared after unequal training.
+        # Optuna numbers the rungs. If their first epochs differ, trials of unequal length would be compared.
         identity["first_judged"] = first
     return dict(json.loads(json.dumps(identity, default=str)))
 

@@ -42,7 +42,7 @@ def sampler_of(search: str, seed: int, startup_trials: int = STARTUP_TRIALS) -> 
 
 
 def first_judged(scheduler: str, epochs: int) -> int | None:
-    """Return the epoch after which a scheduler first judges trials of at most `epochs` epochs; None judges none."""
+    """Return the epoch after which a scheduler first judges trials of `epochs` epochs; None if it stops none."""
     share = {"asha": 6, "hyperband": 9, "median": 3}.get(scheduler)
     return max(1, epochs // share) if share else None
 

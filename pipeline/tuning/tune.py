@@ -45,7 +45,7 @@ from pipeline.evaluation.expectations import expectations
 from pipeline.evaluation.few import meaning_for, query_count, validation_queries
 from pipeline.evaluation.validation import SPLIT
 from pipeline.registry import models as registry
-from pipeline.registry.loading import load
+from pipeline.registry.loading import load_with_tagger
 from pipeline.registry.prototypes import add_prototypes
 from pipeline.tracking import runs as tracking
 from pipeline.training.build import NOT_DECISIVE, check, fitted, resolved
@@ -455,15 +455,15 @@ def _final(
         write_json(notes, done)
     of_seeds = [done[str(seed)] for seed in seeds]
     winner = max(of_seeds, key=lambda one: float(one[METRIC]))
+    run = tracking.Run(parent.uri, winner["run_id"])
     if done.get("test", {}).get("run_id") != winner["run_id"]:
-        network, description = load(winner["checkpoint"], dataset.info.attribute_names)
-        scored = evaluation.evaluate(network, description, dataset)
+        add_prototypes(Path(winner["checkpoint"]), dataset, run)
+        network, description, tagger = load_with_tagger(winner["checkpoint"], dataset.info.attribute_names)
+        scored = evaluation.evaluate(network, description, dataset, tagger=tagger)
         done["test"] = {"run_id": winner["run_id"], "step": description["step"], "figures": scored.metrics}
         write_json(notes, done)
     if done.get("registered", {}).get("run_id") != winner["run_id"]:
-        run = tracking.Run(parent.uri, winner["run_id"])
         run.log_points([(done["test"]["step"], done["test"]["figures"])])
-        add_prototypes(Path(winner["checkpoint"]), dataset, run)
         made = registry.register(
             Path(winner["checkpoint"]),
             dataset.info.name,

@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from support.commands import agman_exit_code
@@ -71,7 +72,9 @@ def upload(data: bytes, attributes: list[str], **more: Any) -> dict[str, Any]:
 def test_the_health_check_describes_the_service(address: str, gallery: Gallery) -> None:
     health = httpx.get(f"{address}/healthz").json()
     assert health["status"] == "ok" and health["pictures"] == PICTURES and health["attributes"] == NAMES
-    assert httpx.get(f"{address}/openapi.json").json()["info"]["title"] == "agman"
+    described = httpx.get(f"{address}/openapi.json").json()
+    assert described["info"]["title"] == "agman"
+    assert "multipart/form-data" in described["paths"]["/search"]["post"]["requestBody"]["content"]
     assert httpx.get(f"{address}/docs").status_code == 404  # its page would load from a CDN
 
 
@@ -102,15 +105,22 @@ def test_values_find_pictures_alone_and_beside_one(address: str, gallery: Galler
     hits = httpx.post(f"{address}/search", data=asked).json()["hits"]
     expected = run_search(gallery, None, {}, approximate=False, model=None, **asked)
     assert [hit["row"] for hit in hits] == [hit.row for hit in expected]
+    namer = gallery.tagger.namers["collar_design"]  # type: ignore[union-attr]
     for hit in hits:
-        assert hit["score"] == pytest.approx(
-            hit["values"]["sleeve_length=long"] * hit["values"]["not collar_design=round"]
-        )
+        long, without = hit["values"]
+        assert (long["value"], long["excluded"]) == ("long", False)
+        assert (without["value"], without["excluded"]) == ("round", True)
+        assert hit["score"] == pytest.approx(long["score"] * without["score"])
         assert hit["tags"].keys() == {"collar_design", "sleeve_length"}
+        (known,) = namer.probabilities(torch.from_numpy(gallery.matrix(0)[[hit["row"]]])).tolist()
+        best = int(np.argmax(known))
+        assert hit["tags"]["collar_design"] == {"value": namer.values[best], "probability": pytest.approx(known[best])}
     beside = httpx.post(f"{address}/search", **upload(jpeg(3), NAMES[:1], values="sleeve_length=short")).json()["hits"]
     again = httpx.get(f"{address}/similar/3", params={"attributes": NAMES[:1], "values": "sleeve_length=short"})
+    assert len(beside) == len(again.json()["hits"]) == 10
+    assert 3 not in [hit["row"] for hit in again.json()["hits"]]
     for hit in beside + again.json()["hits"]:
-        score = hit["cosines"][NAMES[0]] + hit["values"]["sleeve_length=short"]
+        score = hit["cosines"][NAMES[0]] + hit["values"][0]["score"]
         assert hit["score"] == pytest.approx(score, abs=1e-5)
 
 
@@ -274,10 +284,13 @@ def finds_by_values_alone(page: Page, gallery: Gallery) -> None:
     asked = {"values": ['collar_design="square"'], "excluded": ["sleeve_length=long"]}
     found = run_search(gallery, None, {}, top=10, approximate=False, model=None, **asked)
     expect(page.locator(".hit strong")).to_have_text([f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(found, 1)])
-    square.click()
-    square.click()
-    page.get_by_role("button", name="not long").click()
+    expect(page.locator(".hit dl.tags")).to_have_count(10)
+    page.get_by_role("button", name="round").click()  # instead of the other value of its attribute
+    expect(square).to_have_attribute("aria-pressed", "false")
+    for name in ("round", "not round", "not long"):
+        page.get_by_role("button", name=name, exact=True).click()
     expect(page.locator(".hit")).to_have_count(0)
+    expect(page.locator("#status")).to_have_text("")
 
 
 def refuses_an_incomplete_query(page: Page) -> None:

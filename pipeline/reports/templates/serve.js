@@ -58,9 +58,9 @@ function show(address, text) {
 async function search() {
   const attributes = query ? chosen() : [];
   const asks = [...values("wanted").map((value) => ["values", value]), ...values("excluded").map((value) => ["excluded", value])];
+  const mine = ++asked;
   if (!query && !asks.length) return say("Choose a picture or a value first.", true);
   if (query && !attributes.length) return say("Choose at least one attribute.", true);
-  const mine = ++asked;
   say("Searching …");
   try {
     asks.push(...attributes.map((name) => ["attributes", name]), ["top", "10"]);
@@ -88,6 +88,14 @@ function heatChoices(attributes) {
   const before = $("heat").value;
   $("heat").replaceChildren(new Option("none", ""), ...attributes.map((name) => new Option(words(name), name)));
   $("heat").value = plain ? "" : attributes.includes(before) ? before : attributes[0] || "";
+}
+
+function clear() {
+  asked += 1; // the answer to a search under way is dropped
+  hits = [];
+  heatChoices([]);
+  draw([]);
+  say("");
 }
 
 function draw(attributes) {
@@ -128,16 +136,18 @@ function card(hit, rank, attributes) {
     known.textContent = labels.join(" · ");
     text.append(known);
   }
-  const parts = [...Object.entries(hit.cosines), ...Object.entries(hit.values)];
-  if (parts.length > 1) text.append(table(parts.map(([part, score]) => [words(part), score.toFixed(3)])));
-  const asked = Object.keys(hit.values).map((value) => value.replace(/^not /, "").split("=")[0]);
-  const others = Object.entries(hit.tags).filter(([attribute]) => !asked.includes(attribute));
-  const tags = others.map(([attribute, tag]) => [`${words(attribute)}: ${tag.value}`, `${(100 * tag.probability).toFixed(0)} %`]);
+  const named = hit.values.map((one) => [`${one.excluded ? "not " : ""}${words(one.attribute)}: ${one.value}`, one.score]);
+  const parts = [...Object.entries(hit.cosines).map(([name, cosine]) => [words(name), cosine]), ...named];
+  if (parts.length > 1) text.append(table(parts.map(([part, score]) => [part, score.toFixed(3)])));
+  const wanted = hit.values.filter((one) => !one.excluded).map((one) => one.attribute);
+  const others = Object.entries(hit.tags).filter(([attribute]) => !wanted.includes(attribute));
+  const share = (tag) => (tag.probability === null ? "" : `${(100 * tag.probability).toFixed(0)} %`);
+  const tags = others.map(([attribute, tag]) => [`${words(attribute)}: ${tag.value}`, share(tag)]);
   if (tags.length) {
-    const named = table(tags);
-    named.className = "tags";
-    named.ariaLabel = "Values that the model names";
-    text.append(named);
+    const list = table(tags);
+    list.className = "tags";
+    list.ariaLabel = "Values that the model names";
+    text.append(list);
   }
   item.append(button, text);
   return item;
@@ -190,14 +200,21 @@ $("heat").addEventListener("change", () => {
   heat();
 });
 for (const box of document.querySelectorAll("[name=attributes]")) box.addEventListener("change", () => query && search());
+function set(chip, state) {
+  chip.dataset.state = state;
+  chip.setAttribute("aria-pressed", { any: "false", wanted: "true", excluded: "mixed" }[state]);
+  chip.setAttribute("aria-label", state === "excluded" ? `not ${chip.dataset.name}` : chip.dataset.name);
+}
+
 for (const chip of document.querySelectorAll(".value")) {
   chip.addEventListener("click", () => {
     const state = { any: "wanted", wanted: "excluded", excluded: "any" }[chip.dataset.state];
-    chip.dataset.state = state;
-    chip.setAttribute("aria-pressed", { any: "false", wanted: "true", excluded: "mixed" }[state]);
-    chip.setAttribute("aria-label", state === "excluded" ? `not ${chip.dataset.name}` : chip.dataset.name);
+    if (state === "wanted") {
+      for (const other of chip.parentElement.querySelectorAll("[data-state=wanted]")) set(other, "any"); // one of an attribute
+    }
+    set(chip, state);
     if (query || values("wanted").length || values("excluded").length) search();
-    else draw((hits = []));
+    else clear();
   });
 }
 for (const kind of ["dragover", "dragleave", "drop"]) {

@@ -186,7 +186,7 @@ def test_the_table_names_the_nearest_prototype(folder: Path, made: tuple, model:
     assert done.code == 0, done.err
     figures = json.loads(done.out.splitlines()[-1])
     assert (figures["pictures"], figures["rejects"], figures["skipped"]) == (PICTURES, 1, 1)
-    assert pq.read_table(folder / "new" / "tags.rejects.parquet")["image"].to_pylist() == ["broken.jpg"]
+    assert pq.read_table(folder / "new" / "tags.parquet.rejects.parquet")["image"].to_pylist() == ["broken.jpg"]
     tags = read_tags(folder / "new" / "tags.parquet")
     (folder / "photos" / "broken.jpg").unlink()
     (folder / "photos" / "read.me").unlink()
@@ -230,6 +230,7 @@ def test_no_value_is_given_below_the_threshold(folder: Path, made: tuple, agman_
     assert done.code == 0, done.err
     every, sure = (read_tags(folder / f"{file}.parquet") for file in ("all", "sure"))
     answered = every["probability"] >= step.confidence
+    assert 0 < answered.sum() < len(answered)
     assert json.loads(done.out)[f"coverage/{name}"] == pytest.approx(answered.mean())
     assert (sure["value"].isna() == ~answered).all() and (sure["probability"].isna() == ~answered).all()
     pd.testing.assert_frame_equal(sure[answered], every[answered])
@@ -244,10 +245,10 @@ def test_no_value_is_given_below_the_threshold(folder: Path, made: tuple, agman_
         ("--out mine.csv", "--out mine.csv: exists; give another file or --overwrite"),
         ("--out mine.csv --overwrite", "--out mine.csv: was not made by this command, so it is not overwritten"),
         ("--out mine.parquet --overwrite", "--out mine.parquet: was not made by this command"),
-        ("--out photos", "photos"),
+        ("--out photos", "File 'photos' is a directory"),
         ("--out x.csv --attribute neck_desing", "neck_desing: unknown; did you mean 'neck_design'?"),
         ("--out x.csv --attribute neck_design --attribute neck_design", "neck_design: is given twice"),
-        ("--out x.csv --precision 95", "95.0 is not in the range 0<x<=1"),
+        ("--out x.csv --precision 95", "95.0 is not in the range 0<x<1"),
         ("--out x.csv --images nowhere", "/nowhere: does not exist"),
         ("--out x.csv --images empty", "/empty: contains no picture"),
         ("--out x.csv --images broken", "no picture can be tagged, 1 refused; a.jpg: the picture is truncated"),
