@@ -104,7 +104,7 @@ class NamingScores:
     value_map: float
     """Mean over the values that occur of the AP of all pictures, ranked by the probability of the value."""
     value_chance: float
-    """The same for a random ranking."""
+    """Value MAP of a random ranking."""
 
 
 def judge(probabilities_qv: Tensor, truth_qv: Tensor, least: float) -> NamingScores:

@@ -1,4 +1,4 @@
-"""From a source's pictures to embeddings: reading, decoding and embedding a batch, with the reason for every reject."""
+"""Read, decode and embed the pictures of a source in batches, with the reason for every reject."""
 
 from __future__ import annotations
 

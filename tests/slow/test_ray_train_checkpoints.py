@@ -1,4 +1,4 @@
-"""What Ray Train's own checkpoints do not keep, for which pipeline.training.checkpoints exists (Ray 2.60).
+"""Losses of Ray Train's own checkpoints (Ray 2.60), for which pipeline.training.checkpoints exists.
 
 A test that fails here means that Ray has learnt it, and that code of ours may go.
 """
