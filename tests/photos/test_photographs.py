@@ -27,6 +27,7 @@ SMALLER = {
     r"--triplets \d+": "--triplets 128",
     r"\bepochs=\d+": "max_steps=3 threads=1",
     r"--trials \d+": "--trials 2",
+    r"--precision 0\.95": "--precision 0.5",
 }
 """Smaller numbers, so that all commands take less than two minutes."""
 
