@@ -72,7 +72,7 @@ class Copies:
         image, other = np.where(swapped, first, second), np.where(swapped, second, first)
         order = np.lexsort((image, other, -self.pairs.similarity, other != centres, self.group))
         unknown = np.isin(self.pairs.rows, [*self.unreadable]).any(axis=1)
-        rows, place = np.unique(self.pairs.rows, return_inverse=True)
+        rows = np.unique(self.pairs.rows)
         names = pa.array([one.path for one in self.gallery.describe(rows.tolist())], pa.string())
         image, other = np.searchsorted(rows, image[order]), np.searchsorted(rows, other[order])
         columns = {

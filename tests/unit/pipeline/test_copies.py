@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.commands import Agman
-from support.galleries import NAMES, add_prototypes, jpeg, make_gallery, unit
+from support.galleries import add_prototypes, jpeg, make_gallery, unit
 from support.pages import read_page, text, texts, with_class
 
 from data_prep.errors import InputError
