@@ -71,7 +71,7 @@ class Copies:
         swapped = second == centres
         image, other = np.where(swapped, first, second), np.where(swapped, second, first)
         order = np.lexsort((image, other, -self.pairs.similarity, other != centres, self.group))
-        unknown = np.isin(self.pairs.rows, [*self.unreadable]).any(axis=1)
+        unknown = np.logical_or(*np.isin(self.pairs.rows, [*self.unreadable]).T)
         rows = np.unique(self.pairs.rows)
         names = pa.array([one.path for one in self.gallery.describe(rows.tolist())], pa.string())
         image, other = np.searchsorted(rows, image[order]), np.searchsorted(rows, other[order])
