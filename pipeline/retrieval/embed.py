@@ -274,6 +274,7 @@ def embed_shards(
 
 def _clear_stale(staging: Path, plan: str) -> None:
     """Remove the files of another embedding, and the counts of attempts of an earlier command."""
+    staging.mkdir(exist_ok=True)
     file = staging / FINGERPRINT
     if not file.exists() or file.read_text() != plan:
         for one in staging.iterdir():

@@ -165,6 +165,11 @@ class Gallery:
     def __len__(self) -> int:
         return self.info.images
 
+    @property
+    def version(self) -> str:
+        """Name of the opened state, of letters that an address may have: row numbers mean rows of this state."""
+        return f"{self.info.fingerprint[:8]}{self.info.state.removeprefix('state')}"
+
     def search(
         self,
         queries: np.ndarray,

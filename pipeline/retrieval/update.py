@@ -118,17 +118,8 @@ def update_gallery(
     folder = Path(folder).resolve()
     Gallery.open(folder)  # before a lock is made in a folder that is no gallery
     with locked(folder, "--out GALLERY"):
-        gallery = Gallery.open(folder)
-        remove_unused(folder, gallery.info.state)
-        loaded, tagger = _loaded(gallery, model) if model else (None, None)
-        plan = _planned(gallery, _source(gallery, images))
-        staging = folder / PARTIAL
         try:
-            fresh, shards = plan.fresh, 0
-            if len(fresh.pictures):
-                loaded = loaded or _loaded_as_searched(gallery)
-                shards = embed.embed_shards(staging, _name(fresh), fresh, loaded, workers, progress)
-            updated = _written(gallery, plan, shards, staging, remove_missing, columns, tagger, progress)
+            updated = _updated(Gallery.open(folder), model, images, columns, remove_missing, workers, progress)
         except OSError as error:
             if not atomic.is_full(error):
                 raise
@@ -136,9 +127,28 @@ def update_gallery(
                 f"{folder}: no space left on device, so the gallery is as it was; free some, and the same command "
                 "continues"
             ) from error
-        shutil.rmtree(staging, ignore_errors=True)
-        remove_unused(folder, updated.gallery.info.state)
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+        remove_unused(folder, updated.gallery.info.state)  # `_updated` has let go of the state before
         return updated
+
+
+def _updated(
+    gallery: Gallery,
+    model: str | None,
+    images: str | Path | None,
+    columns: Catalogue | None,
+    remove_missing: bool,
+    workers: int,
+    progress: Progress,
+) -> Updated:
+    remove_unused(gallery.folder, gallery.info.state)
+    loaded, tagger = _loaded(gallery, model) if model else (None, None)
+    plan, staging, shards = _planned(gallery, _source(gallery, images)), gallery.folder / PARTIAL, 0
+    fresh = plan.fresh
+    if len(fresh.pictures):
+        loaded = loaded or _loaded_as_searched(gallery)
+        shards = embed.embed_shards(staging, _name(fresh), fresh, loaded, workers, progress)
+    return _written(gallery, plan, shards, staging, remove_missing, columns, tagger, progress)
 
 
 def _source(gallery: Gallery, images: str | Path | None) -> Source:

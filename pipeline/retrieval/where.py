@@ -176,9 +176,9 @@ def _compare(table: pa.Table, sign: str, first: Operand, second: Operand) -> Mas
     if isinstance(first, Literal) and isinstance(second, Literal):
         raise InputError(f"where: {_shown(first)} and {_shown(second)} are both values; compare a column with a value")
     one, other = _as_date(first, one, other.type), _as_date(second, other, one.type)
-    if _kind(one.type) != _kind(other.type):
+    if kind_of(one.type) != kind_of(other.type):
         raise InputError(
-            f"where: {_shown(first)} {sign} {_shown(second)} compares {_kind(one.type)} with {_kind(other.type)}"
+            f"where: {_shown(first)} {sign} {_shown(second)} compares {kind_of(one.type)} with {kind_of(other.type)}"
         )
     return COMPARE[sign](one, other)
 
@@ -201,7 +201,8 @@ def _as_date(one: Operand, cells: Any, other: pa.DataType) -> Any:
         raise InputError(f"where: {_shown(one)} is no date; write dates as '2026-11-30'") from None
 
 
-def _kind(of: pa.DataType) -> str:
+def kind_of(of: pa.DataType) -> str:
+    """Return the kind of a column's cells, in words."""
     if pa.types.is_boolean(of):
         return "true or false"
     if pa.types.is_temporal(of):
