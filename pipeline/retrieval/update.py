@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from agman.embedder import Embedder
 from agman.tagger import Tagger
 from data_prep import atomic
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from pipeline.common.lock import locked
-from pipeline.inference.embedder import Embedder
 from pipeline.registry.loading import load_with_tagger, shown
 from pipeline.retrieval import embed
 from pipeline.retrieval.columns import Catalogue

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 
+from agman.embedder import Embedder
 from data_prep.errors import InputError
 from pipeline.common.console import say
-from pipeline.inference.embedder import Embedder
 from pipeline.retrieval.gallery import Gallery, read_info
 from pipeline.serving.engine import Engine
 

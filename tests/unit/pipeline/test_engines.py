@@ -9,8 +9,8 @@ import pytest
 from support.galleries import embed_folder, jpeg, random_model
 
 import agman
+from agman.embedder import Embedder
 from data_prep.errors import InputError
-from pipeline.inference.embedder import Embedder
 from pipeline.retrieval.gallery import DESCRIPTION, Gallery, describe, write_rows
 from pipeline.serving.engines import Engines
 
