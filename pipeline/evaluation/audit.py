@@ -101,15 +101,15 @@ class Audit:
     """Findings on the labels of a dataset."""
 
     dataset: Dataset
-    findings: pd.DataFrame
-    """Columns of FINDINGS."""
+    findings: pa.Table
+    """Table of the schema FINDINGS."""
     attributes: tuple[AuditedAttribute, ...]
     unlabelled: tuple[str, ...]
     """Attributes with labels of fewer than two values, which cannot contradict each other."""
 
     def count(self, kind: str) -> int:
         """Return the number of findings of a kind."""
-        return int((self.findings["kind"] == kind).sum())
+        return self.findings["kind"].to_pylist().count(kind)
 
 
 def audit(
@@ -144,8 +144,9 @@ def audit(
         advance(len(labels))
     findings = pd.concat([rows for rows, _ in judged], ignore_index=True)
     order = findings["kind"].map({kind: place for place, kind in enumerate(KINDS)})
-    findings = findings.iloc[np.lexsort((-findings["score"], order))].reset_index(drop=True)
-    return Audit(dataset, findings[FINDINGS.names], tuple(one for _, one in judged), unlabelled)
+    findings = findings.iloc[np.lexsort((-findings["score"], order))]
+    table = pa.Table.from_pandas(findings, schema=FINDINGS, preserve_index=False)
+    return Audit(dataset, table, tuple(one for _, one in judged), unlabelled)
 
 
 def _chosen(dataset: Dataset, names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
@@ -232,7 +233,7 @@ def _judge(
         attribute.name,
         labels=len(labels),
         unjudged=int((~judged_k).sum()),
-        contradicted=int(contradicted_k.sum()),
+        contradicted=int((kind_k == CONTRADICTED).sum()),
         wrong=float(joint.sum() - joint.diagonal().sum()),
         mixed_up=_mixed_up(attribute.name, attribute.values, confident, truth_k[sure]),
     )

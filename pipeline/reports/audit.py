@@ -9,16 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import atomic
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline.evaluation.audit import ALONE, CONTRADICTED, FINDINGS, KINDS, NEAR_DUPLICATE, Audit, AuditedAttribute
+from pipeline.evaluation.audit import ALONE, CONTRADICTED, KINDS, NEAR_DUPLICATE, Audit, AuditedAttribute
 from pipeline.reports.html import render
 from pipeline.reports.model.pictures import Pictures
 
@@ -68,7 +67,9 @@ class _AuditPage:
 
     audit: Audit
     model: str
-    tiles: dict[str, str]
+    labels: int
+    wrong: int
+    """Estimated number of wrong labels."""
     findings: list[Finding]
     left_out: int
     attributes: list[AuditedAttribute]
@@ -101,26 +102,22 @@ def check_audit_folder(out: Path, dataset: Dataset, overwrite: bool) -> None:
 def write_audit(audit: Audit, model: str, out: Path, *, overwrite: bool = False) -> Written:
     """Write the table and the page of an audit into the folder `out`, complete or not at all. Raises InputError."""
     check_audit_folder(out, audit.dataset, overwrite)
-    shown = pd.concat([audit.findings[audit.findings["kind"] == kind].head(SHOWN[kind]) for kind in KINDS])
+    rows = audit.findings.to_pylist()
+    shown = [row for kind in KINDS for row in [one for one in rows if one["kind"] == kind][: SHOWN[kind]]]
     inputs = (audit.dataset.storage.local,)
     with atomic.output_folder(out, marker=TABLE, overwrite=overwrite, inputs=inputs) as staging:
-        pq.write_table(pa.Table.from_pandas(audit.findings, schema=FINDINGS, preserve_index=False), staging / TABLE)
+        pq.write_table(audit.findings, staging / TABLE)
         (staging / PAGE).write_text(render("audit.html.j2", _page(audit, model, shown)), encoding="utf-8")
     return Written(out / PAGE, out / TABLE, len(shown))
 
 
-def _page(audit: Audit, model: str, shown: pd.DataFrame) -> _AuditPage:
+def _page(audit: Audit, model: str, shown: list[dict[str, Any]]) -> _AuditPage:
     script = (files("pipeline.reports") / "templates" / "audit.js").read_text(encoding="utf-8")
     return _AuditPage(
         audit=audit,
         model=model,
-        tiles={
-            "labels": f"{sum(one.labels for one in audit.attributes):,}",
-            "contradicted": f"{audit.count(CONTRADICTED):,}",
-            "near-duplicates": f"{audit.count(NEAR_DUPLICATE):,}",
-            "like no other": f"{audit.count(ALONE):,}",
-            "wrong, estimated": f"{sum(one.wrong for one in audit.attributes):,.0f}",
-        },
+        labels=sum(one.labels for one in audit.attributes),
+        wrong=round(sum(one.wrong for one in audit.attributes)),
         findings=_findings(audit.dataset, shown),
         left_out=len(audit.findings) - len(shown),
         attributes=list(audit.attributes),
@@ -130,30 +127,29 @@ def _page(audit: Audit, model: str, shown: pd.DataFrame) -> _AuditPage:
     )
 
 
-def _findings(dataset: Dataset, shown: pd.DataFrame) -> list[Finding]:
-    names = [*shown["image"], *shown["other"].dropna(), *(path for row in shown["examples"] for path in row)]
-    pictures = _Thumbnails(dataset, names)
+def _findings(dataset: Dataset, shown: list[dict[str, Any]]) -> list[Finding]:
+    pictures = _Thumbnails(dataset, [path for row in shown for path in (row["image"], row["other"], *row["examples"])])
     return [
         Finding(
-            TITLES[row.kind],
-            pictures.of(row.image, SIDE),
-            row.split,
-            row.attribute,
-            row.label,
-            row.suggestion,
-            row.score,
-            json.dumps({name: getattr(row, name) for name in ("image", "attribute", "label", "suggestion")}),
-            pictures.of(row.other, SMALL) if row.other else None,
-            [pictures.of(path, SMALL) for path in row.examples],
+            title=TITLES[row["kind"]],
+            picture=pictures.of(row["image"], SIDE),
+            split=row["split"],
+            attribute=row["attribute"],
+            label=row["label"],
+            suggestion=row["suggestion"],
+            score=row["score"],
+            data=json.dumps({name: row[name] for name in ("image", "attribute", "label", "suggestion")}),
+            other=pictures.of(row["other"], SMALL) if row["other"] else None,
+            examples=[pictures.of(path, SMALL) for path in row["examples"]],
         )
-        for row in shown.itertuples()
+        for row in shown
     ]
 
 
 class _Thumbnails:
     """Small copies of some pictures, whole and on white where they are not square."""
 
-    def __init__(self, dataset: Dataset, paths: Iterable[str]):
+    def __init__(self, dataset: Dataset, paths: Iterable[str | None]):
         images = dataset.images[dataset.images["path"].isin(set(paths))].drop_duplicates("path")
         self._place = images.set_index("path")[["image_id", "split"]]
         self._pictures = {
