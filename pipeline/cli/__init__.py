@@ -12,7 +12,7 @@ import sys
 import click
 
 from data_prep.errors import InputError
-from pipeline.cli import audit, cluster, data, demo, models, retrieval, runs, train, tune
+from pipeline.cli import audit, cluster, copies, data, demo, models, retrieval, runs, train, tune
 from pipeline.common.console import close_bars, printable
 from pipeline.common.errors import JobFailed
 
@@ -41,6 +41,7 @@ for command in (
     retrieval.index,
     retrieval.search,
     retrieval.tag,
+    copies.copies,
     retrieval.serve,
     runs.runs,
     cluster.doctor,

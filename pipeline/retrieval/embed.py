@@ -25,6 +25,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
+from agman.embedder import BATCH, Embedder
 from agman.memory import keep_freed_memory
 from agman.tagger import TAGGER, Tagger
 from data_prep.atomic import is_full, replace_folder, restore
@@ -38,7 +39,6 @@ from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
 from pipeline.evaluation.few import validation_queries
-from pipeline.inference.embedder import BATCH, Embedder
 from pipeline.registry.loading import load_with_tagger, shown
 from pipeline.retrieval.gallery import DESCRIPTION, EMBEDDINGS, Gallery, GalleryInfo, write_gallery
 from pipeline.retrieval.image_sources import IMAGES, Source, find_source

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from basics.pictures import read_file
 from data_prep.errors import InputError
-from data_prep.pictures import read_file
 from pipeline.common.console import say
 from pipeline.retrieval.gallery import Attributes, Gallery, weights_of
 
 if TYPE_CHECKING:  # torch is imported where a model is loaded: a refusal needs none
-    from pipeline.inference.embedder import Embedder
+    from agman.embedder import Embedder
     from pipeline.retrieval.values import ValueTerm
 
 
@@ -99,7 +99,7 @@ def _of_alias(gallery: Gallery, alias: str, device: str | None) -> Embedder | No
 
 def _with_same_weights(gallery: Gallery, model: str, device: str | None) -> Embedder | None:
     """Load a model; return None if it is not the one that embedded the gallery. Raises InputError."""
-    from pipeline.inference.embedder import Embedder
+    from agman.embedder import Embedder
     from pipeline.registry.loading import load
 
     info = gallery.info
@@ -122,7 +122,7 @@ def search(
 
     Raises PictureError for a file that is no picture, and InputError for unknown attributes.
     """
-    from pipeline.inference.embedder import MAX_QUERY_PIXELS
+    from agman.embedder import MAX_QUERY_PIXELS
 
     gallery.numbers(attributes)  # first, because it is cheap
     (query,) = embedder.embed([embedder.read(picture, MAX_QUERY_PIXELS)])
@@ -226,7 +226,7 @@ def run_search(
         terms = value_terms(gallery, values, excluded)
     if query is None:
         return ranked(gallery, None, {}, top, approximate, terms=terms)
-    from pipeline.inference.embedder import PictureError
+    from agman.embedder import PictureError
 
     embedder = embedder_of(gallery, model)
     try:

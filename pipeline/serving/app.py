@@ -16,8 +16,8 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from agman.embedder import PictureError
 from data_prep.errors import InputError
-from pipeline.inference.embedder import PictureError
 from pipeline.reports.html import render
 from pipeline.serving.limits import BodyLimit
 from pipeline.serving.replicas import RETRY_SECONDS, STARTING, Replicas, Unavailable

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from agman.embedder import MAX_QUERY_PIXELS, Embedder
 from agman.tagger import Namer
 from data_prep.errors import InputError
-from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder
 from pipeline.retrieval.gallery import Gallery, weights_of
 from pipeline.retrieval.search import parse_attributes, ranked
 from pipeline.retrieval.values import ValueTerm, value_terms

@@ -22,11 +22,12 @@ from support.galleries import jpeg, random_model
 from support.registered import register_random
 
 import agman
+import pipeline
+from agman.embedder import Embedder
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.common.errors import JobFailed
-from pipeline.inference.embedder import Embedder
 from pipeline.registry.loading import load
 from pipeline.retrieval import embed
 from pipeline.retrieval.embed import embed_images
@@ -63,6 +64,16 @@ def gallery(model: str, photographs: Path, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(Path(model).parent)
         return embed_images(Path(model).name, photographs, tmp_path_factory.mktemp("galleries") / "g", workers=1)
+
+
+def test_the_galleries_embeddings_are_those_of_python_bit_for_bit(
+    gallery: Gallery, model: str, photographs: Path
+) -> None:
+    """In batches of the same size: sums of another size may be added in another order."""
+    expected = gallery.block(0, len(gallery))
+    pictures = [photographs / name for name in gallery.images]
+    for opened in (agman.load(model), pipeline.load(model)):
+        assert np.array_equal(opened.embed(pictures), expected)
 
 
 def worker(model: str, source: Source, staging: Path) -> embed._Worker:

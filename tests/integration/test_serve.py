@@ -28,8 +28,8 @@ from support.commands import agman_exit_code
 from support.galleries import add_prototypes, embed_folder, jpeg, random_model
 
 import agman
+from agman.embedder import Embedder
 from data_prep.errors import InputError
-from pipeline.inference.embedder import Embedder
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import embedder_of, run_search, search
 from pipeline.serving.app import MOST_BYTES
