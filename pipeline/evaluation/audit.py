@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -23,6 +21,7 @@ import agman
 from agman.confident import confident_joint, confident_values, estimated_joint, normalised_margin
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.near_duplicates import clusters
 from data_prep.progress import Progress, silent
 from data_prep.tables import SPLITS
 from pipeline.common.hints import nearest
@@ -263,17 +262,14 @@ def out_of_sample(
 def _undivided(dataset: Dataset, image_k: np.ndarray) -> np.ndarray:
     """Return the number of what is not divided between folds, K: pictures of one group, and near-duplicates."""
     images = dataset.images.drop_duplicates("image_id").set_index("image_id").loc[np.unique(image_k)]
-    group = images["group"].fillna("").astype(str)
-    group = np.unique(np.where(group == "", images.index.astype(str), "group " + group), return_inverse=True)[1]
-    place = pd.Series(np.arange(len(images)), images["path"])
-    pairs = dataset.near_duplicates
-    first, second = (pairs[name].map(place) for name in ("path", "other_path")) if pairs is not None else ([], [])
-    known = np.array([[a, b] for a, b in zip(first, second, strict=True) if a == a and b == b], np.int64).reshape(-1, 2)
-    size = int(group.max()) + 1
-    edges = group[known]
-    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(size, size))
-    component = connected_components(graph, directed=False)[1]
-    return component[group][np.searchsorted(images.index, image_k)]
+    alone = np.array([f"picture {image_id}" for image_id in images.index], object)
+    number = pd.factorize(np.where(images["group"].isna(), alone, images["group"]))[0]
+    if (pairs := dataset.near_duplicates) is not None:
+        of_path = pd.Series(number, images["path"])
+        known = pairs[pairs["path"].isin(of_path.index) & pairs["other_path"].isin(of_path.index)]
+        edges = np.stack([of_path.loc[known[name]].to_numpy() for name in ("path", "other_path")], axis=1)
+        number = clusters(len(number), edges)[number]
+    return number[np.searchsorted(images.index, image_k)]
 
 
 def _without_own(probabilities_kv: Tensor, values_k: np.ndarray, image_k: np.ndarray) -> Tensor:

@@ -11,7 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from data_prep import atomic
@@ -150,14 +149,14 @@ class _Thumbnails:
     """Small copies of some pictures, whole and on white where they are not square."""
 
     def __init__(self, dataset: Dataset, paths: Iterable[str | None]):
-        images = dataset.images[dataset.images["path"].isin(set(paths))].drop_duplicates("path")
-        self._place = images.set_index("path")[["image_id", "split"]]
+        images = dataset.images[dataset.images["path"].isin(set(paths))]
+        self._image_of = {row.path: (row.image_id, row.split) for row in images.itertuples()}
         self._pictures = {
-            split: Pictures(dataset, split, np.asarray(rows["image_id"]), fit="pad")
+            str(split): Pictures(dataset, str(split), rows["image_id"].to_numpy(), fit="pad")
             for split, rows in images.groupby("split")
         }
 
     def of(self, path: str, side: int) -> Shown:
         """Return a picture at most `side` pixels wide."""
-        image_id, split = self._place.loc[path]
-        return Shown(self._pictures[split].uri(int(image_id), side), path)
+        image_id, split = self._image_of[path]
+        return Shown(self._pictures[split].uri(image_id, side), path)
