@@ -150,7 +150,10 @@ class _Thumbnails:
 
     def __init__(self, dataset: Dataset, paths: Iterable[str | None]):
         images = dataset.images[dataset.images["path"].isin(set(paths))]
-        self._image_of = {row.path: (row.image_id, row.split) for row in images.itertuples()}
+        columns = (images[name].tolist() for name in ("path", "image_id", "split"))
+        self._image_of: dict[str, tuple[int, str]] = {
+            path: (image_id, split) for path, image_id, split in zip(*columns, strict=True)
+        }
         self._pictures = {
             str(split): Pictures(dataset, str(split), rows["image_id"].to_numpy(), fit="pad")
             for split, rows in images.groupby("split")

@@ -89,6 +89,21 @@ def test_a_label_is_judged_without_its_own_group() -> None:
     assert 2 < same.sum() < 40, "the others have learned from it"
 
 
+def test_groups_and_near_duplicates_are_not_divided_between_folds(spoiled: Dataset) -> None:
+    number = spoiled.images.set_index("path")["image_id"]
+    ids = spoiled.images["image_id"].to_numpy()
+    alone = auditing._undivided(spoiled, ids)
+    assert len(np.unique(alone)) == len(ids) - 1
+    assert alone[number["20.png"] == ids] == alone[number["twin.jpg"] == ids]
+    grouped = Dataset(spoiled.path)
+    grouped.images = spoiled.images.assign(
+        group=["shop" if name in ("20.png", "31.png") else None for name in number.index]
+    )
+    together = auditing._undivided(grouped, np.repeat(ids, 2))[::2]
+    assert len(np.unique(together)) == len(ids) - 2
+    assert len({int(together[number[name] == ids][0]) for name in ("20.png", "twin.jpg", "31.png")}) == 1
+
+
 def test_pictures_like_no_other_and_examples_agree_with_plain_loops(
     spoiled: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
