@@ -36,6 +36,7 @@ class Tag(NamedTuple):
     """Most probable value of an attribute."""
 
     value: str
+    """Name of the value."""
     probability: float | None
     """Calibrated probability of the value; None if the prototypes were not calibrated."""
 
@@ -45,6 +46,7 @@ class HeatMap:
     """Where a model looks in a picture for one attribute."""
 
     attribute: str
+    """Name of the attribute."""
     weights: np.ndarray
     """Attention of every cell, float32 h×w; it sums to 1."""
     picture: np.ndarray

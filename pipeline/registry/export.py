@@ -1,7 +1,8 @@
-"""`agman export`: a model as a folder for other programs: a checkpoint, a torch.export program, and ONNX."""
+"""`agman export`: a model as a folder for other programs: a checkpoint, a torch.export program, ONNX, and its use."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from pipeline.common.errors import JobFailed
 from pipeline.registry.loading import load_with_tagger, shown
 
 PROGRAM, ONNX = "embed_all.pt2", "embed_all.onnx"
-FILES = (WEIGHTS, DESCRIPTION, TAGGER, PROGRAM, ONNX)
+INFERENCE = "inference.py"
+FILES = (WEIGHTS, DESCRIPTION, TAGGER, PROGRAM, ONNX, INFERENCE)
 
 
 def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
             raise InputError(f"{shown(model)}: {error}") from error
         except ExportError as error:
             raise JobFailed(f"{shown(model)}: {error}") from error
+        shutil.copyfile(Path(__file__).with_name("exported_inference.py"), staging / INFERENCE)
     return {
         "out": str(out),
         "files": {name: (out / name).stat().st_size for name in FILES if (out / name).exists()},

@@ -16,7 +16,7 @@ import agman
 from data_prep.atomic import FULL
 
 NAMES = ["skirt", "sleeve", "collar"]
-FILES = ["embed_all.onnx", "embed_all.pt2", "model.json", "model.safetensors"]
+FILES = ["embed_all.onnx", "embed_all.pt2", "inference.py", "model.json", "model.safetensors"]
 
 
 def make_checkpoint(folder: Path, name: str = "csn", **description: Any) -> agman.RetrievalModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from support.audited import write_corrections as write
 from support.commands import Agman
 from support.datasets import make_photographs, prepare_small
 
-from data_prep.corrections import COLUMNS
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
 from data_prep.request import TableOptions
-from data_prep.tables import DatasetInfo
 
 COLOURS = ("red", "green", "blue")
 
@@ -45,12 +43,6 @@ def prepared(catalogue: Path, tmp_path: Path) -> Callable[..., Dataset]:
         return Dataset(tmp_path / name)
 
     return run
-
-
-def write(file: Path, info: DatasetInfo, *rows: tuple[str, ...], name: str | None = None) -> Path:
-    with file.open("w", newline="") as opened:
-        csv.writer(opened).writerows([COLUMNS, *((name or info.name, info.labels_digest, *row) for row in rows)])
-    return file
 
 
 def labels(dataset: Dataset) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import agman
 from pipeline.cli import cli
 
 ROOT = Path(__file__).parents[3]
@@ -115,6 +116,10 @@ def test_the_index_links_every_page() -> None:
     linked = set(LINK.findall(PAGES["docs/README.md"]))
     pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")} - {"README.md"}
     assert pages <= linked, pages - linked
+
+
+def test_the_reference_has_every_name_that_agman_exports() -> None:
+    assert {f"agman.{name}" for name in agman.__all__} <= set(re.findall(r"^::: (\S+)", PAGES["docs/api.md"], re.M))
 
 
 def test_every_numbered_equation_has_a_row_that_names_its_code_and_its_test() -> None:
