@@ -9,7 +9,6 @@ Shape suffixes: K pairs, A design attributes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ import torch
 from data_prep.errors import InputError
 from data_prep.near_duplicates import look_at_files, near_pairs
 from data_prep.progress import Progress, silent
-from pipeline.retrieval.alike import STEPS, AlikePairs, alike_pairs, grouped
+from pipeline.retrieval.alike import AlikePairs, alike_pairs, grouped, next_limit
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.values import tagger_of
 
@@ -163,7 +162,7 @@ def limits(
     similarity = pairs.similarity
     counts = {min(count, len(similarity)) for count in COUNTS} - {0}
     found = []
-    for limit in sorted({math.ceil(similarity[count - 1] * STEPS) / STEPS for count in counts}, reverse=True):
+    for limit in sorted({next_limit(similarity[count - 1]) for count in counts}, reverse=True):
         if count := int((similarity >= limit).sum()):
             rows = pairs.rows[:count]
             group, centres = grouped(rows)

@@ -17,7 +17,7 @@ from support.pages import read_page, text, texts, with_class
 from data_prep.errors import InputError
 from pipeline.reports.copies import write_copies
 from pipeline.retrieval import alike, copies
-from pipeline.retrieval.alike import alike_pairs, grouped
+from pipeline.retrieval.alike import alike_pairs, grouped, next_limit
 from pipeline.retrieval.copies import find_copies, limits
 from pipeline.retrieval.gallery import Gallery
 
@@ -71,9 +71,16 @@ def test_too_many_pairs_raise_the_limit_to_where_they_are_not_too_many(monkeypat
     embeddings = unit(ROWS, 2, WIDTH)
     found = alike_pairs(columns(embeddings), 0.0, 100)
     assert len(found.rows) == len(plain(embeddings, found.least)) <= 100
-    assert len(plain(embeddings, found.least - 2 / alike.STEPS)) > 100
+    assert len(plain(embeddings, found.least - 0.0002)) > 100
     equal = alike_pairs([np.repeat(unit(1, WIDTH), 50, axis=0)], 0.0, 100)
     assert (len(equal.rows), equal.least) == (0, 1.0001)
+
+
+def test_the_next_limit_has_four_digits_and_no_error_of_a_product() -> None:
+    digits = [round(n / 10_000, 4) for n in range(10_000)]
+    assert [next_limit(one) for one in digits] == digits
+    assert [next_limit(one, above=True) for one in digits] == [*digits[1:], 1.0]
+    assert (next_limit(0.123401), next_limit(0.123499, above=True)) == (0.1235, 0.1235)
 
 
 def test_only_pairs_of_different_numbers_count() -> None:
