@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, reduce
 from typing import Any
 
@@ -251,9 +252,19 @@ def _as_date(one: Operand, cells: Any, other: pa.DataType) -> Any:
     if not (isinstance(one, Literal) and isinstance(one.value, str) and pa.types.is_temporal(other)):
         return cells
     try:
-        return cells.cast(pa.timestamp("us"))
+        return pa.scalar(moment(one.value))
     except pa.ArrowInvalid:
         raise InputError(f"where: {_shown(one)} is no date; write dates as '2026-11-30'") from None
+
+
+def moment(text: str) -> datetime:
+    """Return the date and time that a text names. Raises ArrowInvalid if it names none."""
+    return pa.scalar(text).cast(pa.timestamp("us")).as_py()
+
+
+def type_of(one: Operand, columns: pa.Schema) -> pa.DataType:
+    """Return the type of an operand, for columns of this schema."""
+    return columns.field(one.name).type if isinstance(one, Column) else pa.scalar(one.value).type
 
 
 def kind_of(of: pa.DataType) -> str:
