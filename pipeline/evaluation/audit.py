@@ -134,7 +134,7 @@ def audit(
         progress: callback for progress bars.
     """
     chosen, unlabelled = _chosen(dataset, attributes)
-    embedded = _embedded(model, config, dataset, threads, progress)
+    embedded = embed_all(model, config, dataset, threads, progress)
     judged = []
     advance = progress("labels judged", sum(len(embedded[number][0]) for number in chosen))
     for number in chosen:
@@ -167,7 +167,7 @@ def _chosen(dataset: Dataset, names: Sequence[str]) -> tuple[list[int], tuple[st
     return [number for number in possible if not names or known[number] in names], () if names else left_out
 
 
-def _embedded(
+def embed_all(
     model: agman.RetrievalModel, config: dict[str, Any], dataset: Dataset, threads: int, progress: Progress
 ) -> dict[int, tuple[pd.DataFrame, Tensor]]:
     """Return attribute -> its labels (image_id, value, split), and the embeddings of their pictures, K×D."""
@@ -191,7 +191,7 @@ def _judge(
     attribute = dataset.info.attributes[number]
     values_k, image_k = labels["value"].to_numpy(np.int64), labels["image_id"].to_numpy()
     probabilities_kv, judged_k = out_of_sample(
-        embeddings_kd.numpy(), values_k, len(attribute.values), _undivided(dataset, image_k)
+        embeddings_kd.numpy(), values_k, len(attribute.values), undivided(dataset, image_k)
     )
     probabilities_kv = _without_own(probabilities_kv, values_k, image_k)
     truth_k = torch.from_numpy(values_k)
@@ -201,7 +201,9 @@ def _judge(
     suggested_k = np.where(contradicted_k, best_k, -1)
     kind_k = np.where(contradicted_k, CONTRADICTED, "").astype(object)
     other_k = np.full(len(labels), None, object)
-    for row, value, other in _near_duplicates(dataset, number, image_k, values_k, score_k):
+    reviewed_k = _reviewed(dataset, number, image_k, values_k)
+    doubt_k = np.where(reviewed_k, -1, score_k)
+    for row, value, other in _near_duplicates(dataset, image_k, values_k, doubt_k):
         kind_k[row], suggested_k[row], other_k[row] = NEAR_DUPLICATE, value, other
     distance_k, examples = _neighbours(
         embeddings_kd, values_k, image_k, np.where(suggested_k < 0, values_k, suggested_k)
@@ -209,6 +211,7 @@ def _judge(
     alone = np.argsort(-distance_k, kind="stable")[: round(UNLIKE * len(labels))]
     alone = alone[kind_k[alone] == ""]
     kind_k[alone], score_k[alone] = ALONE, distance_k[alone]
+    kind_k[reviewed_k] = ""
     found = np.flatnonzero(kind_k != "")
     path = dataset.images.drop_duplicates("image_id").set_index("image_id")["path"]
     names = np.array([*attribute.values, None], object)  # -1: no value is suggested
@@ -246,7 +249,7 @@ def out_of_sample(
     They come from logistic regressions on the embeddings, cross-validated with FOLDS folds. Also returns which labels
     are judged, K bool: a label is not if the classifier has not seen its value.
     """
-    fold_k = np.random.default_rng(0).permutation(int(group_k.max()) + 1)[group_k] % FOLDS
+    fold_k = fold_of(group_k)
     probabilities_kv, judged_k = np.zeros((len(values_k), n_values)), np.zeros(len(values_k), bool)
     for fold in range(FOLDS):
         own = np.flatnonzero(fold_k == fold)
@@ -259,7 +262,12 @@ def out_of_sample(
     return torch.from_numpy(probabilities_kv), torch.from_numpy(judged_k)
 
 
-def _undivided(dataset: Dataset, image_k: np.ndarray) -> np.ndarray:
+def fold_of(group_k: np.ndarray) -> np.ndarray:
+    """Return the fold of every label, K, which its group shares: numbers of groups from 0."""
+    return np.random.default_rng(0).permutation(int(group_k.max()) + 1)[group_k] % FOLDS
+
+
+def undivided(dataset: Dataset, image_k: np.ndarray) -> np.ndarray:
     """Return the number of what is not divided between folds, K: pictures of one group, and near-duplicates."""
     images = dataset.images.drop_duplicates("image_id").set_index("image_id").loc[np.unique(image_k)]
     alone = np.array([f"picture {image_id}" for image_id in images.index], object)
@@ -284,10 +292,18 @@ def _without_own(probabilities_kv: Tensor, values_k: np.ndarray, image_k: np.nda
     return left_kv / left_kv.sum(1, keepdim=True).clamp_min(1e-12)
 
 
+def _reviewed(dataset: Dataset, number: int, image_k: np.ndarray, values_k: np.ndarray) -> np.ndarray:
+    """Return which labels a person has kept or given, K bool."""
+    if (known := dataset.reviewed) is None:
+        return np.zeros(len(image_k), bool)
+    known = known[known["attribute"] == number]
+    return pd.MultiIndex.from_arrays([image_k, values_k]).isin(pd.MultiIndex.from_frame(known[["image_id", "value"]]))
+
+
 def _near_duplicates(
-    dataset: Dataset, number: int, image_k: np.ndarray, values_k: np.ndarray, score_k: np.ndarray
+    dataset: Dataset, image_k: np.ndarray, values_k: np.ndarray, doubt_k: np.ndarray
 ) -> Iterator[tuple[int, int, str]]:
-    """Yield for each pair with different labels the row of the worse label, the other one's value, and its picture."""
+    """Yield for each pair with different labels the row of the more doubtful one, the other's value and its picture."""
     pairs = dataset.near_duplicates
     if pairs is None or pairs.empty:
         return
@@ -303,7 +319,7 @@ def _near_duplicates(
         there = [row for row in others if values_k[row] not in values_k[rows]]
         if here and there:
             either = [(row, there[0], two) for row in here] + [(row, here[0], one) for row in there]
-            row, other, name = max(either, key=lambda found: score_k[found[0]])
+            row, other, name = max(either, key=lambda found: doubt_k[found[0]])
             yield row, int(values_k[other]), name
 
 

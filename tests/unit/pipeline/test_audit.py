@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.audited import (
+    COLOURS,
     TWIN,
     WRONG,
     draw_catalogue,
@@ -92,14 +93,14 @@ def test_a_label_is_judged_without_its_own_group() -> None:
 def test_groups_and_near_duplicates_are_not_divided_between_folds(spoiled: Dataset) -> None:
     number = spoiled.images.set_index("path")["image_id"]
     ids = spoiled.images["image_id"].to_numpy()
-    alone = auditing._undivided(spoiled, ids)
+    alone = auditing.undivided(spoiled, ids)
     assert len(np.unique(alone)) == len(ids) - 1
     assert alone[number["20.png"] == ids] == alone[number["twin.jpg"] == ids]
     grouped = Dataset(spoiled.path)
     grouped.images = spoiled.images.assign(
         group=["shop" if name in ("20.png", "31.png") else None for name in number.index]
     )
-    together = auditing._undivided(grouped, np.repeat(ids, 2))[::2]
+    together = auditing.undivided(grouped, np.repeat(ids, 2))[::2]
     assert len(np.unique(together)) == len(ids) - 2
     assert len({int(together[number[name] == ids][0]) for name in ("20.png", "twin.jpg", "31.png")}) == 1
 
@@ -154,8 +155,21 @@ def test_corrections_of_the_findings_give_the_right_labels(
     given = dict(zip(labels["path"], names, strict=True))
     assert given.pop(TWIN[1]) == drawn_colour(20)
     assert given == {f"{number:02d}.png": drawn_colour(number) for number in range(90) if number != 44}
-    again = audit(*seeing_model(["colour"]), right, threads=1)
-    assert not {*WRONG, TWIN[1]} & set(again.findings["image"].to_pylist())
+
+
+def test_labels_that_a_person_has_kept_or_given_are_not_asked_again(
+    found: Audit, spoiled: Dataset, catalogue: Path, tmp_path: Path
+) -> None:
+    rows = found.findings.to_pylist()
+    kept = [(row["image"], "colour", row["label"], "keep", "") for row in rows[:3]]
+    odd = next(one for one in COLOURS if one not in (rows[3]["label"], rows[3]["suggestion"]))
+    given = (rows[3]["image"], "colour", rows[3]["label"], "change", odd)  # which is wrong again
+    file = write_corrections(tmp_path / "corrections.csv", spoiled.info, *kept, given)
+    again = audit(*seeing_model(["colour"]), prepare_catalogue(catalogue, tmp_path / "data", [file]), threads=1)
+    images = again.findings["image"].to_pylist()
+    assert not {row["image"] for row in rows[:4]} & set(images) and set(images) & set(WRONG)
+    twins = [row["image"] for row in again.findings.to_pylist() if row["kind"] == NEAR_DUPLICATE]
+    assert twins == [TWIN[0]], "of the pair whose one label was kept, the other one is asked"
 
 
 def test_the_command_writes_a_table_and_a_page(
