@@ -120,6 +120,8 @@ def test_an_update_equals_a_gallery_embedded_anew(
 ) -> None:
     named = embedded_pictures(monkeypatch)
     change(place / "photographs")
+    with pytest.raises(InputError, match=r"photographs as it was; `agman embed --into .*/g` brings it up to date"):
+        embed_images(model, place / "photographs", place / "g")
     updated = update_gallery(place / "g", remove_missing=True)
     assert named == ["00-first.jpg", "03.jpg", "20.jpg", "21.jpg"]
     assert counts(updated) == {"added": 2, "replaced": 1, "removed": 1, "unchanged": PICTURES - 2, "missing": 0}
