@@ -97,12 +97,11 @@ def show_updated(updated: Updated) -> dict[str, Any]:
     say(", ".join(f"{count:,} {name}" for name, count in counts.items()))
     if updated.missing:
         say(f"{updated.missing:,} gone from the source, but kept; --remove-missing removes them")
-    columns = updated.gallery.columns
-    names = [] if columns is None else columns.column_names
-    if names:
+    kinds = updated.gallery.column_kinds
+    if kinds:
         of = "" if updated.described is None else f", for {updated.described:,} of {len(updated.gallery):,} images"
-        say(f"columns {', '.join(printable(name) for name in names)}{of}")
-    more = {"missing": updated.missing, "columns": names, "described": updated.described}
+        say(f"columns {', '.join(f'{printable(name)} ({kind})' for name, kind in kinds.items())}{of}")
+    more = {"missing": updated.missing, "columns": kinds, "described": updated.described}
     return show_gallery(updated.gallery) | counts | more
 
 

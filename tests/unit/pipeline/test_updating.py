@@ -370,7 +370,7 @@ def test_a_new_gallery_takes_columns(
     for _ in range(2):
         assert agman_exit_code(*asked, "--columns", tmp_path / "table.csv", "--json") == 0
         printed = capsys.readouterr()
-        assert f"columns price, for 2 of {PICTURES} images" in printed.err
+        assert f"columns price (a number), for 2 of {PICTURES} images" in printed.err
         assert json.loads(printed.out.splitlines()[-1])["described"] == 2
     assert agman_exit_code(*asked, "--columns", tmp_path / "nowhere.csv") == 2
     assert Gallery.open(tmp_path / "new").rows_where("price >= 0").tolist() == [3, 4]
