@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 TESTED := --constraint constraints.txt
 
-.PHONY: install browser demo test test-unit test-integration test-slow test-photos test-latest cluster-test coverage check docs format constraints clean
+.PHONY: install browser demo test test-unit test-integration test-slow test-photos test-notebooks test-latest cluster-test coverage check docs format constraints clean
 
 install: $(READY)
 
@@ -36,6 +36,9 @@ test-slow: $(READY)  ## minutes each: trainings, searches and preparations that 
 
 test-photos: $(READY)  ## the commands of docs/photographs.md; AGMAN_PHOTOS names the folder of the photographs
 	$(PYTEST) -rs tests/photos
+
+test-notebooks: $(READY)  ## both notebooks, from the first cell to the last
+	$(PYTEST) tests/notebooks
 
 test-latest:  ## Ray, MLflow and the rest in the newest versions that install, in an environment of their own
 	$(MAKE) test-integration VENV=.venv-latest TESTED=
