@@ -32,12 +32,24 @@ class PictureGallery(Gallery):
 
     @overload
     def search(
-        self, query: np.ndarray, attributes: Attributes, top: int = 10, approximate: bool = False
+        self,
+        query: np.ndarray,
+        attributes: Attributes,
+        top: int = 10,
+        approximate: bool = False,
+        where: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]: ...
     @overload
-    def search(self, query: Pictured, attributes: Asked, top: int = 10, approximate: bool = False) -> list[Hit]: ...
     def search(
-        self, query: np.ndarray | Pictured, attributes: Asked, top: int = 10, approximate: bool = False
+        self, query: Pictured, attributes: Asked, top: int = 10, approximate: bool = False, where: str | None = None
+    ) -> list[Hit]: ...
+    def search(
+        self,
+        query: np.ndarray | Pictured,
+        attributes: Asked,
+        top: int = 10,
+        approximate: bool = False,
+        where: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray] | list[Hit]:
         """Return the `top` best rows for a picture, best first; without the picture itself, if it is the gallery's.
 
@@ -50,13 +62,14 @@ class PictureGallery(Gallery):
             attributes: an attribute, several, or attribute -> weight; by name or by number.
             top: number of rows in the result.
             approximate: use the approximate index.
+            where: condition on the gallery's columns; only rows that satisfy it are searched.
         """
         weights = self._weights(attributes)
         if isinstance(query, np.ndarray):
-            return super().search(query, weights, top, approximate)
+            return super().search(query, weights, top, approximate, where)
         self.numbers(weights), weights_of(weights)  # before the model is loaded
         itself = self.row_of(Path(query)) if isinstance(query, str | PathLike) else None
-        return ranked(self, self.model.embed(query), weights, top, approximate, itself)
+        return ranked(self, self.model.embed(query), weights, top, approximate, itself, where=where)
 
     def _weights(self, attributes: Asked) -> dict[str, float]:
         """Return name -> weight. Raises InputError for an attribute that is given twice or a number without one."""

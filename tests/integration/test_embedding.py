@@ -86,7 +86,7 @@ def embed_here(model: str, images: Path, out: Path) -> Gallery:
     source = find_source(images)
     _, error = worker(model, source, out).embed(0, source.pictures)
     assert error is None
-    embed._finish(out, embed._info(model, Embedder(*load(model)), source), 1, source.skipped)
+    embed._finish(out, embed._info(model, Embedder(*load(model)), source), 1, source)
     return Gallery.open(out)
 
 
@@ -103,7 +103,8 @@ def test_every_picture_is_a_row_or_a_reject(gallery: Gallery, photographs: Path)
     assert list(gallery.images) == sorted(gallery.images) and gallery.images[0] == "a/01.jpg"
     assert gallery.picture(0) == (photographs / "a" / "01.jpg").read_bytes()
     assert {one.name for one in gallery.folder.iterdir()} == {
-        "gallery.json", "images.parquet", "rejects.parquet", "skipped.parquet", "embeddings", "vectors",
+        "gallery.json", "images.parquet", "rejects.parquet", "skipped.parquet", "source.parquet",
+        "embeddings", "vectors",
     }  # fmt: skip
 
 
@@ -199,7 +200,7 @@ def test_a_complete_gallery_is_only_renamed(
     staging = tmp_path / ".g.partial"  # a command was killed just before the rename
     shutil.copytree(gallery.folder, staging)
     (staging / "lock").touch()
-    monkeypatch.setattr(embed, "_embed", lambda *_: pytest.fail("embeds again"))
+    monkeypatch.setattr(embed, "embed_shards", lambda *_: pytest.fail("embeds again"))
     assert len(embed_images(model, photographs, tmp_path / "g")) == PICTURES
     assert [one.name for one in tmp_path.iterdir()] == ["g"]
     assert {one.name for one in (tmp_path / "g").iterdir()} == {one.name for one in gallery.folder.iterdir()}
@@ -237,7 +238,7 @@ def test_vectors_of_length_0_are_rejects(photographs: Path, tmp_path: Path) -> N
 
     one.embedder.embed = without_the_third
     assert one.embed(0, source.pictures) == (PICTURES + 2, None)
-    embed._finish(tmp_path / "g", embed._info(blind, Embedder(*load(blind)), source), 1, source.skipped)
+    embed._finish(tmp_path / "g", embed._info(blind, Embedder(*load(blind)), source), 1, source)
     gallery = Gallery.open(tmp_path / "g")
     rejects = pq.read_table(gallery.folder / "rejects.parquet").to_pylist()
     assert [(one["image"], one["detail"]) for one in rejects if "length" in one["detail"]] == [
