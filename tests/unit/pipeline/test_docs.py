@@ -1,4 +1,4 @@
-"""README.md and docs/*.md: their links, commands, files, tests and names exist."""
+"""README.md, CONTRIBUTING.md and docs/*.md: their links, commands, files, tests and names exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.cli import cli
 ROOT = Path(__file__).parents[3]
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
