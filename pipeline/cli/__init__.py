@@ -41,6 +41,7 @@ for command in (
     retrieval.search,
     retrieval.tag,
     retrieval.serve,
+    retrieval.key,
     runs.runs,
     cluster.doctor,
     cluster.submit,

@@ -14,7 +14,7 @@ from ray import serve
 
 from agman.memory import keep_freed_memory
 from pipeline.retrieval.gallery import Gallery
-from pipeline.retrieval.search import embedder_of
+from pipeline.serving.backends import served_embedder
 from pipeline.serving.engine import Engine
 
 
@@ -26,17 +26,27 @@ class Replica:
         gallery: folder of the gallery.
         tracking_uri: tracking store in which the gallery's model is registered.
         model: new address of the model, or None if it has not moved.
+        backend: one of pipeline.serving.backends.BACKENDS.
         max_batch: largest number of pictures of different requests that pass the network together.
         wait: seconds that the first of them waits for others.
         threads: threads of the model, and threads that decode.
     """
 
-    def __init__(self, gallery: str, tracking_uri: str, model: str | None, max_batch: int, wait: float, threads: int):
+    def __init__(
+        self,
+        gallery: str,
+        tracking_uri: str,
+        model: str | None,
+        backend: str,
+        max_batch: int,
+        wait: float,
+        threads: int,
+    ):
         os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
         torch.set_num_threads(threads)
         keep_freed_memory()
         self.gallery = Gallery.open(gallery)
-        self.engine = Engine(self.gallery, embedder_of(self.gallery, model))
+        self.engine = Engine(self.gallery, served_embedder(self.gallery, model, backend))
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")  # parallel passes would share the CPUs
         self._together.set_max_batch_size(max_batch)
