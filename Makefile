@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 TESTED := --constraint constraints.txt
 
-.PHONY: install browser demo test test-unit test-integration test-slow test-photos test-latest cluster-test coverage check format constraints clean
+.PHONY: install browser demo test test-unit test-integration test-slow test-photos test-latest cluster-test coverage check docs format constraints clean
 
 install: $(READY)
 
@@ -53,6 +53,12 @@ check: $(READY)  ## formatting, lint, directions of imports, types; changes noth
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
+docs: $(READY)  ## the documentation as a site with search: site/index.html; every warning is an error
+	rm -rf build/docs && mkdir -p build/docs/benchmarks
+	cp -r README.md CHANGELOG.md docs cluster ray_cluster.yaml build/docs
+	cp -r benchmarks/results build/docs/benchmarks
+	$(BIN)/mkdocs build --strict --quiet
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -61,4 +67,4 @@ constraints: $(READY)  ## record the versions that are installed as the tested o
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

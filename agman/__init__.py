@@ -27,24 +27,28 @@ from agman.pixels import Pixels, normalise
 from agman.published import load_published
 from agman.registry import MODELS, build
 from agman.stepping import Stepper
+from agman.trained import HeatMap, TrainedModel, load
 
 __all__ = [
     "AGMAN",
     "MODELS",
     "Batch",
     "CheckpointError",
+    "HeatMap",
     "LabelBatch",
     "LabelObjective",
     "LossWeights",
     "Pixels",
     "RetrievalModel",
     "Stepper",
+    "TrainedModel",
     "TripletObjective",
     "build",
     "build_optimizer",
     "cosine",
     "embed_dataset",
     "export_onnx",
+    "load",
     "load_model",
     "load_published",
     "normalise",

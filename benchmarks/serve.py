@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 import agman
+from agman.embedder import Embedder
 from benchmarks.common import with_turns, write_table
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset, ImageStore
 from pipeline.common.console import say
-from pipeline.inference.embedder import Embedder
 from pipeline.inference.onnx_embedder import OnnxEmbedder
 from pipeline.registry.export import INT8, ONNX, export
 from pipeline.registry.loading import load

@@ -23,7 +23,7 @@ REFUSALS = {
     "embed nowhere --images x --out new": "pipeline.retrieval.embed",
     "prep fashionai --root nowhere --out new": "data_prep.prepare, pipeline.reports.dataset.page",
     "index nowhere": "pipeline.retrieval.gallery",
-    "search nowhere --query x --attribute a": "pipeline.retrieval.search, pipeline.inference.embedder",
+    "search nowhere --query x --attribute a": "pipeline.retrieval.search, agman.embedder",
     "serve nowhere": "pipeline.serving.run",
 }
 """Command line -> modules that its job needs."""

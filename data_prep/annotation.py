@@ -38,9 +38,10 @@ REASONS = {
     "near_duplicate": "a near-duplicate of another picture, left out by --near-duplicates drop",
     "without_label": "the row has a label under none of the attributes",
     "too_rare": "fewer images than --min-images have the value",
+    "dropped_by_correction": "the label is left out by a file of corrections",
     "other_depth": "the picture is not as many folders deep as --levels names",
 }
-CHOSEN = ("not_in_split", "without_label", "too_rare", "near_duplicate")
+CHOSEN = ("not_in_split", "without_label", "too_rare", "near_duplicate", "dropped_by_correction")
 """Reasons that do not mean damage: the row is intact, and left out by the split or by an option."""
 
 SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from data_prep.errors import StorageError
-from data_prep.pictures import (
+from basics.pictures import (
     FORMATS,
     HEIC,
     HEIC_MISSING,
@@ -27,6 +26,7 @@ from data_prep.pictures import (
     upright_rgb,
     upright_size,
 )
+from data_prep.errors import StorageError
 from data_prep.storage import Storage
 
 JPEG_QUALITY = 92

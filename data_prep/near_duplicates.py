@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from basics.pictures import is_within, open_picture, read_file, upright_rgb, upright_size
 from data_prep.encoding import Refused, pack_image
-from data_prep.pictures import is_within, open_picture, read_file, upright_rgb, upright_size
 from data_prep.progress import Progress, silent
 
 DISTANCE = 4
@@ -68,21 +68,36 @@ class Look:
 
 def look_at(root: Path, paths: Sequence[str], progress: Progress = silent) -> Look:
     """Look at pictures below `root`, in as many threads as there are cores."""
-    n = len(paths)
+
+    def read(number: int) -> bytes | None:
+        path = root / paths[number]
+        return read_file(path) if is_within(root, path) else None
+
+    return look_at_files(read, len(paths), progress)
+
+
+def look_at_files(read: Callable[[int], bytes | None], count: int, progress: Progress = silent) -> Look:
+    """Look at picture files, in as many threads as there are cores.
+
+    Args:
+        read: function of a picture's number that returns its file, or None, or raises an exception.
+        count: number of pictures.
+        progress: callback for a progress bar.
+    """
     look = Look(
-        hashes=np.zeros((n, 8), np.uint8),
-        hashed=np.zeros(n, bool),
-        one_colour=np.zeros(n, bool),
-        copies=np.zeros((n, TINY_COPY, TINY_COPY, 3), np.uint8),
-        short_side=np.zeros(n, np.int64),
+        hashes=np.zeros((count, 8), np.uint8),
+        hashed=np.zeros(count, bool),
+        one_colour=np.zeros(count, bool),
+        copies=np.zeros((count, TINY_COPY, TINY_COPY, 3), np.uint8),
+        short_side=np.zeros(count, np.int64),
     )
-    advance = progress("pictures looked at", len(paths))
+    advance = progress("pictures looked at", count)
 
     def fill(number: int) -> None:
         try:
-            if not is_within(root, root / paths[number]):
+            if (data := read(number)) is None:
                 return
-            with open_picture(read_file(root / paths[number])) as image:
+            with open_picture(data) as image:
                 short = min(upright_size(image))
                 image.draft("RGB", (SMALL_COPY, SMALL_COPY))
                 colour = upright_rgb(image)
@@ -98,7 +113,7 @@ def look_at(root: Path, paths: Sequence[str], progress: Progress = silent) -> Lo
             look.hashed[number] = True
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(fill, range(len(paths))):
+        for _ in pool.map(fill, range(count)):
             advance(1)
     return look
 

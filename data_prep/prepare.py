@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from data_prep import tables
 from data_prep.annotation import CHOSEN, REASONS, TRIPLET_COLUMNS, Annotation, Reject, count_reasons, rejected
+from data_prep.corrections import correct, labels_digest, read_corrections
 from data_prep.encoding import Refused
 from data_prep.errors import InputError, Resumable, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, table, zappos50k
@@ -86,6 +88,7 @@ def prepare(
     fractions: SplitFractions | None = None,
     near_duplicates: Literal["keep", "group", "drop"] | None = None,
     max_rejects: float = 0.1,
+    corrections: Sequence[Path] = (),
     command: str = "",
     overwrite: bool = False,
     progress: Progress = silent,
@@ -96,9 +99,10 @@ def prepare(
     a URI. `image_size` is the short side of the packed images in pixels, and `fit` says how models see images that are
     not square. `fractions` are the sizes of a made split, and `near_duplicates` says what becomes of nearly equal
     pictures in it, by default group (see Request). `triplets` are drawn for each of `epochs` training epochs; if the
-    dataset brings triplets, those are divided over the epochs, by default all in one epoch. Equal input and seed give
-    equal tables. A second call continues a stopped preparation with the images packed so far. `command` is kept in the
-    description. Returns the description. Raises InputError for errors that a user can correct, and if more than the
+    dataset brings triplets, those are divided over the epochs, by default all in one epoch. `corrections` are files
+    of corrected labels, applied in their order (see data_prep.corrections). Equal input and seed give equal tables. A
+    second call continues a stopped preparation with the images packed so far. `command` is kept in the description.
+    Returns the description. Raises InputError for errors that a user can correct, and if more than the
     fraction `max_rejects` of the rows is rejected.
     """
     name = name or layout
@@ -114,6 +118,7 @@ def prepare(
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
     root = root.resolve()
+    correction_files = [read_corrections(file, name) for file in corrections]
     request = Request(
         root,
         split_files=split_files,
@@ -127,7 +132,7 @@ def prepare(
         progress=progress,
         table=table or TableOptions(),
     )
-    with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files)) as staging:
+    with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files, *corrections)) as staging:
         with files_read() as files:
             read = LAYOUTS[layout](request)
         if layout != "table":
@@ -139,6 +144,8 @@ def prepare(
         _check_unused_options(read, request.fractions, near_duplicates)
         regions = _read_regions(root, read)
         read = _with_split(read, request)
+        digest = labels_digest(read)
+        read, corrected = correct(read, correction_files, digest)
         _check_rejects(read, root, max_rejects)
         images = read.images()
         images.insert(0, "image_id", np.arange(len(images)))
@@ -175,6 +182,8 @@ def prepare(
             split_origin=packed.split_origin,
             queries_of=_queries_of(packed),
             notes=packed.notes,
+            labels_digest=digest,
+            corrections=corrected,
             command=command,
             digest=digest_of(staging, packing.sha256, fit),
             versions={"python": platform.python_version()}

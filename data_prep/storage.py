@@ -96,6 +96,12 @@ class Storage:
         with self._plainly():
             return int(self._info().size or 0)
 
+    def stamp(self) -> str:
+        """Return "SIZE NANOSECONDS", size and modification time of the file; the time is "None" if none is known."""
+        with self._plainly():
+            found = self._info()
+            return f"{found.size} {found.mtime_ns}"
+
     def files(self) -> dict[str, int]:
         """Return name (relative, POSIX) -> size in bytes of every file below this folder, ordered by name."""
         with self._plainly():

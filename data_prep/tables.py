@@ -147,6 +147,10 @@ class DatasetInfo(BaseModel):
     """Split -> number of queries of each attribute; empty for datasets of an earlier version."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how the annotation was read."""
+    labels_digest: str = ""
+    """sha256 of the labels as they were read, before corrections; empty for datasets of an earlier version."""
+    corrections: dict[str, int] = {}
+    """keep, change and drop -> number of such corrections of labels that were applied."""
     command: str = ""
     """Command that made the dataset; empty if it was made from Python or by an earlier version."""
     digest: str

@@ -12,7 +12,7 @@ import sys
 import click
 
 from data_prep.errors import InputError
-from pipeline.cli import cluster, data, demo, models, retrieval, runs, train, tune
+from pipeline.cli import audit, cluster, copies, data, demo, models, retrieval, runs, train, tune
 from pipeline.common.console import close_bars, printable
 from pipeline.common.errors import JobFailed
 
@@ -28,6 +28,7 @@ def cli() -> None:
 for command in (
     data.sample,
     data.prep,
+    audit.audit,
     train.train,
     train.evaluate,
     tune.tune,
@@ -40,6 +41,7 @@ for command in (
     retrieval.index,
     retrieval.search,
     retrieval.tag,
+    copies.copies,
     retrieval.serve,
     retrieval.key,
     runs.runs,

@@ -154,6 +154,13 @@ def table_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.FloatRange(0, 1),
     help="Stop if more than this share of the annotation rows is rejected.",
 )
+@click.option(
+    "--corrections",
+    multiple=True,
+    type=PATH,
+    metavar="FILE",
+    help="Corrected labels, as the page of agman audit writes them; several files are applied in their order.",
+)
 @seed_option
 @overwrite_option
 @json_option
@@ -245,6 +252,8 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
         seen, rare = (sum(getattr(one, what)(split) for one in contents.values) for what in ("seen", "too_rare"))
         if rare:
             say(f"note: {split}: fewer than two images, too few for an anchor: {rare:,} of {counted(seen, 'value')}")
+    if info.corrections:
+        say(f"corrections applied: {contents.corrections}")
     if contents.near_duplicates:
         say(f"near-duplicates: {contents.near_duplicates}")
     for note in info.notes:
@@ -260,6 +269,7 @@ def show_prepared(summary: PrepSummary, out: Path | Storage) -> dict[str, Any]:
         "labels": sum(contents.labels.values()),
         "repeats": info.repeats,
         "rejects": contents.rejects,
+        "corrections": info.corrections,
         "images": info.images,
         "queries": info.queries,
         "candidates": info.candidates,

@@ -18,32 +18,93 @@ if TYPE_CHECKING:
     from pipeline.retrieval.gallery import Gallery
     from pipeline.retrieval.search import Hit
     from pipeline.retrieval.tag import Tagged
+    from pipeline.retrieval.update import Updated
 
 
 @click.command()
-@click.argument("model", type=MODEL)
+@click.argument("model", type=MODEL, required=False)
 @click.option(
-    "--images",
-    required=True,
-    type=PATH_OR_URI,
-    metavar="SOURCE",
-    help="Folder of images, Parquet files, or a prepared dataset.",
+    "--images", type=PATH_OR_URI, metavar="SOURCE", help="Folder of images, Parquet files, or a prepared dataset."
 )
-@click.option("--out", required=True, type=PATH, metavar="GALLERY", help="Gallery to write: a folder.")
+@click.option("--out", type=PATH, metavar="GALLERY", help="Gallery to write: a folder.")
+@click.option(
+    "--into",
+    type=PATH,
+    metavar="GALLERY",
+    help="Gallery to bring up to its source: only new and changed images are embedded.",
+)
+@click.option(
+    "--columns",
+    type=PATH_OR_URI,
+    metavar="TABLE",
+    help="Table whose columns travel with the images: CSV, JSON Lines or Parquet, with the images' names.",
+)
+@click.option("--remove-missing", is_flag=True, help="With --into: remove images that are gone from the source.")
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, one GPU each if there are GPUs."
 )
-@precision_option("Number format in which the model computes.")
+@precision_option("Number format in which the model computes; --into keeps the gallery's.")
 @overwrite_option
 @json_option
-def embed(model: str, images: str | Path, out: Path, as_json: bool, **options: Any) -> None:
+def embed(
+    model: str | None,
+    images: str | Path | None,
+    out: Path | None,
+    into: Path | None,
+    columns: str | Path | None,
+    remove_missing: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Embed images under every attribute of MODEL, for `agman search` and `agman serve`.
 
     The same command continues an embedding that was stopped or killed.
     """
+    if (out is None) == (into is None):
+        raise click.UsageError("give --out for a new gallery, or --into for one that exists")
+    if out is not None and (model is None or images is None):
+        raise click.UsageError("--out needs MODEL and --images SOURCE")
+    if remove_missing and out is not None:
+        raise click.UsageError("--remove-missing belongs to --into")
+    if options["overwrite"] and into is not None:
+        raise click.UsageError("--overwrite belongs to --out")
+    from pipeline.retrieval.columns import read_catalogue
     from pipeline.retrieval.embed import embed_images
+    from pipeline.retrieval.update import update_gallery
 
-    emit(show_gallery(embed_images(model, images, out, progress=progress_bar, **options)), as_json)
+    table = None if columns is None else read_catalogue(columns)  # a wrong one is refused before hours of embedding
+    if out is not None:
+        assert model is not None and images is not None
+        gallery = embed_images(model, images, out, progress=progress_bar, **options)
+        if table is None:
+            return emit(show_gallery(gallery), as_json)
+        model, into = None, out
+    assert into is not None
+    updated = update_gallery(
+        into,
+        model,
+        images,
+        columns=table,
+        remove_missing=remove_missing,
+        workers=options["workers"],
+        progress=progress_bar,
+    )
+    emit(show_updated(updated), as_json)
+
+
+def show_updated(updated: Updated) -> dict[str, Any]:
+    """Show what has changed in a gallery, and what it holds now; return the result for --json."""
+    counts = {name: getattr(updated, name) for name in ("added", "replaced", "removed", "unchanged")}
+    say(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    if updated.missing:
+        say(f"{updated.missing:,} gone from the source, but kept; --remove-missing removes them")
+    columns = updated.gallery.columns
+    names = [] if columns is None else columns.column_names
+    if names:
+        of = "" if updated.described is None else f", for {updated.described:,} of {len(updated.gallery):,} images"
+        say(f"columns {', '.join(printable(name) for name in names)}{of}")
+    more = {"missing": updated.missing, "columns": names, "described": updated.described}
+    return show_gallery(updated.gallery) | counts | more
 
 
 def show_gallery(gallery: Gallery) -> dict[str, Any]:
@@ -56,11 +117,11 @@ def show_gallery(gallery: Gallery) -> dict[str, Any]:
     for reason, count in info.rejects.items():
         say(f"  {count:,} rejected: {reason}")
     if refused:
-        say(f"  each named in {gallery.folder / 'rejects.parquet'}")
+        say(f"  each named in {gallery.files / 'rejects.parquet'}")
     for reason, count in info.skipped.items():
         say(f"  {count:,} skipped: {printable(reason)}")
     if info.skipped:
-        say(f"  each named in {gallery.folder / 'skipped.parquet'}")
+        say(f"  each named in {gallery.files / 'skipped.parquet'}")
     return {
         "images": info.images,
         "rejects": refused,
@@ -102,6 +163,9 @@ def index(gallery: Path, as_json: bool) -> None:
     "--value", "values", multiple=True, metavar="ATTRIBUTE=VALUE", help="Value to search for; several: all of them."
 )
 @click.option("--not", "excluded", multiple=True, metavar="ATTRIBUTE=VALUE", help="Value that images must not have.")
+@click.option(
+    "--where", metavar="CONDITION", help="Search only among images with, e.g., \"brand = 'X' and price < 50\"."
+)
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Number of images to show.")
 @click.option("--approximate", is_flag=True, help="Use the index that `agman index` has built.")
 @click.option("--absolute", is_flag=True, help="Show absolute paths.")
@@ -164,7 +228,7 @@ def show_hits(
         title = f"most similar under {summed} (sum of cosines)" if several else f"by {summed} (cosine)"
     show_table(title, ["rank", "score", *several, *(["label"] if any(labels) else []), "image"], rows)
     if not hits:
-        say("nothing found")
+        say("no picture matches")
     for line in meaning_for(queries):
         say(line)
     return {

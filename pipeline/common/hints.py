@@ -1,5 +1,5 @@
-"""Hints for mistyped names; data_prep gives them too."""
+"""Hints for mistyped names, under the name that the rooms import."""
 
-from data_prep.hints import nearest
+from basics.hints import nearest
 
 __all__ = ["nearest"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from agman.embedder import Embedder
 from agman.export import INPUT, OUTPUT
 from data_prep.errors import InputError
-from pipeline.inference.embedder import Embedder
 
 
 class OnnxEmbedder(Embedder):

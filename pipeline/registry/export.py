@@ -1,7 +1,8 @@
-"""`agman export`: a model as a folder for other programs: a checkpoint, a torch.export program, ONNX, ONNX in int8."""
+"""`agman export`: a model as a folder for other programs: checkpoint, torch.export, ONNX in float and int8, its use."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from agman.checkpoint import DESCRIPTION, WEIGHTS, save_model
+from agman.embedder import Embedder
 from agman.export import ExportError, NonFiniteWeights, export_onnx, require_onnx, save_program
 from agman.quantised import quantise
 from agman.tagger import TAGGER
 from data_prep import atomic
 from data_prep.errors import InputError
 from pipeline.common.errors import JobFailed
-from pipeline.inference.embedder import Embedder
 from pipeline.registry.loading import load_with_tagger, shown
 
 PROGRAM, ONNX, INT8 = "embed_all.pt2", "embed_all.onnx", "embed_all.int8.onnx"
-FILES = (WEIGHTS, DESCRIPTION, TAGGER, PROGRAM, ONNX, INT8)
+INFERENCE = "inference.py"
+FILES = (WEIGHTS, DESCRIPTION, TAGGER, PROGRAM, ONNX, INT8, INFERENCE)
 CALIBRATION_BATCH = 16
 
 
@@ -72,6 +74,7 @@ def export(
             raise InputError(f"{shown(model)}: {error}") from error
         except ExportError as error:
             raise JobFailed(f"{shown(model)}: {error}") from error
+        shutil.copyfile(Path(__file__).with_name("exported_inference.py"), staging / INFERENCE)
     return {
         "out": str(out),
         "files": {name: (out / name).stat().st_size for name in FILES if (out / name).exists()},

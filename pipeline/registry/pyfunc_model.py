@@ -19,9 +19,9 @@ from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.pyfunc import PythonModel
 
 import agman
+from agman.embedder import BATCH, Embedder, PictureError
+from basics.pictures import MAX_BYTES
 from data_prep.errors import InputError
-from data_prep.pictures import MAX_BYTES
-from pipeline.inference.embedder import BATCH, Embedder, PictureError
 
 
 class EmbeddingModel(PythonModel):

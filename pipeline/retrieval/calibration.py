@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from agman.embedder import Embedder
 from data_prep.errors import InputError
-from pipeline.inference.embedder import Embedder
 from pipeline.retrieval.image_sources import find_source
 from pipeline.retrieval.picture_embedder import PictureEmbedder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_prep.errors import StorageError
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, DatasetInfo
 
@@ -57,3 +59,12 @@ class DatasetRows:
         ends = ["/".join(path.parts[start:]) for start in range(1, len(path.parts) - 1)]
         found = self._images.filter(pc.is_in(self._images["path"], pa.array(ends, pa.string())))
         return found["image_id"][0].as_py() if len(found) else None
+
+
+def shown_names(kind: str, root: Storage, names: Sequence[str]) -> list[str]:
+    """Return the names of pictures as users know them: for image ids, their files, if the dataset can be read."""
+    if kind == "dataset":
+        with suppress(OSError, ValueError, StorageError, pa.ArrowException):  # then ids are names enough
+            paths = DatasetRows(root).paths([*map(int, names)])
+            return [paths.get(int(name), name) for name in names]
+    return [*names]

@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
+from agman.embedder import BATCH, Embedder
 from agman.memory import keep_freed_memory
 from agman.tagger import TAGGER, Tagger
 from data_prep.atomic import is_full, replace_folder, restore
@@ -38,11 +39,11 @@ from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
 from pipeline.evaluation.few import validation_queries
-from pipeline.inference.embedder import BATCH, Embedder
 from pipeline.registry.loading import load_with_tagger, shown
-from pipeline.retrieval.gallery import DESCRIPTION, EMBEDDINGS, Gallery, GalleryInfo, write_gallery
+from pipeline.retrieval.gallery import DESCRIPTION, Gallery, GalleryInfo, write_gallery
 from pipeline.retrieval.image_sources import IMAGES, Source, find_source
 from pipeline.retrieval.picture_embedder import REJECTS, PictureEmbedder
+from pipeline.retrieval.states import EMBEDDINGS, REJECTS_FILE, SKIPPED_FILE, SOURCE_FILE
 
 SHARD = 512
 """Pictures that are embedded and written together; a killed worker repeats at most as many."""
@@ -50,6 +51,8 @@ STATE = "_partial"
 """Folder below an unfinished gallery with its fingerprint, rejects and counts of attempts."""
 FINGERPRINT, LOCK = f"{STATE}/plan", "lock"
 SKIPPED = pa.schema([("file", pa.string()), ("detail", pa.string())])
+Model = tuple[Any, dict[str, Any], str]
+"""A network, its description, and the precision in which it computes."""
 
 
 def embed_images(
@@ -79,7 +82,7 @@ def embed_images(
         progress: callback for the number of embedded pictures.
     """
     out = Path(out).resolve()
-    model = _pinned(model)
+    model = pinned(model)
     network, description, tagger = load_with_tagger(model)
     embedder = Embedder(network, description, device="cpu", precision=precision)
     if clash := {"image", "file", "row"} & set(embedder.attributes):
@@ -91,7 +94,7 @@ def embed_images(
     if (gallery := _existing(out, info, overwrite)) is not None:
         say(f"{out}: contains these embeddings already")
         try:
-            _add_prototypes(out, tagger)
+            add_prototypes(gallery.files, tagger)
         except OSError as error:  # it can be searched by pictures all the same
             say(f"note: the model's prototypes cannot be added ({error})")
         return gallery
@@ -101,10 +104,12 @@ def embed_images(
     try:
         with locked(staging, "another --out"):
             if not complete:
-                with ray_session():
-                    _embed(staging, info, source, (network, description, precision), workers, progress)
+                shards = embed_shards(
+                    staging, info.fingerprint, source, (network, description, precision), workers, progress
+                )
+                _finish(staging, info, shards, source)
             shutil.rmtree(staging / STATE, ignore_errors=True)
-            _add_prototypes(staging, tagger)
+            add_prototypes(staging, tagger)
             (staging / LOCK).unlink()
             replace_folder(staging, out)
     except OSError as error:
@@ -114,20 +119,20 @@ def embed_images(
     return Gallery.open(out)
 
 
-def _add_prototypes(folder: Path, tagger: Tagger | None) -> None:
-    """Write the model's prototypes into its gallery, unless they are there."""
-    file, content = folder / TAGGER, tagger.to_bytes() if tagger else b""
+def add_prototypes(state: Path, tagger: Tagger | None) -> None:
+    """Write the model's prototypes into a state of its gallery, unless they are there."""
+    file, content = state / TAGGER, tagger.to_bytes() if tagger else b""
     if content and not (file.is_file() and file.read_bytes() == content):
         Storage(file).write_bytes(content)
 
 
-def _pinned(model: str) -> str:
+def pinned(model: str) -> str:
     """Return the address of a version, which means the same model for ever, for the address of an alias."""
     if not model.startswith("models:/"):
         return model
-    from pipeline.registry.versions import pinned  # MLflow takes seconds to import
+    from pipeline.registry import versions  # MLflow takes seconds to import
 
-    return pinned(model)
+    return versions.pinned(model)
 
 
 def _checkpoint(model: str) -> str | None:
@@ -142,7 +147,6 @@ def _checkpoint(model: str) -> str | None:
 
 def _info(model: str, embedder: Embedder, source: Source) -> GalleryInfo:
     """Describe the gallery, without the counts, which are known at the end."""
-    decisive = [source.fingerprint, source.kind, str(source.root), embedder.digest, embedder.side, embedder.precision]
     return GalleryInfo(
         model=str(Path(model).absolute()) if Path(model).exists() else shown(model),
         model_digest=embedder.digest,
@@ -155,8 +159,14 @@ def _info(model: str, embedder: Embedder, source: Source) -> GalleryInfo:
         source=source.kind,
         root=str(source.root),
         column=source.column,
-        fingerprint=hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
+        fingerprint=fingerprint(source, embedder.digest, embedder.side, embedder.precision),
     )
+
+
+def fingerprint(source: Source, model_digest: str, side: int, precision: str) -> str:
+    """Return the sha256 over everything that determines the embeddings of a source."""
+    decisive = [source.fingerprint, source.kind, str(source.root), model_digest, side, precision]
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
 def _existing(out: Path, info: GalleryInfo, overwrite: bool) -> Gallery | None:
@@ -211,58 +221,66 @@ def _tries_file(number: int) -> str:
     return f"{STATE}/shard-{number:05d}.tries"
 
 
-def _embed(
-    staging: Path,
-    info: GalleryInfo,
-    source: Source,
-    model: tuple[Any, dict[str, Any], str],
-    workers: int,
-    progress: Progress,
-) -> None:
-    """Embed the shards that have no file, and complete the gallery."""
-    on_gpu, cpus = gpus_for(workers), cpus_for(workers)
-    _clear_stale(staging, info)
-    check_shared(source.root.local, Storage(staging), FINGERPRINT, info.fingerprint)
-    shards = [source.pictures.slice(start, SHARD) for start in range(0, len(source.pictures), SHARD)]
-    missing = [number for number in range(len(shards)) if not (staging / part_file(number)).exists()]
-    done = len(source.pictures) - sum(len(shards[number]) for number in missing)
-    title = f"pictures embedded (continuing: {done:,} were done)" if done else "pictures embedded"
-    advance = progress(title, len(source.pictures))
-    advance(done)
-    if missing:
-        worker = ray.remote(_RemoteWorker).options(
-            num_cpus=cpus,
-            num_gpus=float(on_gpu),
-            runtime_env=ONE_HEAP,
-            scheduling_strategy="SPREAD",
-            max_restarts=-1,  # `count_try` limits the attempts
-            max_task_retries=-1,
-        )
-        loaded = [ray.put(model)]  # in a list, so that a call does not copy it
-        arguments = (Storage(staging), source.root, source.column, cpus)
-        actors = [worker.remote(*arguments) for _ in range(min(workers, len(missing)))]
-        try:
-            results = ActorPool(actors).map_unordered(
-                lambda actor, number: actor.embed.remote(number, shards[number], loaded), missing
+def embed_shards(
+    staging: Path, plan: str, source: Source, model: Model, workers: int, progress: Progress = silent
+) -> int:
+    """Embed the shards of a source that have no file in `staging`, and return the number of shards.
+
+    Raises InputError if a node of the cluster does not see the pictures, JobFailed for an error of a worker.
+
+    Args:
+        staging: folder for the files of the shards.
+        plan: name of what is embedded; files of another plan are removed.
+        source: pictures.
+        model: model.
+        workers: number of processes.
+        progress: callback for the number of embedded pictures.
+    """
+    with ray_session():
+        on_gpu, cpus = gpus_for(workers), cpus_for(workers)
+        _clear_stale(staging, plan)
+        check_shared(source.root.local, Storage(staging), FINGERPRINT, plan)
+        shards = [source.pictures.slice(start, SHARD) for start in range(0, len(source.pictures), SHARD)]
+        missing = [number for number in range(len(shards)) if not (staging / part_file(number)).exists()]
+        done = len(source.pictures) - sum(len(shards[number]) for number in missing)
+        title = f"pictures embedded (continuing: {done:,} were done)" if done else "pictures embedded"
+        advance = progress(title, len(source.pictures))
+        advance(done)
+        if missing:
+            worker = ray.remote(_RemoteWorker).options(
+                num_cpus=cpus,
+                num_gpus=float(on_gpu),
+                runtime_env=ONE_HEAP,
+                scheduling_strategy="SPREAD",
+                max_restarts=-1,  # `count_try` limits the attempts
+                max_task_retries=-1,
             )
-            for pictures, error in results:
-                if error:
-                    raise JobFailed(error)
-                advance(pictures)
-        finally:
-            for actor in actors:
-                ray.kill(actor)
-    _finish(staging, info, len(shards), source.skipped)
+            loaded = [ray.put(model)]  # in a list, so that a call does not copy it
+            arguments = (Storage(staging), source.root, source.column, cpus)
+            actors = [worker.remote(*arguments) for _ in range(min(workers, len(missing)))]
+            try:
+                results = ActorPool(actors).map_unordered(
+                    lambda actor, number: actor.embed.remote(number, shards[number], loaded), missing
+                )
+                for pictures, error in results:
+                    if error:
+                        raise JobFailed(error)
+                    advance(pictures)
+            finally:
+                for actor in actors:
+                    ray.kill(actor)
+    return len(shards)
 
 
-def _clear_stale(staging: Path, info: GalleryInfo) -> None:
+def _clear_stale(staging: Path, plan: str) -> None:
     """Remove the files of another embedding, and the counts of attempts of an earlier command."""
+    staging.mkdir(exist_ok=True)
     file = staging / FINGERPRINT
-    if not file.exists() or file.read_text() != info.fingerprint:
+    if not file.exists() or file.read_text() != plan:
         for one in staging.iterdir():
             if one.name != LOCK:
                 shutil.rmtree(one) if one.is_dir() else one.unlink()
-        Storage(file).write_bytes(info.fingerprint.encode())
+        Storage(file).write_bytes(plan.encode())
     for tries in (staging / STATE).glob("*.tries"):  # that command may have been stopped by anything
         tries.unlink()
 
@@ -272,7 +290,7 @@ class _Worker:
 
     def __init__(
         self,
-        model: tuple[Any, dict[str, Any], str],
+        model: Model,
         staging: Storage,
         root: Storage,
         column: str | None,
@@ -312,9 +330,9 @@ class _Worker:
         rejects = shard.append_column("detail", detail).filter(detail.is_valid())
         with (self.staging / _rejects_file(number)).atomic_file() as file:
             pq.write_table(rejects.cast(REJECTS), file)
-        table = _table(shard.filter(detail.is_null()), np.concatenate(embedded), self.embedder.attributes)
+        table = with_vectors(shard.filter(detail.is_null()), np.concatenate(embedded), self.embedder.attributes)
         with (self.staging / part_file(number)).atomic_file() as file:
-            pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=["image"])
+            write_part(table, file)
 
 
 class _RemoteWorker:
@@ -331,7 +349,7 @@ class _RemoteWorker:
         return self._worker.embed(number, shard)
 
 
-def _table(pictures: pa.Table, embeddings: np.ndarray, attributes: list[str]) -> pa.Table:
+def with_vectors(pictures: pa.Table, embeddings: np.ndarray, attributes: Sequence[str]) -> pa.Table:
     """Return the pictures with a column of vectors for each attribute."""
     for number, name in enumerate(attributes):
         values = pa.array(np.ascontiguousarray(embeddings[:, number]).reshape(-1))
@@ -339,28 +357,51 @@ def _table(pictures: pa.Table, embeddings: np.ndarray, attributes: list[str]) ->
     return pictures
 
 
-def _finish(staging: Path, info: GalleryInfo, shards: int, skipped: dict[str, str]) -> None:
+def write_part(table: pa.Table, file: Path) -> None:
+    """Write pictures with their vectors to a Parquet file."""
+    pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=["image"])
+
+
+def embedded(staging: Path, shards: int) -> tuple[pa.Table, pa.Table]:
+    """Return the pictures of complete shards that were embedded (columns of IMAGES), and those refused (REJECTS)."""
+    parts = [pq.read_table(staging / part_file(number), columns=IMAGES.names) for number in range(shards)]
+    refused = [pq.read_table(staging / _rejects_file(number)) for number in range(shards)]
+    return pa.concat_tables([IMAGES.empty_table(), *parts]), pa.concat_tables([REJECTS.empty_table(), *refused])
+
+
+def write_seen(state: Path, source: Source, refused: pa.Table) -> dict[str, dict[str, int]]:
+    """Write what a source contains, what was refused and what was skipped; return the counts for the description."""
+    pq.write_table(source.pictures.append_column("stamp", source.stamps), state / SOURCE_FILE)
+    pq.write_table(refused, state / REJECTS_FILE)
+    skipped = source.skipped
+    table = pa.table({"file": list(skipped), "detail": list(skipped.values())}, schema=SKIPPED)
+    pq.write_table(table, state / SKIPPED_FILE)
+    return counts_of(source, refused)
+
+
+def counts_of(source: Source, refused: pa.Table) -> dict[str, dict[str, int]]:
+    """Return the numbers of rejects and skipped files for each reason, for the description."""
+    reasons = Counter(detail.partition(" (")[0] for detail in refused["detail"].to_pylist())
+    skipped = Counter(source.skipped.values())
+    return {"rejects": dict(sorted(reasons.items())), "skipped": dict(sorted(skipped.items()))}
+
+
+def _finish(staging: Path, info: GalleryInfo, shards: int, source: Source) -> None:
     """Write the files that make the folder a gallery. Raises InputError, and removes it, if it has no row."""
-    parts = [staging / part_file(number) for number in range(shards)]
-    pictures = pa.concat_tables([pq.read_table(file, columns=IMAGES.names) for file in parts])
-    refused = pa.concat_tables([pq.read_table(staging / _rejects_file(number)) for number in range(shards)])
+    pictures, refused = embedded(staging, shards)
     if not len(pictures):
         first = refused.slice(0, 1).to_pylist()[0]
         shutil.rmtree(staging, ignore_errors=True)
         raise InputError(f"no picture can be embedded, {len(refused):,} refused; {first['image']}: {first['detail']}")
-    pq.write_table(refused, staging / "rejects.parquet")
-    table = pa.table({"file": list(skipped), "detail": list(skipped.values())}, schema=SKIPPED)
-    pq.write_table(table, staging / "skipped.parquet")
-    reasons = Counter(detail.partition(" (")[0] for detail in refused["detail"].to_pylist())
-    counts = {"rejects": dict(sorted(reasons.items())), "skipped": dict(sorted(Counter(skipped.values()).items()))}
+    counts = write_seen(staging, source, refused)
     info = info.model_copy(update=counts | {"images": len(pictures)})
-    write_gallery(staging, info, pictures, _blocks(parts, info.attributes))
+    write_gallery(staging, info, pictures, blocks(staging, shards, info.attributes))
 
 
-def _blocks(parts: list[Path], attributes: tuple[str, ...]) -> Iterator[np.ndarray]:
-    """Yield the embeddings of each file, pictures×N×D."""
-    for file in parts:
-        table = pq.read_table(file, columns=list(attributes))
+def blocks(staging: Path, shards: int, attributes: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yield the embeddings of each shard, pictures×N×D."""
+    for number in range(shards):
+        table = pq.read_table(staging / part_file(number), columns=list(attributes))
         if len(table):
             flat = (column.combine_chunks().flatten().to_numpy() for column in table.columns)
             yield np.stack([vectors.reshape(len(table), -1) for vectors in flat], axis=1)

@@ -30,7 +30,11 @@ EXACT_BLOCK = 4_096
 
 
 def nearest_rows(
-    matrices_rd: Sequence[np.ndarray], queries_qad: np.ndarray, top: int, weights_a: Sequence[float] | None = None
+    matrices_rd: Sequence[np.ndarray],
+    queries_qad: np.ndarray,
+    top: int,
+    weights_a: Sequence[float] | None = None,
+    among: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores (float32, Q×K) and rows (int64, Q×K) of the best matches of each query; K = min(top, R).
 
@@ -39,14 +43,15 @@ def nearest_rows(
         queries_qad: embeddings of the queries, float32, of unit length.
         top: number of rows in the result.
         weights_a: positive weight of each attribute; all 1 by default.
+        among: rows that may be in the result, in order; all R by default.
     """
     weights = np.ones(len(matrices_rd)) if weights_a is None else np.asarray(weights_a, np.float64)
-    wanted = min(top, len(matrices_rd[0]))
+    wanted = min(top, len(matrices_rd[0] if among is None else among))
     scores = np.empty((len(queries_qad), wanted), np.float32)
     rows = np.empty((len(queries_qad), wanted), np.int64)
     for start in range(0, len(queries_qad), QUERIES):
         block = slice(start, start + QUERIES)
-        for query, best in enumerate(_scan(matrices_rd, queries_qad[block], wanted, weights), start):
+        for query, best in enumerate(_scan(matrices_rd, queries_qad[block], wanted, weights, among), start):
             scores[query], rows[query] = best.scores, best.rows
     return scores, rows
 
@@ -93,18 +98,23 @@ class _Best:
 
 
 def _scan(
-    matrices_rd: Sequence[np.ndarray], queries_qad: np.ndarray, wanted: int, weights_a: np.ndarray
+    matrices_rd: Sequence[np.ndarray],
+    queries_qad: np.ndarray,
+    wanted: int,
+    weights_a: np.ndarray,
+    among: np.ndarray | None,
 ) -> list[_Best]:
     error = rounding_error(queries_qad.shape[2], weights_a)
     best = [_Best(wanted) for _ in queries_qad]
     weighted_qad = (queries_qad * weights_a[:, None]).astype(np.float32)
-    for start in range(0, len(matrices_rd[0]), CHUNK):
-        chunks = [matrix[start : start + CHUNK] for matrix in matrices_rd]
+    for start in range(0, len(matrices_rd[0] if among is None else among), CHUNK):
+        some = slice(start, start + CHUNK) if among is None else among[start : start + CHUNK]
+        chunks = [matrix[some] for matrix in matrices_rd]
         for query, (rough, found) in enumerate(zip(_rough(chunks, weighted_qad), best, strict=True)):
             candidates = _candidates(rough, found.worst, wanted, error)
             if len(candidates):
                 scores = exact_scores(chunks, queries_qad[query], candidates, weights_a)
-                found.add(scores, start + candidates)
+                found.add(scores, start + candidates if among is None else among[start + candidates])
     return best
 
 

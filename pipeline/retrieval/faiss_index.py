@@ -23,8 +23,9 @@ from data_prep import atomic
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from pipeline.retrieval.exact import best_of, exact_scores, nearest_rows
+from pipeline.retrieval.states import INDEX
 
-INDEX, DESCRIPTION = "index", "index.json"
+DESCRIPTION = "index.json"
 RECALL, RECALL_AT = 0.97, 10
 """Target of the measured recall, a little above the 0.95 that other queries should reach, and its number of rows."""
 OVERSAMPLE = 5
@@ -37,6 +38,8 @@ TRAINING_VECTORS = 64
 BLOCK = 65_536
 """Rows added to an index at a time."""
 SEED = 0
+FEW = 50_000
+"""Rows that satisfy a condition and are searched exactly: fewer than the visited lists of an index have."""
 
 
 @dataclass(frozen=True)
@@ -58,43 +61,67 @@ class ApproximateIndex:
         self._indexes, self._vectors, self.measured = indexes, vectors, measured
 
     def search(
-        self, queries_qad: np.ndarray, numbers: Sequence[int], top: int, weights_a: Sequence[float] | None = None
+        self,
+        queries_qad: np.ndarray,
+        numbers: Sequence[int],
+        top: int,
+        weights_a: Sequence[float] | None = None,
+        among: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the same as `exact.nearest_rows`, under the attributes with these numbers.
 
-        If the index finds fewer rows than wanted, rows from 0 on are added.
+        If the index finds fewer rows than wanted, the first rows are added. A few rows `among` are searched exactly.
         """
         matrices = [self._vectors[number] for number in numbers]
+        if among is not None and len(among) <= FEW:
+            return nearest_rows(matrices, queries_qad, top, weights_a, among)
         weights = np.ones(len(numbers)) if weights_a is None else np.asarray(weights_a, np.float64)
-        wanted = min(top, len(matrices[0]))
-        found = [self._found(number, queries_qad[:, i], wanted) for i, number in enumerate(numbers)]
+        wanted = min(top, len(matrices[0] if among is None else among))
+        found = [self._found(number, queries_qad[:, i], wanted, among) for i, number in enumerate(numbers)]
         best = []
         for query, of_query in zip(queries_qad, np.concatenate(found, axis=1), strict=True):
-            union = _union(of_query, wanted)
+            union = _union(of_query, wanted, among)
             best.append(best_of(exact_scores(matrices, query, union, weights), union, wanted))
         return (
             np.array([scores for scores, _ in best], np.float32).reshape(-1, wanted),
             np.array([found for _, found in best], np.int64).reshape(-1, wanted),
         )
 
-    def candidates(self, near: Sequence[tuple[int, np.ndarray]], top: int) -> np.ndarray:
-        """Return the rows near any of the vectors, each (index of an attribute, D), sorted; at least min(top, R)."""
-        wanted = min(top, len(self._vectors[0]))
-        found = [self._found(number, vector[None], wanted)[0] for number, vector in near]
-        return _union(np.concatenate(found), wanted)
+    def candidates(
+        self, near: Sequence[tuple[int, np.ndarray]], top: int, among: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the rows near any of the vectors, each (index of an attribute, D), sorted; at least min(top, R).
 
-    def _found(self, number: int, queries_qd: np.ndarray, wanted: int) -> np.ndarray:
-        most = min(len(self._vectors[0]), OVERSAMPLE * wanted)
-        return self._indexes[number].search(np.ascontiguousarray(queries_qd, np.float32), most)[1]
+        Only rows `among` are returned, and all of them if they are few.
+        """
+        if among is not None and len(among) <= FEW:
+            return among
+        wanted = min(top, len(self._vectors[0] if among is None else among))
+        found = [self._found(number, vector[None], wanted, among)[0] for number, vector in near]
+        return _union(np.concatenate(found), wanted, among)
+
+    def _found(self, number: int, queries_qd: np.ndarray, wanted: int, among: np.ndarray | None) -> np.ndarray:
+        rows, index = len(self._vectors[0]), self._indexes[number]
+        parameters = None
+        if among is not None:
+            mask = np.zeros(rows, bool)
+            mask[among] = True
+            bitmap: Any = np.packbits(mask, bitorder="little")
+            selector: Any = faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg]  # its stubs are those of C++
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)  # type: ignore[call-arg]
+        most = min(rows, OVERSAMPLE * wanted)
+        return index.search(np.ascontiguousarray(queries_qd, np.float32), most, params=parameters)[1]
 
 
-def _union(found: np.ndarray, wanted: int) -> np.ndarray:
+def _union(found: np.ndarray, wanted: int, among: np.ndarray | None) -> np.ndarray:
     union = np.unique(found[found >= 0])  # FAISS fills up with -1 if the visited lists have fewer rows
-    return union if len(union) >= wanted else np.union1d(union, np.arange(wanted))
+    if len(union) >= wanted:
+        return union
+    return np.union1d(union, np.arange(wanted) if among is None else among[:wanted])
 
 
 def open_index(folder: Path, vectors: Sequence[np.ndarray]) -> ApproximateIndex | None:
-    """Open the index of the gallery in `folder`; return None if none was built.
+    """Open the index in `folder`, that of a gallery's state; return None if none was built.
 
     Raises InputError if the index is damaged.
     """
@@ -112,7 +139,7 @@ def open_index(folder: Path, vectors: Sequence[np.ndarray]) -> ApproximateIndex 
 
 
 def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress = silent) -> ApproximateIndex:
-    """Build the index of the gallery in `folder`, and replace an older one once the new index is complete.
+    """Build the index in `folder`, that of a gallery's state, and replace an older one once the new index is complete.
 
     Raises InputError if the index cannot be written.
     """

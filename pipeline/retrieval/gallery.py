@@ -10,6 +10,10 @@ A folder that `agman embed` writes:
     tagger.safetensors               the model's prototypes, for searches by value, if it has some
     rejects.parquet                  image, file, row, detail string: unreadable pictures, and the reason
     skipped.parquet                  file, detail string: files that were not taken for pictures, and the reason
+    columns.parquet                  columns of a catalogue's table, for each row, if one was given (`columns.py`)
+    source.parquet                   image, file, row, stamp string: the source when it was embedded (`update.py`)
+
+After an update, all files but `gallery.json` are in the folder of its state (`states.py`).
 
 Shape suffixes: Q queries, A requested attributes, N all attributes, D embedding width, R rows, K rows of a result.
 """
@@ -17,7 +21,9 @@ Shape suffixes: Q queries, A requested attributes, N all attributes, D embedding
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -25,16 +31,19 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from basics.pictures import open_picture, read_file
+from data_prep import atomic
 from data_prep.errors import InputError, StorageError
-from data_prep.pictures import open_picture, read_file
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
 from pipeline.common.hints import nearest
+from pipeline.common.lock import locked
 from pipeline.retrieval.dataset_rows import DatasetRows, Described
 from pipeline.retrieval.exact import NORM_ERROR, exact_scores, nearest_rows
 from pipeline.retrieval.image_sources import IMAGES, Kind, inside, read_cells
+from pipeline.retrieval.states import COLUMNS_FILE, IMAGES_FILE, NAME, VECTORS, Hold
 
 if TYPE_CHECKING:  # torch and FAISS are imported only where they are needed
     from agman.tagger import Tagger
@@ -42,9 +51,6 @@ if TYPE_CHECKING:  # torch and FAISS are imported only where they are needed
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "gallery.json"
-IMAGES_FILE = "images.parquet"
-VECTORS = "vectors"
-EMBEDDINGS = "embeddings"
 
 Attributes = Sequence[str] | Mapping[str, float]
 """Names of requested attributes, or name -> weight."""
@@ -84,6 +90,8 @@ class GalleryInfo(BaseModel):
     """Column of the Parquet files that contains the pictures."""
     fingerprint: str = ""
     """sha256 over everything that determines the embeddings: pictures' names, weights, precision."""
+    state: str = Field(default="", pattern=f"^{NAME}$")
+    """Folder of the gallery's files below it; empty if they are beside this description."""
 
 
 class Names(Sequence[str]):
@@ -108,13 +116,17 @@ class Names(Sequence[str]):
 class Gallery:
     """An opened gallery (see `open`). Its matrices stay in their files and are read when they are needed."""
 
-    def __init__(self, folder: Path, info: GalleryInfo, images: pa.Table, vectors: list[np.ndarray]):
+    def __init__(self, folder: Path, info: GalleryInfo, images: pa.Table, vectors: list[np.ndarray], hold: Hold):
         self.folder = folder
         self.info = info
+        self.files = folder / info.state
+        """Folder of the files of the state that was opened. They stay while this object exists."""
         self.images: Sequence[str] = Names(images["image"])
         """Name of every row: its path relative to the source (POSIX), or the image id of a prepared dataset."""
-        self._table = images
+        self.table = images
+        """A line for each row, with the columns of IMAGES."""
         self._vectors = vectors
+        self._hold = hold
 
     @classmethod
     def open(cls, path: str | Path) -> Gallery:
@@ -123,65 +135,131 @@ class Gallery:
         Raises InputError if there is no gallery, or if it is damaged or empty.
         """
         folder = Path(path)
-        info = _read_info(folder)
+        while True:
+            info = read_info(folder)
+            try:
+                return cls._opened(folder, info)
+            except InputError:
+                if read_info(folder).state == info.state:
+                    raise
+                # An update has replaced the state in between.
+
+    @classmethod
+    def _opened(cls, folder: Path, info: GalleryInfo) -> Gallery:
         if not info.images:
             raise InputError(f"{folder}: the gallery is empty")
+        state = folder / info.state
         try:
-            with pq.ParquetFile(folder / IMAGES_FILE) as file:  # pq.read_table would import pandas
+            hold = Hold(state)
+            with pq.ParquetFile(state / IMAGES_FILE) as file:  # pq.read_table would import pandas
                 images = file.read(columns=IMAGES.names).cast(IMAGES)
-            files = [folder / vectors_file(number) for number in range(len(info.attributes))]
-            vectors = [np.load(file, mmap_mode="r").view(np.ndarray) for file in files]  # memmaps are slow to slice
+            vectors = open_vectors(state, len(info.attributes))
         except (OSError, ValueError, EOFError, pa.ArrowException) as error:
             first_line = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{folder}: damaged ({first_line}); run `agman embed` again") from error
         shape = (info.images, info.width)
         if len(images) != info.images or any(one.shape != shape or one.dtype != np.float32 for one in vectors):
             raise InputError(f"{folder}: damaged (a file has not {shape[0]:,} rows); run `agman embed` again")
-        return cls(folder, info, images, vectors)
+        return cls(folder, info, images, vectors, hold)
 
     def __len__(self) -> int:
         return self.info.images
 
+    @property
+    def version(self) -> str:
+        """Name of the opened state, of letters that an address may have: row numbers mean rows of this state."""
+        return f"{self.info.fingerprint[:8]}{self.info.state.removeprefix('state')}"
+
     def search(
-        self, queries: np.ndarray, attributes: Attributes, top: int = 10, approximate: bool = False
+        self,
+        queries: np.ndarray,
+        attributes: Attributes,
+        top: int = 10,
+        approximate: bool = False,
+        where: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores (float32, Q×K) and rows (int64, Q×K) of the best matches of each query; K = min(top, R).
 
         A score is the sum of the A cosines, each multiplied by its weight; equal scores are ordered by row. The result
         is exact and the same on every machine, unless `approximate` restricts the search to the candidates of the
         approximate index. Raises InputError for an unknown attribute, an attribute given twice, a weight that is not
-        positive, a query without a direction or a missing index, ValueError for queries of another shape or length.
+        positive, a query without a direction, a missing index or an invalid condition; ValueError for queries of
+        another shape or length.
 
         Args:
             queries: embeddings under all N attributes of the gallery, as `Embedder.embed` returns them: Q×N×D.
             attributes: names of the A requested attributes, or name -> weight.
             top: number of rows in the result.
             approximate: use the approximate index.
+            where: condition on the columns (`where.py`); R counts only the rows that satisfy it.
         """
         numbers, weights = self.numbers(attributes), weights_of(attributes)
         queries = self._picked(queries, numbers)
         if top < 1:
             raise ValueError(f"top must be at least 1, not {top}")
+        rows = None if where is None else self.rows_where(where)
         if approximate:
-            return self.index.search(queries, numbers, top, weights)
-        return nearest_rows([self._vectors[number] for number in numbers], queries, top, weights)
+            return self.index.search(queries, numbers, top, weights, rows)
+        return nearest_rows([self._vectors[number] for number in numbers], queries, top, weights, rows)
+
+    @cached_property
+    def columns(self) -> pa.Table | None:
+        """Columns of the catalogue's table, a line for each row; None without. Raises InputError if damaged."""
+        file = self.files / COLUMNS_FILE
+        if not file.exists():
+            return None
+        try:
+            with pq.ParquetFile(file) as opened:
+                table = opened.read()
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{file}: damaged ({str(error).splitlines()[0]}); run `agman embed` again") from error
+        if len(table) != len(self):
+            raise InputError(f"{file}: damaged (it has not {len(self):,} rows); run `agman embed` again")
+        return table
+
+    def cells(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Return for each of `rows` column -> cell; dates and times are texts. Without columns, the result is empty."""
+        if self.columns is None:
+            return [{} for _ in rows]
+        table = self.columns.take(pa.array(rows, pa.int64()))
+        times = [field.name for field in table.schema if pa.types.is_temporal(field.type)]
+        for name in times:
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+        return table.to_pylist()
+
+    def rows_where(self, condition: str) -> np.ndarray:
+        """Return the rows, in order, that satisfy a condition on the columns (`where.py`): int64.
+
+        Raises InputError for an invalid condition, and for a gallery without columns.
+        """
+        if self.columns is None:
+            raise InputError(
+                f"{self.folder}: has no columns; `agman embed --into {self.folder} --columns TABLE` adds them"
+            )
+        from pipeline.retrieval.where import matching
+
+        return matching(self.columns, condition)
 
     @cached_property
     def index(self) -> ApproximateIndex:
         """The approximate index. Raises InputError if there is none or if it is damaged."""
         from pipeline.retrieval.faiss_index import open_index
 
-        index = open_index(self.folder, self._vectors)
+        index = open_index(self.files, self._vectors)
         if index is None:
             raise InputError(f"{self.folder}: has no approximate index; `agman index {self.folder}` builds one")
         return index
 
     def build_index(self, progress: Progress = silent) -> ApproximateIndex:
-        """Build the approximate index, replacing an older one."""
+        """Build the approximate index, replacing an older one.
+
+        Raises InputError if another process is writing the gallery, or if the index cannot be written.
+        """
         from pipeline.retrieval.faiss_index import build_index
 
-        self.__dict__.pop("index", None)
-        return build_index(self.folder, self._vectors, progress)
+        with locked(self.folder, "another gallery"):
+            self.__dict__.pop("index", None)
+            return build_index(self.files, self._vectors, progress)
 
     def cosines(self, query: np.ndarray, attributes: Attributes, rows: np.ndarray) -> np.ndarray:
         """Return the cosines of one query (N×D) with each of K rows under each attribute, float32 A×K."""
@@ -201,7 +279,7 @@ class Gallery:
         from agman.tagger import read_tagger
 
         try:
-            return read_tagger(self.folder, self.info.model_digest)
+            return read_tagger(self.files, self.info.model_digest)
         except CheckpointError as error:
             raise InputError(str(error)) from error
 
@@ -224,7 +302,7 @@ class Gallery:
 
         Names or links that lead out of the source, and files that are not pictures, give None too.
         """
-        _, file, cell = (self._table[name][int(row)].as_py() for name in IMAGES.names)
+        _, file, cell = (self.table[name][int(row)].as_py() for name in IMAGES.names)
         root = Storage(self.info.root)
         try:
             path = inside(root.local, file) if root.local else None
@@ -252,7 +330,7 @@ class Gallery:
 
     def path(self, row: int) -> str:
         """Return the absolute path or the URI of a row's file; `#ROW` follows if it is one of a Parquet file's."""
-        _, file, cell = (self._table[name][int(row)].as_py() for name in IMAGES.names)
+        _, file, cell = (self.table[name][int(row)].as_py() for name in IMAGES.names)
         return f"{Storage(self.info.root) / file}{'' if cell is None else f'#{cell}'}"
 
     def row_of(self, path: Path) -> int | None:
@@ -263,7 +341,7 @@ class Gallery:
             image = None if found is None else str(found)
         elif self.info.source == "folder" and path.is_relative_to(root := Path(self.info.root).resolve()):
             image = path.relative_to(root).as_posix()
-        row = -1 if image is None else self._table["image"].index(image).as_py()
+        row = -1 if image is None else self.table["image"].index(image).as_py()
         return None if row < 0 else row
 
     @cached_property
@@ -323,33 +401,56 @@ def vectors_file(number: int) -> str:
     return f"{VECTORS}/attribute-{number:02d}.npy"
 
 
+def open_vectors(state: Path, attributes: int) -> list[np.ndarray]:
+    """Map the matrices of a state into memory, one for each attribute. Raises OSError or ValueError."""
+    files = [state / vectors_file(number) for number in range(attributes)]
+    return [np.load(file, mmap_mode="r").view(np.ndarray) for file in files]  # memmaps are slow to slice
+
+
 def write_gallery(folder: Path, info: GalleryInfo, images: pa.Table, blocks: Iterable[np.ndarray]) -> None:
-    """Write the files that a search needs into an existing folder, the description last.
+    """Write the files that a search needs into an existing folder, the description last. Arguments as `write_rows`."""
+    write_rows(folder, info, images, blocks)
+    describe(folder, info)
+
+
+def write_rows(state: Path, info: GalleryInfo, images: pa.Table, blocks: Iterable[np.ndarray]) -> None:
+    """Write names and matrices of a gallery's rows.
 
     Args:
-        folder: the gallery.
-        info: its description.
+        state: an existing folder.
+        info: description of the gallery.
         images: one line for each row, with the columns of IMAGES.
         blocks: embeddings of consecutive rows under all attributes, in the order of `images`; each rows×N×D.
     """
-    (folder / VECTORS).mkdir(exist_ok=True)
-    shape = (info.images, info.width)
-    files = [folder / vectors_file(number) for number in range(len(info.attributes))]
-    vectors = [np.lib.format.open_memmap(file, "w+", np.float32, shape) for file in files]
-    start = 0
-    for block in blocks:
-        for number, matrix in enumerate(vectors):
-            matrix[start : start + len(block)] = block[:, number]
-        start += len(block)
-    if start != info.images or len(images) != info.images:
-        raise ValueError(f"{info.images} images described, {len(images)} named, {start} embedded")
-    for matrix in vectors:
-        matrix.flush()
-    pq.write_table(images.cast(IMAGES), folder / IMAGES_FILE)
-    (folder / DESCRIPTION).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (state / VECTORS).mkdir(exist_ok=True)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (info.images, info.width)}
+    rows = 0
+    with ExitStack() as stack:
+        # Not memory-mapped: on a full disk, a write to a mapped file kills the process.
+        files = [
+            stack.enter_context((state / vectors_file(number)).open("wb")) for number in range(len(info.attributes))
+        ]
+        for file in files:
+            np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            for number, file in enumerate(files):
+                file.write(np.ascontiguousarray(block[:, number], "<f4").data)
+            rows += len(block)
+    if rows != info.images or len(images) != info.images:
+        raise ValueError(f"{info.images} images described, {len(images)} named, {rows} embedded")
+    pq.write_table(images.cast(IMAGES), state / IMAGES_FILE)
 
 
-def _read_info(folder: Path) -> GalleryInfo:
+def describe(folder: Path, info: GalleryInfo) -> None:
+    """Write the description of a gallery, which names its state, in one step."""
+    with atomic.file(folder / DESCRIPTION) as staging, staging.open("w", encoding="utf-8") as file:
+        file.write(info.model_dump_json(indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_info(folder: Path) -> GalleryInfo:
+    """Read the description of the gallery in `folder`. Raises InputError if there is none, or if it is damaged."""
     file = folder / DESCRIPTION
     try:
         info = GalleryInfo.model_validate_json(file.read_bytes())

@@ -6,14 +6,15 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISLNK
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from basics.pictures import HEIC, HEIC_MISSING, SUFFIXES
 from data_prep.errors import InputError
-from data_prep.pictures import HEIC, HEIC_MISSING, SUFFIXES
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION as DATASET
 
@@ -40,6 +41,9 @@ class Source:
     """Table with the columns of IMAGES."""
     fingerprint: str
     """sha256 over the names and sizes of the files, and the modification times of picture files."""
+    stamps: pa.StringArray
+    """Size and modification time of each picture's file: "SIZE NANOSECONDS". A picture whose file has another stamp may
+    be another one."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Files and linked folders of a folder that are not taken for pictures -> the reason."""
 
@@ -132,23 +136,26 @@ def _why_skipped(ending: str) -> str:
 
 
 def _folder_source(root: Path) -> Source:
-    names, total = [], hashlib.sha256()
+    names, stamps, total = [], [], hashlib.sha256()
     files, skipped = _picture_files(root)
     for path in files:
         names.append(path.relative_to(root).as_posix())
         status = path.lstat()
         total.update(f"{names[-1]}\0{status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        if S_ISLNK(status.st_mode) and path.exists():
+            status = path.stat()
+        stamps.append(f"{status.st_size} {status.st_mtime_ns}")
     unprintable = [name for name in names if not name.isprintable()]
     if unprintable:
         raise InputError(f"--images {root}: {unprintable[0]!r} has unprintable characters in its name; rename it")
     if not names:
         raise InputError(f"--images {root}: contains no picture (searched for {', '.join(SUFFIXES)})")
     table = pa.table({"image": names, "file": names, "row": pa.nulls(len(names), pa.int64())}, schema=IMAGES)
-    return Source("folder", Storage(root), None, table, total.hexdigest(), skipped)
+    return Source("folder", Storage(root), None, table, total.hexdigest(), pa.array(stamps, pa.string()), skipped)
 
 
 def _parquet_source(kind: Kind, root: Storage, files: list[str], given: str | Path) -> Source:
-    tables, total = [IMAGES.empty_table()], hashlib.sha256()
+    tables, stamps, total = [IMAGES.empty_table()], [pa.array([], pa.string())], hashlib.sha256()
     column: str | None = None
     for name in files:
         with (root / name).open() as opened:
@@ -173,10 +180,11 @@ def _parquet_source(kind: Kind, root: Storage, files: list[str], given: str | Pa
             else:
                 names = pc.binary_join_element_wise(pa.scalar(name), rows.cast(pa.string()), "#")
             tables.append(pa.table([names, pa.repeat(name, len(rows)), rows], schema=IMAGES))
+            stamps.append(pa.repeat((root / name).stamp(), len(rows)))
     pictures = pa.concat_tables(tables)
     if not len(pictures):
         raise InputError(f"--images {Storage(given)}: contains no picture")
-    return Source(kind, root, column, pictures.combine_chunks(), total.hexdigest())
+    return Source(kind, root, column, pictures.combine_chunks(), total.hexdigest(), pa.concat_arrays(stamps))
 
 
 def _has_pictures(file: Storage) -> bool:

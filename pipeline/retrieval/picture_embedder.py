@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
+from agman.embedder import Embedder, PictureError
+from basics.pictures import MAX_BYTES, read_file
 from data_prep.errors import StorageError
-from data_prep.pictures import MAX_BYTES, read_file
 from data_prep.storage import Storage
-from pipeline.inference.embedder import Embedder, PictureError
 from pipeline.retrieval.image_sources import inside, read_cells
 
 REJECTS = pa.schema([("image", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("detail", pa.string())])

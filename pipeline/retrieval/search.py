@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from basics.pictures import read_file
 from data_prep.errors import InputError
-from data_prep.pictures import read_file
 from pipeline.common.console import say
 from pipeline.retrieval.gallery import Attributes, Gallery, weights_of
 
 if TYPE_CHECKING:  # torch is imported where a model is loaded: a refusal needs none
-    from pipeline.inference.embedder import Embedder
+    from agman.embedder import Embedder
     from pipeline.retrieval.values import ValueTerm
 
 
@@ -51,6 +51,8 @@ class Hit:
     """Attribute -> value, for a prepared dataset."""
     values: list[ValueScore]
     """Score of each value that was asked for."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Cells of the gallery's columns; dates are texts."""
 
 
 def embedder_of(gallery: Gallery, model: str | None = None, device: str | None = None) -> Embedder:
@@ -99,7 +101,7 @@ def _of_alias(gallery: Gallery, alias: str, device: str | None) -> Embedder | No
 
 def _with_same_weights(gallery: Gallery, model: str, device: str | None) -> Embedder | None:
     """Load a model; return None if it is not the one that embedded the gallery. Raises InputError."""
-    from pipeline.inference.embedder import Embedder
+    from agman.embedder import Embedder
     from pipeline.registry.loading import load
 
     info = gallery.info
@@ -117,16 +119,18 @@ def search(
     approximate: bool = False,
     without: int | None = None,
     terms: Sequence[ValueTerm] = (),
+    where: str | None = None,
 ) -> list[Hit]:
     """Return the `top` best rows for a picture file and values, best first, leaving out row `without`.
 
-    Raises PictureError for a file that is no picture, and InputError for unknown attributes.
+    Only rows that satisfy the condition `where` are searched. Raises PictureError for a file that is no picture, and
+    InputError for unknown attributes and for an invalid condition.
     """
-    from pipeline.inference.embedder import MAX_QUERY_PIXELS
+    from agman.embedder import MAX_QUERY_PIXELS
 
     gallery.numbers(attributes)  # first, because it is cheap
     (query,) = embedder.embed([embedder.read(picture, MAX_QUERY_PIXELS)])
-    return ranked(gallery, query, attributes, top, approximate, without, terms)
+    return ranked(gallery, query, attributes, top, approximate, without, terms, where)
 
 
 def ranked(
@@ -137,11 +141,12 @@ def ranked(
     approximate: bool,
     without: int | None = None,
     terms: Sequence[ValueTerm] = (),
+    where: str | None = None,
 ) -> list[Hit]:
     """Return the `top` best rows for a picture and values, leaving out row `without`.
 
-    `query` has the picture's embeddings under all attributes, N×D; it is None, and `attributes` empty, for a search by
-    values alone.
+    Only rows that satisfy the condition `where` are searched. `query` has the picture's embeddings under all
+    attributes, N×D; it is None, and `attributes` empty, for a search by values alone.
     """
     wanted = top + (without is not None)
     if terms:
@@ -149,10 +154,12 @@ def ranked(
 
         numbers = gallery.numbers(attributes) if attributes else []
         picture_ad = query[numbers] if query is not None else np.empty((0, gallery.info.width), np.float32)
-        scores, rows = best_rows(gallery, terms, picture_ad, numbers, weights_of(attributes), wanted, approximate)
+        among = None if where is None else gallery.rows_where(where)
+        weights = weights_of(attributes)
+        scores, rows = best_rows(gallery, terms, picture_ad, numbers, weights, wanted, approximate, among)
     else:
         assert query is not None, "a search has a picture or values"
-        (scores,), (rows,) = gallery.search(query[None], attributes, wanted, approximate)
+        (scores,), (rows,) = gallery.search(query[None], attributes, wanted, approximate, where)
     others = np.flatnonzero(rows != (-1 if without is None else without))[:top]
     scores, rows = scores[others], rows[others]
     cosines = gallery.cosines(query, attributes, rows).T if query is not None else np.empty((len(rows), 0))
@@ -165,9 +172,17 @@ def ranked(
             each,
             known.labels,
             [ValueScore(term.attribute, term.value, term.excluded, found[i]) for term, found in of_terms],
+            cells,
         )
-        for i, (row, score, each, known) in enumerate(
-            zip(rows.tolist(), scores.tolist(), cosines.tolist(), gallery.describe(rows.tolist()), strict=True)
+        for i, (row, score, each, known, cells) in enumerate(
+            zip(
+                rows.tolist(),
+                scores.tolist(),
+                cosines.tolist(),
+                gallery.describe(rows.tolist()),
+                gallery.cells(rows),
+                strict=True,
+            )
         )
     ]
 
@@ -202,14 +217,19 @@ def run_search(
     *,
     values: Sequence[str] = (),
     excluded: Sequence[str] = (),
+    where: str | None = None,
     top: int,
     approximate: bool,
     model: str | None,
 ) -> list[Hit]:
     """Search a gallery for a picture file, which is left out itself, for values given as ATTRIBUTE=VALUE, or both.
 
+    Only pictures that satisfy the condition `where` are searched.
+
     Raises InputError for invalid arguments.
     """
+    if where is not None:
+        gallery.rows_where(where)  # before a model is loaded
     if query is None and attributes:
         raise InputError("--attribute needs --query IMAGE; --value finds pictures by a value's name")
     if query is None and not values and not excluded:
@@ -225,11 +245,11 @@ def run_search(
 
         terms = value_terms(gallery, values, excluded)
     if query is None:
-        return ranked(gallery, None, {}, top, approximate, terms=terms)
-    from pipeline.inference.embedder import PictureError
+        return ranked(gallery, None, {}, top, approximate, terms=terms, where=where)
+    from agman.embedder import PictureError
 
     embedder = embedder_of(gallery, model)
     try:
-        return search(gallery, embedder, picture, attributes, top, approximate, gallery.row_of(query), terms)
+        return search(gallery, embedder, picture, attributes, top, approximate, gallery.row_of(query), terms, where)
     except PictureError as error:
         raise InputError(f"--query {query}: {error}") from error

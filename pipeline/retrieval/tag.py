@@ -22,6 +22,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 
+from agman.embedder import BATCH, Embedder
 from agman.memory import keep_freed_memory
 from agman.tagger import Namer, Tagger
 from agman.tagging import Threshold
@@ -32,7 +33,6 @@ from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
 from pipeline.common.hints import nearest
 from pipeline.evaluation.tagging import make_tagger
-from pipeline.inference.embedder import BATCH, Embedder
 from pipeline.registry.loading import load_with_tagger, shown
 from pipeline.retrieval.dataset_rows import DatasetRows
 from pipeline.retrieval.gallery import DESCRIPTION as GALLERY

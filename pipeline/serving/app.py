@@ -17,9 +17,10 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from agman.embedder import PictureError
 from data_prep.errors import InputError
-from pipeline.inference.embedder import PictureError
 from pipeline.reports.html import render
+from pipeline.retrieval.where import LONGEST
 from pipeline.serving.access import CLIENT
 from pipeline.serving.limits import BodyLimit
 from pipeline.serving.observe import REGISTRY
@@ -96,6 +97,12 @@ Attributes = Annotated[
 Values = Annotated[
     list[str],
     Form(description="ATTRIBUTE=VALUE; the probabilities of several are multiplied.", examples=[["kids=false"]]),
+]
+CONDITION = "Condition on the gallery's columns, as in SQL: brand = 'X' and price < 50."
+Where = Annotated[str, Form(description=CONDITION, max_length=LONGEST)]
+QueryWhere = Annotated[str, Query(description=CONDITION, max_length=LONGEST)]
+Of = Annotated[
+    str | None, Query(description="State of the gallery whose row it is: `of` of a hit; by default the newest.")
 ]
 Asked = Annotated[Replicas, Depends(_replicas)]
 QueryAttributes = Annotated[list[str], Query(description="NAME or NAME=WEIGHT.", examples=[["sleeve_length"]])]
@@ -181,12 +188,15 @@ async def search(
     attributes: Attributes = [],  # noqa: B006
     values: Values = [],  # noqa: B006
     excluded: Values = [],  # noqa: B006
+    where: Where = "",
     top: Annotated[int, Form()] = 10,
     approximate: Annotated[bool, Form()] = False,
 ) -> dict[str, Any]:
     """Return pictures of the gallery: like the uploaded one under the attributes, with the values, or both."""
     picture = await image.read() if image else None
-    return {"hits": await replicas.ask("search", picture, attributes, values, excluded, top, approximate)}
+    return {
+        "hits": await replicas.ask("search", picture, attributes, values, excluded, where or None, top, approximate)
+    }
 
 
 @app.get("/similar/{row}", responses=example({"hits": [HIT]}))
@@ -196,11 +206,14 @@ async def similar(
     replicas: Asked,
     values: QueryValues = [],  # noqa: B006
     excluded: QueryValues = [],  # noqa: B006
+    where: QueryWhere = "",
     top: int = 10,
     approximate: bool = False,
+    of: Of = None,
 ) -> dict[str, Any]:
     """Return the pictures that are most similar to one of the gallery, without itself."""
-    return {"hits": await replicas.ask("similar", row, attributes, values, excluded, top, approximate)}
+    asked = (attributes, values, excluded, where or None, top, approximate, of)
+    return {"hits": await replicas.ask("similar", row, *asked)}
 
 
 @app.post("/attention", responses=example({"attention": {"sleeve_length": "data:image/jpeg;base64,/9j/4AAQ…"}}))
@@ -212,14 +225,14 @@ async def attention(image: Picture, attributes: Attributes, replicas: Asked) -> 
 
 
 @app.get("/attention/{row}")
-async def attention_of(row: int, attribute: str, replicas: Asked) -> Response:
+async def attention_of(row: int, attribute: str, replicas: Asked, of: Of = None) -> Response:
     """Return a picture of the gallery with the attention drawn over it, as JPEG."""
-    heat = await replicas.ask("attention_of", row, attribute)
+    heat = await replicas.ask("attention_of", row, attribute, of)
     return Response(heat, media_type="image/jpeg", headers={"Cache-Control": AN_HOUR})
 
 
 @app.get("/pictures/{row}")
-async def picture(row: int, replicas: Asked) -> Response:
+async def picture(row: int, replicas: Asked, of: Of = None) -> Response:
     """Return a picture of the gallery, as its source contains it."""
-    data, kind = await replicas.ask("picture", row)
+    data, kind = await replicas.ask("picture", row, of)
     return Response(data, media_type=kind, headers={"Cache-Control": AN_HOUR})

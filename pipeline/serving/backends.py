@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from agman.embedder import Embedder
 from data_prep.errors import InputError
-from pipeline.inference.embedder import Embedder
 from pipeline.inference.onnx_embedder import OnnxEmbedder
 from pipeline.registry.export import INT8, ONNX
 from pipeline.retrieval.gallery import Gallery

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from agman.embedder import MAX_QUERY_PIXELS, Embedder
 from agman.tagger import Namer
 from data_prep.errors import InputError
-from pipeline.inference.embedder import MAX_QUERY_PIXELS, Embedder
 from pipeline.retrieval.gallery import Gallery, weights_of
 from pipeline.retrieval.search import parse_attributes, ranked
 from pipeline.retrieval.values import ValueTerm, value_terms
+from pipeline.retrieval.where import kind_of
 
 MOST_HITS = 100
 """Largest number of hits in one answer."""
@@ -31,6 +32,8 @@ class SearchRequest:
     """Attribute of the picture -> weight of its cosine."""
     terms: list[ValueTerm]
     top: int
+    where: str | None
+    """Condition on the gallery's columns."""
 
 
 class Engine:
@@ -46,9 +49,11 @@ class Engine:
         return {
             "model": info.model,
             "pictures": info.images,
+            "state": self.gallery.version,
             "attributes": list(info.attributes),
             "queries": info.queries,
             "values": self.values,
+            "columns": self.columns,
             "width": info.width,
             "device": self.embedder.device,
         }
@@ -58,12 +63,24 @@ class Engine:
         """Attribute -> values that can be searched for."""
         return {name: one.known for name, one in self._namers.items() if one.temperature is not None}
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column that a condition may name -> its kind."""
+        columns = self.gallery.columns
+        return {} if columns is None else {field.name: kind_of(field.type) for field in columns.schema}
+
     def read(self, data: bytes) -> np.ndarray:
         """Return a client's picture as the model receives it. Raises PictureError if it cannot be read."""
         return self.embedder.read(data, MAX_QUERY_PIXELS)
 
     def asked(
-        self, attributes: Sequence[str], values: Sequence[str], excluded: Sequence[str], top: int, has_picture: bool
+        self,
+        attributes: Sequence[str],
+        values: Sequence[str],
+        excluded: Sequence[str],
+        where: str | None,
+        top: int,
+        has_picture: bool,
     ) -> SearchRequest:
         """Return what a client asks for. Raises InputError if it is invalid: before a picture is embedded.
 
@@ -79,18 +96,23 @@ class Engine:
             raise InputError("nothing to search for; send a picture with attributes, or values")
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
-        return SearchRequest(weights, terms, top)
+        if where is not None:
+            self.gallery.rows_where(where)
+        return SearchRequest(weights, terms, top, where)
 
     def hits(
         self, embeddings_nd: np.ndarray | None, asked: SearchRequest, approximate: bool, without: int | None = None
     ) -> list[dict]:
         """Return the best rows for a picture's embeddings under all attributes, N×D, and values, without one row."""
-        version = self.gallery.info.fingerprint[:8]  # browsers cache pictures by their address
-        found = ranked(self.gallery, embeddings_nd, asked.weights, asked.top, approximate, without, asked.terms)
+        version = self.gallery.version  # browsers cache pictures by their address
+        found = ranked(
+            self.gallery, embeddings_nd, asked.weights, asked.top, approximate, without, asked.terms, asked.where
+        )
         return [
             asdict(hit)
             | {
                 "cosines": dict(zip(asked.weights, hit.cosines, strict=True)),
+                "of": version,
                 "picture": f"pictures/{hit.row}?of={version}",
                 "tags": tags,
             }

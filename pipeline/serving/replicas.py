@@ -12,6 +12,8 @@ from ray.serve.handle import DeploymentHandle
 
 OTHERS_ANSWER = 1.0
 """Seconds in which another replica answers after one has ended; without an answer, none is left."""
+PAUSE = 0.1
+"""Seconds before a replica is asked again."""
 RETRY_SECONDS = 2
 """Seconds after which a client should try again."""
 
@@ -44,7 +46,7 @@ class Replicas:
         return self._answering.is_set()
 
     async def watch(self) -> None:
-        """Keep `answering` up to date, for ever."""
+        """Keep `answering` and `facts` up to date, for ever."""
         while True:
             facts = asyncio.ensure_future(self._facts_of_one())
             await asyncio.wait([facts], timeout=OTHERS_ANSWER)
@@ -55,14 +57,15 @@ class Replicas:
             self._none_left.clear()
             self._answering.set()
             with suppress(RayActorError, RayServeException):
-                await self._handle.end.remote()
+                await self._handle.end.remote(self.facts["state"])
+            await asyncio.sleep(PAUSE)  # while some replicas serve the new state, and others do not yet
 
     async def _facts_of_one(self) -> dict[str, Any]:
         while True:
             try:
                 return dict(await self._handle.facts.remote())
             except (RayActorError, RayServeException):  # asked of a replica that has just ended
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(PAUSE)
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of a replica. Raises what it raises, or Unavailable."""

@@ -22,11 +22,12 @@ from support.galleries import jpeg, random_model
 from support.registered import register_random
 
 import agman
+import pipeline
+from agman.embedder import Embedder
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.common.errors import JobFailed
-from pipeline.inference.embedder import Embedder
 from pipeline.registry.loading import load
 from pipeline.retrieval import embed
 from pipeline.retrieval.embed import embed_images
@@ -65,6 +66,16 @@ def gallery(model: str, photographs: Path, tmp_path_factory: pytest.TempPathFact
         return embed_images(Path(model).name, photographs, tmp_path_factory.mktemp("galleries") / "g", workers=1)
 
 
+def test_the_galleries_embeddings_are_those_of_python_bit_for_bit(
+    gallery: Gallery, model: str, photographs: Path
+) -> None:
+    """In batches of the same size: sums of another size may be added in another order."""
+    expected = gallery.block(0, len(gallery))
+    pictures = [photographs / name for name in gallery.images]
+    for opened in (agman.load(model), pipeline.load(model)):
+        assert np.array_equal(opened.embed(pictures), expected)
+
+
 def worker(model: str, source: Source, staging: Path) -> embed._Worker:
     """Return a worker in this process."""
     return embed._Worker((*load(model), "fp32"), Storage(staging), source.root, source.column, 1)
@@ -75,7 +86,7 @@ def embed_here(model: str, images: Path, out: Path) -> Gallery:
     source = find_source(images)
     _, error = worker(model, source, out).embed(0, source.pictures)
     assert error is None
-    embed._finish(out, embed._info(model, Embedder(*load(model)), source), 1, source.skipped)
+    embed._finish(out, embed._info(model, Embedder(*load(model)), source), 1, source)
     return Gallery.open(out)
 
 
@@ -92,7 +103,8 @@ def test_every_picture_is_a_row_or_a_reject(gallery: Gallery, photographs: Path)
     assert list(gallery.images) == sorted(gallery.images) and gallery.images[0] == "a/01.jpg"
     assert gallery.picture(0) == (photographs / "a" / "01.jpg").read_bytes()
     assert {one.name for one in gallery.folder.iterdir()} == {
-        "gallery.json", "images.parquet", "rejects.parquet", "skipped.parquet", "embeddings", "vectors",
+        "gallery.json", "images.parquet", "rejects.parquet", "skipped.parquet", "source.parquet",
+        "embeddings", "vectors",
     }  # fmt: skip
 
 
@@ -188,7 +200,7 @@ def test_a_complete_gallery_is_only_renamed(
     staging = tmp_path / ".g.partial"  # a command was killed just before the rename
     shutil.copytree(gallery.folder, staging)
     (staging / "lock").touch()
-    monkeypatch.setattr(embed, "_embed", lambda *_: pytest.fail("embeds again"))
+    monkeypatch.setattr(embed, "embed_shards", lambda *_: pytest.fail("embeds again"))
     assert len(embed_images(model, photographs, tmp_path / "g")) == PICTURES
     assert [one.name for one in tmp_path.iterdir()] == ["g"]
     assert {one.name for one in (tmp_path / "g").iterdir()} == {one.name for one in gallery.folder.iterdir()}
@@ -226,7 +238,7 @@ def test_vectors_of_length_0_are_rejects(photographs: Path, tmp_path: Path) -> N
 
     one.embedder.embed = without_the_third
     assert one.embed(0, source.pictures) == (PICTURES + 2, None)
-    embed._finish(tmp_path / "g", embed._info(blind, Embedder(*load(blind)), source), 1, source.skipped)
+    embed._finish(tmp_path / "g", embed._info(blind, Embedder(*load(blind)), source), 1, source)
     gallery = Gallery.open(tmp_path / "g")
     rejects = pq.read_table(gallery.folder / "rejects.parquet").to_pylist()
     assert [(one["image"], one["detail"]) for one in rejects if "length" in one["detail"]] == [

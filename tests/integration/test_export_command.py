@@ -15,13 +15,13 @@ from support.commands import Agman
 from support.galleries import jpeg
 
 import agman
+from agman.embedder import Embedder
 from data_prep.atomic import FULL
 from data_prep.errors import InputError
-from pipeline.inference.embedder import Embedder
 from pipeline.inference.onnx_embedder import OnnxEmbedder
 
 NAMES = ["skirt", "sleeve", "collar"]
-FILES = ["embed_all.onnx", "embed_all.pt2", "model.json", "model.safetensors"]
+FILES = ["embed_all.onnx", "embed_all.pt2", "inference.py", "model.json", "model.safetensors"]
 
 
 def make_checkpoint(folder: Path, name: str = "csn", **description: Any) -> agman.RetrievalModel:

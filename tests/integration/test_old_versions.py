@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import agman
-from pipeline.inference.embedder import Embedder
+from agman.embedder import Embedder
 from pipeline.registry.loading import load
 
 STORED = Path(__file__).parents[1] / "data" / "registered_before_rooms"

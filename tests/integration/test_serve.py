@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -28,8 +29,8 @@ from support.commands import agman_exit_code
 from support.galleries import add_prototypes, embed_folder, jpeg, random_model
 
 import agman
+from agman.embedder import Embedder
 from data_prep.errors import InputError
-from pipeline.inference.embedder import Embedder
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import embedder_of, run_search, search
 from pipeline.serving.app import MOST_BYTES
@@ -431,3 +432,87 @@ def test_invalid_arguments_are_refused_in_one_line(
     (copy / "gallery.json").write_text(json.dumps(moved))
     assert agman_exit_code("serve", copy) == 2
     assert "no model there" in capsys.readouterr().err
+
+
+def updated(gallery: Path, *options: str) -> None:
+    """Run `agman embed --into` in a process and a Ray of its own, as beside a service."""
+    program = [str(Path(sys.executable).with_name("agman")), "embed", "--into", str(gallery), *options]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def follows(address: str, pictures: int) -> None:
+    deadline = time.monotonic() + 60
+    while httpx.get(f"{address}/healthz").json()["pictures"] != pictures:
+        assert time.monotonic() < deadline, "the service has not seen the new state"
+        time.sleep(0.1)
+
+
+def test_a_running_service_follows_an_update_and_mixes_no_states(
+    address: str, gallery: Gallery, tmp_path: Path
+) -> None:
+    """The last test of this gallery: it changes. The new picture is the first row, so that all rows move."""
+    pictures, table = Path(gallery.info.root), tmp_path / "table.csv"
+    asked = upload(jpeg(7), NAMES[:1], top=5)
+    before = httpx.post(f"{address}/search", **asked).json()["hits"]
+    (pictures / "00-new.jpg").write_bytes(jpeg(7))
+    names = [NASTY, "00-new.jpg", *(f"{number:02d}.jpg" for number in range(10, PICTURES))]
+    table.write_text("name,price\n" + "".join(f"{name},{price}\n" for price, name in enumerate(names)))
+    answers: list[dict[str, Any]] = []
+    stop = threading.Event()
+
+    def client() -> None:
+        while not stop.is_set():
+            answers.append(
+                {"code": 0} if (got := httpx.post(f"{address}/search", **asked)).status_code != 200 else got.json()
+            )
+
+    clients = [threading.Thread(target=client) for _ in range(2)]
+    for one in clients:
+        one.start()
+    updated(gallery.folder, "--columns", str(table))
+    follows(address, PICTURES + 1)
+    stop.set()
+    for one in clients:
+        one.join()
+    now = Gallery.open(gallery.folder)
+    states = {state.version: state for state in (gallery, now)}
+    assert len(states) == 2
+    for hit in [hit for answer in answers for hit in answer["hits"]]:
+        assert states[hit["of"]].images[hit["row"]] == hit["image"]
+        assert hit["picture"] == f"pictures/{hit['row']}?of={hit['of']}"
+    assert {hit["of"] for hit in answers[0]["hits"]} == {gallery.version}
+
+    hits = httpx.post(f"{address}/search", **asked).json()["hits"]
+    assert {hits[0]["image"], hits[1]["image"]} == {"00-new.jpg", "07.jpg"}
+    assert hits[0]["columns"].keys() == {"price"}
+    for hit in before[:3]:  # links of a page that shows the old state
+        assert httpx.get(f"{address}/{hit['picture']}").content == (pictures / hit["image"]).read_bytes()
+        similar = httpx.get(
+            f"{address}/similar/{hit['row']}", params={"attributes": NAMES[:1], "of": hit["of"], "top": 50}
+        )
+        assert {one["image"] for one in similar.json()["hits"]} == {*gallery.images} - {hit["image"]}
+    assert httpx.get(f"{address}/pictures/0").content == jpeg(7)
+
+    where = {"where": "price between 1 and 3", "values": "sleeve_length=long"}
+    found = httpx.post(f"{address}/search", data=where).json()["hits"]
+    assert {hit["image"]: hit["columns"]["price"] for hit in found} == {"00-new.jpg": 1, "10.jpg": 2, "11.jpg": 3}
+    assert httpx.post(f"{address}/search", data=where | {"where": "price < 0"}).json() == {"hits": []}
+    for wrong, said in (
+        ("prise < 3", "no column 'prise'; did you mean 'price'?"),
+        ("price" * 201, "at most 1000 char"),
+    ):
+        answer = httpx.post(f"{address}/search", data=where | {"where": wrong})
+        assert answer.status_code == 422 and said in answer.json()["error"]
+    assert 'id="where"' in httpx.get(address).text
+    assert httpx.get(f"{address}/healthz").json()["columns"] == {"price": "a number"}
+
+    (pictures / "00-new.jpg").unlink()
+    updated(gallery.folder, "--remove-missing")
+    follows(address, PICTURES)
+    assert httpx.get(f"{address}/{hits[0]['picture']}").status_code == 200
+    gone = httpx.get(f"{address}/{before[0]['picture']}")
+    assert gone.status_code == 422 and gone.json() == {
+        "error": "the gallery has been updated since that answer; search again"
+    }

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from support.registered import ROOT, jpeg, load_in_a_fresh_process, register_random
 
+from agman.embedder import Embedder
 from data_prep.dataset import Dataset
-from pipeline.inference.embedder import Embedder
 from pipeline.registry.loading import load
 from pipeline.tracking.runs import tracking_uri
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import agman
+from agman.embedder import Embedder
 from agman.tagger import TAGGER, Namer, Tagger
-from pipeline.inference.embedder import Embedder
 from pipeline.retrieval.gallery import Gallery, GalleryInfo, write_gallery
 
 SIDE, WIDTH = 32, 8

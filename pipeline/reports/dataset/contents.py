@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from data_prep.annotation import CHOSEN, REASONS
+from data_prep.corrections import CHANGE, DROP, KEEP
 from data_prep.dataset import Dataset
 from data_prep.tables import SPLITS, DatasetInfo
 from data_prep.triplets import TripletSampler
@@ -95,6 +96,12 @@ class Contents:
             for split, of_split in self.info.lost.items()
             for what, lost in of_split.items()
         ]
+
+    @property
+    def corrections(self) -> str:
+        """Number of applied corrections of labels of each action, in words; empty for none."""
+        words = {KEEP: "kept", CHANGE: "changed", DROP: "dropped"}
+        return ", ".join(f"{count:,} {words[action]}" for action, count in self.info.corrections.items())
 
     @property
     def given(self) -> dict[str, int]:

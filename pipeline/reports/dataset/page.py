@@ -147,6 +147,7 @@ def _facts(counted: Contents) -> dict[str, str]:
         "image size": f"{info.image_size} px, the short side of a packed image",
         "fit": info.fit,
         "split": info.split_origin or "unknown",
+        **({"corrections applied": counted.corrections} if info.corrections else {}),
         "epochs of triplets": f"{info.triplet_epochs:,}; longer trainings repeat them",
         "seed": str(info.seed),
         "digest": info.digest,

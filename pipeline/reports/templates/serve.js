@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const words = (name) => name.replaceAll("_", " ");
-let query = null; // {file, address} of an upload, or {row, picture} of a picture of the gallery
+let query = null; // {file, address} of an upload, or {row, of, picture} of a picture of the gallery
 let hits = [];
 let asked = 0; // number of the newest request; answers to older ones are dropped
 let plain = false; // whether the user has chosen to see no attention
@@ -64,6 +64,8 @@ async function search() {
   say("Searching …");
   try {
     asks.push(...attributes.map((name) => ["attributes", name]), ["top", "10"]);
+    if ($("where") && $("where").value.trim()) asks.push(["where", $("where").value]);
+    if (query && !query.file) asks.push(["of", query.of]);
     const upload = { method: "POST", body: new FormData() };
     for (const [key, value] of asks) upload.body.append(key, value);
     if (query && query.file) upload.body.append("image", query.file);
@@ -117,7 +119,7 @@ function card(hit, rank, attributes) {
   button.append(picture);
   button.addEventListener("click", () => {
     if (query && query.file) URL.revokeObjectURL(query.address);
-    query = { row: hit.row, picture: hit.picture };
+    query = { row: hit.row, of: hit.of, picture: hit.picture };
     show(hit.picture, `Query picture ${hit.image}`);
     scrollTo({ top: 0 });
     search();

@@ -24,6 +24,7 @@ from pyarrow import csv as pacsv
 from support.datasets import records
 
 import agman
+from agman.embedder import Embedder
 from data_prep.annotation import count_reasons
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError, TooManyRejects
@@ -35,7 +36,6 @@ from data_prep.request import Request, TableOptions
 from data_prep.splits import SplitFractions
 from data_prep.tables import Attribute
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.inference.embedder import Embedder
 from pipeline.reports.dataset.page import write_prep_report
 
 COLOURS = ("red", "green", "blue")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.galleries import jpeg, random_model
 
-from pipeline.inference.embedder import Embedder, PictureError
+from agman.embedder import Embedder, PictureError
 
 
 def test_an_embedder_refuses_files_that_are_no_pictures() -> None:

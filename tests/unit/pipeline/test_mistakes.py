@@ -21,6 +21,7 @@ MISTAKES = {
         "sample fashionai --split-files nowhere --out new",
         "submit --working-dir nowhere -- train",
         "index nowhere",
+        "copies nowhere",
         "search nowhere --query file --attribute a",
         "serve nowhere",
         "export nowhere --out new",

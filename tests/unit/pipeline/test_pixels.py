@@ -15,14 +15,14 @@ from PIL import Image
 from support.datasets import make_photographs, prepare_small
 
 import agman
+from agman.embedder import Embedder
 from agman.export import save_program
 from agman.pixels import IMAGENET, Pixels
+from basics.pictures import INTERPOLATIONS
 from data_prep import dataset as packed
 from data_prep.dataset import Dataset, ImageStore
-from data_prep.pictures import INTERPOLATIONS
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.inference.embedder import Embedder
 from pipeline.inference.latency import milliseconds_an_image
 from pipeline.registry.model_card import write_card
 from pipeline.reports.model.attention import attention_maps

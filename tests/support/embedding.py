@@ -1,0 +1,25 @@
+"""Embedding without Ray, for tests of what is done with the embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.progress import Progress, silent
+from data_prep.storage import Storage
+from pipeline.common.errors import JobFailed
+from pipeline.retrieval import embed
+from pipeline.retrieval.image_sources import Source
+
+
+def embed_here(
+    staging: Path, plan: str, source: Source, model: embed.Model, workers: int, progress: Progress = silent
+) -> int:
+    """Embed the shards that have no file as `embed.embed_shards` does, with a worker in this process: without Ray."""
+    embed._clear_stale(staging, plan)
+    shards = [source.pictures.slice(start, embed.SHARD) for start in range(0, len(source.pictures), embed.SHARD)]
+    for number, shard in enumerate(shards):
+        if not (staging / embed.part_file(number)).exists():
+            _, error = embed._Worker(model, Storage(staging), source.root, source.column, 1).embed(number, shard)
+            if error:
+                raise JobFailed(error)
+    return len(shards)

@@ -1,0 +1,24 @@
+"""`make docs`: the site of the documentation, without a warning."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_site_has_every_page_and_docstring_in_its_search() -> None:
+    ready = f"{sys.prefix}/.ready"  # taken as made: this environment is installed
+    done = subprocess.run(
+        ["make", "-o", ready, "docs", f"VENV={sys.prefix}"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((ROOT / "site" / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    pages = {one["location"].partition("#")[0] for one in found}
+    assert {f"docs/{page.stem}.html" for page in (ROOT / "docs").glob("*.md") if page.stem != "README"} <= pages
+    assert any(page.startswith("benchmarks/results/train-") for page in pages)
+    (similarity,) = [one for one in found if one["location"] == "docs/api.html#agman.TrainedModel.similarity"]
+    assert "cosine of two pictures under an attribute" in similarity["text"]

@@ -1,0 +1,328 @@
+"""Updates of a gallery, compared with one that is embedded anew: kills, readers, two writers, what is refused."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.commands import agman_exit_code
+from support.embedding import embed_here
+from support.galleries import jpeg, random_model
+
+import agman
+from data_prep.errors import InputError
+from pipeline.retrieval import embed
+from pipeline.retrieval.embed import embed_images
+from pipeline.retrieval.gallery import Gallery, describe
+from pipeline.retrieval.image_sources import find_source
+from pipeline.retrieval.picture_embedder import PictureEmbedder
+from pipeline.retrieval.update import Updated, update_gallery
+
+NAMES = ["collar", "skirt"]
+PICTURES = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, "embed_shards", embed_here)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(agman.save_model(tmp_path_factory.mktemp("model") / "checkpoint", *random_model(NAMES)))
+
+
+@pytest.fixture(scope="module")
+def made(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photographs, one of them unreadable, and a gallery of them with an index."""
+    root = tmp_path_factory.mktemp("made")
+    (root / "photographs").mkdir()
+    for number in range(PICTURES):
+        (root / "photographs" / f"{number:02d}.jpg").write_bytes(jpeg(number))
+    (root / "photographs" / "broken.jpg").write_text("no picture")
+    embed_images(model, root / "photographs", root / "g").build_index()
+    return root
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Path:
+    """A copy of `made` that a test may change; files keep their times, as the update looks at them."""
+    copy = Path(shutil.copytree(made, tmp_path / "copy"))
+    info, source = Gallery.open(copy / "g").info, find_source(copy / "photographs")
+    print_ = embed.fingerprint(source, info.model_digest, info.image_size, info.precision)
+    describe(copy / "g", info.model_copy(update={"root": str(source.root), "fingerprint": print_}))
+    return copy
+
+
+def change(photographs: Path) -> None:
+    """Add three pictures, one of them unreadable, replace one, delete one."""
+    (photographs / "00-first.jpg").write_bytes(jpeg(100))
+    (photographs / "20.jpg").write_bytes(jpeg(101))
+    (photographs / "21.jpg").write_text("no picture")
+    (photographs / "03.jpg").write_bytes(jpeg(102, (50, 40)))
+    (photographs / "05.jpg").unlink()
+
+
+def counts(updated: Updated) -> dict[str, int]:
+    return {name: getattr(updated, name) for name in ("added", "replaced", "removed", "unchanged", "missing")}
+
+
+def assert_same(one: Gallery, other: Gallery) -> None:
+    """Assert that two galleries hold the same in all files, apart from the number of pictures in a batch."""
+    assert list(one.images) == list(other.images)
+    fields = {"rejects", "skipped", "images", "fingerprint", "attributes", "model_digest", "root"}
+    assert one.info.model_dump(include=fields) == other.info.model_dump(include=fields)
+    for number in range(len(NAMES)):
+        np.testing.assert_allclose(one.matrix(number), other.matrix(number), atol=1e-6)
+    for name in ("images.parquet", "rejects.parquet", "skipped.parquet", "source.parquet"):
+        assert pq.read_table(one.files / name).equals(pq.read_table(other.files / name)), name
+    parts = [
+        pa.concat_tables([pq.read_table(file) for file in sorted((g.files / "embeddings").iterdir())])
+        for g in (one, other)
+    ]
+    assert parts[0]["image"].equals(parts[1]["image"])
+    assert parts[0]["skirt"].to_pylist() == [one.matrix(1)[row].tolist() for row in range(len(one))]
+
+
+def embedded_pictures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that names each picture which is embedded from now on."""
+    named: list[str] = []
+    embedded = PictureEmbedder.embed
+
+    def recorded(self: PictureEmbedder, pictures: pa.Table) -> Any:
+        named.extend(pictures["image"].to_pylist())
+        return embedded(self, pictures)
+
+    monkeypatch.setattr(PictureEmbedder, "embed", recorded)
+    return named
+
+
+def test_an_update_equals_a_gallery_embedded_anew(
+    place: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = embedded_pictures(monkeypatch)
+    change(place / "photographs")
+    updated = update_gallery(place / "g", remove_missing=True)
+    assert named == ["00-first.jpg", "03.jpg", "20.jpg", "21.jpg"]
+    assert counts(updated) == {"added": 2, "replaced": 1, "removed": 1, "unchanged": PICTURES - 2, "missing": 0}
+    anew = embed_images(model, place / "photographs", tmp_path / "anew")
+    assert_same(updated.gallery, anew)
+    assert updated.gallery.info.rejects == {"not a picture that can be read": 2}
+    queries = updated.gallery.block(0, 3)
+    assert updated.gallery.index.measured.rows == len(anew)
+    assert updated.gallery.search(queries, NAMES, 1, approximate=True)[1].ravel().tolist() == [0, 1, 2]
+    named.clear()
+    state = sorted(place.joinpath("g").rglob("*"))
+    assert counts(update_gallery(place / "g")) == dict.fromkeys(counts(updated), 0) | {"unchanged": len(anew)}
+    assert named == [] and sorted(place.joinpath("g").rglob("*")) == state
+    assert embed_images(model, place / "photographs", place / "g").info == updated.gallery.info  # the same command
+
+
+def test_missing_pictures_are_kept_unless_they_are_to_be_removed(place: Path) -> None:
+    before = Gallery.open(place / "g")
+    (place / "photographs" / "05.jpg").unlink()
+    assert update_gallery(place / "g").gallery.info == before.info
+    (place / "photographs" / "20.jpg").write_bytes(jpeg(101))
+    updated = update_gallery(place / "g")
+    assert counts(updated) == {"added": 1, "replaced": 0, "removed": 0, "unchanged": PICTURES - 1, "missing": 1}
+    assert list(updated.gallery.images)[-2:] == ["20.jpg", "05.jpg"]
+    assert np.array_equal(updated.gallery.matrix(1)[-1], before.matrix(1)[5])
+    assert updated.gallery.info.fingerprint != before.info.fingerprint
+    updated = update_gallery(place / "g", remove_missing=True)
+    assert counts(updated) == {"added": 0, "replaced": 0, "removed": 1, "unchanged": PICTURES, "missing": 0}
+    assert "05.jpg" not in list(updated.gallery.images)
+
+
+def test_a_picture_that_can_no_longer_be_read_is_a_reject(place: Path) -> None:
+    (place / "photographs" / "05.jpg").write_text("torn")
+    updated = update_gallery(place / "g")
+    assert counts(updated) == {"added": 0, "replaced": 0, "removed": 1, "unchanged": PICTURES - 1, "missing": 0}
+    assert pq.read_table(updated.gallery.files / "rejects.parquet")["image"].to_pylist() == ["05.jpg", "broken.jpg"]
+    (place / "photographs" / "broken.jpg").unlink()
+    updated = update_gallery(place / "g")
+    assert pq.read_table(updated.gallery.files / "rejects.parquet")["image"].to_pylist() == ["05.jpg"]
+
+
+def test_a_reader_keeps_its_state_until_it_opens_the_next(place: Path) -> None:
+    reader = Gallery.open(place / "g")
+    before = [matrix.copy() for matrix in (reader.matrix(0), reader.matrix(1))]
+    for number in (30, 31):
+        (place / "photographs" / f"{number}.jpg").write_bytes(jpeg(number))
+        update_gallery(place / "g")
+    assert {one.name for one in place.joinpath("g").glob("state-*")} == {"state-000002"}  # nobody held the first
+    assert reader.index.measured.rows == len(reader) == PICTURES  # opened only now
+    assert all(np.array_equal(matrix, reader.matrix(number)) for number, matrix in enumerate(before))
+    assert len(Gallery.open(place / "g")) == PICTURES + 2
+    del reader
+    (place / "photographs" / "32.jpg").write_bytes(jpeg(32))
+    update_gallery(place / "g")
+    left = {one.name for one in place.joinpath("g").iterdir()}
+    assert left == {"gallery.json", "lock", "state-000003"}
+
+
+KILLED = """
+import os, signal, sys
+from support.embedding import embed_here
+from pipeline.retrieval import embed, faiss_index, update
+embed.embed_shards = embed_here
+moment = sys.argv[1]
+module = faiss_index if moment == "build_index" else update
+real = getattr(module, moment)
+def kill(*arguments):
+    if moment == "write_rows":
+        real(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(module, moment, kill)
+update.update_gallery(sys.argv[2], remove_missing=True)
+"""
+
+
+@pytest.mark.parametrize("moment", ["describe", "build_index", "write_rows"])
+def test_an_update_that_is_killed_leaves_the_old_state_and_continues(
+    place: Path, model: str, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(place / "photographs")
+    before = Gallery.open(place / "g").info
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, moment, place / "g"],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert Gallery.open(place / "g").info == before and len(Gallery.open(place / "g")) == PICTURES
+    named = embedded_pictures(monkeypatch)
+    updated = update_gallery(place / "g", remove_missing=True)
+    assert named == []  # the killed process has embedded them
+    assert_same(updated.gallery, embed_images(model, place / "photographs", tmp_path / "anew"))
+    assert [one.name for one in sorted(place.joinpath("g").iterdir())] == ["gallery.json", "lock", "state-000001"]
+
+
+FULL_DISK = """
+import os, subprocess, sys
+from pathlib import Path
+gallery, disk = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
+subprocess.run(["cp", "-a", gallery, disk], check=True)
+into = Path(disk, "g")
+room = os.statvfs(disk)
+Path(disk, "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - int(os.environ["ROOM"])))
+from support.embedding import embed_here
+from pipeline.cli import run
+from pipeline.retrieval import embed
+embed.embed_shards = embed_here
+code = run(["embed", "--into", str(into)])
+from pipeline.retrieval.gallery import Gallery
+print(code, len(Gallery.open(into)), *into.glob("*state-*"))
+Path(disk, "ballast").unlink()
+print(run(["embed", "--into", str(into)]), len(Gallery.open(into)))
+"""
+NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode != 0,
+    reason="a small disk needs a mount namespace",
+)
+@pytest.mark.parametrize("room", [8_192, 40_960])
+def test_a_full_disk_is_one_line_and_leaves_the_old_state(place: Path, tmp_path: Path, room: int) -> None:
+    (place / "photographs" / "20.jpg").write_bytes(jpeg(101))
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(
+        [*NAMESPACE, sys.executable, "-c", FULL_DISK, place / "g", tmp_path / "disk"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"ROOM": str(room), "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    first, second = done.stdout.splitlines()
+    assert first in (f"1 {PICTURES}", f"2 {PICTURES}"), done.stdout + done.stderr  # in a worker, or in the command
+    assert second == f"0 {PICTURES + 1}", done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if "no space left" in line]
+    assert len(errors) == 1 and "the same command continues" in errors[0], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_writers_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (place / "g" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert agman_exit_code("embed", "--into", place / "g") == 2
+        assert f"{place / 'g'}: another process is at work there" in capsys.readouterr().err
+        with pytest.raises(InputError, match="another process is at work there"):
+            Gallery.open(place / "g").build_index()
+    assert (
+        agman_exit_code("embed", "--into", place / "g", "--json") == 0
+    )  # the file of a killed writer locks nobody out
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["unchanged"] == PICTURES
+
+
+def test_what_does_not_belong_to_the_gallery_is_refused(
+    place: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = str(agman.save_model(tmp_path / "other", *random_model(NAMES, seed=2)))
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "new.jpg").write_bytes(jpeg(7))
+    before = sorted(place.joinpath("g").rglob("*"))
+    cases = {
+        ("--into", tmp_path): "not a gallery (no gallery.json)",
+        ("--into", place / "g", "--images", tmp_path / "second"): f"the gallery's pictures are those of {place}",
+        (other, "--into", place / "g"): f"with other weights than {other}; give that model",
+        ("--into", place / "g", "--out", tmp_path / "new"): "give --out for a new gallery, or --into",
+        ("--out", tmp_path / "new"): "--out needs MODEL and --images SOURCE",
+    }
+    for options, message in cases.items():
+        assert agman_exit_code("embed", *options) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(place.joinpath("g").rglob("*")) in (before, sorted([*before, place / "g" / "lock"]))
+    shutil.rmtree(place / "photographs")
+    assert agman_exit_code("embed", "--into", place / "g", "--remove-missing") == 2
+    assert "photographs: does not exist" in capsys.readouterr().err
+    (place / "photographs").mkdir()
+    (place / "photographs" / "torn.jpg").write_text("torn")
+    assert agman_exit_code("embed", "--into", place / "g", "--remove-missing") == 2
+    assert "no picture would be left; the gallery is as it was" in capsys.readouterr().err
+    assert len(Gallery.open(place / "g")) == PICTURES
+
+
+def test_parquet_files_that_are_added_or_rewritten_are_embedded(model: str, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    for part in range(2):
+        cells = {"id": [f"p{part}-{n}" for n in range(3)], "image": [jpeg(10 * part + n) for n in range(3)]}
+        pq.write_table(pa.table(cells), files / f"{part}.parquet")
+    embed_images(model, files, tmp_path / "g")
+    with pytest.raises(InputError, match="give them with --images"):
+        update_gallery(tmp_path / "g")
+    pq.write_table(pa.table({"id": ["p1-2", "p9"], "image": [jpeg(12), jpeg(90)]}), files / "1.parquet")
+    pq.write_table(pa.table({"id": ["p2-0"], "image": [jpeg(20)]}), files / "2.parquet")
+    updated = update_gallery(tmp_path / "g", images=files, remove_missing=True)
+    assert counts(updated) == {"added": 2, "replaced": 1, "removed": 2, "unchanged": 3, "missing": 0}
+    assert_same(updated.gallery, embed_images(model, files, tmp_path / "anew"))
+    assert updated.gallery.picture(4) == jpeg(90)
+
+
+def test_a_gallery_of_an_earlier_version_is_updated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no `source.parquet`."""
+    (place / "g" / "source.parquet").unlink()
+    named = embedded_pictures(monkeypatch)
+    assert len(update_gallery(place / "g").gallery) == PICTURES and named == []
+    assert (Gallery.open(place / "g").files / "source.parquet").exists()
+    (Gallery.open(place / "g").files / "source.parquet").unlink()
+    (place / "photographs" / "20.jpg").write_bytes(jpeg(101))
+    updated = update_gallery(place / "g")
+    assert len(named) == PICTURES + 2 and counts(updated)["replaced"] == PICTURES  # what has changed is not known
