@@ -11,6 +11,8 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,8 @@ from data_prep.corrections import CHANGE, COLUMNS
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from pipeline.common.console import progress_bar
-from pipeline.evaluation.audit import FOLDS, PENALTY, embed_all, fold_of, undivided
+from pipeline.evaluation.audit import embed_all
+from pipeline.evaluation.out_of_sample import FOLDS, PENALTY, fold_of, undivided
 from pipeline.registry.loading import load
 
 SHARE = 0.05
@@ -155,19 +158,17 @@ def measure(right: Dataset, wrong: Dataset, model: str) -> None:
     found: dict[tuple[str, str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     seconds: dict[tuple[str, str], float] = {}
     advance = progress_bar("ways tried", len(WAYS) * len(embedded) * 2)
-    for number, (labels, embeddings_kd) in embedded.items():
-        values_k, image_k = labels["value"].to_numpy(np.int64), labels["image_id"].to_numpy()
-        changed = np.array([(i, number, v) not in given for i, v in zip(image_k, values_k, strict=True)])
-        train, group_k = (labels["split"] == "train").to_numpy(), undivided(wrong, image_k)
-        sources = {"attribute": embeddings_kd.numpy(), "shared": np.stack(shared.loc[image_k].tolist())}
-        for source, vectors in sources.items():
-            for name, way in WAYS.items():
-                n_values = len(wrong.info.attributes[number].values)
-                took, probabilities_kv = timed(lambda: way(vectors, values_k, n_values, group_k))  # noqa: B023
-                seconds[source, name] = seconds.get((source, name), 0) + took
-                for by, score in rank(probabilities_kv, values_k).items():
-                    found.setdefault((source, name, by), []).append((score[train], changed[train]))
-                advance(1)
+    for one in embedded:
+        pairs = zip(one.image_k.tolist(), one.value_k.tolist(), strict=True)
+        changed = np.array([(image_id, one.number, value) not in given for image_id, value in pairs])
+        train, group_k = one.split_k == "train", undivided(wrong, one.image_k)
+        sources = {"attribute": one.embeddings_kd.numpy(), "shared": np.stack(shared.loc[one.image_k].tolist())}
+        for (source, vectors), (name, way) in product(sources.items(), WAYS.items()):
+            took, probabilities_kv = timed(partial(way, vectors, one.value_k, len(one.attribute.values), group_k))
+            seconds[source, name] = seconds.get((source, name), 0) + took
+            for by, score in rank(probabilities_kv, one.value_k).items():
+                found.setdefault((source, name, by), []).append((score[train], changed[train]))
+            advance(1)
     rows = []
     for (source, name, by), parts in found.items():
         scores, changes = (np.concatenate(column) for column in zip(*parts, strict=True))
