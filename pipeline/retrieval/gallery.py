@@ -221,6 +221,15 @@ class Gallery:
             raise InputError(f"{file}: damaged (it has not {len(self):,} rows); run `agman embed` again")
         return table
 
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        """Column -> kind of its cells, in words; empty without columns."""
+        if self.columns is None:
+            return {}
+        from pipeline.retrieval.where import kind_of
+
+        return {field.name: kind_of(field.type) for field in self.columns.schema}
+
     def cells(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Return for each of `rows` column -> cell; dates and times are texts. Without columns, the result is empty."""
         if self.columns is None:

@@ -211,7 +211,7 @@ def _mask(table: pa.Table, condition: Condition) -> Mask:
         case Comparison(sign, first, second):
             return _compare(table, sign, first, second)
         case Absent(operand):
-            return pc.is_null(_cells(table, operand))
+            return pc.is_null(_column(table, operand))
         case Truth(operand):
             return _truth(table, operand)
         case Not(inner):
@@ -221,7 +221,7 @@ def _mask(table: pa.Table, condition: Condition) -> Mask:
 
 
 def _truth(table: pa.Table, one: Operand) -> Mask:
-    cells = _cells(table, one)
+    cells = _column(table, one)
     if not pa.types.is_boolean(cells.type):
         raise InputError(f"where: {_shown(one)} alone is no condition; compare it, as in {_shown(one)} = …")
     return cells
@@ -237,6 +237,12 @@ def _compare(table: pa.Table, sign: str, first: Operand, second: Operand) -> Mas
             f"where: {_shown(first)} {sign} {_shown(second)} compares {kind_of(one.type)} with {kind_of(other.type)}"
         )
     return COMPARE[sign](one, other)
+
+
+def _column(table: pa.Table, one: Operand) -> pa.ChunkedArray:
+    if isinstance(one, Literal):
+        raise InputError(f"where: {_shown(one)} is a value; a condition names a column, as in price < 50")
+    return _cells(table, one)
 
 
 def _cells(table: pa.Table, one: Operand) -> pa.ChunkedArray | pa.Scalar:
