@@ -65,7 +65,9 @@ class QdrantStore(Store):
         self.efforts = (*EFFORTS, None) if self._server else (None,)
         with answered(self._shown):
             if self._server:
-                self._client = QdrantClient(url=uri, api_key=os.environ.get("QDRANT_API_KEY"), timeout=60, check_compatibility=False)
+                self._client = QdrantClient(
+                    url=uri, api_key=os.environ.get("QDRANT_API_KEY"), timeout=60, check_compatibility=False
+                )
             else:
                 self._client = QdrantClient(path=uri, force_disable_check_same_thread=True)
 
