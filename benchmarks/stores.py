@@ -129,6 +129,10 @@ class EdgeStore(Store):
         rows = np.array([point.id for point in points], np.int64)
         return Near(rows, [np.array([point.vector[name] for point in points], np.float32) for name in names])
 
+    def vectors(self, number: int, rows_c: np.ndarray) -> np.ndarray:
+        """See `Store`."""
+        raise NotImplementedError("this comparison needs none")
+
     def drop(self, table: str) -> None:
         """See `Store`."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, StorageError
 from data_prep.progress import Progress, silent
 from pipeline.common.lock import locked
 from pipeline.retrieval.exact import nearest_rows
@@ -46,6 +46,10 @@ def write_store(gallery: Gallery, engine: Engine, uri: str | Path | None = None,
         try:
             if record.complete and store.rows() == len(gallery):
                 return record
+            if gallery.stored:
+                raise InputError(
+                    f"{gallery.folder}: its vectors are in a vector store alone; it cannot be written again"
+                )
             record = record.model_copy(update={"complete": False})
             write_record(gallery.folder, record)
             write_rows(gallery, store, progress)
@@ -56,6 +60,8 @@ def write_store(gallery: Gallery, engine: Engine, uri: str | Path | None = None,
             record = record.model_copy(update={"complete": True, "replaces": None})
             write_record(gallery.folder, record)
             return record
+        except StorageError as error:
+            raise StorageError(f"{error}; the same command continues") from error
         finally:
             store.close()
 
