@@ -245,13 +245,22 @@ class Gallery:
 
         Raises InputError for an invalid condition, and for a gallery without columns.
         """
+        from pipeline.retrieval.where import matching
+
+        return matching(self._known_columns(), condition)
+
+    def check_where(self, condition: str) -> None:
+        """Raise InputError if a condition is invalid, without looking at the rows."""
+        from pipeline.retrieval.where import matching
+
+        matching(self._known_columns().slice(0, 0), condition)
+
+    def _known_columns(self) -> pa.Table:
         if self.columns is None:
             raise InputError(
                 f"{self.folder}: has no columns; `agman embed --into {self.folder} --columns TABLE` adds them"
             )
-        from pipeline.retrieval.where import matching
-
-        return matching(self.columns, condition)
+        return self.columns
 
     @cached_property
     def index(self) -> ApproximateIndex:

@@ -90,7 +90,7 @@ class Engine:
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
         if where is not None:
-            self.gallery.rows_where(where)
+            self.gallery.check_where(where)
         return SearchRequest(weights, terms, top, where)
 
     def hits(
