@@ -118,8 +118,8 @@ class TrainedModel:
         embeddings_nd = torch.from_numpy(self.embed(picture))
         tags = {}
         for name, namer in self.tagger.namers.items():
-            probability, best = namer.probabilities(embeddings_nd[[self._number(name)]])[0].max(0)
-            tags[name] = Tag(namer.values[best], None if namer.temperature is None else float(probability))
+            (best,) = namer.best(embeddings_nd[[self._number(name)]])
+            tags[name] = Tag(*best)
         return tags
 
     def _number(self, attribute: str | int) -> int:

@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 
 import agman
+from agman.state import weights_digest
 from data_prep.dataset import Dataset
 from pipeline.registry.models import Registered, register
 from pipeline.tracking.runs import start_run, tracking_uri
 from support.datasets import SIZE
+from support.galleries import add_prototypes
 
 ROOT = Path(__file__).parents[2]
 STEP = 7
@@ -45,7 +47,10 @@ def register_random(
         "data": facts,
         "training": {"margin": 0.2, "weights": None},
     }
-    return register(agman.save_model(folder / f"model-{seed}", network, description), "tiny", run, doubt=doubt)
+    checkpoint = agman.save_model(folder / f"model-{seed}", network, description)
+    known = {names[0]: dataset.info.attributes[0].values}  # the other attributes have no prototypes
+    add_prototypes(checkpoint, known, 16, weights_digest(network.config, network.state_dict()))
+    return register(checkpoint, "tiny", run, doubt=doubt)
 
 
 def jpeg(seed: int) -> bytes:
