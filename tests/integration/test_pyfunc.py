@@ -22,7 +22,7 @@ from pipeline.registry.loading import find_model, load, load_with_tagger
 @pytest.fixture(scope="module")
 def embedder(store: Path, dataset: Dataset) -> Embedder:
     """The embedder of a model that is registered as agman-tiny, its champion."""
-    return Embedder(*load(register_random(dataset, store, seed=1).uri))
+    return Embedder(*load(register_random(dataset, store, seed=1, named=True).uri))
 
 
 @pytest.fixture(scope="module")

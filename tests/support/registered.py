@@ -28,9 +28,12 @@ STEP = 7
 
 
 def register_random(
-    dataset: Dataset, folder: Path, seed: int, *, image_size: int = SIZE, doubt: str = ""
+    dataset: Dataset, folder: Path, seed: int, *, image_size: int = SIZE, doubt: str = "", named: bool = False
 ) -> Registered:
-    """Register a tiny AG-MAN for the dataset as a version of agman-tiny; equal seeds give equal weights."""
+    """Register a tiny AG-MAN for the dataset as a version of agman-tiny; equal seeds give equal weights.
+
+    With `named`, it has random prototypes of the first attribute's values.
+    """
     torch.manual_seed(seed)
     names = dataset.info.attribute_names
     network = agman.build("agman", n_attributes=len(names), backbone="tiny", embedding_dim=16)
@@ -48,8 +51,9 @@ def register_random(
         "training": {"margin": 0.2, "weights": None},
     }
     checkpoint = agman.save_model(folder / f"model-{seed}", network, description)
-    known = {names[0]: dataset.info.attributes[0].values}  # the other attributes have no prototypes
-    add_prototypes(checkpoint, known, 16, weights_digest(network.config, network.state_dict()))
+    if named:
+        known = {names[0]: dataset.info.attributes[0].values}
+        add_prototypes(checkpoint, known, 16, weights_digest(network.config, network.state_dict()))
     return register(checkpoint, "tiny", run, doubt=doubt)
 
 
