@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_prep.errors import InputError
 from data_prep.words import counted
 from pipeline.cli.options import MODEL, NEW_FILE, PATH, PATH_OR_URI, json_option, overwrite_option, precision_option
 from pipeline.common.console import emit, printable, progress_bar, say, show_table
@@ -331,11 +332,44 @@ def show_tagged(tagged: Tagged) -> dict[str, Any]:
     type=click.FloatRange(0),
     help="Time that an image waits for others to join its batch, ms.",
 )
-def serve(gallery: Path, model: str | None, **options: Any) -> None:
+@click.option(
+    "--backend",
+    default="torch",
+    show_default=True,
+    type=click.Choice(["torch", "onnx", "int8"]),
+    help="What computes embeddings; onnx and int8 are for CPUs, and need --model DIR that `agman export` has written.",
+)
+@click.option("--keys", type=PATH, metavar="FILE", help="API keys that `agman key` has made; without one: 401.")
+@click.option("--no-keys", is_flag=True, help="Let everybody in who can reach an address of other machines.")
+@click.option(
+    "--rate-limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Requests a minute for each key or, without keys, address; by default any number.",
+)
+def serve(gallery: Path, model: str | None, no_keys: bool, **options: Any) -> None:
     """Serve GALLERY over HTTP, with a page to search it by image and attribute. Ctrl-C stops it."""
     from pipeline.retrieval.gallery import Gallery
 
     Gallery.open(gallery)  # a wrong folder is refused before Ray Serve is imported
+    from pipeline.serving.access import is_loopback
+
+    if not (is_loopback(options["host"]) or options["keys"] or no_keys):
+        raise InputError(
+            f"--host {options['host']}: other machines could use it; give --keys FILE (`agman key NAME --keys FILE` "
+            "makes a key), or --no-keys"
+        )
     from pipeline.serving.run import Options, serve_until_stopped
 
     serve_until_stopped(gallery, model, Options(**options))
+
+
+@click.command()
+@click.argument("name")
+@click.option("--keys", required=True, type=NEW_FILE, metavar="FILE", help="File of keys; it is made if it is missing.")
+def key(name: str, keys: Path) -> None:
+    """Make an API key for NAME and show it once: FILE, for `agman serve --keys`, holds its SHA-256."""
+    from pipeline.serving.keys import add_key
+
+    click.echo(add_key(keys, name))
+    say(f"{keys}: has a key of {name}; this is the only time that it is shown")

@@ -15,6 +15,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,11 @@ def embed_images(
         except OSError as error:  # it can be searched by pictures all the same
             say(f"note: the model's prototypes cannot be added ({error})")
         return gallery
-    staging = out.parent / f".{out.name}.partial"
+    staging, replaces = out.parent / f".{out.name}.partial", (out / DESCRIPTION).exists()
     if not (complete := _is_complete(staging, info)):
         _refuse_foreign(staging)
     try:
-        with locked(staging, "another --out"):
+        with locked(staging, "another --out"), locked(out, "another --out") if replaces else nullcontext():
             if not complete:
                 shards = embed_shards(
                     staging, info.fingerprint, source, (network, description, precision), workers, progress

@@ -134,7 +134,7 @@ def _comparison(found: pp.ParseResults) -> Condition:
         case []:
             return lambda table: _truth(table, first)
         case ["is", *negated, "null"]:
-            return lambda table: (pc.is_valid if negated else pc.is_null)(_cells(table, first))
+            return lambda table: (pc.is_valid if negated else pc.is_null)(_column(table, first))
         case ["not", *others]:
             return _inverse(_among(first, others))
         case ["in" | "between", *_]:
@@ -165,7 +165,7 @@ def _inverse(condition: Condition) -> Condition:
 
 
 def _truth(table: pa.Table, one: Operand) -> Mask:
-    cells = _cells(table, one)
+    cells = _column(table, one)
     if not pa.types.is_boolean(cells.type):
         raise InputError(f"where: {_shown(one)} alone is no condition; compare it, as in {_shown(one)} = …")
     return cells
@@ -181,6 +181,12 @@ def _compare(table: pa.Table, sign: str, first: Operand, second: Operand) -> Mas
             f"where: {_shown(first)} {sign} {_shown(second)} compares {kind_of(one.type)} with {kind_of(other.type)}"
         )
     return COMPARE[sign](one, other)
+
+
+def _column(table: pa.Table, one: Operand) -> pa.ChunkedArray:
+    if isinstance(one, Literal):
+        raise InputError(f"where: {_shown(one)} is a value; a condition names a column, as in price < 50")
+    return _cells(table, one)
 
 
 def _cells(table: pa.Table, one: Operand) -> pa.ChunkedArray | pa.Scalar:
