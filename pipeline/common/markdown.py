@@ -24,14 +24,13 @@ def code(text: str) -> str:
 
 
 def with_rows(text: str, rows: Mapping[str, str]) -> str:
-    """Return a text with these rows, names and Markdown, at the end of its last table of two columns.
+    """Return a text with these rows, name and Markdown, at the end of its table, in place of rows of the same names.
 
-    They take the place of rows of the same names. A text without a table gets one. All other lines stay as they are,
-    because people may have written some.
+    A text without a table gets one. All other lines stay as they are, because people may have written some.
     """
     lines = [line for line in text.splitlines() if not line.startswith(tuple(f"| {name} |" for name in rows))]
     if not any(line.startswith("|---|---|") for line in lines):
-        lines += ["| | |", "|---|---|"]
+        lines += [*([""] if lines else []), "| | |", "|---|---|"]
     end = max(number for number, line in enumerate(lines, 1) if line.startswith("|"))
     return "\n".join([*lines[:end], *(f"| {name} | {value} |" for name, value in rows.items()), *lines[end:]])
 

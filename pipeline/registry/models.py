@@ -31,7 +31,7 @@ from pipeline.registry import model_card
 from pipeline.registry.loading import find_model
 from pipeline.registry.standing import BECAUSE, SINCE, describe_champion, now
 from pipeline.registry.versions import MODEL_URI
-from pipeline.tracking.origin import LABELS, version_tags
+from pipeline.tracking.origin import version_tags
 from pipeline.tracking.runs import Run, connect, find_run, metric_history
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -151,7 +151,8 @@ def _create_version(
             if (checkpoint / file).exists():  # not every model has prototypes
                 shutil.copyfile(checkpoint / file, model / file)
         made = json.loads((model / DESCRIPTION).read_text())
-        tags = _origin(run) | {key: made["build"][key] for key in LABELS} | tags
+        built = {"model": made["build"]["name"], "backbone": made["build"]["backbone"]}
+        tags = version_tags(client.get_run(run.run_id).data.tags) | built | tags
         valid = validation_of(run, made["config"].get("step", 0))
         card.write_text(model_card.write_card(name, made["build"], made["config"], valid, tags))
         with mlflow.start_run(run_id=run.run_id):
@@ -178,11 +179,6 @@ def _create_version(
     )
     undo.callback(_try, client.delete_model_version, name, created.version)
     return str(created.version)
-
-
-def _origin(run: Run) -> dict[str, str]:
-    """Return the tags with which a version says who trained it, how, and on what. Raises MlflowException."""
-    return version_tags(MlflowClient(run.uri).get_run(run.run_id).data.tags)
 
 
 def _try(step: Callable[..., object], *arguments: Any) -> None:
