@@ -106,8 +106,8 @@ class Embedder:
         embedded = [np.empty((0, len(self.attributes), self.width), np.float32)]
         with torch.inference_mode(), autocast(self.device, self.precision):
             for start in range(0, len(squares), BATCH):
-                images = self._normalised(squares[start : start + BATCH])
-                embedded.append(self.network.embed_all(images).float().cpu().numpy())
+                images = self.normalised(squares[start : start + BATCH])
+                embedded.append(self._compute(images).float().cpu().numpy())
         return _unit(np.concatenate(embedded))
 
     def attention(self, square: np.ndarray, attributes: Sequence[str]) -> np.ndarray:
@@ -117,11 +117,16 @@ class Embedder:
         """
         numbers = torch.tensor([[self.number(name) for name in attributes]], device=self.device)
         with torch.inference_mode(), autocast(self.device, self.precision):
-            x_bchw = self.network.features(self._normalised(square[None]))
+            x_bchw = self.network.features(self.normalised(square[None]))
             maps = self.network.maps(x_bchw, numbers)[0].unflatten(-1, x_bchw.shape[2:])
         return maps.float().cpu().numpy()
 
-    def _normalised(self, squares: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+    def _compute(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings U×N×D of normalised images U×3×S×S."""
+        return self.network.embed_all(images)
+
+    def normalised(self, squares: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+        """Return images, uint8 S×S×3 each, as the network receives them: float32 U×3×S×S on its device."""
         images = torch.from_numpy(np.stack(list(squares))).to(self.device).permute(0, 3, 1, 2)
         return normalise(images, self.network.pixels)
 

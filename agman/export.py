@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from agman.base import SMALLEST_IMAGE, RetrievalModel
+from agman.state import weights_digest
 
 INPUT, OUTPUT = "images", "embeddings"
 OPSET = 20  # onnxruntime reads it from 1.17
@@ -89,7 +90,7 @@ def save_program(
     """
     metadata = json.dumps(_metadata(model, image_size, attributes, fit))
     model = _copy_for_export(model, image_size)
-    with _atomic_file(path, ".pt2") as staging:
+    with atomic_file(path, ".pt2") as staging:
         buffer = io.BytesIO()
         torch.export.save(_program(model, image_size), buffer, extra_files={METADATA: metadata})
         buffer.seek(0)
@@ -116,7 +117,7 @@ def export_onnx(
     require_onnx()
     metadata = _metadata(model, image_size, attributes, fit)
     model = _copy_for_export(model, image_size)
-    with _atomic_file(path, ".onnx") as staging:
+    with atomic_file(path, ".onnx") as staging:
         graph = _onnx(model, image_size, metadata)
         difference = _check(model, _onnxruntime(graph), image_size)
         staging.write_bytes(graph)
@@ -216,6 +217,7 @@ def _metadata(model: RetrievalModel, image_size: int, attributes: Sequence[str],
         raise ValueError(f"the model has {model.n_attributes} attributes, but {len(attributes)} names: {attributes}")
     return {
         "model": _name(model),
+        "weights_digest": weights_digest(model.config, model.state_dict()),
         "attributes": list(attributes),
         "image_size": image_size,
         "fit": fit,
@@ -224,7 +226,7 @@ def _metadata(model: RetrievalModel, image_size: int, attributes: Sequence[str],
 
 
 @contextmanager
-def _atomic_file(path: str | PathLike[str], ending: str) -> Iterator[Path]:
+def atomic_file(path: str | PathLike[str], ending: str) -> Iterator[Path]:
     """Yield a file to write, beside `path`. It becomes `path` when the block ends without an error."""
     path = Path(path)
     if path.suffix != ending:

@@ -1,11 +1,18 @@
-"""The service with batching against one image at a time, and its latency under load: `agman bench serve`."""
+"""The service by backend and number of clients, and what each backend costs in MAP: `agman bench serve`.
+
+With AGMAN_MODEL=MODEL AGMAN_DATA=OUT, a trained model and its dataset, the MAP of the test split's queries, embedded by
+each backend, against candidates in fp32. Else speed alone, with random weights.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import os
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -14,39 +21,61 @@ import torch
 from PIL import Image
 
 import agman
+from agman.embedder import Embedder
 from benchmarks.common import with_turns, write_table
 from data_prep.cluster import ray_session
+from data_prep.dataset import Dataset, ImageStore
 from pipeline.common.console import say
+from pipeline.inference.onnx_embedder import OnnxEmbedder
+from pipeline.registry.export import INT8, ONNX, export
+from pipeline.registry.loading import load
+from pipeline.retrieval.calibration import calibration_pictures
 from pipeline.retrieval.embed import embed_images
 from pipeline.serving.run import Options, served
 
-NAMES = ["collar_design", "skirt_length", "sleeve_length"]
-CLIENTS, PICTURES, TURNS = 64, 64, 2
-WORKS = (("resnet18", 64, 768), ("resnet50", 224, 192))
-"""Backbone, image side of the model in pixels, requests a turn."""
+NAMES = ["category", "kids", "sleeve_length", "leg_length"]
+BACKBONE, SIDE = "tf_efficientnet_lite0", 224
+PICTURES, TURNS = 64, 2
+CLIENTS = {1: 48, 8: 160, 64: 256}
+"""Clients that ask as soon as they are answered -> requests of all of them."""
+WAYS = {
+    "torch, one picture at a time": ("fp32", Options(port=0, max_batch=1)),
+    "torch": ("fp32", Options(port=0)),
+    "torch, bf16": ("bf16", Options(port=0)),
+    "onnx": ("fp32", Options(port=0, backend="onnx")),
+    "int8": ("fp32", Options(port=0, backend="int8")),
+    "int8, 2 replicas": ("fp32", Options(port=0, backend="int8", replicas=2)),
+}
+"""Name -> precision of the gallery's model, and options of the service."""
 
 
-def jpeg(seed: int, side: int) -> bytes:
-    """Return a JPEG of twice `side` pixels a side."""
+def jpeg(seed: int) -> bytes:
+    """Return a JPEG of twice SIDE pixels a side."""
     fields = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
     file = io.BytesIO()
-    Image.fromarray(fields).resize((2 * side, 2 * side), Image.Resampling.BICUBIC).save(file, "JPEG")
+    Image.fromarray(fields).resize((2 * SIDE, 2 * SIDE), Image.Resampling.BICUBIC).save(file, "JPEG")
     return file.getvalue()
 
 
-def make(folder: Path, backbone: str, side: int) -> Path:
-    """Make a gallery of PICTURES images, by a model with random weights."""
+def make(folder: Path) -> dict[str, Path]:
+    """Make galleries of PICTURES images, by the same exported model of random weights in each precision."""
     torch.manual_seed(0)
-    network = agman.build("agman", n_attributes=len(NAMES), backbone=backbone, embedding_dim=128)
-    description = {"attributes": NAMES, "image_size": side, "training": {}, "dataset_digest": None, "run_id": None}
+    network = agman.build("agman", n_attributes=len(NAMES), backbone=BACKBONE, embedding_dim=512)
+    description = {"attributes": NAMES, "image_size": SIDE, "training": {}, "dataset_digest": None, "run_id": None}
     model = agman.save_model(folder / "model", network, description)
     (folder / "pictures").mkdir()
     for number in range(PICTURES):
-        (folder / "pictures" / f"{number}.jpg").write_bytes(jpeg(number, side))
-    return embed_images(str(model), folder / "pictures", folder / "gallery").folder
+        (folder / "pictures" / f"{number}.jpg").write_bytes(jpeg(number))
+    export(str(model), folder / "exported", pictures=partial(calibration_pictures, folder / "pictures"))
+    return {
+        precision: embed_images(
+            str(folder / "exported"), folder / "pictures", folder / precision, precision=precision
+        ).folder
+        for precision in ("fp32", "bf16")
+    }
 
 
-def load(address: str, pictures: list[bytes], clients: int) -> tuple[float, list[float]]:
+def load_on(address: str, pictures: Sequence[bytes], clients: int) -> tuple[float, list[float]]:
     """Send requests, `clients` at a time; return the requests per second and the seconds of each."""
     taken: list[float] = []
 
@@ -71,46 +100,76 @@ def load(address: str, pictures: list[bytes], clients: int) -> tuple[float, list
     return len(pictures) / asyncio.run(everybody()), taken
 
 
-def measure(folder: Path, backbone: str, side: int, requests: int) -> list[list[str]]:
-    """Return the table's rows for one model."""
-    gallery = make(folder, backbone, side)
-    pictures = [jpeg(1_000 + number, side) for number in range(requests)]
-    ways = {"one at a time": 1, "batches of up to 32": 32}
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    alone: dict[str, float] = {}
+def speed(folder: Path) -> list[list[str]]:
+    """Return the table's rows."""
+    galleries = make(folder)
+    pictures = [jpeg(1_000 + number) for number in range(max(CLIENTS.values()))]
+    found: dict[tuple[str, int], tuple[list[float], list[float]]] = {
+        (way, clients): ([], []) for clients in CLIENTS for way in WAYS
+    }
     for turn in range(TURNS):
-        for name, most in ways.items():
-            with served(gallery, None, Options(port=0, max_batch=most)) as address:
-                load(address, pictures[:32], 8)  # warms up
-                alone[name] = float(np.median(load(address, pictures[:16], 1)[1]))
-                rate, taken = load(address, pictures, CLIENTS)
-            rates[name].append(rate)
-            seconds[name] += taken
-            say(f"{backbone}, turn {turn + 1}, {name}: {rate:.1f} images/s")
-    base = float(np.median(rates["one at a time"]))
+        for way, (precision, options) in WAYS.items():
+            with served(galleries[precision], None, options) as address:
+                load_on(address, pictures[:32], 8)  # warms up
+                for clients, requests in CLIENTS.items():
+                    rate, taken = load_on(address, pictures[:requests], clients)
+                    rates, seconds = found[way, clients]
+                    rates.append(rate)
+                    seconds += taken
+                    say(f"turn {turn + 1}, {way}, {clients} clients: {rate:.1f} images/s")
     rows = []
-    for name, found in rates.items():
-        rate = float(np.median(found))
-        p50, p99 = (1000 * np.percentile(seconds[name], share) for share in (50, 99))
-        title, turns = f"{backbone}, {side} px", with_turns(found, ".1f")
-        latencies = [f"{milliseconds:.0f}" for milliseconds in (p50, p99, 1000 * alone[name])]
-        rows.append([title, name, turns, f"{rate / base:.2f}", *latencies])
+    for (way, clients), (rates, seconds) in found.items():
+        base = np.median(found["torch", clients][0])
+        p50, p99 = (1000 * np.percentile(seconds, share) for share in (50, 99))
+        figures = [with_turns(rates, ".1f"), f"{np.median(rates) / base:.2f}", f"{p50:.0f}", f"{p99:.0f}"]
+        rows.append([str(clients), way, *figures, f"{p99 / p50:.1f}"])
     return rows
 
 
+def maps(model: str, data: str, folder: Path) -> str:
+    """Return the MAP × 100 of the queries of the test split by backend, as a sentence."""
+    network, description = load(model)
+    embedder, dataset = Embedder(network, description, device="cpu"), Dataset(data)
+    export(model, folder, pictures=partial(calibration_pictures, data))
+    ways = {
+        "torch": embedder,
+        "torch in bf16": Embedder(network, description, device="cpu", precision="bf16"),
+        "onnx": OnnxEmbedder(embedder, folder / ONNX, 2),
+        "int8": OnnxEmbedder(embedder, folder / INT8, 2),
+    }
+    pairs = dataset.retrieval("test")
+    ids, rows = np.unique(pairs["image_id"].to_numpy(), return_inverse=True)
+    images = ImageStore(
+        dataset, "test", embedder.side, threads=2, fit=embedder.fit, interpolation=network.pixels.interpolation
+    )
+    squares = images.read(ids).permute(0, 2, 3, 1).numpy()
+    attributes, query = pairs["attribute"].to_numpy(), (pairs["role"] == "query").to_numpy()
+    of_way = {way: one.embed(squares)[rows, attributes] for way, one in ways.items()}
+    scores = []
+    for way, embeddings in of_way.items():
+        mixed = torch.from_numpy(np.where(query[:, None], embeddings, of_way["torch"]))
+        results = agman.rank_candidates(
+            mixed, attributes, pairs["value"].to_numpy(), query, dataset.info.attribute_names
+        )
+        scores.append(f"{way} {100 * agman.summarise(results)['map']:.2f}")
+    chance = 100 * float(torch.cat([one.chance for one in results.values()]).mean())
+    return (
+        f" MAP × 100 of {int(query.sum()):,} queries of {dataset.info.name}'s test split by what embeds them, against "
+        f"candidates in fp32: {', '.join(scores)}; chance {chance:.1f}."
+    )
+
+
 def main() -> None:
-    """Measure every model; write the table."""
-    rows = []
+    """Measure every way; write the table."""
+    model, data = os.environ.get("AGMAN_MODEL"), os.environ.get("AGMAN_DATA")
     with tempfile.TemporaryDirectory() as folder, ray_session():
-        for backbone, side, requests in WORKS:
-            root = Path(folder, backbone)
-            root.mkdir()
-            rows += measure(root, backbone, side, requests)
-    header = ["model", "the model sees", "images/s (turns)", "of one at a time", "p50, ms", "p99, ms", "alone, ms"]
+        root = Path(folder)
+        of_maps = maps(model, data, root / "trained") if model and data else ""
+        rows = speed(root)
+    header = ["clients", "backend", "images/s (turns)", "of torch", "p50, ms", "p99, ms", "p99 / p50"]
     notes = (
-        f"{CLIENTS} clients send a request as soon as the last one is answered, on the same CPUs as the service. The "
-        "JPEGs have twice the model's side and are searched under one attribute. Alone: the median of a single "
-        "client. Random weights."
+        f"{BACKBONE} at {SIDE} px with {len(NAMES)} attributes and random weights; JPEGs of twice that, searched under "
+        "one attribute. Clients send a request as soon as the last one is answered, on the same CPUs as the service."
+        f"{of_maps}"
     )
     write_table("serve", header, rows, notes)

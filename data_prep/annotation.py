@@ -131,6 +131,8 @@ class Annotation:
     """Pairs with the columns of tables.NEAR_DUPLICATES; None if they were not looked for."""
     groups: pd.Series | None = None
     """Name of what is not divided between splits, by path; None if there are no groups."""
+    reviewed: pd.DataFrame | None = None
+    """Labels that a person has kept or given: path, attribute, value; None if there are no corrections."""
     unused: pd.DataFrame | None = None
     """Files below the root that no row names: path, and whether it is a `picture`; None if they were not looked for."""
 

@@ -136,6 +136,8 @@ def correct(annotation: Annotation, files: Sequence[CorrectionFile], digest: str
                 )
         annotation = _apply(annotation, file)
         counts.update(one.action for one in file.corrections)
+    if files:
+        annotation = replace(annotation, reviewed=_reviewed(annotation, files))
     return annotation, {action: counts[action] for action in ACTIONS if counts[action]}
 
 
@@ -158,6 +160,15 @@ def _apply(annotation: Annotation, file: CorrectionFile) -> Annotation:
             value[row] = _values(annotation)[one.attribute].index(one.new_value)
     rows = rows.assign(value=value)[kept].reset_index(drop=True)
     return replace(annotation, rows=rows, rejects=rejects, repeats=repeats)
+
+
+def _reviewed(annotation: Annotation, files: Sequence[CorrectionFile]) -> pd.DataFrame:
+    """Return the labels that corrections have kept or given, and that no later ones have changed or dropped."""
+    decided = [one for file in files for one in file.corrections]
+    right = {one.new_label if one.action == CHANGE else one.label for one in decided if one.action != DROP}
+    row_of = _rows_of(annotation, {one.image for one in decided})
+    numbers = sorted(row for label, row in row_of.items() if label in right)
+    return annotation.rows.iloc[numbers][["path", "attribute", "value"]]
 
 
 def _values(annotation: Annotation) -> dict[str, tuple[str, ...]]:

@@ -26,7 +26,15 @@ from data_prep.errors import InputError, StorageError
 from data_prep.packing import begun
 from data_prep.staging import staging_folder
 from data_prep.storage import Storage
-from data_prep.tables import DESCRIPTION, NEAR_DUPLICATES_FILE, REGIONS_FILE, SCHEMA_VERSION, SPLITS, DatasetInfo
+from data_prep.tables import (
+    DESCRIPTION,
+    NEAR_DUPLICATES_FILE,
+    REGIONS_FILE,
+    REVIEWED_FILE,
+    SCHEMA_VERSION,
+    SPLITS,
+    DatasetInfo,
+)
 from data_prep.triplets import Triplets
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong folder is refused at once
@@ -128,6 +136,11 @@ class Dataset:
         """Pairs of near-duplicates, with the columns of tables.NEAR_DUPLICATES; None if they were not looked for."""
         file = self.storage / NEAR_DUPLICATES_FILE
         return self._table(NEAR_DUPLICATES_FILE).to_pandas() if file.exists() else None
+
+    @property
+    def reviewed(self) -> pd.DataFrame | None:
+        """Labels that a person has kept or given: image_id, attribute, value; None without corrections."""
+        return self._table(REVIEWED_FILE).to_pandas() if (self.storage / REVIEWED_FILE).exists() else None
 
     def _table(self, name: str, **options: Any) -> pa.Table:
         with self._file(name) as file:

@@ -16,7 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import tables
-from data_prep.annotation import CHOSEN, REASONS, TRIPLET_COLUMNS, Annotation, Reject, count_reasons, rejected
+from data_prep.annotation import (
+    CHOSEN,
+    REASONS,
+    TRIPLET_COLUMNS,
+    Annotation,
+    Reject,
+    contained,
+    count_reasons,
+    rejected,
+)
 from data_prep.corrections import correct, labels_digest, read_corrections
 from data_prep.encoding import Refused
 from data_prep.errors import InputError, Resumable, TooManyRejects
@@ -36,6 +45,7 @@ from data_prep.tables import (
     DRAWN_REGIONS_FILE,
     NEAR_DUPLICATES_FILE,
     REGIONS_FILE,
+    REVIEWED_FILE,
     SPLITS,
     UNUSED_FILE,
     DatasetInfo,
@@ -379,6 +389,9 @@ def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame
     if annotation.near_duplicates is not None:
         pairs = {name: annotation.near_duplicates[name] for name in tables.NEAR_DUPLICATES.names}
         write_table(staging / NEAR_DUPLICATES_FILE, pairs, tables.NEAR_DUPLICATES)
+    if annotation.reviewed is not None:
+        known = rows[contained(rows, annotation.reviewed, ["path", "attribute", "value"])]
+        write_table(staging / REVIEWED_FILE, {n: known[n] for n in tables.REVIEWED.names}, tables.REVIEWED)
     if annotation.unused is not None:
         write_table(staging / UNUSED_FILE, {n: annotation.unused[n] for n in tables.UNUSED.names}, tables.UNUSED)
 

@@ -25,10 +25,13 @@ UNUSED_FILE = "unused.parquet"
 """Files below the root that no row of the annotation names; only a table's dataset has it."""
 NEAR_DUPLICATES_FILE = "near_duplicates.parquet"
 """Pairs of pictures that are nearly the same; datasets of an earlier version may lack it."""
+REVIEWED_FILE = "reviewed.parquet"
+"""Labels that a person has kept or given; only datasets with corrections have it."""
 TABLES = (
     *("images.parquet", "labels.parquet", "retrieval.parquet", "regions.parquet", "rejects.parquet"),
     UNUSED_FILE,
     NEAR_DUPLICATES_FILE,
+    REVIEWED_FILE,
 )
 """Single files beside the description."""
 REGIONS_FILE = "regions.parquet"
@@ -49,6 +52,7 @@ IMAGES = pa.schema(
 """`group` names what is not divided between splits, such as a product; null where it is not known, and missing in
 datasets of an earlier version."""
 LABELS = pa.schema([("image_id", pa.int64()), ("attribute", pa.int16()), ("value", pa.int32()), ("split", pa.string())])
+REVIEWED = pa.schema([("image_id", pa.int64()), ("attribute", pa.int16()), ("value", pa.int32())])
 RETRIEVAL = pa.schema(
     [
         ("split", pa.string()),

@@ -43,6 +43,7 @@ for command in (
     retrieval.tag,
     copies.copies,
     retrieval.serve,
+    retrieval.key,
     runs.runs,
     cluster.doctor,
     cluster.submit,

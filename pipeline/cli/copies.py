@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     "--differs",
     multiple=True,
     metavar="NAME",
-    help="Attribute under which the model names different values for the two; may be given several times.",
+    help="Attribute or catalogue's column in which the two have different values; may be given several times.",
 )
 @click.option("--out", type=PATH, metavar="FOLDER", help="Folder to write: copies.html and copies.parquet.")
 @overwrite_option

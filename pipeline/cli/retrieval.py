@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_prep.errors import InputError
 from data_prep.words import counted
 from pipeline.cli.options import MODEL, NEW_FILE, PATH, PATH_OR_URI, json_option, overwrite_option, precision_option
 from pipeline.common.console import emit, printable, progress_bar, say, show_table
@@ -16,6 +17,7 @@ from pipeline.common.console import emit, printable, progress_bar, say, show_tab
 if TYPE_CHECKING:
     from pipeline.retrieval.gallery import Gallery
     from pipeline.retrieval.search import Hit
+    from pipeline.retrieval.store_index import Engine
     from pipeline.retrieval.tag import Tagged
     from pipeline.retrieval.update import Updated
 
@@ -97,12 +99,11 @@ def show_updated(updated: Updated) -> dict[str, Any]:
     say(", ".join(f"{count:,} {name}" for name, count in counts.items()))
     if updated.missing:
         say(f"{updated.missing:,} gone from the source, but kept; --remove-missing removes them")
-    columns = updated.gallery.columns
-    names = [] if columns is None else columns.column_names
-    if names:
+    kinds = updated.gallery.column_kinds
+    if kinds:
         of = "" if updated.described is None else f", for {updated.described:,} of {len(updated.gallery):,} images"
-        say(f"columns {', '.join(printable(name) for name in names)}{of}")
-    more = {"missing": updated.missing, "columns": names, "described": updated.described}
+        say(f"columns {', '.join(f'{printable(name)} ({kind})' for name, kind in kinds.items())}{of}")
+    more = {"missing": updated.missing, "columns": kinds, "described": updated.described}
     return show_gallery(updated.gallery) | counts | more
 
 
@@ -134,13 +135,40 @@ def show_gallery(gallery: Gallery) -> dict[str, Any]:
 
 @click.command()
 @click.argument("gallery", type=PATH)
+@click.option(
+    "--to",
+    "engine",
+    type=click.Choice(["lancedb", "qdrant"]),
+    help="Write the gallery into this vector store, which --approximate uses from then on.",
+)
+@click.option(
+    "--uri",
+    type=PATH_OR_URI,
+    metavar="URI",
+    help="The store's address: a folder or s3://… for lancedb, http://… or a folder for qdrant.",
+)
 @json_option
-def index(gallery: Path, as_json: bool) -> None:
-    """Build an approximate index of GALLERY, for `agman search --approximate`, and measure its recall."""
+def index(gallery: Path, engine: Engine | None, uri: str | Path | None, as_json: bool) -> None:
+    """Build an approximate index of GALLERY, for `agman search --approximate`, and measure its recall.
+
+    The same command continues a writing --to a vector store that was stopped.
+    """
+    if uri is not None and engine is None:
+        raise click.UsageError("--uri belongs to --to")
     from pipeline.retrieval.faiss_index import RECALL_AT
     from pipeline.retrieval.gallery import Gallery
 
-    measured = Gallery.open(gallery).build_index(progress_bar).measured
+    opened = Gallery.open(gallery)
+    if engine is not None:
+        from pipeline.retrieval.write_store import write_store
+
+        record = write_store(opened, engine, uri, progress_bar)
+        say(
+            f"{counted(len(opened), 'image')} in {record.uri}, table {record.table}; "
+            f"recall@{RECALL_AT} {record.recall:.3f} against exact search"
+        )
+        return emit(record.model_dump() | {"rows": len(opened)}, as_json)
+    measured = opened.build_index(progress_bar).measured
     say(
         f"index of {counted(measured.rows, 'image')}: {counted(measured.lists, 'list')}, {measured.probes:,} of them "
         f"searched; recall@{RECALL_AT} {measured.recall:.3f} against exact search"
@@ -166,7 +194,7 @@ def index(gallery: Path, as_json: bool) -> None:
     "--where", metavar="CONDITION", help="Search only among images with, e.g., \"brand = 'X' and price < 50\"."
 )
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Number of images to show.")
-@click.option("--approximate", is_flag=True, help="Use the index that `agman index` has built.")
+@click.option("--approximate", is_flag=True, help="Use the index or the vector store that `agman index` has made.")
 @click.option("--absolute", is_flag=True, help="Show absolute paths.")
 @click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
 @json_option
@@ -331,11 +359,44 @@ def show_tagged(tagged: Tagged) -> dict[str, Any]:
     type=click.FloatRange(0),
     help="Time that an image waits for others to join its batch, ms.",
 )
-def serve(gallery: Path, model: str | None, **options: Any) -> None:
+@click.option(
+    "--backend",
+    default="torch",
+    show_default=True,
+    type=click.Choice(["torch", "onnx", "int8"]),
+    help="What computes embeddings; onnx and int8 are for CPUs, and need --model DIR that `agman export` has written.",
+)
+@click.option("--keys", type=PATH, metavar="FILE", help="API keys that `agman key` has made; without one: 401.")
+@click.option("--no-keys", is_flag=True, help="Let everybody in who can reach an address of other machines.")
+@click.option(
+    "--rate-limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Requests a minute for each key or, without keys, address; by default any number.",
+)
+def serve(gallery: Path, model: str | None, no_keys: bool, **options: Any) -> None:
     """Serve GALLERY over HTTP, with a page to search it by image and attribute. Ctrl-C stops it."""
     from pipeline.retrieval.gallery import Gallery
 
     Gallery.open(gallery)  # a wrong folder is refused before Ray Serve is imported
+    from pipeline.serving.access import is_loopback
+
+    if not (is_loopback(options["host"]) or options["keys"] or no_keys):
+        raise InputError(
+            f"--host {options['host']}: other machines could use it; give --keys FILE (`agman key NAME --keys FILE` "
+            "makes a key), or --no-keys"
+        )
     from pipeline.serving.run import Options, serve_until_stopped
 
     serve_until_stopped(gallery, model, Options(**options))
+
+
+@click.command()
+@click.argument("name")
+@click.option("--keys", required=True, type=NEW_FILE, metavar="FILE", help="File of keys; it is made if it is missing.")
+def key(name: str, keys: Path) -> None:
+    """Make an API key for NAME and show it once: FILE, for `agman serve --keys`, holds its SHA-256."""
+    from pipeline.serving.keys import add_key
+
+    click.echo(add_key(keys, name))
+    say(f"{keys}: has a key of {name}; this is the only time that it is shown")

@@ -14,17 +14,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import agman
 from agman.confident import confident_joint, confident_values, estimated_joint, normalised_margin
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from data_prep.near_duplicates import clusters
-from data_prep.progress import Progress, silent
-from data_prep.tables import SPLITS
+from data_prep.progress import Advance, Progress, silent
+from data_prep.tables import SPLITS, Attribute
 from pipeline.common.hints import nearest
+from pipeline.evaluation.out_of_sample import out_of_sample, undivided
 from pipeline.evaluation.tagging import embed_labels
 
 NEAR_DUPLICATE, CONTRADICTED, ALONE = KINDS = "near_duplicate", "contradicted", "alone"
@@ -47,11 +46,6 @@ FINDINGS = pa.schema(
 `score` is (1 - normalised margin) / 2, from 0 (surely right) to 1 (surely wrong); for ALONE the mean distance
 (1 - cosine) of the nearest pictures. `other` is the near-duplicate. `examples` are the nearest pictures with the
 suggested value, or with the label where no other value is suggested."""
-FOLDS = 5
-PENALTY = 1.0
-"""C of the logistic regression: the inverse strength of its penalty."""
-LEARNED = 20_000
-"""Most labels that a fold's classifier learns from."""
 COMPARED = 50_000
 """Most pictures of an attribute that the others are compared with."""
 NEIGHBOURS, EXAMPLES = 10, 3
@@ -134,13 +128,9 @@ def audit(
         progress: callback for progress bars.
     """
     chosen, unlabelled = _chosen(dataset, attributes)
-    embedded = _embedded(model, config, dataset, threads, progress)
-    judged = []
-    advance = progress("labels judged", sum(len(embedded[number][0]) for number in chosen))
-    for number in chosen:
-        labels, embeddings_kd = embedded.pop(number)
-        judged.append(_judge(dataset, number, labels, embeddings_kd))
-        advance(len(labels))
+    embedded = [one for one in embed_all(model, config, dataset, threads, progress) if one.number in chosen]
+    advance = progress("labels judged", sum(len(one.value_k) for one in embedded))
+    judged = [_judge(dataset, one, advance) for one in embedded]
     findings = pd.concat([rows for rows, _ in judged], ignore_index=True)
     order = findings["kind"].map({kind: place for place, kind in enumerate(KINDS)})
     findings = findings.iloc[np.lexsort((-findings["score"], order))]
@@ -167,109 +157,107 @@ def _chosen(dataset: Dataset, names: Sequence[str]) -> tuple[list[int], tuple[st
     return [number for number in possible if not names or known[number] in names], () if names else left_out
 
 
-def _embedded(
+@dataclass(frozen=True)
+class EmbeddedLabels:
+    """K labels of one attribute, and the embeddings of their pictures."""
+
+    attribute: Attribute
+    number: int
+    """Index of the attribute."""
+    image_k: np.ndarray
+    """Ids of the pictures."""
+    path_k: np.ndarray
+    """Their paths."""
+    split_k: np.ndarray
+    value_k: np.ndarray
+    embeddings_kd: Tensor
+
+
+def embed_all(
     model: agman.RetrievalModel, config: dict[str, Any], dataset: Dataset, threads: int, progress: Progress
-) -> dict[int, tuple[pd.DataFrame, Tensor]]:
-    """Return attribute -> its labels (image_id, value, split), and the embeddings of their pictures, K×D."""
+) -> list[EmbeddedLabels]:
+    """Embed the pictures of all splits under every attribute of which they have a label.
+
+    Raises InputError if the embeddings are not finite.
+    """
     of_splits = {
         split: embed_labels(model, config, dataset, split, threads=threads, progress=progress)
         for split in SPLITS
         if (dataset.labels["split"] == split).any()
     }
-    found = {}
-    for number in range(len(dataset.info.attributes)):
-        labels = [one.labels[one.labels["attribute"] == number].assign(split=name) for name, one in of_splits.items()]
-        embeddings = torch.cat([one.embeddings_of_labels(number) for one in of_splits.values()])
-        found[number] = (pd.concat(labels, ignore_index=True)[["image_id", "value", "split"]], embeddings)
+    path_of = dataset.images.drop_duplicates("image_id").set_index("image_id")["path"]
+    found = []
+    for number, attribute in enumerate(dataset.info.attributes):
+        parts = [one.labels[one.labels["attribute"] == number].assign(split=name) for name, one in of_splits.items()]
+        labels = pd.concat(parts)
+        embeddings_kd = torch.cat([one.embeddings_of_labels(number) for one in of_splits.values()])
+        if not torch.isfinite(embeddings_kd).all():
+            raise InputError("the model gives NaN or infinity: its training diverged, or its weights are damaged")
+        found.append(
+            EmbeddedLabels(
+                attribute,
+                number,
+                image_k=labels["image_id"].to_numpy(),
+                path_k=path_of.loc[labels["image_id"]].to_numpy(object),
+                split_k=labels["split"].to_numpy(object),
+                value_k=labels["value"].to_numpy(np.int64),
+                embeddings_kd=embeddings_kd,
+            )
+        )
     return found
 
 
-def _judge(
-    dataset: Dataset, number: int, labels: pd.DataFrame, embeddings_kd: Tensor
-) -> tuple[pd.DataFrame, AuditedAttribute]:
+def _judge(dataset: Dataset, labels: EmbeddedLabels, advance: Advance) -> tuple[pd.DataFrame, AuditedAttribute]:
     """Return the findings under one attribute, with the columns of FINDINGS."""
-    attribute = dataset.info.attributes[number]
-    values_k, image_k = labels["value"].to_numpy(np.int64), labels["image_id"].to_numpy()
-    probabilities_kv, judged_k = out_of_sample(
-        embeddings_kd.numpy(), values_k, len(attribute.values), _undivided(dataset, image_k)
+    n_values, truth_k = len(labels.attribute.values), torch.from_numpy(labels.value_k)
+    groups_k = undivided(dataset, labels.image_k)
+    embeddings_kd = labels.embeddings_kd.numpy()
+    probabilities_kv, judged_k = out_of_sample(embeddings_kd, labels.value_k, n_values, groups_k, advance)
+    probabilities_kv = _without_own(probabilities_kv, labels.value_k, labels.image_k)
+    findings = _findings(dataset, labels, probabilities_kv, judged_k)
+    sure_k = truth_k[judged_k]
+    confident_k = confident_values(probabilities_kv[judged_k], sure_k)
+    joint_vv = estimated_joint(confident_k, sure_k, n_values)
+    return findings, AuditedAttribute(
+        labels.attribute.name,
+        labels=len(truth_k),
+        unjudged=int((~judged_k).sum()),
+        contradicted=int((findings["kind"] == CONTRADICTED).sum()),
+        wrong=float(joint_vv.sum() - joint_vv.diagonal().sum()),
+        mixed_up=_mixed_up(labels.attribute, confident_k, sure_k),
     )
-    probabilities_kv = _without_own(probabilities_kv, values_k, image_k)
-    truth_k = torch.from_numpy(values_k)
-    margin_k = normalised_margin(probabilities_kv, truth_k).masked_fill(~judged_k, 0)
+
+
+def _findings(dataset: Dataset, labels: EmbeddedLabels, probabilities_kv: Tensor, judged_k: Tensor) -> pd.DataFrame:
+    value_k, truth_k = labels.value_k, torch.from_numpy(labels.value_k)
+    margin_k = normalised_margin(probabilities_kv, truth_k).masked_fill(~judged_k, 0).numpy()
     best_k = probabilities_kv.scatter(1, truth_k[:, None], -1.0).argmax(1).numpy()
-    score_k, contradicted_k = (1 - margin_k.numpy()) / 2, (margin_k < 0).numpy()
-    suggested_k = np.where(contradicted_k, best_k, -1)
-    kind_k = np.where(contradicted_k, CONTRADICTED, "").astype(object)
-    other_k = np.full(len(labels), None, object)
-    for row, value, other in _near_duplicates(dataset, number, image_k, values_k, score_k):
+    score_k, suggested_k = (1 - margin_k) / 2, np.where(margin_k < 0, best_k, -1)
+    kind_k = np.where(margin_k < 0, CONTRADICTED, "").astype(object)
+    other_k = np.full(len(value_k), None, object)
+    reviewed_k = _reviewed(dataset, labels)
+    for row, value, other in _near_duplicates(dataset, labels, np.where(reviewed_k, -1, score_k)):
         kind_k[row], suggested_k[row], other_k[row] = NEAR_DUPLICATE, value, other
-    distance_k, examples = _neighbours(
-        embeddings_kd, values_k, image_k, np.where(suggested_k < 0, values_k, suggested_k)
-    )
-    alone = np.argsort(-distance_k, kind="stable")[: round(UNLIKE * len(labels))]
+    wanted_k = np.where(suggested_k < 0, value_k, suggested_k)
+    distance_k, examples_kn = _neighbours(labels.embeddings_kd, value_k, labels.image_k, wanted_k)
+    alone = np.argsort(-distance_k, kind="stable")[: round(UNLIKE * len(value_k))]
     alone = alone[kind_k[alone] == ""]
     kind_k[alone], score_k[alone] = ALONE, distance_k[alone]
-    found = np.flatnonzero(kind_k != "")
-    path = dataset.images.drop_duplicates("image_id").set_index("image_id")["path"]
-    names = np.array([*attribute.values, None], object)  # -1: no value is suggested
-    findings = pd.DataFrame(
+    found = np.flatnonzero((kind_k != "") & ~reviewed_k)
+    names = np.array([*labels.attribute.values, None], object)  # -1: no value is suggested
+    return pd.DataFrame(
         {
-            "image": path.loc[image_k[found]].to_numpy(),
-            "split": labels["split"].to_numpy()[found],
-            "attribute": attribute.name,
-            "label": names[values_k[found]],
+            "image": labels.path_k[found],
+            "split": labels.split_k[found],
+            "attribute": labels.attribute.name,
+            "label": names[value_k[found]],
             "suggestion": names[suggested_k[found]],
             "score": score_k[found],
             "kind": kind_k[found],
             "other": other_k[found],
-            "examples": [path.loc[image_k[row[row >= 0]]].tolist() for row in examples[found]],
+            "examples": [labels.path_k[row[row >= 0]].tolist() for row in examples_kn[found]],
         }
     )
-    sure = judged_k.nonzero()[:, 0]
-    confident = confident_values(probabilities_kv[sure], truth_k[sure])
-    joint = estimated_joint(confident, truth_k[sure], len(attribute.values))
-    return findings, AuditedAttribute(
-        attribute.name,
-        labels=len(labels),
-        unjudged=int((~judged_k).sum()),
-        contradicted=int((kind_k == CONTRADICTED).sum()),
-        wrong=float(joint.sum() - joint.diagonal().sum()),
-        mixed_up=_mixed_up(attribute.name, attribute.values, confident, truth_k[sure]),
-    )
-
-
-def out_of_sample(
-    embeddings_kd: np.ndarray, values_k: np.ndarray, n_values: int, group_k: np.ndarray
-) -> tuple[Tensor, Tensor]:
-    """Return the probabilities of every label's values, K×V float64, from a classifier that has not seen its group.
-
-    They come from logistic regressions on the embeddings, cross-validated with FOLDS folds. Also returns which labels
-    are judged, K bool: a label is not if the classifier has not seen its value.
-    """
-    fold_k = np.random.default_rng(0).permutation(int(group_k.max()) + 1)[group_k] % FOLDS
-    probabilities_kv, judged_k = np.zeros((len(values_k), n_values)), np.zeros(len(values_k), bool)
-    for fold in range(FOLDS):
-        own = np.flatnonzero(fold_k == fold)
-        others = np.random.default_rng(fold).permutation(np.flatnonzero(fold_k != fold))[:LEARNED]
-        if not len(own) or len(np.unique(values_k[others])) < 2:
-            continue
-        classifier = LogisticRegression(C=PENALTY, max_iter=1_000).fit(embeddings_kd[others], values_k[others])
-        probabilities_kv[np.ix_(own, classifier.classes_)] = classifier.predict_proba(embeddings_kd[own])
-        judged_k[own] = np.isin(values_k[own], classifier.classes_)
-    return torch.from_numpy(probabilities_kv), torch.from_numpy(judged_k)
-
-
-def _undivided(dataset: Dataset, image_k: np.ndarray) -> np.ndarray:
-    """Return the number of what is not divided between folds, K: pictures of one group, and near-duplicates."""
-    images = dataset.images.drop_duplicates("image_id").set_index("image_id").loc[np.unique(image_k)]
-    alone = np.array([f"picture {image_id}" for image_id in images.index], object)
-    number = pd.factorize(np.where(images["group"].isna(), alone, images["group"]))[0]
-    if (pairs := dataset.near_duplicates) is not None:
-        of_path = pd.Series(number, images["path"])
-        known = pairs[pairs["path"].isin(of_path.index) & pairs["other_path"].isin(of_path.index)]
-        edges = np.stack([of_path.loc[known[name]].to_numpy() for name in ("path", "other_path")], axis=1)
-        number = clusters(len(number), edges)[number]
-    return number[np.searchsorted(images.index, image_k)]
 
 
 def _without_own(probabilities_kv: Tensor, values_k: np.ndarray, image_k: np.ndarray) -> Tensor:
@@ -284,27 +272,33 @@ def _without_own(probabilities_kv: Tensor, values_k: np.ndarray, image_k: np.nda
     return left_kv / left_kv.sum(1, keepdim=True).clamp_min(1e-12)
 
 
-def _near_duplicates(
-    dataset: Dataset, number: int, image_k: np.ndarray, values_k: np.ndarray, score_k: np.ndarray
-) -> Iterator[tuple[int, int, str]]:
-    """Yield for each pair with different labels the row of the worse label, the other one's value, and its picture."""
+def _reviewed(dataset: Dataset, labels: EmbeddedLabels) -> np.ndarray:
+    """Return which labels a person has kept or given, K bool."""
+    if (known := dataset.reviewed) is None:
+        return np.zeros(len(labels.value_k), bool)
+    own = known[known["attribute"] == labels.number]
+    pairs = pd.MultiIndex.from_arrays([labels.image_k, labels.value_k])
+    return pairs.isin(pd.MultiIndex.from_frame(own[["image_id", "value"]]))
+
+
+def _near_duplicates(dataset: Dataset, labels: EmbeddedLabels, doubt_k: np.ndarray) -> Iterator[tuple[int, int, str]]:
+    """Yield for each pair with different labels the row of the more doubtful one, the other's value and its picture."""
     pairs = dataset.near_duplicates
-    if pairs is None or pairs.empty:
+    if pairs is None:
         return
-    path = dataset.images.drop_duplicates("image_id").set_index("image_id")["path"]
-    rows_of: dict[str, list[int]] = {}
+    value_k, rows_of = labels.value_k, dict[str, list[int]]()
     paired = {*pairs["path"], *pairs["other_path"]}
-    for row, name in enumerate(path.loc[image_k]):
-        if name in paired:
-            rows_of.setdefault(name, []).append(row)
+    for row, path in enumerate(labels.path_k):
+        if path in paired:
+            rows_of.setdefault(path, []).append(row)
     for one, two in zip(pairs["path"], pairs["other_path"], strict=True):
         rows, others = rows_of.get(one, []), rows_of.get(two, [])
-        here = [row for row in rows if values_k[row] not in values_k[others]]
-        there = [row for row in others if values_k[row] not in values_k[rows]]
+        here = [row for row in rows if value_k[row] not in value_k[others]]
+        there = [row for row in others if value_k[row] not in value_k[rows]]
         if here and there:
             either = [(row, there[0], two) for row in here] + [(row, here[0], one) for row in there]
-            row, other, name = max(either, key=lambda found: score_k[found[0]])
-            yield row, int(values_k[other]), name
+            row, other, path = max(either, key=lambda found: doubt_k[found[0]])
+            yield row, int(value_k[other]), path
 
 
 def _neighbours(
@@ -331,12 +325,14 @@ def _neighbours(
     return distance_k, examples
 
 
-def _mixed_up(name: str, values: tuple[str, ...], confident: Tensor, truth: Tensor) -> tuple[MixedUp, ...]:
-    joint = confident_joint(confident, truth, len(values))
-    counts = torch.bincount(truth, minlength=len(values)).tolist()
+def _mixed_up(attribute: Attribute, confident_k: Tensor, truth_k: Tensor) -> tuple[MixedUp, ...]:
+    values = attribute.values
+    joint = confident_joint(confident_k, truth_k, len(values)).tolist()
+    counts = torch.bincount(truth_k, minlength=len(values)).tolist()
     pairs = [
-        MixedUp(name, (values[i], values[j]), (counts[i], counts[j]), (int(joint[i, j]), int(joint[j, i])))
+        MixedUp(attribute.name, (values[i], values[j]), (counts[i], counts[j]), (joint[i][j], joint[j][i]))
         for i in range(len(values))
         for j in range(i)
+        if joint[i][j] or joint[j][i]
     ]
     return tuple(sorted((pair for pair in pairs if pair.share >= MIXED), key=lambda pair: -pair.share))

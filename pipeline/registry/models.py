@@ -42,7 +42,12 @@ CARD_METRICS = ("map", "chance", "triplet_accuracy", "tag_")
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(AnyType(), "attribute", required=False)]),
     outputs=Schema(
-        [ColSpec(Array(DataType.string), "attributes"), ColSpec(Array(Array(DataType.double)), "embeddings")]
+        [
+            ColSpec(Array(DataType.string), "attributes"),
+            ColSpec(Array(Array(DataType.double)), "embeddings"),
+            ColSpec(Array(DataType.string), "values"),
+            ColSpec(Array(DataType.double), "probabilities"),
+        ]
     ),
 )
 """Columns of `pipeline.registry.pyfunc_model`. MLflow has no type for "bytes or text" nor for "a name or names".

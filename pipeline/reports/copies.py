@@ -121,23 +121,22 @@ def _card(copies: Copies, group: Group) -> Card:
     shown = group.rows[:PICTURES]
     names = [one.path for one in copies.gallery.describe(shown)]
     similarity = [None, *group.cosines.min(axis=1).tolist()]
-    others = [name for name in copies.gallery.info.attributes if name not in copies.attributes]
+    known = dict.fromkeys((*copies.differs, *copies.gallery.info.attributes))
+    others = {name: _values(copies, name, group.rows) for name in known if name not in copies.attributes}
     return Card(
         group.number,
         [Tile(_thumbnail(copies.gallery, row), *one) for row, *one in zip(shown, names, similarity, strict=False)],
         len(group.rows) - len(shown),
         [
-            Trait(name, _named(copies, name, group.rows), float(group.cosines[:, i].min()))
+            Trait(name, _values(copies, name, group.rows), float(group.cosines[:, i].min()))
             for i, name in enumerate(copies.attributes)
         ],
-        [Trait(name, values, None) for name in others if (values := _named(copies, name, group.rows))],
+        [Trait(name, values, None) for name, values in others.items() if values],
     )
 
 
-def _named(copies: Copies, name: str, rows: list[int]) -> str:
-    if name not in copies.values:
-        return ""
-    return " / ".join(dict.fromkeys(copies.value(name, rows)))
+def _values(copies: Copies, name: str, rows: list[int]) -> str:
+    return " / ".join(dict.fromkeys(copies.values(name, rows)))
 
 
 def _thumbnail(gallery: Gallery, row: int) -> str | None:

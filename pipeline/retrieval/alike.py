@@ -12,6 +12,7 @@ Shape suffixes: R rows, A attributes, D embedding width, K pairs.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from pipeline.retrieval.exact import EXACT_BLOCK, rounding_error
 BLOCK = 2_048
 """Rows on either side of a block of pairs: two matrices of 16 MiB."""
 DIGITS = 6
-STEPS = 10_000
-"""A limit that is raised for too many pairs is a multiple of 1 / STEPS."""
+LIMIT_DIGITS = 4
+"""Digits of a limit that is raised for too many pairs."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,12 @@ def _parts(count: int) -> Iterator[slice]:
     return (slice(start, start + EXACT_BLOCK) for start in range(0, count, EXACT_BLOCK))
 
 
+def next_limit(similarity: float, above: bool = False) -> float:
+    """Return the lowest limit of LIMIT_DIGITS digits that is at least `similarity`, or `above` it."""
+    steps = round(float(similarity) * 10**LIMIT_DIGITS, DIGITS - LIMIT_DIGITS)  # without the error of the product
+    return (math.floor(steps) + 1 if above else math.ceil(steps)) / 10**LIMIT_DIGITS
+
+
 class _Found:
     """Pairs so far, at most `most` after every addition."""
 
@@ -123,7 +130,7 @@ class _Found:
         rows, cosines = np.concatenate(self._rows), np.concatenate(self._cosines)
         similarity = cosines.min(axis=1)
         too_many = np.partition(similarity, len(similarity) - self.most - 1)[len(similarity) - self.most - 1]
-        self.least = (np.floor(too_many * STEPS) + 1) / STEPS
+        self.least = next_limit(too_many, above=True)
         keep = similarity >= self.least
         self._rows, self._cosines, self._count = [rows[keep]], [cosines[keep]], int(keep.sum())
 

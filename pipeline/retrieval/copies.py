@@ -9,10 +9,8 @@ Shape suffixes: K pairs, A design attributes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +19,10 @@ import torch
 from data_prep.errors import InputError
 from data_prep.near_duplicates import look_at_files, near_pairs
 from data_prep.progress import Progress, silent
-from pipeline.retrieval.alike import STEPS, AlikePairs, alike_pairs, grouped
+from pipeline.common.hints import nearest
+from pipeline.retrieval.alike import AlikePairs, alike_pairs, grouped, next_limit
 from pipeline.retrieval.gallery import Gallery
-from pipeline.retrieval.values import tagger_of
+from pipeline.retrieval.values import CHUNK, tagger_of
 
 MOST = 100_000
 """Maximum number of pairs."""
@@ -52,7 +51,7 @@ class Copies:
     attributes: tuple[str, ...]
     """Design attributes."""
     differs: tuple[str, ...]
-    """Attributes under which the model gives the two pictures of a pair different values."""
+    """Attributes, or columns of the catalogue, in which the two pictures of a pair have different values."""
     min_similarity: float
     pairs: AlikePairs
     same: np.ndarray
@@ -84,15 +83,18 @@ class Copies:
         cosines = {f"cosine/{name}": pa.array(self.pairs.cosines[order, i]) for i, name in enumerate(self.attributes)}
         return pa.table(columns | cosines | {"same_photograph": pa.array(self.same[order], mask=unknown[order])})
 
-    @cached_property
-    def values(self) -> dict[str, tuple[str, ...]]:
-        """Attribute -> values that the model can name; empty without prototypes."""
+    def values(self, name: str, rows: Sequence[int]) -> list[str]:
+        """Return what the rows have in a column, or what the model names for them under an attribute; [] if unknown."""
+        if name not in self.gallery.info.attributes:
+            return ["" if cell is None else str(cell) for cell in self._column(name).take(pa.array(rows)).to_pylist()]
         tagger = self.gallery.tagger
-        return {name: namer.values for name, namer in tagger.namers.items()} if tagger else {}
+        if not tagger or name not in tagger.namers:
+            return []
+        return [tagger.namers[name].values[number] for number in named_values(self.gallery, name, rows)]
 
-    def value(self, name: str, rows: Sequence[int]) -> list[str]:
-        """Return the value that the model names under an attribute for each of the rows."""
-        return [self.values[name][number] for number in named_values(self.gallery, name, rows)]
+    def _column(self, name: str) -> pa.ChunkedArray:
+        assert self.gallery.columns is not None
+        return self.gallery.columns[name]
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def find_copies(
         gallery: gallery.
         min_similarity: above 0, at most 1.
         attributes: design attributes; by default all but `differs`.
-        differs: attributes under which the model must give the two pictures of a pair different values.
+        differs: attributes, or columns of the catalogue, in which the two pictures of a pair must have different
+            values; those of an attribute are what the model names, and empty cells are one value.
         progress: callback for progress bars.
     """
     if not 0 < min_similarity <= 1:  # NaN neither
@@ -153,7 +156,7 @@ def limits(
 ) -> list[Limit]:
     """Return the lowest similarities, of four digits, that give no more than COUNTS pairs, highest first.
 
-    Raises InputError for an unknown attribute or one given twice, for `differs` in a gallery without prototypes, a
+    Raises InputError for an unknown attribute or one given twice, for an attribute of `differs` without prototypes, a
     gallery of one picture, or if the model finds too many pictures equal.
     """
     design = _design(gallery, attributes, differs)
@@ -163,7 +166,7 @@ def limits(
     similarity = pairs.similarity
     counts = {min(count, len(similarity)) for count in COUNTS} - {0}
     found = []
-    for limit in sorted({math.ceil(similarity[count - 1] * STEPS) / STEPS for count in counts}, reverse=True):
+    for limit in sorted({next_limit(similarity[count - 1]) for count in counts}, reverse=True):
         if count := int((similarity >= limit).sum()):
             rows = pairs.rows[:count]
             group, centres = grouped(rows)
@@ -182,15 +185,18 @@ def named_values(gallery: Gallery, name: str, rows: Sequence[int] | np.ndarray) 
     namer = tagger_of(gallery).namers.get(name)
     if namer is None:
         raise InputError(f"--differs {name}: no labelled training picture under {name}, so no value is known")
-    return namer.probabilities(torch.from_numpy(gallery.matrix(number)[np.asarray(rows)])).argmax(dim=1).numpy()
+    rows, matrix = np.asarray(rows), gallery.matrix(number)
+    parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    return np.concatenate([namer.probabilities(torch.from_numpy(matrix[some])).argmax(dim=1).numpy() for some in parts])
 
 
 def _design(gallery: Gallery, attributes: Sequence[str], differs: Sequence[str]) -> tuple[str, ...]:
     """Return the design attributes. Raises InputError for wrong names."""
     if len(gallery) < 2:
         raise InputError(f"{gallery.folder}: holds one picture; copies are found among two or more")
-    if differs:
-        gallery.numbers(differs)
+    known = [*gallery.info.attributes, *(gallery.columns.column_names if gallery.columns is not None else ())]
+    if unknown := [name for name in differs if name not in known]:
+        raise InputError(f"--differs {unknown[0]}: neither an attribute nor a column; {nearest(unknown[0], known)}")
     design = tuple(attributes) or tuple(name for name in gallery.info.attributes if name not in differs)
     gallery.numbers(design)
     if both := [name for name in design if name in differs]:
@@ -202,9 +208,16 @@ def _pairs(
     gallery: Gallery, design: Sequence[str], differs: Sequence[str], least: float, progress: Progress
 ) -> AlikePairs:
     matrices = [gallery.matrix(number) for number in gallery.numbers(design)]
-    every = np.arange(len(gallery))
-    differing = [named_values(gallery, name, every) for name in differs]
-    return alike_pairs(matrices, least, MOST, differing, progress)
+    return alike_pairs(matrices, least, MOST, [_differing(gallery, name) for name in differs], progress)
+
+
+def _differing(gallery: Gallery, name: str) -> np.ndarray:
+    """Return a number for each row, equal for equal values of an attribute or column."""
+    if name in gallery.info.attributes:
+        return named_values(gallery, name, np.arange(len(gallery)))
+    assert gallery.columns is not None
+    cells = gallery.columns[name].combine_chunks().dictionary_encode(null_encoding="encode")
+    return cells.indices.to_numpy()
 
 
 def _groups(pairs: AlikePairs, of: np.ndarray, same: bool, first: int) -> tuple[np.ndarray, list[Group]]:

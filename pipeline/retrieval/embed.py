@@ -15,6 +15,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,11 @@ def embed_images(
         except OSError as error:  # it can be searched by pictures all the same
             say(f"note: the model's prototypes cannot be added ({error})")
         return gallery
-    staging = out.parent / f".{out.name}.partial"
+    staging, replaces = out.parent / f".{out.name}.partial", (out / DESCRIPTION).exists()
     if not (complete := _is_complete(staging, info)):
         _refuse_foreign(staging)
     try:
-        with locked(staging, "another --out"):
+        with locked(staging, "another --out"), locked(out, "another --out") if replaces else nullcontext():
             if not complete:
                 shards = embed_shards(
                     staging, info.fingerprint, source, (network, description, precision), workers, progress
@@ -187,6 +188,11 @@ def _existing(out: Path, info: GalleryInfo, overwrite: bool) -> Gallery | None:
     gallery = Gallery.open(out)
     if gallery.info.fingerprint != info.fingerprint:
         same_model = gallery.info.model_digest == info.model_digest
+        if same_model and (gallery.info.source, gallery.info.root) == (info.source, info.root):
+            raise InputError(
+                f"--out {out}: contains a gallery of {info.root} as it was; `agman embed --into {out}` brings it up to "
+                "date, --overwrite embeds all again"
+            )
         other = "of other pictures" if same_model else f"of {gallery.info.model}"
         raise InputError(f"--out {out}: contains a gallery {other}; give another folder or --overwrite")
     return gallery

@@ -43,11 +43,13 @@ from pipeline.common.lock import locked
 from pipeline.retrieval.dataset_rows import DatasetRows, Described
 from pipeline.retrieval.exact import NORM_ERROR, exact_scores, nearest_rows
 from pipeline.retrieval.image_sources import IMAGES, Kind, inside, read_cells
-from pipeline.retrieval.states import COLUMNS_FILE, IMAGES_FILE, NAME, VECTORS, Hold
+from pipeline.retrieval.states import COLUMNS_FILE, IMAGES_FILE, NAME, STORE_FILE, VECTORS, Hold
+from pipeline.retrieval.stores import Layout
 
 if TYPE_CHECKING:  # torch and FAISS are imported only where they are needed
     from agman.tagger import Tagger
     from pipeline.retrieval.faiss_index import ApproximateIndex
+    from pipeline.retrieval.store_index import StoreIndex
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "gallery.json"
@@ -197,6 +199,8 @@ class Gallery:
         queries = self._picked(queries, numbers)
         if top < 1:
             raise ValueError(f"top must be at least 1, not {top}")
+        if approximate and self.store:
+            return self.store.search(queries, numbers, top, weights, where)
         rows = None if where is None else self.rows_where(where)
         if approximate:
             return self.index.search(queries, numbers, top, weights, rows)
@@ -216,6 +220,15 @@ class Gallery:
         if len(table) != len(self):
             raise InputError(f"{file}: damaged (it has not {len(self):,} rows); run `agman embed` again")
         return table
+
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        """Column -> kind of its cells, in words; empty without columns."""
+        if self.columns is None:
+            return {}
+        from pipeline.retrieval.where import kind_of
+
+        return {field.name: kind_of(field.type) for field in self.columns.schema}
 
     def cells(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Return for each of `rows` column -> cell; dates and times are texts. Without columns, the result is empty."""
@@ -250,16 +263,44 @@ class Gallery:
             raise InputError(f"{self.folder}: has no approximate index; `agman index {self.folder}` builds one")
         return index
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Attributes, width and columns of the rows."""
+        columns = pa.schema([]) if self.columns is None else self.columns.schema
+        return Layout(self.info.attributes, self.info.width, columns)
+
+    @cached_property
+    def store(self) -> StoreIndex | None:
+        """The vector store that has the gallery (`agman index --to`), for approximate searches; None without.
+
+        Raises InputError if it does not have this version of the gallery; StorageError if it is away.
+        """
+        from pipeline.retrieval.store_index import open_index
+
+        return open_index(self.folder, self.layout, len(self), self.version)
+
+    def candidates(self, near: Sequence[tuple[int, np.ndarray]], top: int, where: str | None) -> np.ndarray:
+        """Return the rows that satisfy `where` near any of the vectors, each (index of an attribute, D), sorted.
+
+        Raises InputError as `search`.
+        """
+        if self.store:
+            return self.store.candidates(near, top, where)
+        return self.index.candidates(near, top, None if where is None else self.rows_where(where))
+
     def build_index(self, progress: Progress = silent) -> ApproximateIndex:
-        """Build the approximate index, replacing an older one.
+        """Build the approximate index, replacing an older one. Searches no longer use a vector store.
 
         Raises InputError if another process is writing the gallery, or if the index cannot be written.
         """
         from pipeline.retrieval.faiss_index import build_index
 
         with locked(self.folder, "another gallery"):
-            self.__dict__.pop("index", None)
-            return build_index(self.files, self._vectors, progress)
+            for name in ("index", "store"):
+                self.__dict__.pop(name, None)
+            built = build_index(self.files, self._vectors, progress)
+            (self.folder / STORE_FILE).unlink(missing_ok=True)
+            return built
 
     def cosines(self, query: np.ndarray, attributes: Attributes, rows: np.ndarray) -> np.ndarray:
         """Return the cosines of one query (N×D) with each of K rows under each attribute, float32 A×K."""

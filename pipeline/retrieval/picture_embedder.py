@@ -43,7 +43,7 @@ class PictureEmbedder:
         Raises:
             StorageError: if a Parquet file cannot be read, or the model gives NaN or infinity.
         """
-        squares = self._squares(pictures)
+        squares = self.read(pictures)
         vectors = self.embedder.embed([one for one in squares if isinstance(one, np.ndarray)])
         if not np.isfinite(vectors).all():
             raise StorageError(
@@ -57,7 +57,7 @@ class PictureEmbedder:
         ]
         return vectors[directed], details
 
-    def _squares(self, pictures: pa.Table) -> list[np.ndarray | PictureError]:
+    def read(self, pictures: pa.Table) -> list[np.ndarray | PictureError]:
         """Return each picture as the model receives it, or the reason why it cannot be read."""
         if self.column is None:
             return list(self.pool.map(self._read_file, pictures["file"].to_pylist()))

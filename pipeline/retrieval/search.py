@@ -154,9 +154,8 @@ def ranked(
 
         numbers = gallery.numbers(attributes) if attributes else []
         picture_ad = query[numbers] if query is not None else np.empty((0, gallery.info.width), np.float32)
-        among = None if where is None else gallery.rows_where(where)
         weights = weights_of(attributes)
-        scores, rows = best_rows(gallery, terms, picture_ad, numbers, weights, wanted, approximate, among)
+        scores, rows = best_rows(gallery, terms, picture_ad, numbers, weights, wanted, approximate, where)
     else:
         assert query is not None, "a search has a picture or values"
         (scores,), (rows,) = gallery.search(query[None], attributes, wanted, approximate, where)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -20,7 +21,9 @@ from agman.embedder import PictureError
 from data_prep.errors import InputError
 from pipeline.reports.html import render
 from pipeline.retrieval.where import LONGEST
+from pipeline.serving.access import CLIENT
 from pipeline.serving.limits import BodyLimit
+from pipeline.serving.observe import REGISTRY
 from pipeline.serving.replicas import RETRY_SECONDS, STARTING, Replicas, Unavailable
 
 MOST_BYTES = 16 * 2**20
@@ -57,20 +60,55 @@ async def _replicas(request: Request) -> Replicas:
     return request.app.state.replicas
 
 
+HIT = {
+    "row": 17,
+    "image": "images/17.jpg",
+    "score": 1.8213,
+    "cosines": {"sleeve_length": 0.9102},
+    "values": [{"attribute": "category", "value": "T-Shirt", "excluded": False, "score": 0.9111}],
+    "labels": {"category": "T-Shirt", "sleeve_length": "short"},
+    "tags": {"category": {"value": "T-Shirt", "probability": 0.9111}},
+    "columns": {"brand": "X", "price": 49.99},
+    "of": "4f1c2a7e",
+    "picture": "pictures/17?of=4f1c2a7e",
+}
+
+
+def example(answer: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI's description of an answer by an example, and of what is answered instead of it."""
+    refused = {
+        "content": {"application/json": {"example": {"error": "unknown attribute 'colar'; did you mean 'collar'?"}}}
+    }
+    return {
+        200: {"content": {"application/json": {"example": answer}}},
+        401: {"description": "A key is needed."},
+        413: {"description": "The picture is too large."},
+        422: {"description": "One line says what is wrong."} | refused,
+        429: {"description": "More requests a minute than allowed."},
+        503: {"description": "No replica can answer now; try again."},
+    }
+
+
 PICTURE = File(description="Picture file: JPEG, PNG, WebP and others, at most 40 megapixels.")
 Picture = Annotated[UploadFile, PICTURE]
 OptionalPicture = Annotated[UploadFile | None, PICTURE]
-Attributes = Annotated[list[str], Form(description="NAME or NAME=WEIGHT; similarities under several are added.")]
-Values = Annotated[list[str], Form(description="ATTRIBUTE=VALUE; the probabilities of several are multiplied.")]
+Attributes = Annotated[
+    list[str],
+    Form(description="NAME or NAME=WEIGHT; similarities under several are added.", examples=[["sleeve_length=2"]]),
+]
+Values = Annotated[
+    list[str],
+    Form(description="ATTRIBUTE=VALUE; the probabilities of several are multiplied.", examples=[["kids=false"]]),
+]
 CONDITION = "Condition on the gallery's columns, as in SQL: brand = 'X' and price < 50."
-Where = Annotated[str, Form(description=CONDITION, max_length=LONGEST)]
-QueryWhere = Annotated[str, Query(description=CONDITION, max_length=LONGEST)]
+Where = Annotated[str, Form(description=CONDITION, max_length=LONGEST, examples=["price < 50"])]
+QueryWhere = Annotated[str, Query(description=CONDITION, max_length=LONGEST, examples=["price < 50"])]
 Of = Annotated[
     str | None, Query(description="State of the gallery whose row it is: `of` of a hit; by default the newest.")
 ]
 Asked = Annotated[Replicas, Depends(_replicas)]
-QueryAttributes = Annotated[list[str], Query(description="NAME or NAME=WEIGHT.")]
-QueryValues = Annotated[list[str], Query(description="ATTRIBUTE=VALUE.")]
+QueryAttributes = Annotated[list[str], Query(description="NAME or NAME=WEIGHT.", examples=[["sleeve_length"]])]
+QueryValues = Annotated[list[str], Query(description="ATTRIBUTE=VALUE.", examples=[["kids=false"]])]
 
 
 @app.middleware("http")
@@ -123,22 +161,29 @@ async def script() -> Response:
     return Response(source.read_bytes(), media_type="text/javascript")
 
 
-@app.get("/healthz")
-async def health(replicas: Asked) -> JSONResponse:
-    """Return what is served; 503 and "starting" while no replica can answer."""
-    about = {"version": app.version} | replicas.facts
+@app.get("/healthz", responses=example({"status": "ok", "pictures": 5403, "attributes": ["category", "kids"]}))
+async def health(request: Request, replicas: Asked) -> JSONResponse:
+    """Return what is served; 503 and "starting" while no replica can answer. Without a needed key, the status alone."""
+    known = request.scope.get(CLIENT, "everybody") is not None
+    about = {"version": app.version} | (replicas.facts if known else {})
     if replicas.answering:
         return JSONResponse({"status": "ok"} | about)
     return JSONResponse({"status": "starting", "error": STARTING} | about, 503, headers=RETRY)
 
 
-@app.post("/embed")
+@app.get("/metrics")
+async def metrics() -> Response:
+    """Return numbers and durations of requests in Prometheus' text format."""
+    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+
+@app.post("/embed", responses=example({"embeddings": {"sleeve_length": [0.0312, -0.1174]}}))
 async def embed(image: Picture, attributes: Attributes, replicas: Asked) -> dict[str, Any]:
     """Return the embeddings of the uploaded picture under the attributes."""
     return {"embeddings": await replicas.ask("embed", await image.read(), attributes)}
 
 
-@app.post("/search")
+@app.post("/search", responses=example({"hits": [HIT]}))
 async def search(
     replicas: Asked,
     image: OptionalPicture = None,
@@ -156,7 +201,7 @@ async def search(
     }
 
 
-@app.get("/similar/{row}")
+@app.get("/similar/{row}", responses=example({"hits": [HIT]}))
 async def similar(
     row: int,
     attributes: QueryAttributes,
@@ -173,7 +218,7 @@ async def similar(
     return {"hits": await replicas.ask("similar", row, *asked)}
 
 
-@app.post("/attention")
+@app.post("/attention", responses=example({"attention": {"sleeve_length": "data:image/jpeg;base64,/9j/4AAQ…"}}))
 async def attention(image: Picture, attributes: Attributes, replicas: Asked) -> dict[str, Any]:
     """Return for each attribute a data: URI of the uploaded picture with the attention drawn over it."""
     heats = await replicas.ask("attention", await image.read(), attributes)

@@ -16,7 +16,7 @@ from ray import serve
 
 from agman.memory import keep_freed_memory
 from pipeline.retrieval.gallery import Gallery
-from pipeline.retrieval.search import embedder_of
+from pipeline.serving.backends import served_embedder
 from pipeline.serving.engines import Engines
 
 FOLLOW_SECONDS = 1.0
@@ -31,17 +31,27 @@ class Replica:
         gallery: folder of the gallery.
         tracking_uri: tracking store in which the gallery's model is registered.
         model: new address of the model, or None if it has not moved.
+        backend: one of pipeline.serving.backends.BACKENDS.
         max_batch: largest number of pictures of different requests that pass the network together.
         wait: seconds that the first of them waits for others.
         threads: threads of the model, and threads that decode.
     """
 
-    def __init__(self, gallery: str, tracking_uri: str, model: str | None, max_batch: int, wait: float, threads: int):
+    def __init__(
+        self,
+        gallery: str,
+        tracking_uri: str,
+        model: str | None,
+        backend: str,
+        max_batch: int,
+        wait: float,
+        threads: int,
+    ):
         os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
         torch.set_num_threads(threads)
         keep_freed_memory()
         opened = Gallery.open(gallery)
-        self.embedder = embedder_of(opened, model)
+        self.embedder = served_embedder(opened, model, backend)
         self.engines = Engines(opened, self.embedder)
         threading.Thread(target=self._follow, daemon=True, name="follow").start()
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -53,7 +63,7 @@ class Replica:
         """Return what is served."""
         return self.engines.current.facts
 
-    async def end(self, state: str) -> None:
+    async def changed(self, state: str) -> None:
         """Return when this replica serves another state; the call fails when this process ends."""
         while self.engines.current.gallery.version == state:
             await asyncio.sleep(FOLLOW_SECONDS / 2)

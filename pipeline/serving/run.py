@@ -27,9 +27,12 @@ from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed, reason
 from pipeline.retrieval.gallery import Gallery
-from pipeline.retrieval.search import embedder_of
+from pipeline.serving.access import Access, is_loopback
 from pipeline.serving.app import serving
+from pipeline.serving.backends import served_embedder
 from pipeline.serving.engine import Engine
+from pipeline.serving.keys import Keys
+from pipeline.serving.observe import LOGGING, Observed
 from pipeline.serving.replica import Replica
 from pipeline.tracking.runs import tracking_uri
 
@@ -59,6 +62,12 @@ class Options:
     """Largest number of pictures that pass the network together."""
     wait_ms: float = 5.0
     """Milliseconds that the first picture of a batch waits for others."""
+    backend: str = "torch"
+    """What computes the embeddings of pictures: one of BACKENDS."""
+    keys: Path | None = None
+    """File of the accepted API keys; None: no key is needed."""
+    rate_limit: int | None = None
+    """Requests a minute that a key, or without keys an address, has; None: any number."""
 
 
 @contextmanager
@@ -69,14 +78,15 @@ def served(path: Path, model: str | None, options: Options) -> Iterator[str]:
     while Ray Serve replaces a replica. Raises InputError if there is no gallery, if the model is not the gallery's, or
     if the port is in use; JobFailed if the service does not start.
     """
+    keys = Keys.read(options.keys) if options.keys else None
     path, gallery = path.absolute(), Gallery.open(path)
-    facts = Engine(gallery, embedder_of(gallery, model, device="cpu")).facts
+    facts = Engine(gallery, served_embedder(gallery, model, options.backend, device="cpu")).facts
     with (
         ExitStack() as quiet,
         _listening(options) as listener,
         ray_session(),
         _replicas(path, model, options) as handle,
-        _answering(serving(handle, facts), listener),
+        _answering(serving(handle, facts), listener, keys, options.rate_limit),
     ):
         host, port = listener.getsockname()[:2]
         try:
@@ -116,7 +126,8 @@ def _replicas(path: Path, model: str | None, options: Options) -> Iterator[Deplo
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=1,  # requests have been answered before the replicas are told to end
     )
-    bound = deployment.bind(str(path), tracking_uri(), model, options.max_batch, options.wait_ms / 1000, cpus)
+    waiting = (options.max_batch, options.wait_ms / 1000)
+    bound = deployment.bind(str(path), tracking_uri(), model, options.backend, *waiting, cpus)
     try:
         try:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
@@ -144,11 +155,13 @@ def _end_ray_serve() -> None:
 
 
 @contextmanager
-def _answering(app: FastAPI, listener: socket.socket) -> Iterator[None]:
+def _answering(app: FastAPI, listener: socket.socket, keys: Keys | None, rate_limit: int | None) -> Iterator[None]:
     """Answer requests at the socket during the block, in a thread; in the end, wait for requests in progress."""
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
+    guarded = Observed(Access(app, keys, rate_limit))
+    config = uvicorn.Config(
+        guarded, log_config=LOGGING, access_log=False, lifespan="on", timeout_graceful_shutdown=GRACE_SECONDS
     )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not (server.started and app.state.replicas.answering):
@@ -168,8 +181,8 @@ def serve_until_stopped(path: Path, model: str | None, options: Options) -> None
     with served(path, model, options) as address:
         before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
         say(f"serving {path} at {address} (Ctrl-C stops)")
-        if options.host not in ("127.0.0.1", "localhost", "::1"):
-            say("note: other machines can reach it, and it has no authentication")
+        if not options.keys and not is_loopback(options.host):
+            say("note: everybody who can reach this address can use it: no key is needed")
         while not stop.wait(1):
             pass
         say("stopping")

@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
 from safetensors import SafetensorError
 from support.commands import Agman
+from support.galleries import jpeg
 
 import agman
+from agman.embedder import Embedder
 from data_prep.atomic import FULL
+from data_prep.errors import InputError
+from pipeline.inference.onnx_embedder import OnnxEmbedder
 
 NAMES = ["skirt", "sleeve", "collar"]
 FILES = ["embed_all.onnx", "embed_all.pt2", "inference.py", "model.json", "model.safetensors"]
@@ -115,4 +120,47 @@ def test_a_full_disk_is_said_in_one_line(agman_here: Agman, tmp_path: Path, monk
     done = agman_here("export", "model", "--out", "out")
     assert done.code == 2, done.err
     assert done.err.strip().splitlines() == [f"agman: {tmp_path / 'out'}: {FULL}"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_is_calibrated_with_pictures_and_close_to_the_model(agman_here: Agman, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "agman", image_size=32)
+    (tmp_path / "pictures").mkdir()
+    for seed in range(40):
+        (tmp_path / "pictures" / f"{seed}.jpg").write_bytes(jpeg(seed))
+    done = agman_here("export", "model", "--out", "out", "--int8", "pictures", "--json")
+    assert done.code == 0, done.err
+    cosine = json.loads(done.out)["cosine"]["embed_all.int8.onnx"]
+    assert 0.99 < cosine < 1 and "embed_all.int8.onnx: mean cosine 0.99" in done.err
+    torch_embedder = Embedder(model, {"attributes": NAMES, "image_size": 32}, device="cpu")
+    squares = [torch_embedder.read(jpeg(100 + seed)) for seed in range(5)]
+    expected = torch_embedder.embed(squares)
+    exact = OnnxEmbedder(torch_embedder, tmp_path / "out" / "embed_all.onnx", threads=1).embed(squares)
+    small = OnnxEmbedder(torch_embedder, tmp_path / "out" / "embed_all.int8.onnx", threads=1).embed(squares)
+    np.testing.assert_allclose(exact, expected, atol=1e-5)
+    assert not np.allclose(small, expected, atol=1e-4)
+    assert (small * expected).sum(-1).min() > 0.9
+
+    other = Embedder(
+        make_checkpoint(tmp_path / "other", "agman", image_size=32),
+        {"attributes": NAMES, "image_size": 32},
+        device="cpu",
+    )
+    with pytest.raises(InputError, match="has other weights than the model beside it"):
+        OnnxEmbedder(other, tmp_path / "out" / "embed_all.onnx", threads=1)
+    (tmp_path / "out" / "embed_all.onnx").write_bytes(b"no graph")
+    with pytest.raises(InputError, match="cannot be read"):
+        OnnxEmbedder(torch_embedder, tmp_path / "out" / "embed_all.onnx", threads=1)
+
+
+def test_too_few_pictures_calibrate_nothing(agman_here: Agman, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", image_size=32)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "one.jpg").write_bytes(jpeg(0))
+    (tmp_path / "pictures" / "two.jpg").write_bytes(b"no picture")
+    done = agman_here("export", "model", "--out", "out", "--int8", "pictures")
+    assert (
+        done.code == 2
+        and "--int8 pictures: 1 pictures can be read; at least 32 are needed to calibrate with" in done.err
+    )
     assert not (tmp_path / "out").exists()

@@ -34,6 +34,7 @@ from data_prep.errors import InputError
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import embedder_of, run_search, search
 from pipeline.serving.app import MOST_BYTES
+from pipeline.serving.keys import add_key
 from pipeline.serving.run import Options, served
 
 NAMES = ["collar_design", "skirt_length", "sleeve_length"]
@@ -376,8 +377,12 @@ def test_a_running_ray_serve_is_refused_and_left_alone(address: str, gallery: Ga
     assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
 
 
-def test_ctrl_c_ends_the_service_quietly(gallery: Gallery, tmp_path: Path) -> None:
+def test_a_service_by_onnxruntime_with_keys_ends_quietly_at_ctrl_c(gallery: Gallery, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    assert agman_exit_code("export", gallery.info.model, "--out", exported) == 0
+    key = add_key(tmp_path / "keys", "shop")
     program = [str(Path(sys.executable).with_name("agman")), "serve", str(gallery.folder), "--port", "0"]
+    program += ["--backend", "onnx", "--model", str(exported), "--keys", str(tmp_path / "keys"), "--rate-limit", "3"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_"))}
     with subprocess.Popen(
         program, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -385,10 +390,23 @@ def test_ctrl_c_ends_the_service_quietly(gallery: Gallery, tmp_path: Path) -> No
         assert process.stdout
         first = process.stdout.readline()
         assert first.startswith(f"serving {gallery.folder} at http://127.0.0.1:"), first + process.stdout.read()
+        where = first.split()[3]
+        with httpx.Client(base_url=where, headers={"Authorization": f"Bearer {key}", "X-Request-Id": "one"}) as client:
+            found = client.post("/embed", **upload(jpeg(7), NAMES[:1]), timeout=60).json()["embeddings"][NAMES[0]]
+            assert 'path="/embed",status="200"' in client.get("/metrics").text
+            assert client.get("/openapi.json").status_code == 200
+            assert client.get("/openapi.json").status_code == 429
+            assert client.get("/healthz").json()["pictures"] == PICTURES
+        assert httpx.get(f"{where}/openapi.json").status_code == 401
+        assert httpx.get(f"{where}/healthz").json().keys() == {"status", "version"}
         process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
+        *lines, stopping, stopped, rest = process.stdout.read().split("\n")
         assert process.wait() == 0
-    assert rest == f"stopping\nstopped (process {process.pid})\n"
+    assert (stopping, stopped, rest) == ("stopping", f"stopped (process {process.pid})", "")
+    assert re.search(r"INFO one shop POST /embed 200 \d+ ms$", lines[0]), lines
+    assert re.search(r"INFO [0-9a-f]{32} 127.0.0.1 GET /openapi.json 401 \d+ ms$", lines[-2]), lines
+    expected = embedder_of(gallery).embed([embedder_of(gallery).read(jpeg(7))])[0][0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_invalid_arguments_are_refused_in_one_line(
@@ -400,6 +418,10 @@ def test_invalid_arguments_are_refused_in_one_line(
         port = taken.getsockname()[1]
         assert agman_exit_code("serve", gallery.folder, "--port", port) == 2
         assert f"--host 127.0.0.1 --port {port}: Address already in use" in capsys.readouterr().err
+    assert agman_exit_code("serve", gallery.folder, "--host", "0.0.0.0") == 2
+    assert "--host 0.0.0.0: other machines could use it; give --keys FILE" in capsys.readouterr().err
+    assert agman_exit_code("serve", gallery.folder, "--backend", "int8") == 2
+    assert "has no embed_all.int8.onnx; `agman export" in capsys.readouterr().err
     assert agman_exit_code("serve", tmp_path) == 2
     assert "not a gallery" in capsys.readouterr().err
     moved = json.loads((gallery.folder / "gallery.json").read_text()) | {"model": str(tmp_path / "gone")}
@@ -489,7 +511,8 @@ def test_a_running_service_follows_an_update_and_mixes_no_states(
     (pictures / "00-new.jpg").unlink()
     updated(gallery.folder, "--remove-missing")
     follows(address, PICTURES)
-    assert httpx.get(f"{address}/{hits[0]['picture']}").status_code == 200
+    left = next(hit for hit in hits if hit["image"] == "07.jpg")  # its score equals that of the removed one
+    assert httpx.get(f"{address}/{left['picture']}").status_code == 200
     gone = httpx.get(f"{address}/{before[0]['picture']}")
     assert gone.status_code == 422 and gone.json() == {
         "error": "the gallery has been updated since that answer; search again"

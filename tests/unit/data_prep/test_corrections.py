@@ -14,10 +14,13 @@ from support.audited import write_corrections as write
 from support.commands import Agman
 from support.datasets import make_photographs, prepare_small
 
+from data_prep.annotation import Annotation, Row, frame_of
+from data_prep.corrections import labels_digest
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
 from data_prep.request import TableOptions
+from data_prep.tables import Attribute
 
 COLOURS = ("red", "green", "blue")
 
@@ -78,6 +81,15 @@ def test_labels_are_kept_changed_and_dropped_and_no_picture_changes_its_split(
     expected = pd.concat([wanted.drop(gone), moved, taken]).reset_index()
     pd.testing.assert_frame_equal(labels(after), expected.sort_values([*expected], ignore_index=True))
     assert after.info.corrections == {"keep": 1, "change": 3, "drop": 2}
+    assert before.reviewed is None and after.reviewed is not None
+    reviewed = after.reviewed.merge(after.images[["image_id", "path"]], on="image_id")
+    names = [after.info.attributes[a].values[v] for a, v in zip(reviewed["attribute"], reviewed["value"], strict=True)]
+    assert list(zip(reviewed["path"], names, strict=True)) == [
+        ("00.png", "green"),
+        ("03.png", "blue"),
+        ("06.png", "True"),
+        ("07.png", "True"),
+    ]
     assert after.info.labels_digest == before.info.labels_digest and after.info.digest != before.info.digest
     assert after.info.rejects == {"dropped_by_correction": 2}
     assert after.info.rows_in == before.info.rows_in == len(after.labels) + after.info.repeats + 2
@@ -96,7 +108,8 @@ def test_a_second_file_corrects_what_the_first_one_has_made(prepared: Callable[.
     first = write(tmp_path / "1.csv", before.info, ("01.png", "colour", "green", "change", "red"))
     once = prepared("once", first)
     second = write(tmp_path / "2.csv", once.info, ("01.png", "colour", "red", "change", "green"))
-    assert prepared("twice", first, second).info.digest == before.info.digest
+    twice = prepared("twice", first, second)
+    pd.testing.assert_frame_equal(twice.labels, before.labels)
     with pytest.raises(
         InputError, match=r"2\.csv: 1 of 1 correction without their label, the first in line 2: 01\.png"
     ):
@@ -104,9 +117,19 @@ def test_a_second_file_corrects_what_the_first_one_has_made(prepared: Callable[.
     assert not (tmp_path / "wrong order").exists()
 
 
-def test_the_digest_of_the_labels_does_not_depend_on_split_and_size(prepared: Callable[..., Dataset]) -> None:
+def test_the_digest_of_the_labels_depends_on_labels_alone(prepared: Callable[..., Dataset]) -> None:
     infos = [prepared("one").info, prepared("other", seed=3, image_size=40).info]
     assert infos[0].labels_digest == infos[1].labels_digest != ""
+    attributes = (Attribute(name="colour", values=("red", "blue")), Attribute(name="kids", values=("no", "yes")))
+    given = [("b.png", 0, 1), ("a.png", 1, 0), ("a.png", 0, 0), ("c.png", 0, 0)]
+
+    def digest(labels: list[tuple[str, int, int]], split: str = "") -> str:
+        rows = frame_of(Row(*label, split, "", "t.csv", line) for line, label in enumerate(labels))
+        return labels_digest(Annotation(attributes, rows, rows_in=len(rows)))
+
+    assert digest(given) == digest(given[::-1], "train")
+    others = [[*given[:3], one] for one in (("c.png", 0, 1), ("d.png", 0, 0), ("c.png", 1, 0))]
+    assert len({digest(labels) for labels in (given, given[:3], *others)}) == 5
 
 
 def test_every_layout_takes_corrections(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.audited import (
+    COLOURS,
     TWIN,
     WRONG,
     draw_catalogue,
@@ -28,7 +29,8 @@ from data_prep.errors import InputError
 from data_prep.request import TableOptions
 from data_prep.tables import Attribute
 from pipeline.evaluation import audit as auditing
-from pipeline.evaluation.audit import ALONE, CONTRADICTED, FINDINGS, NEAR_DUPLICATE, Audit, audit, out_of_sample
+from pipeline.evaluation.audit import ALONE, CONTRADICTED, FINDINGS, NEAR_DUPLICATE, Audit, audit
+from pipeline.evaluation.out_of_sample import out_of_sample, undivided
 from pipeline.reports.audit import PAGE, SHOWN, TABLE, write_audit
 
 
@@ -92,14 +94,14 @@ def test_a_label_is_judged_without_its_own_group() -> None:
 def test_groups_and_near_duplicates_are_not_divided_between_folds(spoiled: Dataset) -> None:
     number = spoiled.images.set_index("path")["image_id"]
     ids = spoiled.images["image_id"].to_numpy()
-    alone = auditing._undivided(spoiled, ids)
+    alone = undivided(spoiled, ids)
     assert len(np.unique(alone)) == len(ids) - 1
     assert alone[number["20.png"] == ids] == alone[number["twin.jpg"] == ids]
     grouped = Dataset(spoiled.path)
     grouped.images = spoiled.images.assign(
         group=["shop" if name in ("20.png", "31.png") else None for name in number.index]
     )
-    together = auditing._undivided(grouped, np.repeat(ids, 2))[::2]
+    together = undivided(grouped, np.repeat(ids, 2))[::2]
     assert len(np.unique(together)) == len(ids) - 2
     assert len({int(together[number[name] == ids][0]) for name in ("20.png", "twin.jpg", "31.png")}) == 1
 
@@ -154,8 +156,21 @@ def test_corrections_of_the_findings_give_the_right_labels(
     given = dict(zip(labels["path"], names, strict=True))
     assert given.pop(TWIN[1]) == drawn_colour(20)
     assert given == {f"{number:02d}.png": drawn_colour(number) for number in range(90) if number != 44}
-    again = audit(*seeing_model(["colour"]), right, threads=1)
-    assert not {*WRONG, TWIN[1]} & set(again.findings["image"].to_pylist())
+
+
+def test_labels_that_a_person_has_kept_or_given_are_not_asked_again(
+    found: Audit, spoiled: Dataset, catalogue: Path, tmp_path: Path
+) -> None:
+    rows = found.findings.to_pylist()
+    kept = [(row["image"], "colour", row["label"], "keep", "") for row in rows[:3]]
+    odd = next(one for one in COLOURS if one not in (rows[3]["label"], rows[3]["suggestion"]))
+    given = (rows[3]["image"], "colour", rows[3]["label"], "change", odd)  # which is wrong again
+    file = write_corrections(tmp_path / "corrections.csv", spoiled.info, *kept, given)
+    again = audit(*seeing_model(["colour"]), prepare_catalogue(catalogue, tmp_path / "data", [file]), threads=1)
+    images = again.findings["image"].to_pylist()
+    assert not {row["image"] for row in rows[:4]} & set(images) and set(images) & set(WRONG)
+    twins = [row["image"] for row in again.findings.to_pylist() if row["kind"] == NEAR_DUPLICATE]
+    assert twins == [TWIN[0]], "of the pair whose one label was kept, the other one is asked"
 
 
 def test_the_command_writes_a_table_and_a_page(
@@ -220,6 +235,14 @@ def test_attributes_without_labelled_pictures_are_refused_in_one_line(
     assert done.code == 0 and "not audited, for lack of labelled pictures of two values: cut" in done.err
 
 
+def test_a_model_that_diverged_is_refused(spoiled: Dataset) -> None:
+    network, description = seeing_model(["colour"])
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match="the model gives NaN or infinity"):
+        audit(network, description, spoiled, threads=1)
+
+
 def test_a_dataset_without_labels_is_refused(spoiled: Dataset, tmp_path: Path) -> None:
     shutil.copytree(str(spoiled.path), tmp_path / "bare")
     labels = pq.read_table(tmp_path / "bare" / "labels.parquet")
@@ -231,6 +254,6 @@ def test_a_dataset_without_labels_is_refused(spoiled: Dataset, tmp_path: Path) -
 def test_values_that_look_alike_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     confident = torch.tensor([1, 1, 0, 0, 0, 1, 1, 2, 2, 2])
     truth = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
-    (pair,) = auditing._mixed_up("cut", ("a", "b", "c"), confident, truth)
+    (pair,) = auditing._mixed_up(Attribute(name="cut", values=("a", "b", "c")), confident, truth)
     assert pair.values == ("b", "a") and pair.labels == (3, 4) and pair.taken == (1, 2)
     assert pair.share == pytest.approx((1 / 3 + 2 / 4) / 2)

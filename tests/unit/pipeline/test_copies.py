@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -17,9 +18,10 @@ from support.pages import read_page, text, texts, with_class
 from data_prep.errors import InputError
 from pipeline.reports.copies import write_copies
 from pipeline.retrieval import alike, copies
-from pipeline.retrieval.alike import alike_pairs, grouped
+from pipeline.retrieval.alike import alike_pairs, grouped, next_limit
 from pipeline.retrieval.copies import find_copies, limits
 from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.states import COLUMNS_FILE
 
 ROWS, WIDTH = 389, 3
 """In three dimensions many random directions are alike."""
@@ -71,9 +73,16 @@ def test_too_many_pairs_raise_the_limit_to_where_they_are_not_too_many(monkeypat
     embeddings = unit(ROWS, 2, WIDTH)
     found = alike_pairs(columns(embeddings), 0.0, 100)
     assert len(found.rows) == len(plain(embeddings, found.least)) <= 100
-    assert len(plain(embeddings, found.least - 2 / alike.STEPS)) > 100
+    assert len(plain(embeddings, found.least - 0.0002)) > 100
     equal = alike_pairs([np.repeat(unit(1, WIDTH), 50, axis=0)], 0.0, 100)
     assert (len(equal.rows), equal.least) == (0, 1.0001)
+
+
+def test_the_next_limit_has_four_digits_and_no_error_of_a_product() -> None:
+    digits = [round(n / 10_000, 4) for n in range(10_000)]
+    assert [next_limit(one) for one in digits] == digits
+    assert [next_limit(one, above=True) for one in digits] == [*digits[1:], 1.0]
+    assert (next_limit(0.123401), next_limit(0.123499, above=True)) == (0.1235, 0.1235)
 
 
 def test_only_pairs_of_different_numbers_count() -> None:
@@ -158,8 +167,25 @@ def test_a_pair_that_must_differ_has_values_that_the_model_names_differently(gal
     assert found.attributes == ("collar", "sleeve")
     assert sorted(found.pairs.rows.tolist()) == [[0, 1], [1, 2]]
     card = text(with_class(read_page(write_copies(found, tmp_path / "out")), "group")[0])
-    collar = found.value("collar", [0])[0]
+    collar = found.values("collar", [0])[0]
     assert f"collar {collar}" in card and ("skirt red / blue" in card or "skirt blue / red" in card)
+
+
+def test_pictures_of_one_shop_are_no_pair_if_the_shop_must_differ(gallery: Gallery, tmp_path: Path) -> None:
+    shops = pa.table({"shop": ["A", "B", "A", None, None, "B"], "price": [1, 2, 3, 4, 5, 6]})
+    pq.write_table(shops, gallery.files / COLUMNS_FILE)
+    found = find_copies(Gallery.open(gallery.folder), 0.98, ["collar", "sleeve"], differs=["shop"])
+    assert sorted(found.pairs.rows.tolist()) == [[0, 1], [1, 2]]
+    card = text(with_class(read_page(write_copies(found, tmp_path / "out")), "group")[0])
+    assert "shop B / A" in card and "price" not in card
+    assert not len(find_copies(Gallery.open(gallery.folder), 0.9999, ["collar", "sleeve"], differs=["shop"]).groups)
+
+
+def test_empty_cells_are_one_value(tmp_path: Path) -> None:
+    folder = make_gallery(tmp_path / "g", np.repeat(unit(1, 1, 5), 3, axis=0))
+    pq.write_table(pa.table({"shop": ["A", None, None]}), folder / COLUMNS_FILE)
+    found = find_copies(Gallery.open(folder), 0.98, differs=["shop"])
+    assert found.pairs.rows.tolist() == [[0, 1], [0, 2]]
 
 
 def test_a_picture_that_is_gone_is_counted_and_shown_as_gone(gallery: Gallery, tmp_path: Path) -> None:
@@ -203,7 +229,7 @@ def _counted(pairs: list[tuple[int, int]]) -> tuple[int, int]:
         ({"min_similarity": float("nan")}, "--min-similarity nan: must be"),
         ({"attributes": ["colar"]}, "unknown attribute 'colar'; did you mean 'collar'"),
         ({"attributes": ["skirt", "skirt"]}, "'skirt' is given twice"),
-        ({"differs": ["skrt"]}, "unknown attribute 'skrt'; did you mean 'skirt'"),
+        ({"differs": ["skrt"]}, "--differs skrt: neither an attribute nor a column; did you mean 'skirt'"),
         ({"differs": ["skirt"], "attributes": ["skirt"]}, "--differs skirt: is given with --attribute too"),
         ({"differs": ["skirt"]}, "has no prototypes"),
     ],

@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from support.commands import agman_exit_code
 from support.embedding import embed_here
-from support.galleries import jpeg, random_model
+from support.galleries import WIDTH, add_prototypes, jpeg, random_model
 
 import agman
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.retrieval import embed
+from pipeline.retrieval.columns import Catalogue, read_catalogue
 from pipeline.retrieval.embed import embed_images
 from pipeline.retrieval.gallery import Gallery, describe
 from pipeline.retrieval.image_sources import find_source
@@ -54,7 +56,9 @@ def made(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(PICTURES):
         (root / "photographs" / f"{number:02d}.jpg").write_bytes(jpeg(number))
     (root / "photographs" / "broken.jpg").write_text("no picture")
-    embed_images(model, root / "photographs", root / "g").build_index()
+    gallery = embed_images(model, root / "photographs", root / "g")
+    gallery.build_index()
+    add_prototypes(gallery.folder, {"skirt": ("long", "short")}, WIDTH, gallery.info.model_digest)
     return root
 
 
@@ -116,12 +120,15 @@ def test_an_update_equals_a_gallery_embedded_anew(
 ) -> None:
     named = embedded_pictures(monkeypatch)
     change(place / "photographs")
+    with pytest.raises(InputError, match=r"photographs as it was; `agman embed --into .*/g` brings it up to date"):
+        embed_images(model, place / "photographs", place / "g")
     updated = update_gallery(place / "g", remove_missing=True)
     assert named == ["00-first.jpg", "03.jpg", "20.jpg", "21.jpg"]
     assert counts(updated) == {"added": 2, "replaced": 1, "removed": 1, "unchanged": PICTURES - 2, "missing": 0}
     anew = embed_images(model, place / "photographs", tmp_path / "anew")
     assert_same(updated.gallery, anew)
     assert updated.gallery.info.rejects == {"not a picture that can be read": 2}
+    assert updated.gallery.tagger and updated.gallery.tagger.namers.keys() == {"skirt"}
     queries = updated.gallery.block(0, 3)
     assert updated.gallery.index.measured.rows == len(anew)
     assert updated.gallery.search(queries, NAMES, 1, approximate=True)[1].ravel().tolist() == [0, 1, 2]
@@ -314,6 +321,70 @@ def test_parquet_files_that_are_added_or_rewritten_are_embedded(model: str, tmp_
     assert counts(updated) == {"added": 2, "replaced": 1, "removed": 2, "unchanged": 3, "missing": 0}
     assert_same(updated.gallery, embed_images(model, files, tmp_path / "anew"))
     assert updated.gallery.picture(4) == jpeg(90)
+
+
+def prices(folder: Path, names: list[str], first: int = 0) -> Catalogue:
+    (folder / "table.csv").write_text("file,price\n" + "".join(f"{name},{first + n}\n" for n, name in enumerate(names)))
+    return read_catalogue(folder / "table.csv")
+
+
+def test_columns_stay_with_their_pictures(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = embedded_pictures(monkeypatch)
+    before = Gallery.open(place / "g")
+    described = update_gallery(place / "g", columns=prices(tmp_path, list(before.images)[2:]))
+    assert (described.described, named) == (PICTURES - 2, [])
+    assert described.gallery.columns == pa.table({"price": [None, None, *range(PICTURES - 2)]})
+    for file in ("vectors/attribute-01.npy", "embeddings/part-00000.parquet", "index/index.json"):  # links, not copies
+        assert (before.files / file).samefile(described.gallery.files / file)
+    assert (
+        update_gallery(place / "g", columns=prices(tmp_path, list(before.images)[2:])).gallery.info
+        == described.gallery.info
+    )
+    change(place / "photographs")
+    now = update_gallery(place / "g", remove_missing=True).gallery
+    of_picture = dict(zip(now.images, now.columns["price"].to_pylist(), strict=True))  # type: ignore[index]
+    assert of_picture == {f"{n:02d}.jpg": n - 2 if n > 1 else None for n in range(PICTURES) if n != 5} | {
+        "00-first.jpg": None, "20.jpg": None,
+    }  # fmt: skip
+    assert now.search(now.block(0, 1), NAMES, 3, where="price = 1")[1].tolist() == [[list(now.images).index("03.jpg")]]
+    renewed = update_gallery(place / "g", columns=prices(tmp_path, ["20.jpg"], first=7)).gallery
+    assert renewed.columns["price"].drop_null().to_pylist() == [7]  # type: ignore[index]
+
+
+def test_a_table_that_does_not_fit_changes_nothing(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Gallery.open(place / "g").info
+    for content, said in (("sku,price\n1,2\n", "no column has the pictures' names"), ("", "has no rows")):
+        (tmp_path / "t.csv").write_text(content)
+        assert agman_exit_code("embed", "--into", place / "g", "--columns", tmp_path / "t.csv") == 2
+        assert said in capsys.readouterr().err
+    assert Gallery.open(place / "g").info == before and not list(place.joinpath("g").glob("*state-*"))
+
+
+def test_a_new_gallery_takes_columns(
+    made: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prices(tmp_path, ["03.jpg", "04.jpg"])
+    asked = ("embed", model, "--images", made / "photographs", "--out", tmp_path / "new")
+    for _ in range(2):
+        assert agman_exit_code(*asked, "--columns", tmp_path / "table.csv", "--json") == 0
+        printed = capsys.readouterr()
+        assert f"columns price (a number), for 2 of {PICTURES} images" in printed.err
+        assert json.loads(printed.out.splitlines()[-1])["described"] == 2
+    assert agman_exit_code(*asked, "--columns", tmp_path / "nowhere.csv") == 2
+    assert Gallery.open(tmp_path / "new").rows_where("price >= 0").tolist() == [3, 4]
+
+
+def test_a_prepared_dataset_takes_columns_by_the_names_of_its_files(
+    dataset: Dataset, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = embed_images(model, dataset.path, tmp_path / "g")
+    named = embedded_pictures(monkeypatch)
+    paths = dataset.images["path"].tolist()
+    updated = update_gallery(tmp_path / "g", columns=prices(tmp_path, paths[:5]))
+    assert (updated.described, named, len(updated.gallery)) == (5, [], len(gallery))
+    assert {one.path for one in gallery.describe(updated.gallery.rows_where("price < 9").tolist())} == {*paths[:5]}
 
 
 def test_a_gallery_of_an_earlier_version_is_updated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.commands import agman_exit_code
 from support.galleries import NAMES, add_prototypes, make_gallery, unit
@@ -24,7 +24,7 @@ from pipeline.retrieval.columns import read_catalogue
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import ranked, run_search
 from pipeline.retrieval.values import value_terms
-from pipeline.retrieval.where import LONGEST, matching
+from pipeline.retrieval.where import LONGEST, WORDS, matching
 
 ROWS: dict[str, list[Any]] = {
     "brand": ["X", "Y", None, "O'Neill", "X", "Zoë", "Y", "X"],
@@ -109,7 +109,9 @@ def test_columns_are_compared_with_each_other_and_dates_with_texts() -> None:
         ("price > 'much'", "price > 'much' compares a number with text"),
         ("stock in (1, 'x')", "stock = 'x' compares a number with text"),
         ("price", "price alone is no condition; compare it"),
-        ("'x'", "'x' alone is no condition"),
+        ("'x'", "'x' is a value; a condition names a column"),
+        ("true", "true is a value; a condition names a column"),
+        ("not 5 is null", "5 is a value; a condition names a column"),
         ("1 = 1", "1 and 1 are both values; compare a column with a value"),
         ("", "the end at character 1 cannot be read"),
         ("price < ", "the end at character 9 cannot be read"),
@@ -141,8 +143,14 @@ def test_nested_parentheses_are_read_once(sqlite: SqlRows) -> None:
             matching(TABLE, wrong)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.text(st.sampled_from("ab '\"()<>=!,.-0159_andortinulbew é\n\0"), max_size=40))
+@settings(max_examples=300, deadline=None)
+@example("true")
+@given(
+    st.lists(st.sampled_from([*"()<>=!,.-'\"é\n\0", *WORDS, *ROWS, "'X'", "5", "1e400", "-.5"]), max_size=9).map(
+        " ".join
+    )
+    | st.text(max_size=20)
+)
 def test_any_text_is_a_condition_or_one_line(text: str) -> None:
     try:
         matching(TABLE, text)
