@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basics.pictures import read_file
 from data_prep.errors import InputError
+from data_prep.pictures import read_file
 from pipeline.common.console import say
 from pipeline.retrieval.gallery import Attributes, Gallery, weights_of
 
