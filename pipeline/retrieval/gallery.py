@@ -35,9 +35,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from basics.pictures import open_picture, read_file
 from data_prep import atomic
 from data_prep.errors import InputError, StorageError
+from data_prep.pictures import open_picture, read_file
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
 from pipeline.common.hints import nearest
@@ -256,13 +256,22 @@ class Gallery:
 
         Raises InputError for an invalid condition, and for a gallery without columns.
         """
+        from pipeline.retrieval.where import matching
+
+        return matching(self._known_columns(), condition)
+
+    def check_where(self, condition: str) -> None:
+        """Raise InputError if a condition is invalid, without looking at the rows."""
+        from pipeline.retrieval.where import matching
+
+        matching(self._known_columns().slice(0, 0), condition)
+
+    def _known_columns(self) -> pa.Table:
         if self.columns is None:
             raise InputError(
                 f"{self.folder}: has no columns; `agman embed --into {self.folder} --columns TABLE` adds them"
             )
-        from pipeline.retrieval.where import matching
-
-        return matching(self.columns, condition)
+        return self.columns
 
     @cached_property
     def index(self) -> ApproximateIndex:

@@ -90,7 +90,7 @@ class Engine:
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
         if where is not None:
-            self.gallery.rows_where(where)
+            self.gallery.check_where(where)
         return SearchRequest(weights, terms, top, where)
 
     def hits(
@@ -117,10 +117,9 @@ class Engine:
         tags: list[dict[str, Any]] = [{} for _ in rows]
         for attribute, namer in self._namers.items():
             (number,) = self.gallery.numbers([attribute])
-            found, best = namer.probabilities(torch.from_numpy(self.gallery.matrix(number)[rows])).max(1)
-            for of_row, probability, value in zip(tags, found.tolist(), best.tolist(), strict=True):
-                known = probability if namer.temperature is not None else None
-                of_row[attribute] = {"value": namer.values[value], "probability": known}
+            named = namer.best(torch.from_numpy(self.gallery.matrix(number)[rows]))
+            for of_row, (value, probability) in zip(tags, named, strict=True):
+                of_row[attribute] = {"value": value, "probability": probability}
         return tags
 
     @property
