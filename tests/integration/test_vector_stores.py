@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.commands import agman_exit_code
 from support.galleries import add_prototypes, make_gallery, unit
+from support.qdrant_server import KEY, served
 
 from data_prep.errors import InputError, StorageError
 from pipeline.retrieval.faiss_index import recall_of
@@ -287,6 +288,47 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(engine, tmp_path
         full.returncode == 2 and last.startswith(f"agman: {tmp_path}/store: ") and "the same command continues" in last
     )
     assert write_store(Gallery.open(folder), engine, tmp_path / "store").complete
+
+
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+def test_a_server_of_qdrant_gets_what_it_needs(tmp_path, monkeypatch):
+    folder = make_gallery(tmp_path / "gallery", unit(ROWS, 2, WIDTH))
+    pq.write_table(COLUMNS, folder / COLUMNS_FILE)
+    monkeypatch.setattr("pipeline.retrieval.qdrant_store.BATCH_BYTES", 2 * WIDTH * 21 * 100)
+    with served() as server:
+        monkeypatch.setenv("QDRANT_API_KEY", "a-wrong-key")
+        with pytest.raises(StorageError, match=rf"^{server.uri}: .*401 \(Unauthorized\)") as error:
+            write_store(Gallery.open(folder), "qdrant", server.uri)
+        assert "a-wrong-key" not in str(error.value)
+        monkeypatch.setenv("QDRANT_API_KEY", KEY)
+        server.room = 2
+        with pytest.raises(StorageError, match=rf"^{server.uri}: No space left on device; the same command continues$"):
+            write_store(Gallery.open(folder), "qdrant", server.uri)
+        server.room = None
+        server.asked.clear()
+        record = write_store(Gallery.open(folder), "qdrant")
+        assert [body["batch"]["ids"][0] for path, body in server.asked if path == "/points"] == [200]
+        assert (record.uri, record.effort) == (server.uri, 64)
+        assert KEY not in (folder / "store.json").read_text()
+        gallery = Gallery.open(folder)
+        for condition in (None, *CONDITIONS):
+            exact, found = (
+                gallery.search(queries()[:, :2], ["skirt"], 20, one, where=condition) for one in (False, True)
+            )
+            assert np.array_equal(exact[1], found[1]) and np.array_equal(exact[0], found[0])
+        params = [body["params"] for path, body in server.asked if path == "/points/query"]
+        assert any(one.get("hnsw_ef") for one in params) and any(one.get("exact") for one in params)
+        shutil.rmtree(folder / "vectors")
+        assert np.array_equal(Gallery.open(folder).block(3, 9), gallery.block(3, 9))
+
+
+def test_a_missing_package_is_one_line(engine, tmp_path, monkeypatch):
+    folder = make_gallery(tmp_path / "gallery", unit(20, 2, WIDTH))
+    package = {"lancedb": "lancedb", "qdrant": "qdrant_client"}[engine]
+    monkeypatch.delitem(sys.modules, f"pipeline.retrieval.{engine}_store", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=f"needs the package {package}; pip install 'agman-pipeline\\[stores\\]'$"):
+        write_store(Gallery.open(folder), engine, tmp_path / "store")
 
 
 def test_columns_that_an_engine_cannot_name_are_refused(tmp_path):
