@@ -344,6 +344,12 @@ class Gallery:
         row = -1 if image is None else self.table["image"].index(image).as_py()
         return None if row < 0 else row
 
+    def row_named(self, name: str) -> int | None:
+        """Return the row of a picture by the name that `describe` gives, or None if the gallery has no such picture."""
+        image = self._dataset.image_named(name) if self._dataset else None
+        row = self.table["image"].index(name if image is None else str(image)).as_py()
+        return None if row < 0 else row
+
     @cached_property
     def _dataset(self) -> DatasetRows | None:
         """Tables of the prepared dataset that the pictures are from."""
