@@ -471,11 +471,13 @@ def fits_a_phone(page: Page) -> None:
 def keeps_what_stands_until_the_answer(page: Page) -> None:
     results, held = page.locator("#results"), list[Route]()
     before = names_on(page)
-    page.route("**/search", held.append)
+    page.route("**/search", lambda route: held.append(route))
     box(page, "skirt_length").uncheck()
     expect(page.locator("#status")).to_have_text("Searching …")
     expect(results).to_have_attribute("aria-busy", "true")
     assert names_on(page) == before
+    while not held:
+        page.wait_for_timeout(20)
     held[0].continue_()
     expect(results).to_have_attribute("aria-busy", "false")
     assert names_on(page) != before
