@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import ValidationError
 
-from basics.pictures import to_square
 from data_prep.atomic import is_full
 from data_prep.errors import InputError, StorageError
 from data_prep.packing import begun
+from data_prep.pictures import to_square
 from data_prep.staging import staging_folder
 from data_prep.storage import Storage
 from data_prep.tables import (

@@ -69,6 +69,8 @@ HIT = {
     "values": [{"attribute": "category", "value": "T-Shirt", "excluded": False, "score": 0.9111}],
     "labels": {"category": "T-Shirt", "sleeve_length": "short"},
     "tags": {"category": {"value": "T-Shirt", "probability": 0.9111}},
+    "columns": {"brand": "X", "price": 49.99},
+    "of": "4f1c2a7e",
     "picture": "pictures/17?of=4f1c2a7e",
 }
 
@@ -102,8 +104,8 @@ Values = Annotated[
     Form(description="ATTRIBUTE=VALUE; the probabilities of several are multiplied.", examples=[["kids=false"]]),
 ]
 CONDITION = "Condition on the gallery's columns, as in SQL: brand = 'X' and price < 50."
-Where = Annotated[str, Form(description=CONDITION, max_length=LONGEST)]
-QueryWhere = Annotated[str, Query(description=CONDITION, max_length=LONGEST)]
+Where = Annotated[str, Form(description=CONDITION, max_length=LONGEST, examples=["price < 50"])]
+QueryWhere = Annotated[str, Query(description=CONDITION, max_length=LONGEST, examples=["price < 50"])]
 Of = Annotated[
     str | None, Query(description="State of the gallery whose row it is: `of` of a hit; by default the newest.")
 ]

@@ -18,7 +18,6 @@ from data_prep.errors import InputError
 from pipeline.retrieval.gallery import Gallery, weights_of
 from pipeline.retrieval.search import parse_attributes, ranked
 from pipeline.retrieval.values import ValueTerm, value_terms
-from pipeline.retrieval.where import kind_of
 
 MOST_HITS = 100
 """Largest number of hits in one answer."""
@@ -53,7 +52,7 @@ class Engine:
             "attributes": list(info.attributes),
             "queries": info.queries,
             "values": self.values,
-            "columns": self.columns,
+            "columns": self.gallery.column_kinds,
             "width": info.width,
             "device": self.embedder.device,
         }
@@ -62,12 +61,6 @@ class Engine:
     def values(self) -> dict[str, list[str]]:
         """Attribute -> values that can be searched for."""
         return {name: one.known for name, one in self._namers.items() if one.temperature is not None}
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Column that a condition may name -> its kind."""
-        columns = self.gallery.columns
-        return {} if columns is None else {field.name: kind_of(field.type) for field in columns.schema}
 
     def read(self, data: bytes) -> np.ndarray:
         """Return a client's picture as the model receives it. Raises PictureError if it cannot be read."""
@@ -97,7 +90,7 @@ class Engine:
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
         if where is not None:
-            self.gallery.rows_where(where)
+            self.gallery.check_where(where)
         return SearchRequest(weights, terms, top, where)
 
     def hits(
@@ -145,10 +138,9 @@ class Engine:
         tags: list[dict[str, Any]] = [{} for _ in rows]
         for attribute, namer in self._namers.items():
             (number,) = self.gallery.numbers([attribute])
-            found, best = namer.probabilities(torch.from_numpy(self.gallery.matrix(number)[rows])).max(1)
-            for of_row, probability, value in zip(tags, found.tolist(), best.tolist(), strict=True):
-                known = probability if namer.temperature is not None else None
-                of_row[attribute] = {"value": namer.values[value], "probability": known}
+            named = namer.best(torch.from_numpy(self.gallery.matrix(number)[rows]))
+            for of_row, (value, probability) in zip(tags, named, strict=True):
+                of_row[attribute] = {"value": value, "probability": probability}
         return tags
 
     @property

@@ -63,7 +63,7 @@ class Replica:
         """Return what is served."""
         return self.engines.current.facts
 
-    async def end(self, state: str) -> None:
+    async def changed(self, state: str) -> None:
         """Return when this replica serves another state; the call fails when this process ends."""
         while self.engines.current.gallery.version == state:
             await asyncio.sleep(FOLLOW_SECONDS / 2)

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from basics.pictures import to_square
 from data_prep.dataset import Dataset
+from data_prep.pictures import to_square
 from data_prep.tables import SPLITS, Attribute
 from pipeline.reports.charts import jpeg
 

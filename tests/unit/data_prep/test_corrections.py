@@ -14,10 +14,13 @@ from support.audited import write_corrections as write
 from support.commands import Agman
 from support.datasets import make_photographs, prepare_small
 
+from data_prep.annotation import Annotation, Row, frame_of
+from data_prep.corrections import labels_digest
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
 from data_prep.request import TableOptions
+from data_prep.tables import Attribute
 
 COLOURS = ("red", "green", "blue")
 
@@ -114,9 +117,19 @@ def test_a_second_file_corrects_what_the_first_one_has_made(prepared: Callable[.
     assert not (tmp_path / "wrong order").exists()
 
 
-def test_the_digest_of_the_labels_does_not_depend_on_split_and_size(prepared: Callable[..., Dataset]) -> None:
+def test_the_digest_of_the_labels_depends_on_labels_alone(prepared: Callable[..., Dataset]) -> None:
     infos = [prepared("one").info, prepared("other", seed=3, image_size=40).info]
     assert infos[0].labels_digest == infos[1].labels_digest != ""
+    attributes = (Attribute(name="colour", values=("red", "blue")), Attribute(name="kids", values=("no", "yes")))
+    given = [("b.png", 0, 1), ("a.png", 1, 0), ("a.png", 0, 0), ("c.png", 0, 0)]
+
+    def digest(labels: list[tuple[str, int, int]], split: str = "") -> str:
+        rows = frame_of(Row(*label, split, "", "t.csv", line) for line, label in enumerate(labels))
+        return labels_digest(Annotation(attributes, rows, rows_in=len(rows)))
+
+    assert digest(given) == digest(given[::-1], "train")
+    others = [[*given[:3], one] for one in (("c.png", 0, 1), ("d.png", 0, 0), ("c.png", 1, 0))]
+    assert len({digest(labels) for labels in (given, given[:3], *others)}) == 5
 
 
 def test_every_layout_takes_corrections(tmp_path: Path) -> None:
