@@ -228,7 +228,7 @@ def run_search(
     Raises InputError for invalid arguments.
     """
     if where is not None:
-        gallery.rows_where(where)  # before a model is loaded
+        gallery.check_where(where)  # before a model is loaded
     if query is None and attributes:
         raise InputError("--attribute needs --query IMAGE; --value finds pictures by a value's name")
     if query is None and not values and not excluded:
