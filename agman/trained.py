@@ -19,8 +19,8 @@ from torch import Tensor
 from agman.checkpoint import DESCRIPTION, CheckpointError, load_model
 from agman.embedder import BATCH, Embedder, PictureError
 from agman.tagger import Tagger, read_tagger
-from basics.errors import InputError
-from basics.pictures import read_file
+from data_prep.errors import InputError
+from data_prep.pictures import read_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

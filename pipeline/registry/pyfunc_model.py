@@ -22,8 +22,8 @@ from mlflow.pyfunc import PythonModel
 import agman
 from agman.embedder import BATCH, Embedder, PictureError
 from agman.tagger import read_tagger
-from basics.pictures import MAX_BYTES
 from data_prep.errors import InputError
+from data_prep.pictures import MAX_BYTES
 
 
 class EmbeddingModel(PythonModel):
