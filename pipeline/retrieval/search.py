@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basics.pictures import read_file
 from data_prep.errors import InputError
+from data_prep.pictures import read_file
 from pipeline.common.console import say
 from pipeline.retrieval.gallery import Attributes, Gallery, weights_of
 
@@ -228,7 +228,7 @@ def run_search(
     Raises InputError for invalid arguments.
     """
     if where is not None:
-        gallery.rows_where(where)  # before a model is loaded
+        gallery.check_where(where)  # before a model is loaded
     if query is None and attributes:
         raise InputError("--attribute needs --query IMAGE; --value finds pictures by a value's name")
     if query is None and not values and not excluded:

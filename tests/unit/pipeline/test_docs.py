@@ -22,9 +22,9 @@ PAGES = {
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(
-    r"`((?:agman|basics|benchmarks|cluster|data_prep|docs|pipeline|tests|tune_spaces)/[\w./-]*\.\w+)(?:::(\w+))?`"
+    r"`((?:agman|benchmarks|cluster|data_prep|docs|pipeline|tests|tune_spaces)/[\w./-]*\.\w+)(?:::(\w+))?`"
 )
-NAME = re.compile(r"`((?:agman|basics|data_prep|pipeline|tune_spaces)(?:\.\w+)+)(?:\(.*?\))?`")
+NAME = re.compile(r"`((?:agman|data_prep|pipeline|tune_spaces)(?:\.\w+)+)(?:\(.*?\))?`")
 
 
 def everywhere(pattern: re.Pattern[str]) -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-PACKAGES = ("agman", "basics", "benchmarks", "data_prep", "pipeline", "tune_spaces")
+PACKAGES = ("agman", "benchmarks", "data_prep", "pipeline", "tune_spaces")
 MADE = shutil.ignore_patterns(".*", "build", "site", "demo", "work", "runs", "dist", "*.egg-info", "*.pyc", "*.db*")
 USE = """
 import agman, pipeline, sys
