@@ -5,7 +5,9 @@ A folder that `agman embed` writes:
     gallery.json                     source, model and counts (`GalleryInfo`)
     embeddings/part-*.parquet        image, file, row (as in images.parquet), and a column of vectors for each attribute
     images.parquet                   image string, file string, row int64: for each row (`image_sources.IMAGES`)
-    vectors/attribute-00.npy         the same embeddings, float32 R×D, one memory-mapped file for each attribute
+    vectors/attribute-00.npy         the same embeddings, float32 R×D, one memory-mapped file for each attribute; they
+                                     may be deleted once a vector store has them (`agman index --to`)
+    store.json                       the vector store that has them, if one has (`store_index.py`)
     index/                           the approximate index, if one was built (`agman index`)
     tagger.safetensors               the model's prototypes, for searches by value, if it has some
     rejects.parquet                  image, file, row, detail string: unreadable pictures, and the reason
@@ -127,8 +129,16 @@ class Gallery:
         """Name of every row: its path relative to the source (POSIX), or the image id of a prepared dataset."""
         self.table = images
         """A line for each row, with the columns of IMAGES."""
-        self._vectors = vectors
+        self.stored = not vectors
+        """Whether the embeddings are in the vector store alone, because the matrices were deleted."""
+        self._vectors = vectors or self._stored_matrices()
         self._hold = hold
+
+    def _stored_matrices(self) -> list[Any]:
+        from pipeline.retrieval.store_index import StoredMatrix
+
+        shape = (self.info.images, self.info.width)
+        return [StoredMatrix(lambda: self.store, number, shape) for number in range(len(self.info.attributes))]
 
     @classmethod
     def open(cls, path: str | Path) -> Gallery:
@@ -155,7 +165,8 @@ class Gallery:
             hold = Hold(state)
             with pq.ParquetFile(state / IMAGES_FILE) as file:  # pq.read_table would import pandas
                 images = file.read(columns=IMAGES.names).cast(IMAGES)
-            vectors = open_vectors(state, len(info.attributes))
+            stored = not (state / VECTORS).exists() and (folder / STORE_FILE).exists()
+            vectors = [] if stored else open_vectors(state, len(info.attributes))
         except (OSError, ValueError, EOFError, pa.ArrowException) as error:
             first_line = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{folder}: damaged ({first_line}); run `agman embed` again") from error
@@ -304,6 +315,8 @@ class Gallery:
         """
         from pipeline.retrieval.faiss_index import build_index
 
+        if self.stored:
+            raise InputError(f"{self.folder}: its vectors are in a vector store alone, whose index is used")
         with locked(self.folder, "another gallery"):
             for name in ("index", "store"):
                 self.__dict__.pop(name, None)
@@ -392,6 +405,12 @@ class Gallery:
         elif self.info.source == "folder" and path.is_relative_to(root := Path(self.info.root).resolve()):
             image = path.relative_to(root).as_posix()
         row = -1 if image is None else self.table["image"].index(image).as_py()
+        return None if row < 0 else row
+
+    def row_named(self, name: str) -> int | None:
+        """Return the row of a picture by the name that `describe` gives, or None if the gallery has no such picture."""
+        image = self._dataset.image_named(name) if self._dataset else None
+        row = self.table["image"].index(name if image is None else str(image)).as_py()
         return None if row < 0 else row
 
     @cached_property

@@ -16,7 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import IvfSq
+import pyarrow.compute as pc
+from lancedb.index import BTree, IvfSq
 
 from data_prep.errors import InputError
 from data_prep.progress import Progress
@@ -74,7 +75,7 @@ class LanceStore(Store):
 
     def _exists(self) -> bool:
         try:
-            return bool(self._opened)
+            return self._opened is not None  # an empty table is false
         except ValueError as error:
             if "was not found" in str(error):
                 return False
@@ -119,6 +120,7 @@ class LanceStore(Store):
         """See `Store`."""
         with answered(self._shown):
             self._opened.optimize(cleanup_older_than=timedelta(milliseconds=1))  # nobody reads it yet
+            self._opened.create_index(ROW, config=BTree())
             count = self._opened.count_rows()
             self.efforts = _efforts(count)
             if count < LEAST:
@@ -146,8 +148,19 @@ class LanceStore(Store):
             if condition is not None:
                 asked = asked.where(sql(condition, self._layout.columns), prefilter=True)
             found = asked.to_arrow()
-        vectors = [found[name].combine_chunks().flatten().to_numpy().reshape(-1, self._layout.width) for name in names]
-        return Near(found[ROW].to_numpy(), vectors)
+        return Near(found[ROW].to_numpy(), [self._matrix(found[name]) for name in names])
+
+    def vectors(self, number: int, rows_c: np.ndarray) -> np.ndarray:
+        """See `Store`."""
+        name = self._vectors[number]
+        with answered(self._shown):
+            asked: Any = self._opened.search().where(f"{ROW} in ({', '.join(map(str, rows_c))})")
+            found = asked.select([ROW, name]).limit(len(rows_c)).to_arrow()
+        place = pc.index_in(pa.array(rows_c), found[ROW].combine_chunks()).drop_null()
+        return self._matrix(found[name].take(place))
+
+    def _matrix(self, cells: pa.ChunkedArray) -> np.ndarray:
+        return cells.combine_chunks().flatten().to_numpy().reshape(-1, self._layout.width)
 
     def drop(self, table: str) -> None:
         """See `Store`."""

@@ -7,9 +7,12 @@ trying and for tests.
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -69,7 +72,7 @@ class QdrantStore(Store):
                     url=uri, api_key=os.environ.get("QDRANT_API_KEY"), timeout=60, check_compatibility=False
                 )
             else:
-                self._client = QdrantClient(path=uri, force_disable_check_same_thread=True)
+                self._client = _local(str(Path(uri).resolve()))
 
     def rows(self) -> int | None:
         """See `Store`."""
@@ -145,6 +148,15 @@ class QdrantStore(Store):
         vectors = [np.array([_vector(point, name) for point in points], np.float32) for name in names]
         return Near(rows, [one.reshape(-1, self._layout.width) for one in vectors])
 
+    def vectors(self, number: int, rows_c: np.ndarray) -> np.ndarray:
+        """See `Store`."""
+        name = self._layout.attributes[number]
+        with answered(self._shown):
+            points = self._client.retrieve(self._name, rows_c.tolist(), with_payload=False, with_vectors=[name])
+        found = {point.id: _vector(point, name) for point in points}
+        there = [found[row] for row in rows_c.tolist() if row in found]
+        return np.array(there, np.float32).reshape(-1, self._layout.width)
+
     def drop(self, table: str) -> None:
         """See `Store`."""
         with answered(self._shown):
@@ -152,10 +164,19 @@ class QdrantStore(Store):
 
     def close(self) -> None:
         """See `Store`."""
-        self._client.close()
+        if self._server:
+            self._client.close()
 
 
-def _vector(point: qd.ScoredPoint, name: str) -> object:
+@cache
+def _local(folder: str) -> QdrantClient:
+    """Return this process's client of a folder, which a second one could not open."""
+    client = QdrantClient(path=folder, force_disable_check_same_thread=True)
+    atexit.register(client.close)
+    return client
+
+
+def _vector(point: qd.ScoredPoint | qd.Record, name: str) -> object:
     assert isinstance(point.vector, dict), "vectors are named"
     return point.vector[name]
 

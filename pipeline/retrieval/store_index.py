@@ -12,7 +12,7 @@ Shape suffixes: Q queries, A requested attributes, N all attributes, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +20,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_prep import atomic
-from data_prep.errors import InputError
+from data_prep.errors import InputError, StorageError
 from pipeline.retrieval.exact import best_of, exact_scores
 from pipeline.retrieval.states import STORE_FILE
 from pipeline.retrieval.stores import Layout, Near, Store
 from pipeline.retrieval.where import Condition, checked
 
+FETCH = 1_000
+"""Rows whose vectors are fetched at a time."""
 Engine = Literal["lancedb", "qdrant"]
 
 
@@ -87,6 +89,14 @@ class StoreIndex:
         """Return the rows near any of the vectors, each (index of an attribute, D), that satisfy `where`, sorted."""
         return self._union(near, top, self._condition(where), ()).rows_c
 
+    def vectors(self, number: int, rows_c: np.ndarray) -> np.ndarray:
+        """Return the embeddings of rows under an attribute, float32 C×D. Raises StorageError if one is not there."""
+        parts = [self._store.vectors(number, rows_c[start : start + FETCH]) for start in range(0, len(rows_c), FETCH)]
+        found = np.concatenate([*parts, np.empty((0, self._layout.width), np.float32)])
+        if len(found) != len(rows_c):
+            raise StorageError(f"{self.record.uri}: table {self.record.table} has not all rows of the gallery")
+        return found
+
     def _condition(self, where: str | None) -> Condition | None:
         return None if where is None else checked(self._layout.columns, where)
 
@@ -107,6 +117,31 @@ class StoreIndex:
                 break
         vectors = [np.concatenate([one.vectors_acd[i] for one in found])[first] for i in range(len(numbers))]
         return Near(rows, vectors)
+
+
+class StoredMatrix:
+    """Embeddings of a gallery under one attribute, float32 R×D, that are in a vector store alone.
+
+    It is indexed like a matrix by a row, a slice, or an array of rows; they are fetched each time.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, index: Callable[[], StoreIndex | None], number: int, shape: tuple[int, int]):
+        self._index, self._number, self.shape = index, number, shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+        if isinstance(rows, slice):
+            return self[np.arange(*rows.indices(len(self)))]
+        if isinstance(rows, np.ndarray):
+            index = self._index()
+            if index is None:
+                raise InputError(f"the record of the vector store, {STORE_FILE}, is gone; run `agman embed` again")
+            return index.vectors(self._number, rows)
+        return self[np.array([rows])][0]
 
 
 def open_index(gallery: Path, layout: Layout, rows: int, version: str) -> StoreIndex | None:

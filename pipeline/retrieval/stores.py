@@ -7,6 +7,7 @@ Shape suffixes: N attributes, D embedding width, R rows, C candidates, A request
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,12 +91,23 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def vectors(self, number: int, rows_c: np.ndarray) -> np.ndarray:
+        """Return the embeddings of rows under an attribute, float32 C×D; those that are not there are left out."""
+
+    @abstractmethod
     def drop(self, table: str) -> None:
         """Remove a table of the same address, if it is there."""
 
     @abstractmethod
     def close(self) -> None:
         """End the connection."""
+
+
+CAUSES = re.compile(
+    r"No space left on device|database or disk is full|File too large|Connection refused|dns error|timed out"
+    r"|NoSuchBucket|InvalidAccessKeyId|SignatureDoesNotMatch|(?<=status code: )\d{3} [A-Z][A-Za-z ]+"
+)
+"""What is worth telling of an error of many lines."""
 
 
 @contextmanager
@@ -106,7 +118,8 @@ def answered(uri: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # engines raise nearly any exception
-        raise StorageError(f"{uri}: {reason(error)[:300]}; the same command continues") from error
+        found = CAUSES.search(str(error))
+        raise StorageError(f"{uri}: {found[0] if found else reason(error)[:200]}") from error
 
 
 def plain(cells: pa.Table) -> list[dict[str, Any]]:

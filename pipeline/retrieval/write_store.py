@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, StorageError
 from data_prep.progress import Progress, silent
 from pipeline.common.lock import locked
 from pipeline.retrieval.exact import nearest_rows
@@ -46,16 +46,22 @@ def write_store(gallery: Gallery, engine: Engine, uri: str | Path | None = None,
         try:
             if record.complete and store.rows() == len(gallery):
                 return record
+            if gallery.stored:
+                raise InputError(
+                    f"{gallery.folder}: its vectors are in a vector store alone; it cannot be written again"
+                )
             record = record.model_copy(update={"complete": False})
             write_record(gallery.folder, record)
-            _write_rows(gallery, store, progress)
+            write_rows(gallery, store, progress)
             store.finish(progress)
-            record = _measured(gallery, store, record)
+            record = measured(gallery, store, record)
             if record.replaces:
                 store.drop(record.replaces)
             record = record.model_copy(update={"complete": True, "replaces": None})
             write_record(gallery.folder, record)
             return record
+        except StorageError as error:
+            raise StorageError(f"{error}; the same command continues") from error
         finally:
             store.close()
 
@@ -75,7 +81,7 @@ def _record(gallery: Gallery, engine: Engine, uri: str | Path | None) -> Record:
     return new.model_copy(update={"replaces": former.table if former.complete else former.replaces})
 
 
-def _write_rows(gallery: Gallery, store: Store, progress: Progress) -> None:
+def write_rows(gallery: Gallery, store: Store, progress: Progress) -> None:
     """Write the rows that the table does not have yet; it has the first ones."""
     have = store.rows()
     if have is None:
@@ -93,7 +99,7 @@ def _write_rows(gallery: Gallery, store: Store, progress: Progress) -> None:
         advance(end - begin)
 
 
-def _measured(gallery: Gallery, store: Store, record: Record) -> Record:
+def measured(gallery: Gallery, store: Store, record: Record) -> Record:
     """Choose the least effort, then the fewest candidates, whose recall reaches RECALL, under one attribute and all."""
     every = range(len(gallery.info.attributes))
     queries = np.stack([sample_queries(gallery.matrix(number), SAMPLE, 0) for number in every], axis=1)

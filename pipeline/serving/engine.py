@@ -97,20 +97,41 @@ class Engine:
         self, embeddings_nd: np.ndarray | None, asked: SearchRequest, approximate: bool, without: int | None = None
     ) -> list[dict]:
         """Return the best rows for a picture's embeddings under all attributes, N×D, and values, without one row."""
-        version = self.gallery.version  # browsers cache pictures by their address
         found = ranked(
             self.gallery, embeddings_nd, asked.weights, asked.top, approximate, without, asked.terms, asked.where
         )
         return [
             asdict(hit)
-            | {
-                "cosines": dict(zip(asked.weights, hit.cosines, strict=True)),
-                "of": version,
-                "picture": f"pictures/{hit.row}?of={version}",
-                "tags": tags,
-            }
+            | {"cosines": dict(zip(asked.weights, hit.cosines, strict=True)), "tags": tags}
+            | self._address(hit.row)
             for hit, tags in zip(found, self.tags([hit.row for hit in found]), strict=True)
         ]
+
+    def some(self, seed: int, count: int) -> list[dict]:
+        """Return `count` rows drawn by a seed, to begin a search with; all in their order if there are no more."""
+        rows = np.arange(len(self.gallery))
+        if count < len(rows):
+            rows = np.random.default_rng(seed).choice(len(rows), count, replace=False)
+        return self.shown(rows.tolist())
+
+    def named(self, image: str) -> list[dict]:
+        """Return the row of the picture that hits name `image`. Raises InputError if there is none."""
+        row = self.gallery.row_named(image)
+        if row is None:
+            raise InputError(f"the gallery has no picture {image!r}")
+        return self.shown([row])
+
+    def shown(self, rows: Sequence[int]) -> list[dict]:
+        """Return what is known of rows, as in hits."""
+        known = zip(rows, self.gallery.describe(rows), self.gallery.cells(rows), self.tags(rows), strict=True)
+        return [
+            {"row": row, "image": one.path, "labels": one.labels, "columns": cells, "tags": tags} | self._address(row)
+            for row, one, cells, tags in known
+        ]
+
+    def _address(self, row: int) -> dict[str, str]:
+        version = self.gallery.version  # browsers cache pictures by their address
+        return {"of": version, "picture": f"pictures/{row}?of={version}"}
 
     def tags(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Return for each row attribute -> the most probable value and its probability, null if not calibrated."""

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.commands import agman_exit_code
-from support.galleries import make_gallery, unit
+from support.galleries import add_prototypes, make_gallery, unit
 
 from data_prep.errors import InputError, StorageError
 from pipeline.retrieval.faiss_index import recall_of
 from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.search import ranked
 from pipeline.retrieval.states import COLUMNS_FILE
 from pipeline.retrieval.store_index import open_store, read_record
+from pipeline.retrieval.values import value_terms
 from pipeline.retrieval.write_store import write_store
 
 ROWS, WIDTH = 300, 8
@@ -142,6 +148,43 @@ def test_a_stopped_writing_continues_and_the_same_command_writes_nothing(engine,
     assert np.array_equal(exact, found), "every row is there, and once"
 
 
+def test_a_gallery_may_give_its_matrices_away(engine, tmp_path):
+    folder = make_gallery(tmp_path / "gallery", unit(ROWS, 2, WIDTH))
+    add_prototypes(folder, {"collar": ("wide", "narrow")}, WIDTH)
+    gallery, query = Gallery.open(folder), queries()[0, :2]
+    write_store(gallery, engine, tmp_path / "store")
+    shutil.rmtree(folder / "vectors")
+    there = Gallery.open(folder)
+    terms = value_terms(there, ["collar=wide"], [])
+    for approximate in (False, True):
+        before, after = (
+            [
+                ranked(one, query, {"collar": 1.0, "skirt": 2.0}, 5, approximate=approximate, without=3),
+                ranked(one, query, {"skirt": 1.0}, 5, approximate=False, terms=terms),
+            ]
+            for one in (gallery, there)
+        )
+        assert before == after
+    assert np.array_equal(gallery.block(7, 20), there.block(7, 20))
+    with pytest.raises(InputError, match="in a vector store alone"):
+        there.build_index()
+    with pytest.raises(InputError, match="in a vector store alone"):
+        write_store(there, engine, tmp_path / "elsewhere")
+    assert read_record(folder).complete, "a refusal leaves the record"
+
+
+def test_values_are_found_among_the_candidates_of_a_store(engine, tmp_path):
+    folder = make_gallery(tmp_path / "gallery", unit(ROWS, 2, WIDTH))
+    pq.write_table(COLUMNS, folder / COLUMNS_FILE)
+    add_prototypes(folder, {"collar": ("wide", "narrow"), "skirt": ("long", "short")}, WIDTH)
+    write_store(Gallery.open(folder), engine, tmp_path / "store")
+    gallery = Gallery.open(folder)
+    terms = value_terms(gallery, ["collar=wide"], [])
+    for where in (None, "new"):
+        exact, found = (ranked(gallery, None, {}, 60, one, terms=terms, where=where) for one in (False, True))
+        assert [hit.row for hit in exact] == [hit.row for hit in found]
+
+
 def test_another_version_of_a_gallery_replaces_the_table(engine, tmp_path):
     vectors, uri = unit(ROWS, 2, WIDTH), tmp_path / "store"
     folder = make_gallery(tmp_path / "gallery", vectors, fingerprint="1" * 64)
@@ -202,6 +245,48 @@ def test_stores_that_are_away_or_of_others_are_one_line(engine, tmp_path, monkey
     (other.folder / "store.json").write_text(record.model_dump_json())
     with pytest.raises(InputError, match=f"width {WIDTH + 1} .*not this gallery's"):
         other.search(unit(1, 2, WIDTH + 1), ["skirt"], approximate=True)
+
+
+def test_lancedb_keeps_a_gallery_in_a_bucket(tmp_path, bucket):
+    folder = make_gallery(tmp_path / "gallery", unit(ROWS, 2, WIDTH))
+    record = write_store(Gallery.open(folder), "lancedb", bucket.uri("vectors"))
+    assert any(key.startswith(f"vectors/{record.table}.lance/") for key in bucket.keys)
+    gallery = Gallery.open(folder)
+    exact, found = (gallery.search(queries()[:, :2], ["skirt"], approximate=one)[1] for one in (False, True))
+    assert np.array_equal(exact, found)
+    bucket.failing, bucket.code = "vectors", 507
+    other = Gallery.open(make_gallery(tmp_path / "other", unit(ROWS, 2, WIDTH)))
+    with pytest.raises(
+        StorageError, match=r"^s3://bucket/vectors: 507 Insufficient Storage; the same command continues$"
+    ):
+        write_store(other, "lancedb", bucket.uri("vectors"))
+    bucket.failing = None
+    assert write_store(other, "lancedb", bucket.uri("vectors")).complete
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_continues(engine, tmp_path):
+    folder = make_gallery(tmp_path / "gallery", unit(600, 2, WIDTH))
+    command = [
+        sys.executable,
+        "-c",
+        "from pipeline.cli import main; main()",
+        "index",
+        folder,
+        "--to",
+        engine,
+        "--uri",
+        tmp_path / "store",
+    ]
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    full = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True, check=False)
+    last = full.stderr.splitlines()[-1]
+    assert (
+        full.returncode == 2 and last.startswith(f"agman: {tmp_path}/store: ") and "the same command continues" in last
+    )
+    assert write_store(Gallery.open(folder), engine, tmp_path / "store").complete
 
 
 def test_columns_that_an_engine_cannot_name_are_refused(tmp_path):
