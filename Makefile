@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 TESTED := --constraint constraints.txt
 
-.PHONY: install browser demo test test-unit test-integration test-slow test-photos test-latest cluster-test coverage check docs format constraints clean
+.PHONY: install browser demo test test-unit test-integration test-slow test-photos test-notebooks test-latest cluster-test coverage check docs wheel format constraints clean
 
 install: $(READY)
 
@@ -37,6 +37,9 @@ test-slow: $(READY)  ## minutes each: trainings, searches and preparations that 
 test-photos: $(READY)  ## the commands of docs/photographs.md; AGMAN_PHOTOS names the folder of the photographs
 	$(PYTEST) -rs tests/photos
 
+test-notebooks: $(READY)  ## both notebooks, from the first cell to the last
+	$(PYTEST) tests/notebooks
+
 test-latest:  ## Ray, MLflow and the rest in the newest versions that install, in an environment of their own
 	$(MAKE) test-integration VENV=.venv-latest TESTED=
 
@@ -55,9 +58,12 @@ check: $(READY)  ## formatting, lint, directions of imports, types; changes noth
 
 docs: $(READY)  ## the documentation as a site with search: site/index.html; every warning is an error
 	rm -rf build/docs && mkdir -p build/docs/benchmarks
-	cp -r README.md CHANGELOG.md docs cluster ray_cluster.yaml build/docs
+	cp -r README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff docs cluster ray_cluster.yaml build/docs
 	cp -r benchmarks/results build/docs/benchmarks
 	$(BIN)/mkdocs build --strict --quiet
+
+wheel: $(READY)  ## dist/: the sdist, and the wheel that is built from it
+	$(BIN)/python -m build --outdir dist
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -20,9 +20,9 @@ from agman.base import RetrievalModel
 from agman.engine import autocast
 from agman.pixels import normalise
 from agman.state import weights_digest
-from basics.errors import InputError
-from basics.hints import nearest
-from basics.pictures import MAX_PIXELS, TooLarge, in_words, open_picture, to_square, upright_rgb
+from data_prep.errors import InputError
+from data_prep.hints import nearest
+from data_prep.pictures import MAX_PIXELS, TooLarge, in_words, open_picture, to_square, upright_rgb
 
 BATCH = 64
 """Images in one pass through the network."""
@@ -58,7 +58,7 @@ class Embedder:
         self.side: int = description["image_size"]
         """Side S of the model's images, in pixels."""
         self.fit: str = description.get("fit", "crop")
-        """How pictures become square: one of basics.pictures.FITS."""
+        """How pictures become square: one of data_prep.pictures.FITS."""
 
     @property
     def width(self) -> int:

@@ -43,6 +43,12 @@ class Namer:
         """Return the probabilities of the values, Q×V float64."""
         return probabilities(prototype_scores(embeddings_qd, self.prototypes_vd), self.temperature or 1.0)
 
+    def best(self, embeddings_qd: Tensor) -> list[tuple[str, float | None]]:
+        """Return the most probable value of every picture and its probability, None if nothing calibrated it."""
+        found, best = self.probabilities(embeddings_qd).max(1)
+        known = found.tolist() if self.temperature is not None else [None] * len(found)
+        return [(self.values[value], one) for value, one in zip(best.tolist(), known, strict=True)]
+
     def threshold(self, precision: float) -> Threshold | None:
         """Return the threshold with the largest coverage that gave at least this precision on validation.
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from agman.checkpoint import DESCRIPTION, CheckpointError, load_model
 from agman.embedder import BATCH, Embedder, PictureError
 from agman.tagger import Tagger, read_tagger
-from basics.errors import InputError
-from basics.pictures import read_file
+from data_prep.errors import InputError
+from data_prep.pictures import read_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,8 @@ class HeatMap:
 
         axes = axes or plt.gca()
         grey = axes.imshow(self.picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-        axes.imshow(self.weights, cmap="inferno", alpha=0.6, interpolation="bilinear", extent=grey.get_extent())
+        opacity = 0.2 + 0.5 * self.weights / self.weights.max()
+        axes.imshow(self.weights, cmap="inferno", alpha=opacity, interpolation="bilinear", extent=grey.get_extent())
         axes.set_title(self.attribute)
         axes.set_axis_off()
         return axes
@@ -117,8 +118,8 @@ class TrainedModel:
         embeddings_nd = torch.from_numpy(self.embed(picture))
         tags = {}
         for name, namer in self.tagger.namers.items():
-            probability, best = namer.probabilities(embeddings_nd[[self._number(name)]])[0].max(0)
-            tags[name] = Tag(namer.values[best], None if namer.temperature is None else float(probability))
+            (best,) = namer.best(embeddings_nd[[self._number(name)]])
+            tags[name] = Tag(*best)
         return tags
 
     def _number(self, attribute: str | int) -> int:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from basics.hints import nearest
 from data_prep.annotation import Annotation, Reject
 from data_prep.errors import InputError
+from data_prep.hints import nearest
 from data_prep.words import counted
 
 COLUMNS = ("dataset", "digest", "image", "attribute", "value", "action", "new_value")

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import ValidationError
 
-from basics.pictures import to_square
 from data_prep.atomic import is_full
 from data_prep.errors import InputError, StorageError
 from data_prep.packing import begun
+from data_prep.pictures import to_square
 from data_prep.staging import staging_folder
 from data_prep.storage import Storage
 from data_prep.tables import (
@@ -109,6 +109,12 @@ class Dataset:
     def labels(self) -> pd.DataFrame:
         """Labels: image_id, attribute, value, split."""
         return self._table("labels.parquet").to_pandas()
+
+    def labels_of(self, split: str) -> pd.DataFrame:
+        """Return image_id, attribute and value of a split's labels. Read anew, so that nobody keeps those of others."""
+        columns = ["image_id", "attribute", "value"]
+        table = self._table("labels.parquet", columns=columns, filters=[("split", "=", split)])
+        return table.to_pandas(split_blocks=True, self_destruct=True)  # else it is in memory twice
 
     @cached_property
     def images(self) -> pd.DataFrame:

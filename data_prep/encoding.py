@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from basics.pictures import (
+from data_prep.errors import StorageError
+from data_prep.pictures import (
     FORMATS,
     HEIC,
     HEIC_MISSING,
@@ -26,7 +27,6 @@ from basics.pictures import (
     upright_rgb,
     upright_size,
 )
-from data_prep.errors import StorageError
 from data_prep.storage import Storage
 
 JPEG_QUALITY = 92

@@ -1,8 +1,8 @@
 """Exceptions that a user's input or environment can cause."""
 
-from basics.errors import InputError
 
-__all__ = ["InputError", "Resumable", "StorageError", "TooManyRejects"]
+class InputError(ValueError):
+    """A request that cannot be fulfilled. The message is one line: what is wrong, where, and what to do."""
 
 
 class Resumable(InputError):

@@ -22,8 +22,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from basics.pictures import is_within, open_picture, read_file, upright_rgb, upright_size
 from data_prep.encoding import Refused, pack_image
+from data_prep.pictures import is_within, open_picture, read_file, upright_rgb, upright_size
 from data_prep.progress import Progress, silent
 
 DISTANCE = 4

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import features
 
-from basics.pictures import MAX_BYTES, MAX_PIXELS
 from data_prep.atomic import BEING_WRITTEN, is_full
 from data_prep.encoding import JPEG_QUALITY, LONGEST_SIDE, Packed, Refused, pack_image
 from data_prep.errors import InputError, StorageError
+from data_prep.pictures import MAX_BYTES, MAX_PIXELS
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, PACKED, REPORT, TABLES

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from basics.pictures import HEIC, SUFFIXES
 from data_prep.annotation import Reject
 from data_prep.errors import InputError
 from data_prep.layouts.table_file import Column, Records
+from data_prep.pictures import HEIC, SUFFIXES
 from data_prep.words import counted
 
 IMAGE = "image"

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from basics.hints import nearest
 from data_prep.errors import InputError
+from data_prep.hints import nearest
 from data_prep.layouts.table_file import INNER, Column
 from data_prep.request import TableOptions
 from data_prep.tables import CHANGES, Change

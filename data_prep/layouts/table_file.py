@@ -26,9 +26,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv as pacsv
 
-from basics.hints import nearest
 from data_prep.annotation import Reject, bad_line
 from data_prep.errors import InputError
+from data_prep.hints import nearest
 from data_prep.layouts.text_files import annotation_file
 from data_prep.storage import Storage
 

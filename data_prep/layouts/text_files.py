@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
-from basics.pictures import is_within
 from data_prep.annotation import SPLIT_OF
 from data_prep.errors import InputError
+from data_prep.pictures import is_within
 from data_prep.words import counted
 
 LONGEST_LINE = 10_000

@@ -59,9 +59,12 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line and return its exit code; every error that a user can cause is one line on stderr."""
+    """Run a command line and return its exit code; every error that a user can cause is one line on stderr.
+
+    The arguments are the object of click's context, so that MLflow's runs can name the command.
+    """
     try:
-        returned = cli.main(arguments, prog_name="agman", standalone_mode=False)
+        returned = cli.main(arguments, prog_name="agman", standalone_mode=False, obj=arguments)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return WRONG_REQUEST

@@ -17,6 +17,7 @@ from pipeline.common.console import emit, printable, progress_bar, say, show_tab
 if TYPE_CHECKING:
     from pipeline.retrieval.gallery import Gallery
     from pipeline.retrieval.search import Hit
+    from pipeline.retrieval.store_index import Engine
     from pipeline.retrieval.tag import Tagged
     from pipeline.retrieval.update import Updated
 
@@ -98,12 +99,11 @@ def show_updated(updated: Updated) -> dict[str, Any]:
     say(", ".join(f"{count:,} {name}" for name, count in counts.items()))
     if updated.missing:
         say(f"{updated.missing:,} gone from the source, but kept; --remove-missing removes them")
-    columns = updated.gallery.columns
-    names = [] if columns is None else columns.column_names
-    if names:
+    kinds = updated.gallery.column_kinds
+    if kinds:
         of = "" if updated.described is None else f", for {updated.described:,} of {len(updated.gallery):,} images"
-        say(f"columns {', '.join(printable(name) for name in names)}{of}")
-    more = {"missing": updated.missing, "columns": names, "described": updated.described}
+        say(f"columns {', '.join(f'{printable(name)} ({kind})' for name, kind in kinds.items())}{of}")
+    more = {"missing": updated.missing, "columns": kinds, "described": updated.described}
     return show_gallery(updated.gallery) | counts | more
 
 
@@ -135,13 +135,40 @@ def show_gallery(gallery: Gallery) -> dict[str, Any]:
 
 @click.command()
 @click.argument("gallery", type=PATH)
+@click.option(
+    "--to",
+    "engine",
+    type=click.Choice(["lancedb", "qdrant"]),
+    help="Write the gallery into this vector store, which --approximate uses from then on.",
+)
+@click.option(
+    "--uri",
+    type=PATH_OR_URI,
+    metavar="URI",
+    help="The store's address: a folder or s3://… for lancedb, http://… or a folder for qdrant.",
+)
 @json_option
-def index(gallery: Path, as_json: bool) -> None:
-    """Build an approximate index of GALLERY, for `agman search --approximate`, and measure its recall."""
+def index(gallery: Path, engine: Engine | None, uri: str | Path | None, as_json: bool) -> None:
+    """Build an approximate index of GALLERY, for `agman search --approximate`, and measure its recall.
+
+    The same command continues a writing --to a vector store that was stopped.
+    """
+    if uri is not None and engine is None:
+        raise click.UsageError("--uri belongs to --to")
     from pipeline.retrieval.faiss_index import RECALL_AT
     from pipeline.retrieval.gallery import Gallery
 
-    measured = Gallery.open(gallery).build_index(progress_bar).measured
+    opened = Gallery.open(gallery)
+    if engine is not None:
+        from pipeline.retrieval.write_store import write_store
+
+        record = write_store(opened, engine, uri, progress_bar)
+        say(
+            f"{counted(len(opened), 'image')} in {record.uri}, table {record.table}; "
+            f"recall@{RECALL_AT} {record.recall:.3f} against exact search"
+        )
+        return emit(record.model_dump() | {"rows": len(opened)}, as_json)
+    measured = opened.build_index(progress_bar).measured
     say(
         f"index of {counted(measured.rows, 'image')}: {counted(measured.lists, 'list')}, {measured.probes:,} of them "
         f"searched; recall@{RECALL_AT} {measured.recall:.3f} against exact search"
@@ -167,7 +194,7 @@ def index(gallery: Path, as_json: bool) -> None:
     "--where", metavar="CONDITION", help="Search only among images with, e.g., \"brand = 'X' and price < 50\"."
 )
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Number of images to show.")
-@click.option("--approximate", is_flag=True, help="Use the index that `agman index` has built.")
+@click.option("--approximate", is_flag=True, help="Use the index or the vector store that `agman index` has made.")
 @click.option("--absolute", is_flag=True, help="Show absolute paths.")
 @click.option("--model", metavar="MODEL", help="The gallery's model, if it has moved.")
 @json_option

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,10 +235,8 @@ def show_comparison(comparison: Comparison, page: Path) -> dict[str, Any]:
         say("* an interpretation: its paper has neither public code nor equations")
     say(f"page: {page}")
     result: dict[str, Any] = {"page": str(page), "run_id": comparison.run.run_id, "seeds": seeds}
-    result[f"{SPLIT}/chance"] = comparison.chance[""]
-    for key in comparison.systems:
-        if found := comparison.of_seeds(key, "map"):
-            result[f"{key}/{SPLIT}/map"] = statistics.fmean(found)
-        if len(found) > 1:
-            result[f"{key}/{SPLIT}/map_deviation"] = statistics.stdev(found)
-    return result | {"failed": [f"{one.system}, seed {one.seed}" for one in comparison.scored if one.failed]}
+    return (
+        result
+        | comparison.metrics
+        | {"failed": [f"{one.system}, seed {one.seed}" for one in comparison.scored if one.failed]}
+    )

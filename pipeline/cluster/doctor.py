@@ -309,7 +309,7 @@ def _dataset(data: str | Path, progress: Progress) -> str:
 
 
 def _decodes(jpeg: bytes) -> bool:
-    from basics.pictures import open_picture
+    from data_prep.pictures import open_picture
 
     try:
         open_picture(jpeg).load()

@@ -20,6 +20,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from data_prep.errors import InputError
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed, reason, without_credentials
+from pipeline.tracking import origin
 
 EXCLUDED = [".git", ".venv", "runs", "mlartifacts", "*.db", "*.parquet"]
 """Files of the working folder that are not uploaded, besides those that its .gitignore names."""
@@ -35,8 +36,9 @@ def submit(command: Sequence[str], address: str, variables: Sequence[str] = (), 
     """Run `agman COMMAND` on a cluster, write its log to stdout, and return its exit code.
 
     Ctrl-C leaves the job running and says how to stop it. With RAY_AUTH_MODE=token Ray's client sends the token of
-    RAY_AUTH_TOKEN or ~/.ray/auth_token. Raises InputError if no head answers, a variable is not set or the folder does
-    not exist; JobFailed if the job was stopped or its state is unknown.
+    RAY_AUTH_TOKEN or ~/.ray/auth_token. The job's MLflow runs name this machine's user and this folder's commit. Raises
+    InputError if no head answers, a variable is not set or the folder does not exist; JobFailed if the job was stopped
+    or its state is unknown.
 
     Args:
         command: arguments of agman.
@@ -44,7 +46,8 @@ def submit(command: Sequence[str], address: str, variables: Sequence[str] = (), 
         variables: names of environment variables that the job gets with their values, outside its command line.
         working_dir: folder to upload as the job's working folder.
     """
-    environment: dict[str, Any] = {"env_vars": {name: _value(name) for name in variables}} if variables else {}
+    given = {name: _value(name) for name in variables}
+    environment: dict[str, Any] = {"env_vars": origin.variables() | given}
     if working_dir:
         if not working_dir.is_dir():
             raise InputError(f"--working-dir {working_dir}: no such folder")

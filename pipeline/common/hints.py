@@ -1,5 +1,5 @@
 """Hints for mistyped names, under the name that the rooms import."""
 
-from basics.hints import nearest
+from data_prep.hints import nearest
 
 __all__ = ["nearest"]

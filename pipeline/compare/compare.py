@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from agman.bootstrap import Difference, differences_of_trainings
+from agman.bootstrap import Difference, differences_of_trainings, intervals
 from agman.pooled import PooledFeatures
 from agman.registry import options_of
 from data_prep.cluster import ray_session
@@ -105,6 +106,27 @@ class Comparison:
         base, other = ({name: self._scores(key, name) for name in self.attributes} for key in (BASE, system))
         return differences_of_trainings(base, other)[""]
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Chance, and of each system the mean MAP over its trainings, their deviation, and bounds of 95 % intervals.
+
+        `SYSTEM/test/map_low` and `…_high` bound the mean for other queries, `SYSTEM/difference_low` and `…_high` the
+        difference from AG-MAN for other queries and seeds.
+        """
+        found = {f"{SPLIT}/chance": self.chance[""]}
+        for system in self.systems:
+            if not (values := self.of_seeds(system, "map")):
+                continue
+            over = intervals({name: self._scores(system, name).mean(0) for name in self.attributes})[""]
+            name = f"{system}/{SPLIT}/map"
+            found |= {name: statistics.fmean(values), f"{name}_low": over.low, f"{name}_high": over.high}
+            if len(values) > 1:
+                found[f"{name}_deviation"] = statistics.stdev(values)
+            if one := self.difference(system):
+                bounds = {"difference": one.mean, "difference_low": one.low, "difference_high": one.high}
+                found |= {f"{system}/{key}": value for key, value in bounds.items()}
+        return found
+
     def _scores(self, system: str, attribute: str) -> torch.Tensor:
         return torch.tensor([one.average_precision.get(attribute, []) for one in self.of(system)]).double()
 
@@ -147,6 +169,7 @@ def compare(
             saying_how_to_go_on(AGAIN),
         ):
             parent.log_dataset(dataset)
+            parent.log_dataset_page(dataset)
             write_json(note, {"run_id": parent.run_id})
             scored = _score_all(dataset, config, systems, range(seeds), workers, folder, parent)
             if all(one.failed for one in scored):

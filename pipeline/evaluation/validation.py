@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import agman
 from agman.metrics import mean_cosine
 from agman.triplet_metrics import score_triplets
 from data_prep.dataset import Dataset, ImageStore
-from pipeline.evaluation.chance import above_chance, evidence, retrieval_scores, triplet_scores
+from pipeline.evaluation.chance import above_chance, chance_beside, evidence, retrieval_scores, triplet_scores
 
 SPLIT = "valid"
 METRIC, MEAN_COSINE = f"{SPLIT}/map", f"{SPLIT}/mean_cosine"
@@ -26,6 +27,16 @@ def score_name(dataset: Dataset) -> str | None:
     if dataset.info.queries[SPLIT]:
         return METRIC
     return f"{SPLIT}/triplet_accuracy" if dataset.info.images[SPLIT] else None
+
+
+def score_words(metrics: Mapping[str, float]) -> str:
+    """Return the validation score beside chance in words; empty if there is none."""
+    for name, title in ((METRIC, "MAP"), (f"{SPLIT}/triplet_accuracy", "triplet accuracy")):
+        if name in metrics:
+            chance = chance_beside(name, metrics)
+            beside = "" if chance is None else f", chance {100 * chance:.2f}"
+            return f"{title} {100 * metrics[name]:.2f}{beside}, on validation, times 100"
+    return ""
 
 
 class Validation:

@@ -5,7 +5,6 @@ It is stored beside the model's weights as MODEL_CARD.md, and as the version's d
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,8 +14,8 @@ from agman.bootstrap import Interval
 from agman.pixels import IMAGENET, Pixels
 from data_prep.tables import SPLITS
 from data_prep.words import counted
-from pipeline.common.console import printable
 from pipeline.common.errors import without_credentials
+from pipeline.common.markdown import code, plain
 from pipeline.evaluation.chance import chance_beside
 from pipeline.evaluation.few import marked, meaning_for, validation_queries
 from pipeline.evaluation.validation import SPLIT
@@ -65,12 +64,12 @@ def write_card(
         build: arguments of `agman.build`.
         description: description in the checkpoint.
         valid: validation metrics, as `validation_of` returns them.
-        tags: tags of the version; they name the study that the settings come from.
+        tags: tags of the version; they name who trained it, and the study that the settings come from.
         tested: scores on another split, if measured.
     """
     attributes = description["attributes"]
     pixels = Pixels.of(build["pixels"]) if "pixels" in build else IMAGENET
-    title = f"# {_plain(name)}: {build['name']} on {build['backbone']}"
+    title = f"# {plain(name)}: {build['name']} on {build['backbone']}"
     about = (
         f"Pictures in, one embedding of {build['embedding_dim']} numbers (unit length) for each of "
         f"{counted(len(attributes), 'attribute')} out; the cosine of two is the similarity of the pictures under that "
@@ -118,11 +117,15 @@ def _data(description: Mapping[str, Any], pixels: Pixels) -> str:
 
 def _recipe(description: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     settings = {key: value for key, value in description.get("training", {}).items() if value is not None}
-    lines = [" ".join(_code(f"{key}={value}") for key, value in settings.items()) or "Settings unknown."]
+    lines = [" ".join(code(f"{key}={value}") for key, value in settings.items()) or "Settings unknown."]
     if description.get("run_id"):
-        lines.append(f"Checkpoint of step {description.get('step', 0):,}, MLflow run {_code(description['run_id'])}.")
+        lines.append(f"Checkpoint of step {description.get('step', 0):,}, MLflow run {code(description['run_id'])}.")
+    if "trained_by" in tags:
+        how = f" with {code(tags['command'])}" if "command" in tags else ""
+        commit = f", git commit {code(tags['git_commit'])}" if "git_commit" in tags else ""
+        lines.append(f"Trained by {plain(tags['trained_by'])}{how}{commit}.")
     if "search_run_id" in tags:
-        study, run_id = (_code(tags.get(key, "")) for key in ("search", "search_run_id"))
+        study, run_id = (code(tags.get(key, "")) for key in ("search", "search_run_id"))
         lines.append(f"The settings come from the study {study}, MLflow run {run_id}.")
     return "\n\n".join(lines)
 
@@ -133,7 +136,7 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
     counts = description.get("data", {}).get("values")
     queries = validation_queries(description["attributes"], description.get("data", {}).get("queries_of", {}))
     header = ["attribute", *(["values"] if counts else []), "validation", "chance"]
-    header += [f"{_plain(tested.split)} [95 % interval]", "chance"] if tested else []
+    header += [f"{plain(tested.split)} [95 % interval]", "chance"] if tested else []
     rows = []
     for number, name in [*enumerate(description["attributes"]), (None, "")]:
         row = [marked(name, queries.get(name)) or "all"]
@@ -149,8 +152,8 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
         same = tested.digest == description.get("dataset_digest")
         where = "the dataset of its training" if same else "not the dataset of its training"
         said += (
-            f"Measured on {_plain(tested.split)} of {_plain(tested.dataset)} ({where}), digest "
-            f"{_code(tested.digest)}, {tested.date}."
+            f"Measured on {plain(tested.split)} of {plain(tested.dataset)} ({where}), digest "
+            f"{code(tested.digest)}, {tested.date}."
         )
     else:
         said += "Not measured on test yet; `agman promote` does that."
@@ -180,19 +183,19 @@ def _naming(description: Mapping[str, Any], valid: Mapping[str, float]) -> str:
 
 def _limits(description: Mapping[str, Any], tags: Mapping[str, str], tested: Tested | None) -> str:
     drawn = description.get("data", {}).get("drawn")
-    dataset = _plain(str(description.get("dataset", "the dataset")))
+    dataset = plain(str(description.get("dataset", "the dataset")))
     lines = [UNKNOWN_PICTURES if drawn is None else DRAWN if drawn else PHOTOGRAPHS.format(dataset)]
     training = description.get("training", {})
     if "weights" in training:
         weights = description.get("initial_weights", training["weights"])
-        lines.append(PRETRAINED.format(_code(str(weights))) if weights else RANDOM)
+        lines.append(PRETRAINED.format(code(str(weights))) if weights else RANDOM)
     lines.append(
         f"It knows {counted(len(description['attributes']), 'attribute')}: "
-        f"{', '.join(map(_plain, description['attributes']))}. "
+        f"{', '.join(map(plain, description['attributes']))}. "
         "Embeddings under different attributes cannot be compared."
     )
     if "doubt" in tags:
-        lines.append(f"Nothing shows that it beats chance: {_plain(tags['doubt'])}.")
+        lines.append(f"Nothing shows that it beats chance: {plain(tags['doubt'])}.")
     lines.append("One training, one seed, one split. The intervals cover other queries, not other trainings.")
     lines.append("The checkpoint was selected by its validation score, which is therefore optimistic.")
     if tested:
@@ -211,16 +214,5 @@ def _interval(interval: Interval | None) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
+    lines = [header, ["---"] * len(header), *([plain(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Escape a text from outside for Markdown: no markup of its own, no line breaks."""
-    escaped = html.escape(printable(text), quote=False)
-    return escaped.replace("|", "\\|").replace("`", "'")
-
-
-def _code(text: str) -> str:
-    """Format a text from outside as code."""
-    return f"`{printable(text).replace('`', chr(39))}`"

@@ -26,10 +26,12 @@ from PIL import Image
 
 from agman.checkpoint import DESCRIPTION, WEIGHTS
 from agman.tagger import TAGGER
-from pipeline.evaluation.validation import SPLIT
+from pipeline.evaluation.validation import SPLIT, score_words
 from pipeline.registry import model_card
 from pipeline.registry.loading import find_model
+from pipeline.registry.standing import BECAUSE, SINCE, describe_champion, now
 from pipeline.registry.versions import MODEL_URI
+from pipeline.tracking.origin import version_tags
 from pipeline.tracking.runs import Run, connect, find_run, metric_history
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -40,7 +42,12 @@ CARD_METRICS = ("map", "chance", "triplet_accuracy", "tag_")
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(AnyType(), "attribute", required=False)]),
     outputs=Schema(
-        [ColSpec(Array(DataType.string), "attributes"), ColSpec(Array(Array(DataType.double)), "embeddings")]
+        [
+            ColSpec(Array(DataType.string), "attributes"),
+            ColSpec(Array(Array(DataType.double)), "embeddings"),
+            ColSpec(Array(DataType.string), "values"),
+            ColSpec(Array(DataType.double), "probabilities"),
+        ]
     ),
 )
 """Columns of `pipeline.registry.pyfunc_model`. MLflow has no type for "bytes or text" nor for "a name or names".
@@ -95,8 +102,11 @@ def register(
             alias = CHAMPION
         else:
             alias = alias or (CHALLENGER if champion or doubt else CHAMPION)
+            if alias == CHAMPION:
+                _note_first(client, name, created, checkpoint, run)
             client.set_registered_model_alias(name, alias, created)  # last, so that no alias points to half a version
         undo.pop_all()
+    describe_champion(client, name, champion_of(client, name))
     uri = f"models:/{name}/{created}"
     if known:
         run.tag({MODEL_URI: uri})
@@ -108,6 +118,15 @@ def champion_of(client: MlflowClient, name: str) -> str | None:
     """Return the version that is the registered model's champion, or None. Raises MlflowException."""
     number = client.get_registered_model(name).aliases.get(CHAMPION)
     return None if number is None else str(number)
+
+
+def _note_first(client: MlflowClient, name: str, version: str, checkpoint: Path, run: Run) -> None:
+    """Tag a version that becomes champion because there was none."""
+    step = json.loads((checkpoint / DESCRIPTION).read_text())["config"].get("step", 0)
+    score = score_words(validation_of(run, step))
+    because = f"the first version that beats chance{f': {score}' if score else ''}"
+    for key, value in {SINCE: now(), BECAUSE: because}.items():
+        client.set_model_version_tag(name, version, key, value)
 
 
 def _digest(checkpoint: Path) -> str:
@@ -137,6 +156,8 @@ def _create_version(
             if (checkpoint / file).exists():  # not every model has prototypes
                 shutil.copyfile(checkpoint / file, model / file)
         made = json.loads((model / DESCRIPTION).read_text())
+        built = {"model": made["build"]["name"], "backbone": made["build"]["backbone"]}
+        tags = version_tags(client.get_run(run.run_id).data.tags) | built | tags
         valid = validation_of(run, made["config"].get("step", 0))
         card.write_text(model_card.write_card(name, made["build"], made["config"], valid, tags))
         with mlflow.start_run(run_id=run.run_id):
@@ -153,7 +174,7 @@ def _create_version(
         description = model_card.as_description(card.read_text())
     # With the client, because mlflow.register_model prints.
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, tags={"dataset": name.removeprefix("agman-")})
         undo.callback(_try, _delete_if_empty, client, name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":

@@ -12,7 +12,6 @@ The alias moves last and in one request: a command that is killed before has dec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from mlflow.entities.model_registry import RegisteredModel
@@ -32,6 +31,16 @@ from pipeline.registry.loading import load, shown
 from pipeline.registry.model_card import Tested
 from pipeline.registry.models import CHALLENGER, CHAMPION, champion_of, update_card
 from pipeline.registry.names import PUBLISHED
+from pipeline.registry.standing import (
+    BECAUSE,
+    DECISION,
+    RESTORED,
+    SINCE,
+    decision_text,
+    describe_champion,
+    describe_decision,
+    now,
+)
 from pipeline.registry.versions import alternatives
 from pipeline.tracking.runs import answering, connect
 
@@ -39,8 +48,6 @@ TOLERANCE = 0.01
 """MAP that an attribute may lose."""
 PREVIOUS = "previous_champion"
 """Tag of a champion: the version that it replaced."""
-DECISION = "decision."
-"""Prefix of the tags that record a version's last decision."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ def promote(
         champion = champion_of(client, name)
         if version == champion:
             _remove_challenger(client, name, version)  # a command that was killed may have left it
+            describe_champion(client, name, version)
             raise InputError(f"{model}: version {version} is {name}'s champion already")
         mine = _loaded(name, version, dataset)
         theirs = None
@@ -145,6 +153,7 @@ def promote(
         if decision.promoted:
             client.set_registered_model_alias(name, CHAMPION, version)
             _remove_challenger(client, name, version)
+        describe_champion(client, name, champion_of(client, name))
     return decision
 
 
@@ -156,21 +165,30 @@ def rollback(name: str, reason: str) -> tuple[str, str]:
     client = connect()
     name = name.removeprefix("models:/").partition("@")[0].partition("/")[0]
     with answering():
-        now = _registered(client, name).aliases.get(CHAMPION)
-        if now is None:
+        champion = _registered(client, name).aliases.get(CHAMPION)
+        if champion is None:
             raise InputError(f"{name}: has no champion to roll back")
-        now = str(now)
-        before = client.get_model_version(name, now).tags.get(PREVIOUS)
+        champion = str(champion)
+        before = client.get_model_version(name, champion).tags.get(PREVIOUS)
         if before is None:
-            raise InputError(f"{name}: version {now} replaced no other champion, so there is nothing to go back to")
+            raise InputError(
+                f"{name}: version {champion} replaced no other champion, so there is nothing to go back to"
+            )
         try:
             client.get_model_version(name, before)
         except MlflowException as error:
             _raise_if_silent(error)
-            raise InputError(f"{name}: version {before}, which version {now} replaced, is gone") from None
-        _tag(client, name, now, {"rolled_back": _now(), "rolled_back.to": before, "rolled_back.reason": reason})
+            raise InputError(f"{name}: version {before}, which version {champion} replaced, is gone") from None
+        date = now()
+        _tag(client, name, champion, {"rolled_back": date, "rolled_back.to": before, "rolled_back.reason": reason})
+        facts = {"result": RESTORED, "date": date, "against": champion, "reason": reason}
+        because = {SINCE: date, BECAUSE: f"version {champion} was rolled back: {reason}"}
+        _tag(client, name, before, {DECISION + key: value for key, value in facts.items()} | because)
         client.set_registered_model_alias(name, CHAMPION, before)
-    return before, now
+        for version in (before, champion):
+            describe_decision(client, name, version)
+        describe_champion(client, name, before)
+    return before, champion
 
 
 def _registered(client: MlflowClient, name: str) -> RegisteredModel:
@@ -220,7 +238,7 @@ def _record(client: MlflowClient, decision: Decision, dataset: Dataset, split: s
     """Tag both versions with the decision, and rewrite the card of the one that was judged."""
     name, info = decision.name, dataset.info
     facts = {
-        "date": _now(),
+        "date": now(),
         "reason": decision.reason,
         "metric": decision.metric,
         "score": f"{decision.challenger_scores[''].mean:.4f}",
@@ -240,10 +258,15 @@ def _record(client: MlflowClient, decision: Decision, dataset: Dataset, split: s
     result = "forced" if decision.forced else "promoted" if decision.promoted else "refused"
     mine = facts | {"result": result, "against": decision.champion or "none"}
     previous = {PREVIOUS: decision.champion} if decision.promoted and decision.champion is not None else {}
-    _tag(client, name, decision.version, {DECISION + key: value for key, value in mine.items()} | previous)
+    tags = {DECISION + key: value for key, value in mine.items()} | previous
+    if decision.promoted:
+        tags |= {SINCE: facts["date"], BECAUSE: decision_text(tags)}
+    _tag(client, name, decision.version, tags)
+    describe_decision(client, name, decision.version)
     if decision.champion is not None:
         theirs = facts | {"result": "replaced" if decision.promoted else "kept", "against": decision.version}
         _tag(client, name, decision.champion, {DECISION + key: value for key, value in theirs.items()})
+        describe_decision(client, name, decision.champion)
 
 
 def _tag(client: MlflowClient, name: str, version: str, tags: dict[str, str]) -> None:
@@ -255,7 +278,3 @@ def _remove_challenger(client: MlflowClient, name: str, version: str) -> None:
     """Remove the challenger's alias from a version that is the champion."""
     if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == version:
         client.delete_registered_model_alias(name, CHALLENGER)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -15,13 +15,15 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import torch
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.pyfunc import PythonModel
 
 import agman
 from agman.embedder import BATCH, Embedder, PictureError
-from basics.pictures import MAX_BYTES
+from agman.tagger import read_tagger
 from data_prep.errors import InputError
+from data_prep.pictures import MAX_BYTES
 
 
 class EmbeddingModel(PythonModel):
@@ -29,12 +31,17 @@ class EmbeddingModel(PythonModel):
 
     Columns of the input: `image`, an image file's bytes or their base64; `attribute`, one name or a list of names. If
     a row has no attribute (no such column, null, an empty list), it means all attributes of the model. The output has
-    one row for each input row: `attributes`, the names, and `embeddings`, one of unit length for each name.
+    one row for each input row: `attributes`, the names, and for each name an embedding of unit length in `embeddings`,
+    the most probable value in `values` (None without prototypes of the attribute) and its probability in
+    `probabilities` (None if nothing calibrated it).
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the weights."""
-        self.embedder = Embedder(*agman.load_model(Path(context.artifacts["model"])))
+        """Load the weights and the prototypes."""
+        folder = Path(context.artifacts["model"])
+        self.embedder = Embedder(*agman.load_model(folder))
+        tagger = read_tagger(folder, self.embedder.digest)
+        self.namers = tagger.namers if tagger else {}
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
         """Embed every row.
@@ -57,7 +64,22 @@ class EmbeddingModel(PythonModel):
         embedded = np.concatenate([*self._embedded(first_row)] or [self.embedder.embed([])])
         found = [embedded[index[data], of_row] for data, of_row in zip(images, numbers, strict=True)]
         names = [[self.embedder.attributes[number] for number in of_row] for of_row in numbers]
-        return pd.DataFrame({"attributes": names, "embeddings": [one.astype(np.float64).tolist() for one in found]})
+        named = [[self._named(*one) for one in zip(*row, strict=True)] for row in zip(names, found, strict=True)]
+        return pd.DataFrame(
+            {
+                "attributes": names,
+                "embeddings": [one.astype(np.float64).tolist() for one in found],
+                "values": [[value for value, _ in of_row] for of_row in named],
+                "probabilities": [[probability for _, probability in of_row] for of_row in named],
+            }
+        )
+
+    def _named(self, attribute: str, embedding_d: np.ndarray) -> tuple[str | None, float | None]:
+        """Return the most probable value of an attribute and its probability."""
+        if attribute not in self.namers:
+            return None, None
+        (best,) = self.namers[attribute].best(torch.from_numpy(embedding_d[None]))
+        return best
 
     def _embedded(self, first_row: dict[bytes, int]) -> Iterator[np.ndarray]:
         """Embed every distinct image once, BATCH images at a time."""

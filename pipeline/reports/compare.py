@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from data_prep.storage import Storage
 from pipeline.common.console import mean_and_deviation, say
-from pipeline.compare.compare import Comparison
+from pipeline.compare.compare import SPLIT, Comparison
 from pipeline.compare.systems import BASE, SYSTEMS
 from pipeline.evaluation.chance import GUESSING
 from pipeline.evaluation.few import marked
@@ -47,9 +47,9 @@ class ComparisonPage:
 
 
 def write_comparison_report(comparison: Comparison) -> Path:
-    """Write tables and page to the comparison's folder, send them to its MLflow run, and return the page's path.
+    """Write tables and page to the comparison's folder, send them and its metrics to its MLflow run.
 
-    A store that does not answer is a note: the folder has everything.
+    Returns the page's path. A store that does not answer is a note: the folder has everything.
     """
     report = comparison.folder / "report"
     report.mkdir(exist_ok=True)
@@ -62,10 +62,18 @@ def write_comparison_report(comparison: Comparison) -> Path:
     page = report / "report.html"
     _write_page(comparison, page)
     try:
+        comparison.run.log(comparison.metrics, step=len(comparison.scored))
+        comparison.run.describe({"result": _in_words(comparison)})
         MlflowClient(comparison.run.uri).log_artifacts(comparison.run.run_id, str(report), "comparison")
     except (MlflowException, OSError) as error:
         say(f"note: the report could not be sent to MLflow ({tracking.reason(error)}); it is in {report}")
     return page
+
+
+def _in_words(comparison: Comparison) -> str:
+    scores = {key: comparison.of_seeds(key, "map") for key in comparison.systems}
+    said = [f"{SYSTEMS[key].title} {_cell(values)}" for key, values in scores.items() if values]
+    return f"MAP on {SPLIT}, times 100: {', '.join(said)}; chance {100 * comparison.chance['']:.2f}"
 
 
 def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from basics.pictures import open_picture, upright_rgb
 from data_prep import atomic
+from data_prep.pictures import open_picture, upright_rgb
 from pipeline.common.errors import without_credentials
 from pipeline.reports.charts import jpeg
 from pipeline.reports.html import render

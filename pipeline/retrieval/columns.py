@@ -19,8 +19,8 @@ from data_prep.layouts import table_file
 from data_prep.layouts.table_file import INNER, Column, Records
 
 KINDS = (pa.int64(), pa.float64(), pa.bool_(), pa.date32(), pa.timestamp("us"))
-CODE = re.compile(r"[-+]?0\d")
-"""Start of a text that is no number, such as the article number 00123."""
+CODE = re.compile(r"[-+]?0[\dx]", re.IGNORECASE)
+"""Start of a text that is no number, such as the article numbers 00123 and 0x12."""
 
 
 @dataclass(frozen=True)

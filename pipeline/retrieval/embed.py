@@ -188,6 +188,11 @@ def _existing(out: Path, info: GalleryInfo, overwrite: bool) -> Gallery | None:
     gallery = Gallery.open(out)
     if gallery.info.fingerprint != info.fingerprint:
         same_model = gallery.info.model_digest == info.model_digest
+        if same_model and (gallery.info.source, gallery.info.root) == (info.source, info.root):
+            raise InputError(
+                f"--out {out}: contains a gallery of {info.root} as it was; `agman embed --into {out}` brings it up to "
+                "date, --overwrite embeds all again"
+            )
         other = "of other pictures" if same_model else f"of {gallery.info.model}"
         raise InputError(f"--out {out}: contains a gallery {other}; give another folder or --overwrite")
     return gallery

@@ -5,7 +5,9 @@ A folder that `agman embed` writes:
     gallery.json                     source, model and counts (`GalleryInfo`)
     embeddings/part-*.parquet        image, file, row (as in images.parquet), and a column of vectors for each attribute
     images.parquet                   image string, file string, row int64: for each row (`image_sources.IMAGES`)
-    vectors/attribute-00.npy         the same embeddings, float32 R×D, one memory-mapped file for each attribute
+    vectors/attribute-00.npy         the same embeddings, float32 R×D, one memory-mapped file for each attribute; they
+                                     may be deleted once a vector store has them (`agman index --to`)
+    store.json                       the vector store that has them, if one has (`store_index.py`)
     index/                           the approximate index, if one was built (`agman index`)
     tagger.safetensors               the model's prototypes, for searches by value, if it has some
     rejects.parquet                  image, file, row, detail string: unreadable pictures, and the reason
@@ -33,9 +35,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from basics.pictures import open_picture, read_file
 from data_prep import atomic
 from data_prep.errors import InputError, StorageError
+from data_prep.pictures import open_picture, read_file
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
 from pipeline.common.hints import nearest
@@ -43,11 +45,13 @@ from pipeline.common.lock import locked
 from pipeline.retrieval.dataset_rows import DatasetRows, Described
 from pipeline.retrieval.exact import NORM_ERROR, exact_scores, nearest_rows
 from pipeline.retrieval.image_sources import IMAGES, Kind, inside, read_cells
-from pipeline.retrieval.states import COLUMNS_FILE, IMAGES_FILE, NAME, VECTORS, Hold
+from pipeline.retrieval.states import COLUMNS_FILE, IMAGES_FILE, NAME, STORE_FILE, VECTORS, Hold
+from pipeline.retrieval.stores import Layout
 
 if TYPE_CHECKING:  # torch and FAISS are imported only where they are needed
     from agman.tagger import Tagger
     from pipeline.retrieval.faiss_index import ApproximateIndex
+    from pipeline.retrieval.store_index import StoreIndex
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "gallery.json"
@@ -125,8 +129,16 @@ class Gallery:
         """Name of every row: its path relative to the source (POSIX), or the image id of a prepared dataset."""
         self.table = images
         """A line for each row, with the columns of IMAGES."""
-        self._vectors = vectors
+        self.stored = not vectors
+        """Whether the embeddings are in the vector store alone, because the matrices were deleted."""
+        self._vectors = vectors or self._stored_matrices()
         self._hold = hold
+
+    def _stored_matrices(self) -> list[Any]:
+        from pipeline.retrieval.store_index import StoredMatrix
+
+        shape = (self.info.images, self.info.width)
+        return [StoredMatrix(lambda: self.store, number, shape) for number in range(len(self.info.attributes))]
 
     @classmethod
     def open(cls, path: str | Path) -> Gallery:
@@ -153,7 +165,8 @@ class Gallery:
             hold = Hold(state)
             with pq.ParquetFile(state / IMAGES_FILE) as file:  # pq.read_table would import pandas
                 images = file.read(columns=IMAGES.names).cast(IMAGES)
-            vectors = open_vectors(state, len(info.attributes))
+            stored = not (state / VECTORS).exists() and (folder / STORE_FILE).exists()
+            vectors = [] if stored else open_vectors(state, len(info.attributes))
         except (OSError, ValueError, EOFError, pa.ArrowException) as error:
             first_line = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{folder}: damaged ({first_line}); run `agman embed` again") from error
@@ -197,6 +210,8 @@ class Gallery:
         queries = self._picked(queries, numbers)
         if top < 1:
             raise ValueError(f"top must be at least 1, not {top}")
+        if approximate and self.store:
+            return self.store.search(queries, numbers, top, weights, where)
         rows = None if where is None else self.rows_where(where)
         if approximate:
             return self.index.search(queries, numbers, top, weights, rows)
@@ -217,6 +232,15 @@ class Gallery:
             raise InputError(f"{file}: damaged (it has not {len(self):,} rows); run `agman embed` again")
         return table
 
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        """Column -> kind of its cells, in words; empty without columns."""
+        if self.columns is None:
+            return {}
+        from pipeline.retrieval.where import kind_of
+
+        return {field.name: kind_of(field.type) for field in self.columns.schema}
+
     def cells(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Return for each of `rows` column -> cell; dates and times are texts. Without columns, the result is empty."""
         if self.columns is None:
@@ -232,13 +256,22 @@ class Gallery:
 
         Raises InputError for an invalid condition, and for a gallery without columns.
         """
+        from pipeline.retrieval.where import matching
+
+        return matching(self._known_columns(), condition)
+
+    def check_where(self, condition: str) -> None:
+        """Raise InputError if a condition is invalid, without looking at the rows."""
+        from pipeline.retrieval.where import matching
+
+        matching(self._known_columns().slice(0, 0), condition)
+
+    def _known_columns(self) -> pa.Table:
         if self.columns is None:
             raise InputError(
                 f"{self.folder}: has no columns; `agman embed --into {self.folder} --columns TABLE` adds them"
             )
-        from pipeline.retrieval.where import matching
-
-        return matching(self.columns, condition)
+        return self.columns
 
     @cached_property
     def index(self) -> ApproximateIndex:
@@ -250,16 +283,46 @@ class Gallery:
             raise InputError(f"{self.folder}: has no approximate index; `agman index {self.folder}` builds one")
         return index
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Attributes, width and columns of the rows."""
+        columns = pa.schema([]) if self.columns is None else self.columns.schema
+        return Layout(self.info.attributes, self.info.width, columns)
+
+    @cached_property
+    def store(self) -> StoreIndex | None:
+        """The vector store that has the gallery (`agman index --to`), for approximate searches; None without.
+
+        Raises InputError if it does not have this version of the gallery; StorageError if it is away.
+        """
+        from pipeline.retrieval.store_index import open_index
+
+        return open_index(self.folder, self.layout, len(self), self.version)
+
+    def candidates(self, near: Sequence[tuple[int, np.ndarray]], top: int, where: str | None) -> np.ndarray:
+        """Return the rows that satisfy `where` near any of the vectors, each (index of an attribute, D), sorted.
+
+        Raises InputError as `search`.
+        """
+        if self.store:
+            return self.store.candidates(near, top, where)
+        return self.index.candidates(near, top, None if where is None else self.rows_where(where))
+
     def build_index(self, progress: Progress = silent) -> ApproximateIndex:
-        """Build the approximate index, replacing an older one.
+        """Build the approximate index, replacing an older one. Searches no longer use a vector store.
 
         Raises InputError if another process is writing the gallery, or if the index cannot be written.
         """
         from pipeline.retrieval.faiss_index import build_index
 
+        if self.stored:
+            raise InputError(f"{self.folder}: its vectors are in a vector store alone, whose index is used")
         with locked(self.folder, "another gallery"):
-            self.__dict__.pop("index", None)
-            return build_index(self.files, self._vectors, progress)
+            for name in ("index", "store"):
+                self.__dict__.pop(name, None)
+            built = build_index(self.files, self._vectors, progress)
+            (self.folder / STORE_FILE).unlink(missing_ok=True)
+            return built
 
     def cosines(self, query: np.ndarray, attributes: Attributes, rows: np.ndarray) -> np.ndarray:
         """Return the cosines of one query (N×D) with each of K rows under each attribute, float32 A×K."""
@@ -342,6 +405,12 @@ class Gallery:
         elif self.info.source == "folder" and path.is_relative_to(root := Path(self.info.root).resolve()):
             image = path.relative_to(root).as_posix()
         row = -1 if image is None else self.table["image"].index(image).as_py()
+        return None if row < 0 else row
+
+    def row_named(self, name: str) -> int | None:
+        """Return the row of a picture by the name that `describe` gives, or None if the gallery has no such picture."""
+        image = self._dataset.image_named(name) if self._dataset else None
+        row = self.table["image"].index(name if image is None else str(image)).as_py()
         return None if row < 0 else row
 
     @cached_property

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from basics.pictures import HEIC, HEIC_MISSING, SUFFIXES
 from data_prep.errors import InputError
+from data_prep.pictures import HEIC, HEIC_MISSING, SUFFIXES
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION as DATASET
 

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from agman.embedder import Embedder, PictureError
-from basics.pictures import MAX_BYTES, read_file
 from data_prep.errors import StorageError
+from data_prep.pictures import MAX_BYTES, read_file
 from data_prep.storage import Storage
 from pipeline.retrieval.image_sources import inside, read_cells
 

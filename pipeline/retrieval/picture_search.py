@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from agman.trained import TrainedModel
-from basics.errors import InputError
+from data_prep.errors import InputError
 from pipeline.retrieval.gallery import Attributes, Gallery, weights_of
 from pipeline.retrieval.search import Hit, embedder_of, ranked
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basics.pictures import read_file
 from data_prep.errors import InputError
+from data_prep.pictures import read_file
 from pipeline.common.console import say
 from pipeline.retrieval.gallery import Attributes, Gallery, weights_of
 
@@ -154,9 +154,8 @@ def ranked(
 
         numbers = gallery.numbers(attributes) if attributes else []
         picture_ad = query[numbers] if query is not None else np.empty((0, gallery.info.width), np.float32)
-        among = None if where is None else gallery.rows_where(where)
         weights = weights_of(attributes)
-        scores, rows = best_rows(gallery, terms, picture_ad, numbers, weights, wanted, approximate, among)
+        scores, rows = best_rows(gallery, terms, picture_ad, numbers, weights, wanted, approximate, where)
     else:
         assert query is not None, "a search has a picture or values"
         (scores,), (rows,) = gallery.search(query[None], attributes, wanted, approximate, where)
@@ -229,7 +228,7 @@ def run_search(
     Raises InputError for invalid arguments.
     """
     if where is not None:
-        gallery.rows_where(where)  # before a model is loaded
+        gallery.check_where(where)  # before a model is loaded
     if query is None and attributes:
         raise InputError("--attribute needs --query IMAGE; --value finds pictures by a value's name")
     if query is None and not values and not excluded:

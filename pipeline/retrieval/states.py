@@ -24,6 +24,8 @@ IMAGES_FILE = "images.parquet"
 """File of every state that its readers lock."""
 REJECTS_FILE, SKIPPED_FILE, SOURCE_FILE = "rejects.parquet", "skipped.parquet", "source.parquet"
 COLUMNS_FILE = "columns.parquet"
+STORE_FILE = "store.json"
+"""Record of a vector store that has the gallery; beside `gallery.json`, not in a state."""
 TAGGER_FILE = "tagger.safetensors"
 """The same as agman.tagger.TAGGER, which imports torch."""
 FILES = (VECTORS, EMBEDDINGS, INDEX, REJECTS_FILE, SKIPPED_FILE, SOURCE_FILE, COLUMNS_FILE, TAGGER_FILE, IMAGES_FILE)

@@ -99,7 +99,7 @@ def best_rows(
     weights: Sequence[float],
     top: int,
     approximate: bool = False,
-    among: np.ndarray | None = None,
+    where: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores (float32) and rows of the best matches, best first; equal scores are ordered by row.
 
@@ -114,15 +114,16 @@ def best_rows(
         weights: weight of each of them.
         top: number of rows.
         approximate: use the approximate index.
-        among: rows that may be in the result, in order; all by default.
+        where: condition on the columns that rows in the result satisfy.
     """
-    rows = np.arange(len(gallery)) if among is None else among
-    if approximate:
+    if not approximate:
+        rows = np.arange(len(gallery)) if where is None else gallery.rows_where(where)
+    else:
         near = [(number, vector) for number, vector in zip(numbers, picture_ad, strict=True)]
         near += [(one.number, one.prototype) for one in terms if not one.excluded]
         if not near:
             raise InputError("an approximate search needs a picture or a value that is wanted")
-        rows = gallery.index.candidates(near, top, among)
+        rows = gallery.candidates(near, top, where)
     scores, best = np.empty(0, np.float32), np.empty(0, np.int64)
     for start in range(0, len(rows), CHUNK):
         some = rows[start : start + CHUNK]

@@ -16,8 +16,9 @@ such as '2026-11-30'. Nothing of a condition is executed: it is parsed, and comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, reduce
 from typing import Any
 
@@ -58,9 +59,50 @@ class Literal:
 
 
 Operand = Column | Literal
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Condition that compares two operands; `sign` is one of COMPARE."""
+
+    sign: str
+    first: Operand
+    second: Operand
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Condition that an operand has no value."""
+
+    operand: Operand
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Condition that a column of true and false is true."""
+
+    operand: Operand
+
+
+@dataclass(frozen=True)
+class Not:
+    """Opposite of a condition."""
+
+    inner: Condition
+
+
+@dataclass(frozen=True)
+class Several:
+    """Conditions that must all hold, or of which one must."""
+
+    every: bool
+    parts: tuple[Condition, ...]
+
+
+Condition = Comparison | Absent | Truth | Not | Several
+"""A parsed condition. `in` and `between` are several comparisons."""
 Mask = Any
 """Arrow's array of true, false and null, one for each row."""
-Condition = Callable[[pa.Table], Mask]
 
 
 def matching(table: pa.Table, condition: str) -> np.ndarray:
@@ -69,8 +111,15 @@ def matching(table: pa.Table, condition: str) -> np.ndarray:
     Raises InputError for a condition that cannot be parsed, with the place; for an unknown column, with the nearest
     name; and for a comparison of values of different kinds.
     """
-    mask = parsed(condition)(table)
+    mask = _mask(table, parsed(condition))
     return np.flatnonzero(pc.fill_null(mask, False).to_numpy(zero_copy_only=False))
+
+
+def checked(schema: pa.Schema, condition: str) -> Condition:
+    """Parse a condition on columns of this schema. Raises InputError as `matching`."""
+    found = parsed(condition)
+    _mask(schema.empty_table(), found)
+    return found
 
 
 def parsed(text: str) -> Condition:
@@ -111,12 +160,12 @@ def _grammar() -> pp.ParserElement:
     comparison = (operand + pp.Optional(compared | within | absent)).set_parse_action(_comparison)
     condition = pp.Forward()
     factor = pp.Forward()
-    negated = (pp.Suppress(word["not"]) - factor).set_parse_action(lambda found: _inverse(found[0]))
+    negated = (pp.Suppress(word["not"]) - factor).set_parse_action(lambda found: Not(found[0]))
     factor <<= negated | pp.Suppress("(") - condition - pp.Suppress(")") | comparison
     conjunction = factor + (pp.Suppress(word["and"]) - factor)[...]
-    conjunction.set_parse_action(lambda found: _all(pc.and_kleene, found.as_list()))
+    conjunction.set_parse_action(lambda found: _several(True, found))
     condition <<= conjunction + (pp.Suppress(word["or"]) - conjunction)[...]
-    condition.set_parse_action(lambda found: _all(pc.or_kleene, found.as_list()))
+    condition.set_parse_action(lambda found: _several(False, found))
     return condition
 
 
@@ -132,36 +181,43 @@ def _comparison(found: pp.ParseResults) -> Condition:
     first, *rest = found.as_list()
     match rest:
         case []:
-            return lambda table: _truth(table, first)
+            return Truth(first)
         case ["is", *negated, "null"]:
-            return lambda table: (pc.is_valid if negated else pc.is_null)(_column(table, first))
+            return Not(Absent(first)) if negated else Absent(first)
         case ["not", *others]:
-            return _inverse(_among(first, others))
+            return Not(_among(first, others))
         case ["in" | "between", *_]:
             return _among(first, rest)
         case [sign, second]:
-            return lambda table: _compare(table, sign, first, second)
+            return Comparison(sign, first, second)
     raise AssertionError(rest)
 
 
 def _among(first: Operand, rest: Sequence[Any]) -> Condition:
     kind, *others = rest
     if kind == "in":
-        return _all(pc.or_kleene, [_comparing("=", first, one) for one in others])
+        return _several(False, [Comparison("=", first, one) for one in others])
     low, high = others
-    return _all(pc.and_kleene, [_comparing(">=", first, low), _comparing("<=", first, high)])
+    return _several(True, [Comparison(">=", first, low), Comparison("<=", first, high)])
 
 
-def _comparing(sign: str, first: Operand, second: Operand) -> Condition:
-    return lambda table: _compare(table, sign, first, second)
+def _several(every: bool, parts: Iterable[Condition]) -> Condition:
+    first, *others = parts
+    return Several(every, (first, *others)) if others else first
 
 
-def _all(combine: Callable[[Mask, Mask], Mask], conditions: Sequence[Condition]) -> Condition:
-    return lambda table: reduce(combine, [one(table) for one in conditions])
-
-
-def _inverse(condition: Condition) -> Condition:
-    return lambda table: pc.invert(condition(table))
+def _mask(table: pa.Table, condition: Condition) -> Mask:
+    match condition:
+        case Comparison(sign, first, second):
+            return _compare(table, sign, first, second)
+        case Absent(operand):
+            return pc.is_null(_column(table, operand))
+        case Truth(operand):
+            return _truth(table, operand)
+        case Not(inner):
+            return pc.invert(_mask(table, inner))
+        case Several(every, parts):
+            return reduce(pc.and_kleene if every else pc.or_kleene, [_mask(table, one) for one in parts])
 
 
 def _truth(table: pa.Table, one: Operand) -> Mask:
@@ -202,9 +258,19 @@ def _as_date(one: Operand, cells: Any, other: pa.DataType) -> Any:
     if not (isinstance(one, Literal) and isinstance(one.value, str) and pa.types.is_temporal(other)):
         return cells
     try:
-        return cells.cast(pa.timestamp("us"))
+        return pa.scalar(moment(one.value))
     except pa.ArrowInvalid:
         raise InputError(f"where: {_shown(one)} is no date; write dates as '2026-11-30'") from None
+
+
+def moment(text: str) -> datetime:
+    """Return the date and time that a text names. Raises ArrowInvalid if it names none."""
+    return pa.scalar(text).cast(pa.timestamp("us")).as_py()
+
+
+def type_of(one: Operand, columns: pa.Schema) -> pa.DataType:
+    """Return the type of an operand, for columns of this schema."""
+    return columns.field(one.name).type if isinstance(one, Column) else pa.scalar(one.value).type
 
 
 def kind_of(of: pa.DataType) -> str:

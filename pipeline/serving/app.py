@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +22,7 @@ from data_prep.errors import InputError
 from pipeline.reports.html import render
 from pipeline.retrieval.where import LONGEST
 from pipeline.serving.access import CLIENT
+from pipeline.serving.engine import MOST_HITS
 from pipeline.serving.limits import BodyLimit
 from pipeline.serving.observe import REGISTRY
 from pipeline.serving.replicas import RETRY_SECONDS, STARTING, Replicas, Unavailable
@@ -68,8 +69,12 @@ HIT = {
     "values": [{"attribute": "category", "value": "T-Shirt", "excluded": False, "score": 0.9111}],
     "labels": {"category": "T-Shirt", "sleeve_length": "short"},
     "tags": {"category": {"value": "T-Shirt", "probability": 0.9111}},
+    "columns": {"brand": "X", "price": 49.99},
+    "of": "4f1c2a7e",
     "picture": "pictures/17?of=4f1c2a7e",
 }
+
+PICTURE_OF_GALLERY = {key: HIT[key] for key in ("row", "image", "labels", "tags", "picture")}
 
 
 def example(answer: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
@@ -99,8 +104,8 @@ Values = Annotated[
     Form(description="ATTRIBUTE=VALUE; the probabilities of several are multiplied.", examples=[["kids=false"]]),
 ]
 CONDITION = "Condition on the gallery's columns, as in SQL: brand = 'X' and price < 50."
-Where = Annotated[str, Form(description=CONDITION, max_length=LONGEST)]
-QueryWhere = Annotated[str, Query(description=CONDITION, max_length=LONGEST)]
+Where = Annotated[str, Form(description=CONDITION, max_length=LONGEST, examples=["price < 50"])]
+QueryWhere = Annotated[str, Query(description=CONDITION, max_length=LONGEST, examples=["price < 50"])]
 Of = Annotated[
     str | None, Query(description="State of the gallery whose row it is: `of` of a hit; by default the newest.")
 ]
@@ -152,10 +157,10 @@ async def page(replicas: Asked) -> HTMLResponse:
     return HTMLResponse(render("serve.html.j2", replicas.facts))
 
 
-@app.get("/serve.js")
-async def script() -> Response:
-    """Return the script of the page."""
-    source = files("pipeline.reports") / "templates" / "serve.js"
+@app.get("/{script}.js")
+async def script(script: Literal["serve", "serve_hits"]) -> Response:
+    """Return a script of the page."""
+    source = files("pipeline.reports") / "templates" / f"{script}.js"
     return Response(source.read_bytes(), media_type="text/javascript")
 
 
@@ -229,6 +234,17 @@ async def attention_of(row: int, attribute: str, replicas: Asked, of: Of = None)
     """Return a picture of the gallery with the attention drawn over it, as JPEG."""
     heat = await replicas.ask("attention_of", row, attribute, of)
     return Response(heat, media_type="image/jpeg", headers={"Cache-Control": AN_HOUR})
+
+
+@app.get("/pictures", responses=example({"pictures": [PICTURE_OF_GALLERY]}))
+async def pictures(
+    replicas: Asked,
+    image: Annotated[str | None, Query(description="`image` of a hit; by default, pictures are drawn.")] = None,
+    seed: Annotated[int, Query(ge=0, description="Another seed draws other pictures.")] = 0,
+    top: Annotated[int, Query(ge=1, le=MOST_HITS)] = 24,
+) -> dict[str, Any]:
+    """Return a picture of the gallery by its name, or some to begin a search with."""
+    return {"pictures": await (replicas.ask("some", seed, top) if image is None else replicas.ask("named", image))}
 
 
 @app.get("/pictures/{row}")

@@ -18,7 +18,6 @@ from data_prep.errors import InputError
 from pipeline.retrieval.gallery import Gallery, weights_of
 from pipeline.retrieval.search import parse_attributes, ranked
 from pipeline.retrieval.values import ValueTerm, value_terms
-from pipeline.retrieval.where import kind_of
 
 MOST_HITS = 100
 """Largest number of hits in one answer."""
@@ -53,7 +52,7 @@ class Engine:
             "attributes": list(info.attributes),
             "queries": info.queries,
             "values": self.values,
-            "columns": self.columns,
+            "columns": self.gallery.column_kinds,
             "width": info.width,
             "device": self.embedder.device,
         }
@@ -62,12 +61,6 @@ class Engine:
     def values(self) -> dict[str, list[str]]:
         """Attribute -> values that can be searched for."""
         return {name: one.known for name, one in self._namers.items() if one.temperature is not None}
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Column that a condition may name -> its kind."""
-        columns = self.gallery.columns
-        return {} if columns is None else {field.name: kind_of(field.type) for field in columns.schema}
 
     def read(self, data: bytes) -> np.ndarray:
         """Return a client's picture as the model receives it. Raises PictureError if it cannot be read."""
@@ -97,37 +90,57 @@ class Engine:
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
         if where is not None:
-            self.gallery.rows_where(where)
+            self.gallery.check_where(where)
         return SearchRequest(weights, terms, top, where)
 
     def hits(
         self, embeddings_nd: np.ndarray | None, asked: SearchRequest, approximate: bool, without: int | None = None
     ) -> list[dict]:
         """Return the best rows for a picture's embeddings under all attributes, N×D, and values, without one row."""
-        version = self.gallery.version  # browsers cache pictures by their address
         found = ranked(
             self.gallery, embeddings_nd, asked.weights, asked.top, approximate, without, asked.terms, asked.where
         )
         return [
             asdict(hit)
-            | {
-                "cosines": dict(zip(asked.weights, hit.cosines, strict=True)),
-                "of": version,
-                "picture": f"pictures/{hit.row}?of={version}",
-                "tags": tags,
-            }
+            | {"cosines": dict(zip(asked.weights, hit.cosines, strict=True)), "tags": tags}
+            | self._address(hit.row)
             for hit, tags in zip(found, self.tags([hit.row for hit in found]), strict=True)
         ]
+
+    def some(self, seed: int, count: int) -> list[dict]:
+        """Return `count` rows drawn by a seed, to begin a search with; all in their order if there are no more."""
+        rows = np.arange(len(self.gallery))
+        if count < len(rows):
+            rows = np.random.default_rng(seed).choice(len(rows), count, replace=False)
+        return self.shown(rows.tolist())
+
+    def named(self, image: str) -> list[dict]:
+        """Return the row of the picture that hits name `image`. Raises InputError if there is none."""
+        row = self.gallery.row_named(image)
+        if row is None:
+            raise InputError(f"the gallery has no picture {image!r}")
+        return self.shown([row])
+
+    def shown(self, rows: Sequence[int]) -> list[dict]:
+        """Return what is known of rows, as in hits."""
+        known = zip(rows, self.gallery.describe(rows), self.gallery.cells(rows), self.tags(rows), strict=True)
+        return [
+            {"row": row, "image": one.path, "labels": one.labels, "columns": cells, "tags": tags} | self._address(row)
+            for row, one, cells, tags in known
+        ]
+
+    def _address(self, row: int) -> dict[str, str]:
+        version = self.gallery.version  # browsers cache pictures by their address
+        return {"of": version, "picture": f"pictures/{row}?of={version}"}
 
     def tags(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Return for each row attribute -> the most probable value and its probability, null if not calibrated."""
         tags: list[dict[str, Any]] = [{} for _ in rows]
         for attribute, namer in self._namers.items():
             (number,) = self.gallery.numbers([attribute])
-            found, best = namer.probabilities(torch.from_numpy(self.gallery.matrix(number)[rows])).max(1)
-            for of_row, probability, value in zip(tags, found.tolist(), best.tolist(), strict=True):
-                known = probability if namer.temperature is not None else None
-                of_row[attribute] = {"value": namer.values[value], "probability": known}
+            named = namer.best(torch.from_numpy(self.gallery.matrix(number)[rows]))
+            for of_row, (value, probability) in zip(tags, named, strict=True):
+                of_row[attribute] = {"value": value, "probability": probability}
         return tags
 
     @property

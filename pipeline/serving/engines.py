@@ -39,7 +39,7 @@ class Engines:
             self._seen = info
             try:
                 gallery = Gallery.open(folder)
-                if (gallery.info.model_digest, gallery.info.image_size) != (now.embedder.digest, now.embedder.side):
+                if gallery.info.model_digest != now.gallery.info.model_digest:
                     raise InputError(f"{folder}: is of another model now; start the service again to serve it")
                 engine = Engine(gallery, now.embedder)
                 _ = engine.facts  # reads the columns and prototypes, before anybody waits for them

@@ -57,8 +57,18 @@ class Replicas:
             self._none_left.clear()
             self._answering.set()
             with suppress(RayActorError, RayServeException):
-                await self._handle.end.remote(self.facts["state"])
-            await asyncio.sleep(PAUSE)  # while some replicas serve the new state, and others do not yet
+                await self._follow()
+
+    async def _follow(self) -> None:
+        """Keep `facts` up to date. Raises RayActorError or RayServeException when the replica that is asked has ended.
+
+        While some replicas serve a new state and others do not yet, either may answer.
+        """
+        while True:
+            with suppress(BackPressureError):
+                await self._handle.changed.remote(self.facts["state"])
+                self.facts = dict(await self._handle.facts.remote())
+            await asyncio.sleep(PAUSE)
 
     async def _facts_of_one(self) -> dict[str, Any]:
         while True:

@@ -23,10 +23,13 @@ from mlflow.tracking import MlflowClient
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from data_prep.tables import DatasetInfo
+from data_prep.storage import Storage
+from data_prep.tables import REPORT, DatasetInfo
 from data_prep.words import counted
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed, reason, without_credentials
+from pipeline.common.markdown import with_rows
+from pipeline.tracking.origin import NOTE, SWEEP, describe_run, labels_of, origin_tags
 from pipeline.tracking.watchdog import OWNER, Watchdog, end_run, take_over
 
 SQLITE = "sqlite:///"
@@ -41,6 +44,8 @@ DIGEST = 36
 """Characters of a dataset's digest; MLflow's limit."""
 PARENT = "mlflow.parentRunId"
 """MLflow's documented system tag of a child run: the parent's id."""
+PAGE_BYTES = 32 << 20
+"""Largest page that is logged as an artifact."""
 RESUMED = "resumed."
 """Prefix of the tags that hold the new values of params that changed when the training was resumed."""
 Points = list[tuple[int, dict[str, float]]]
@@ -117,7 +122,9 @@ def experiment_of(client: MlflowClient, dataset: DatasetInfo) -> str:
     location = None
     if uri.startswith(SQLITE):
         location = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" / dataset.name).as_uri()
-    return client.create_experiment(dataset.name, artifact_location=location)
+    model = f"agman-{dataset.name}"  # MLflow shows one line
+    about = f"[{model}](#/models/{model}) says which version is champion, and why."
+    return client.create_experiment(dataset.name, artifact_location=location, tags={NOTE: about})
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,25 @@ class Run:
         """Set these tags. Raises MlflowException."""
         MlflowClient(self.uri).log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
+    def log_dataset_page(self, dataset: Dataset) -> None:
+        """Log the page that `agman prep` wrote about the dataset, if there is one. Raises nothing."""
+        self.log_page(dataset.storage / REPORT, f"dataset/{REPORT}")
+
+    def log_page(self, page: Storage, name: str) -> None:
+        """Log an HTML page as the artifact `name`, if it exists and has at most PAGE_BYTES. Raises nothing."""
+        try:
+            if not 0 < page.size() <= PAGE_BYTES:
+                return
+            self.log_text(page.read_bytes().decode(), name)
+        except Exception as error:  # every artifact store has its own
+            say(f"note: {page} is not logged to run {self.run_id} ({reason(error)})")
+
+    def describe(self, rows: dict[str, str]) -> None:
+        """Put rows (name -> Markdown) on top of the run's description. Raises MlflowException."""
+        client = MlflowClient(self.uri)
+        now = client.get_run(self.run_id).data.tags.get(NOTE, "")
+        client.set_tag(self.run_id, NOTE, with_rows(now, rows))
+
     def log_dataset(self, dataset: Dataset) -> None:
         """Log the dataset as an input of the run; only once, however often it is called. Raises nothing.
 
@@ -193,6 +219,8 @@ class OpenRun(Run):
 
     token: str = field(compare=False, repr=False)
     """Name of this driver as the run's owner; see watchdog.py."""
+    sweep: str = ""
+    """Name of the study, if this is the run of one; runs below it have it as a tag."""
 
 
 class PointLog:
@@ -236,14 +264,18 @@ class PointLog:
 def start_run(dataset: DatasetInfo, name: str, params: dict[str, Any], parent: Run | None = None, **tags: str) -> Run:
     """Start a run in the dataset's experiment; the caller ends it.
 
-    If this process is killed, the watchdog of an open parent ends the run too. Raises InputError or MlflowException.
+    The run's tags and description say who began it, with which command, on which code and data; see origin.py. If this
+    process is killed, the watchdog of an open parent ends the run too. Raises InputError or MlflowException.
     """
     client = connect(create=True)
-    tags |= {"dataset": dataset.name, "dataset_digest": dataset.digest}
+    tags = origin_tags() | labels_of(params, dataset) | tags
     if parent:
         tags[PARENT] = parent.run_id
     if isinstance(parent, OpenRun):
         tags.setdefault(OWNER, parent.token)
+        if parent.sweep:
+            tags.setdefault(SWEEP, parent.sweep)
+    tags[NOTE] = describe_run(dataset, tags)
     created = client.create_run(experiment_of(client, dataset), run_name=name, tags=tags)
     started = Run(tracking_uri(), created.info.run_id)
     try:
@@ -320,7 +352,7 @@ def open_run(
             run_id = before.info.run_id
         else:
             run_id = start_run(dataset, name, params, parent, **tags, **{OWNER: token}).run_id
-        opened = OpenRun(tracking_uri(), run_id, token)
+        opened = OpenRun(tracking_uri(), run_id, token, tags.get(SWEEP, ""))
         yield opened
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):

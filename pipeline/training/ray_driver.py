@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import ray
@@ -103,7 +104,7 @@ def run_workers(
                 resources_per_worker=resources,
             ),
             run_config=ray.train.RunConfig(
-                name="ray",
+                name=PurePosixPath(str(job.path)).name,
                 storage_path=scratch,  # for Ray's own state; checkpoints are in the training's folder
                 failure_config=ray.train.FailureConfig(max_failures=-1),  # the board counts restarts without progress
                 worker_runtime_env=ONE_HEAP,

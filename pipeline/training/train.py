@@ -26,12 +26,13 @@ from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
 from pipeline.common.lock import locked
+from pipeline.common.markdown import code
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig
 from pipeline.config.settings import typed
 from pipeline.evaluation.chance import evidence_in
 from pipeline.evaluation.few import validation_queries
-from pipeline.evaluation.validation import SPLIT, score_name
+from pipeline.evaluation.validation import SPLIT, score_name, score_words
 from pipeline.registry import models as registry
 from pipeline.registry.prototypes import add_prototypes
 from pipeline.tracking import runs as tracking
@@ -122,6 +123,8 @@ def train(
             tracking.open_run(dataset.info, label, params, begun.get("run_id"), parent, job="train")
         )
         run.log_dataset(dataset)
+        if not parent:  # whose run has the page, and many trainings
+            run.log_dataset_page(dataset)
         write_json(path / DESCRIPTION, {"digest": digest, "run_id": run.run_id, "threads": threads, "settings": params})
         stack.enter_context(saying_how_to_go_on("the same command continues"))
         kept = Checkpoints(path / CHECKPOINTS, config.keep_best)
@@ -157,6 +160,7 @@ def train(
                     doubt = _doubt(dataset, best.metrics)
                     registered = registry.register(folder, dataset.info.name, run, doubt=doubt)
                 outcome["registered"] = registered.uri
+            run.describe(_result(best.metrics, registered))
         write_json(path / OUTCOME, outcome)
         queries = validation_queries(dataset.info.attribute_names, dataset.info.queries_of)
         seconds = time.perf_counter() - started
@@ -172,6 +176,14 @@ def _doubt(dataset: Dataset, metrics: dict[str, float]) -> str:
     if not found:  # its metrics are an earlier version's
         return "validation was not compared with chance"
     return f"on validation {found.doubt}" if found.doubt else ""
+
+
+def _result(metrics: dict[str, float], registered: registry.Registered | None) -> dict[str, str]:
+    """Return what a run's description says of the best checkpoint."""
+    rows = {"result": score_words(metrics)}
+    if registered:
+        rows["registered"] = f"{code(registered.uri)} ({registered.alias})"
+    return {name: text for name, text in rows.items() if text}
 
 
 def preview(config: TrainConfig, dataset: Dataset | None, workers: int) -> TrainConfig:

@@ -38,6 +38,7 @@ from pipeline.cluster.resources import cpus_for, gpu_share, gpus_for
 from pipeline.common.console import bar_of, say, say_above
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
+from pipeline.common.markdown import code
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.evaluation import evaluate as evaluation
@@ -48,6 +49,7 @@ from pipeline.registry import models as registry
 from pipeline.registry.loading import load_with_tagger
 from pipeline.registry.prototypes import add_prototypes
 from pipeline.tracking import runs as tracking
+from pipeline.tracking.origin import LABELS, SWEEP
 from pipeline.training.build import NOT_DECISIVE, check, fitted, resolved
 from pipeline.training.train import train
 from pipeline.tuning.folders import DESCRIPTION, STUDY, claimed, find_study, identity_of
@@ -205,11 +207,13 @@ def tune(
         params = {f"search/{key}": value for key, value in asdict(plan).items() if key != "settings"}
         params |= {"search/source": earlier.name if earlier else None, "search/against": ",".join(against) or None}
         params |= base.model_dump() | {"trials": trials, "trial_epochs": budget, "final_epochs": config.epochs}
+        labels: dict[str, Any] = {SWEEP: folder.name} | {key: "varied" for key in LABELS if key in space.varied}
         stack.enter_context(tracking.answering())
         parent = stack.enter_context(
-            tracking.open_run(dataset.info, folder.name, params, resume=begun.get("run_id"), job="tune")
+            tracking.open_run(dataset.info, folder.name, params, begun.get("run_id"), job="tune", **labels)
         )
         parent.log_dataset(dataset)
+        parent.log_dataset_page(dataset)
         begun |= {"run_id": parent.run_id, "finished": False}
         write_json(Storage(folder / DESCRIPTION), begun)
         stack.enter_context(saying_how_to_go_on(GO_ON))
@@ -505,6 +509,10 @@ def _log(parent: tracking.Run, record: StudyRecord, final: FinalTraining | None)
             metrics["final/valid/map_spread"] = statistics.stdev(final.valid)
     parent.tag(tags)
     parent.log(metrics, step=len(record.trials))
+    setting = " ".join(f"{key}={short(value)}" for key, value in best.setting.items())
+    rows = {"result": f"{100 * best.best:.2f}, chance {100 * record.chance:.2f} (MAP on validation, times 100)"}
+    rows["best"] = f"trial {best.number}: {code(setting)}"
+    parent.describe(rows | ({"registered": code(final.model_uri)} if final else {}))
 
 
 def short(value: Any) -> str:

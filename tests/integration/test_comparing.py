@@ -85,6 +85,18 @@ def test_the_same_command_trains_nothing_again(first: Comparison, compared: Comp
     assert {"comparison/report.html", "comparison/table.csv", "comparison/trainings.parquet"} <= names
 
 
+def test_the_run_has_metrics_named_by_system(compared: Comparison) -> None:
+    found = MlflowClient(tracking_uri()).get_run(compared.run.run_id).data
+    logged = found.metrics
+    assert logged["test/chance"] == pytest.approx(compared.chance[""])
+    for key in ASKED:
+        assert logged[f"{key}/test/map"] == pytest.approx(np.mean(compared.of_seeds(key, "map")))
+        assert logged[f"{key}/test/map_low"] <= logged[f"{key}/test/map"] <= logged[f"{key}/test/map_high"]
+    gain = compared.difference("csn")
+    assert gain and (logged["csn/difference_low"], logged["csn/difference_high"]) == (gain.low, gain.high)
+    assert "| result | MAP on test, times 100: CSN " in found.tags["mlflow.note.content"]
+
+
 def test_the_table_shows_means_and_deviations(compared: Comparison) -> None:
     header, rows = comparison_table(compared)
     assert [row[0] for row in rows] == ["CSN", "AG-MAN", "chance"] and header[4:] == [

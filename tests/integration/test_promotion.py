@@ -36,6 +36,16 @@ def client(store: Path) -> MlflowClient:
     return MlflowClient(tracking_uri())
 
 
+@pytest.fixture(autouse=True)
+def ana(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name the user."""
+    monkeypatch.setenv("AGMAN_USER", "ana")
+
+
+def of_model(client: MlflowClient) -> str:
+    return str(client.get_registered_model(NAME).description)
+
+
 def champion(client: MlflowClient) -> str:
     return str(client.get_registered_model(NAME).aliases["champion"])
 
@@ -61,6 +71,15 @@ def test_decisions_move_the_aliases_and_are_recorded(
     assert refused["decision.chance"] == f"{same.chance['']:.4f}"
 
     card = client.get_model_version(NAME, second).description
+    assert "\n\nTrained by ana" in card
+    assert f"## Decision\n\nNot promoted on {refused['decision.date']}, against version {first}: too few" in card
+    assert f"Kept on {kept['decision.date']} as champion, against" in client.get_model_version(NAME, first).description
+    page = of_model(client)
+    assert (
+        f"| version | **{first}** |" in page and "why it won | the first version that beats chance: MAP 25.00" in page
+    )
+    assert f"| last decision | Kept on {kept['decision.date']} as champion, against version {second}: too" in page
+    assert "`agman promote`" in page and "| trained by | ana |" in page and "trained on | **tiny** (digest" in page
     attribute = dataset.info.attribute_names[0]
     measured = same.challenger_scores[attribute]
     shown = f"{100 * measured.mean:.2f} [{100 * measured.low:.2f}, {100 * measured.high:.2f}]"
@@ -76,6 +95,7 @@ def test_decisions_move_the_aliases_and_are_recorded(
     forced = client.get_model_version(NAME, third).tags
     assert forced["decision.reason"] == "wanted by marketing" and forced["previous_champion"] == first
     assert forced["decision.result"] == ("forced" if figures["forced"] else "promoted")
+    assert f"| version | **{third}** |" in of_model(client) and "wanted by marketing. MAP" in of_model(client)
 
     with pytest.raises(InputError, match="champion already"):
         promote(f"models:/{NAME}@champion", dataset)
@@ -83,6 +103,9 @@ def test_decisions_move_the_aliases_and_are_recorded(
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"champion": int(first), "rolled_back": int(third)}
     assert aliases() == {"champion": first}
     assert client.get_model_version(NAME, third).tags["rolled_back.reason"] == "complaints"
+    assert f"to version {first}: complaints." in client.get_model_version(NAME, third).description
+    assert client.get_model_version(NAME, first).tags["decision.result"] == "restored"
+    assert f"| why it won | version {third} was rolled back: complaints |" in of_model(client)
 
 
 def better_by(gain: float, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -198,6 +221,35 @@ def test_the_first_version_at_chance_is_no_champion(dataset: Dataset, tracking_s
     assert "champion" not in client.get_registered_model(NAME).aliases
     forced = promote(NAME, dataset, force="a try")
     assert forced.promoted and forced.forced and champion(client) == str(made.version)
+
+
+def test_a_version_says_who_trained_what_on_which_data(
+    versions: Callable[[int], str], client: MlflowClient, dataset: Dataset
+) -> None:
+    tags = client.get_model_version(NAME, versions(12)).tags
+    assert {key: tags[key] for key in ("model", "backbone", "dataset", "dataset_digest", "trained_by")} == {
+        "model": "agman",
+        "backbone": "tiny",
+        "dataset": "tiny",
+        "dataset_digest": dataset.info.digest,
+        "trained_by": "ana",
+    }
+    assert client.get_registered_model(NAME).tags == {"dataset": "tiny"}
+
+
+def test_what_people_write_on_the_models_page_stays(
+    versions: Callable[[int], str], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.update_registered_model(NAME, "Ours.\n\n## Contact\n\nana")
+    versions(13)
+    page = of_model(client)
+    assert page.startswith("Ours.\n\n## Champion\n\n") and page.endswith("## Contact\n\nana\n")
+
+    def refuse(*arguments: object) -> None:
+        raise MlflowException("the store has gone")
+
+    monkeypatch.setattr(MlflowClient, "update_registered_model", refuse)
+    assert versions(14)  # is registered all the same
 
 
 def test_models_that_cannot_be_promoted(versions: Callable[[int], str], dataset: Dataset) -> None:

@@ -13,15 +13,16 @@ import pandas as pd
 import pytest
 from support.registered import ROOT, jpeg, load_in_a_fresh_process, register_random
 
+from agman import TrainedModel
 from agman.embedder import Embedder
 from data_prep.dataset import Dataset
-from pipeline.registry.loading import find_model, load
+from pipeline.registry.loading import find_model, load, load_with_tagger
 
 
 @pytest.fixture(scope="module")
 def embedder(store: Path, dataset: Dataset) -> Embedder:
     """The embedder of a model that is registered as agman-tiny, its champion."""
-    return Embedder(*load(register_random(dataset, store, seed=1).uri))
+    return Embedder(*load(register_random(dataset, store, seed=1, named=True).uri))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,10 @@ def test_it_takes_bytes_or_base64_and_one_attribute_several_or_all(model: Any, e
     wanted = [expected[0][[2]], expected[1][[1, 0]], expected[0], expected[1]]
     for found, of_row in zip(answer["embeddings"], wanted, strict=True):
         np.testing.assert_allclose(found, of_row, atol=1e-5)
+    named = TrainedModel(embedder, load_with_tagger("models:/agman-tiny@champion")[2]).tag(jpeg(0))[names[0]]
+    assert answer["values"][2] == [named.value, *[None] * (len(names) - 1)]
+    assert answer["probabilities"][2] == [pytest.approx(named.probability), *[None] * (len(names) - 1)]
+    assert (answer["values"][0], answer["probabilities"][0]) == ([None], [None])  # no prototypes of names[2]
     alone = model.predict(pd.DataFrame({"image": [jpeg(0)]}))
     np.testing.assert_allclose(alone["embeddings"][0], expected[0], atol=1e-5)
 

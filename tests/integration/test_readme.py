@@ -1,4 +1,4 @@
-"""The README's walk-through is run; tests/unit/pipeline/test_docs.py checks its other commands and its links."""
+"""The README's commands and its Python run; tests/unit/pipeline/test_docs.py checks other commands, and links."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 from support.commands import Agman
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 WALK = [line for line in next(b for b in BLOCKS if "agman sample" in b).splitlines() if line.startswith("agman ")]
+(PYTHON,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SMALLER = {
     r"--images \d+": "--images 240",
     r"--(image-|)size \d+": r"--\1size 32",
@@ -38,6 +40,8 @@ def test_the_walk_through_runs_with_smaller_numbers(agman_here: Agman, tmp_path:
         done = agman_here(*shlex.split(line)[1:])
         assert done.code == 0, f"{line}\n{done.err[-3000:]}"
     assert (tmp_path / "work" / "report.html").stat().st_size > 50_000
+    matplotlib.use("agg")
+    exec(PYTHON, {})
 
 
 @pytest.mark.slow
@@ -54,7 +58,8 @@ def test_the_walk_through_runs_as_it_is_typed(tmp_path: Path) -> None:
 
 
 def test_the_readme_is_short_and_its_pictures_exist() -> None:
-    assert len(README.splitlines()) <= 250
+    assert len(README.splitlines()) <= 120
+    assert len(PYTHON.splitlines()) <= 12
     pictures = re.findall(r"!\[(.+?)\]\((.+?)\)", README)
     assert pictures
     for _, path in pictures:

@@ -19,11 +19,13 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from support.processes import FORKS
+from support.s3_server import Bucket
 from support.stores import out_of_order
 from support.trainings import descendants
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.storage import Storage
 from data_prep.tables import DatasetInfo
 from pipeline.common.errors import JobFailed
 from pipeline.tracking import runs, watchdog
@@ -189,6 +191,47 @@ def test_the_dataset_is_an_input_of_the_run_once(client: MlflowClient, dataset: 
         assert dataset.info.digest.startswith(one.dataset.digest) and len(one.dataset.digest) == 36
         assert json.loads(one.dataset.source) == {"uri": str(Path(dataset.path).absolute())}
         assert json.loads(one.dataset.profile)["num_rows"] == sum(dataset.info.images.values())
+
+
+def test_a_run_says_who_began_it_and_what_came_of_it(
+    client: MlflowClient, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGMAN_USER", "ana")
+    monkeypatch.setenv("AGMAN_COMMIT", "c0ffee")
+    params = {"model": "agman", "backbone": "tiny"}
+    with open_run(dataset.info, "night", params, job="tune", sweep="night") as study:
+        begun = start_run(dataset.info, "trial 0", params, study, job="trial", trial="0")
+        for result in ("0.1", "0.2"):
+            study.describe({"result": result})
+    with open_run(dataset.info, "night", params, resume=study.run_id, job="tune", sweep="night"):
+        pass
+    for run in (study, begun):
+        found = client.get_run(run.run_id)
+        expected = {"mlflow.user": "ana", "mlflow.source.git.commit": "c0ffee", "sweep": "night", "backbone": "tiny"}
+        assert found.data.tags.items() >= expected.items()
+        assert found.info.user_id == "ana"
+    note = client.get_run(study.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith(
+        "| | |\n|---|---|\n| result | 0.2 |\n| job | tune |\n| study | `night` |\n| model | agman on"
+    )
+    assert note.count("result") == 1
+    experiment = client.get_experiment(client.get_run(begun.run_id).info.experiment_id)
+    assert f"(#/models/agman-{dataset.info.name})" in experiment.tags["mlflow.note.content"]
+
+
+def test_the_page_of_the_dataset_is_an_artifact(
+    client: MlflowClient, dataset: Dataset, bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start_run(dataset.info, "training", {})
+    page = Storage(bucket.uri("data/report.html"))
+    run.log_page(page, "dataset/report.html")  # there is none
+    assert client.list_artifacts(run.run_id) == [] and capsys.readouterr().err == ""
+    page.write_bytes("<p>sürprise</p>".encode())
+    run.log_page(page, "dataset/report.html")
+    copy = client.download_artifacts(run.run_id, "dataset/report.html", str(tmp_path))
+    assert Path(copy).read_text() == "<p>sürprise</p>"
+    Run(run.uri, "0" * 32).log_page(page, "dataset/report.html")
+    assert "note: s3://bucket/data/report.html is not logged to run 000" in capsys.readouterr().err
 
 
 def test_a_store_without_inputs_costs_a_note(

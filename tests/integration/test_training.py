@@ -55,7 +55,7 @@ def two_workers(ray_started: None, store: Path, dataset: Dataset) -> Trained:
     class Written(UserCallback):  # a local class, which is sent to Ray Train's controller as it is
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
             with (store / "reported.jsonl").open("a") as file:
-                print(json.dumps(metrics), file=file)
+                print(json.dumps([run_context.run_config.name, *metrics]), file=file)
 
     return train(dataset, CONFIG, workers=2, storage=store / "runs", name="two", callbacks=[Written()])
 
@@ -89,7 +89,9 @@ def test_two_ddp_workers_give_the_weights_of_one_process(
 
 
 def test_callbacks_of_ray_train_hear_of_every_epoch_on_every_worker(two_workers: Trained, store: Path) -> None:
-    epochs = [json.loads(line) for line in (store / "reported.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (store / "reported.jsonl").read_text().splitlines()]
+    assert {name for name, *_ in lines} == {"two"}  # Ray's API lists the training by its folder's name
+    epochs = [reports for _, *reports in lines]
     assert [[(each["epoch"], each["step"]) for each in reports] for reports in epochs] == [[(1, 4)] * 2, [(2, 8)] * 2]
     assert two_workers.metrics.items() <= max(epochs, key=lambda reports: reports[0]["valid/map"])[0].items()
 

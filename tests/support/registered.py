@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 
 import agman
+from agman.state import weights_digest
 from data_prep.dataset import Dataset
 from pipeline.registry.models import Registered, register
 from pipeline.tracking.runs import start_run, tracking_uri
 from support.datasets import SIZE
+from support.galleries import add_prototypes
 
 ROOT = Path(__file__).parents[2]
 STEP = 7
@@ -26,9 +28,12 @@ STEP = 7
 
 
 def register_random(
-    dataset: Dataset, folder: Path, seed: int, *, image_size: int = SIZE, doubt: str = ""
+    dataset: Dataset, folder: Path, seed: int, *, image_size: int = SIZE, doubt: str = "", named: bool = False
 ) -> Registered:
-    """Register a tiny AG-MAN for the dataset as a version of agman-tiny; equal seeds give equal weights."""
+    """Register a tiny AG-MAN for the dataset as a version of agman-tiny; equal seeds give equal weights.
+
+    With `named`, it has random prototypes of the first attribute's values.
+    """
     torch.manual_seed(seed)
     names = dataset.info.attribute_names
     network = agman.build("agman", n_attributes=len(names), backbone="tiny", embedding_dim=16)
@@ -45,7 +50,11 @@ def register_random(
         "data": facts,
         "training": {"margin": 0.2, "weights": None},
     }
-    return register(agman.save_model(folder / f"model-{seed}", network, description), "tiny", run, doubt=doubt)
+    checkpoint = agman.save_model(folder / f"model-{seed}", network, description)
+    if named:
+        known = {names[0]: dataset.info.attributes[0].values}
+        add_prototypes(checkpoint, known, 16, weights_digest(network.config, network.state_dict()))
+    return register(checkpoint, "tiny", run, doubt=doubt)
 
 
 def jpeg(seed: int) -> bytes:

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from basics.pictures import to_square
 from data_prep.dataset import Dataset
+from data_prep.pictures import to_square
 from data_prep.tables import SPLITS, Attribute
 from pipeline.reports.charts import jpeg
 
@@ -50,7 +50,7 @@ def contact_sheet(dataset: Dataset) -> list[Strip]:
     The images are from the first split that has some, which is train if that has.
     """
     split = next(split for split in SPLITS if dataset.info.images[split])
-    labels = dataset.labels[dataset.labels["split"] == split]
+    labels = dataset.labels_of(split)
     triplets = pd.DataFrame(dataset.triplets(split).columns())
     pictures: dict[int, bytes] = {}
     chosen: list[list[tuple[int, str]]] = []

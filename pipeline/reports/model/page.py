@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from mlflow.exceptions import MlflowException
 
 import agman
 from data_prep import atomic
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.storage import Storage
+from pipeline.common.console import say
 from pipeline.config.schema import TrainConfig, without_effect
 from pipeline.evaluation.chance import GUESSING
 from pipeline.evaluation.evaluate import Evaluation, evaluate
@@ -82,7 +85,8 @@ def write_report(
     """Write one self-contained HTML page on `model` to `out`, and return the metrics of the evaluation.
 
     `model` is a registry URI, a run's URI or a checkpoint folder. It is scored on `split`, unless its
-    `evaluation` is given. Raises InputError if the model does not exist, or the page cannot be written.
+    `evaluation` is given. The page of a registered model or a run is also logged to the run that trained it, as
+    `report/DATASET-SPLIT.html`. Raises InputError if the model does not exist, or the page cannot be written.
     """
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; give a file")
@@ -112,7 +116,19 @@ def write_report(
         commands=commands(shown(model), dataset, out, evaluation.split, description["training"]),
     )
     _write(out, render("report.html.j2", page))
+    if model.startswith(("models:/", "runs:/")):
+        _send(out, description["run_id"], f"report/{dataset.info.name}-{evaluation.split}.html")
     return evaluation.metrics
+
+
+def _send(page: Path, run_id: str | None, name: str) -> None:
+    """Log the page to the run that trained the model. If the store does not answer, only say so."""
+    try:
+        run = tracking.find_run(run_id)
+    except (InputError, MlflowException) as error:
+        return say(f"note: the page is not logged to MLflow ({tracking.reason(error)})")
+    if run:
+        run.log_page(Storage(page), name)
 
 
 def _write(out: Path, html: str) -> None:

@@ -17,7 +17,7 @@ from agman.checkpoint import CheckpointError
 from agman.embedder import PictureError
 from agman.tagger import TAGGER, Namer, Tagger
 from agman.trained import Picture
-from basics.errors import InputError
+from data_prep.errors import InputError
 
 NAMES, SIDE, WIDTH = ["collar", "skirt", "sleeve"], 32, 8
 SIZE = (53, 71)

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.datasets import SIZE, records, sample_here, write_files
 
-from basics import pictures
-from data_prep import encoding
+from data_prep import encoding, pictures
 from data_prep.annotation import Annotation, Row, frame_of
 from data_prep.dataset import Dataset
 from data_prep.layouts import darn, deepfashion, fashionai, folders, zappos50k

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from support.datasets import make_photographs, prepare_small
 
-from basics.pictures import is_within
 from data_prep.errors import InputError
 from data_prep.layouts.folders import read_folders
 from data_prep.layouts.text_files import files_below
+from data_prep.pictures import is_within
 
 
 def test_a_link_at_the_top_to_pictures_and_annotation_is_followed_and_named(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 from support.datasets import SIZE, make_images, make_photographs, prepare_small
 
-from basics import pictures
-from data_prep import packing
+from data_prep import packing, pictures
 from data_prep.annotation import REASONS
 from data_prep.encoding import Packed, Refused, pack_image
 from data_prep.packing import MARKER, pack

@@ -1,8 +1,9 @@
-"""README.md and docs/*.md: their links, commands, files, tests and names exist."""
+"""README.md, CONTRIBUTING.md and docs/*.md: their links, commands, files, tests and names exist."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from functools import cache
@@ -16,14 +17,14 @@ from pipeline.cli import cli
 ROOT = Path(__file__).parents[3]
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(
-    r"`((?:agman|basics|benchmarks|cluster|data_prep|docs|pipeline|tests|tune_spaces)/[\w./-]*\.\w+)(?:::(\w+))?`"
+    r"`((?:agman|benchmarks|cluster|data_prep|docs|pipeline|tests|tune_spaces)/[\w./-]*\.\w+)(?:::(\w+))?`"
 )
-NAME = re.compile(r"`((?:agman|basics|data_prep|pipeline|tune_spaces)(?:\.\w+)+)(?:\(.*?\))?`")
+NAME = re.compile(r"`((?:agman|data_prep|pipeline|tune_spaces)(?:\.\w+)+)(?:\(.*?\))?`")
 
 
 def everywhere(pattern: re.Pattern[str]) -> list[tuple[str, ...]]:
@@ -120,6 +121,18 @@ def test_the_index_links_every_page() -> None:
 
 def test_the_reference_has_every_name_that_agman_exports() -> None:
     assert {f"agman.{name}" for name in agman.__all__} <= set(re.findall(r"^::: (\S+)", PAGES["docs/api.md"], re.M))
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_outputs_and_their_commands_parse(
+    monkeypatch: pytest.MonkeyPatch, notebook: Path
+) -> None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    for line in "\n".join(code).replace("\\\n", " ").splitlines():
+        if line.startswith("agman "):
+            test_every_command_parses(monkeypatch, notebook.stem, re.split(r" (?:2>|\||>)", line)[0])
 
 
 def test_every_numbered_equation_has_a_row_that_names_its_code_and_its_test() -> None:

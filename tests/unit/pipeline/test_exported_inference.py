@@ -15,7 +15,7 @@ from PIL import Image
 import agman
 from agman.embedder import Embedder
 from agman.pixels import Pixels
-from basics.pictures import FITS
+from data_prep.pictures import FITS
 from pipeline.registry import export
 
 NAMES, SIDE = ["collar", "skirt"], 48

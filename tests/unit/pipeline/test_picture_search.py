@@ -14,7 +14,7 @@ from support.galleries import NAMES, embed_folder, jpeg, random_model
 
 import agman
 import pipeline
-from basics.errors import InputError
+from data_prep.errors import InputError
 from pipeline.retrieval.picture_search import Asked
 from pipeline.retrieval.search import run_search
 

@@ -18,9 +18,9 @@ import agman
 from agman.embedder import Embedder
 from agman.export import save_program
 from agman.pixels import IMAGENET, Pixels
-from basics.pictures import INTERPOLATIONS
 from data_prep import dataset as packed
 from data_prep.dataset import Dataset, ImageStore
+from data_prep.pictures import INTERPOLATIONS
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.inference.latency import milliseconds_an_image

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-FOLDERS = ("agman", "basics", "data_prep", "pipeline", "tune_spaces", "benchmarks")
+FOLDERS = ("agman", "data_prep", "pipeline", "tune_spaces", "benchmarks")
 UNDOCUMENTED = ("mlflow.utils", "mlflow.system_metrics.system_metrics_monitor", "ray.core")
 """Modules without an underscore that their packages' documentation does not list."""
 DOCUMENTED = {"_replace", "_fields", "_asdict", "_make", "_exit"}

@@ -120,6 +120,8 @@ def test_an_update_equals_a_gallery_embedded_anew(
 ) -> None:
     named = embedded_pictures(monkeypatch)
     change(place / "photographs")
+    with pytest.raises(InputError, match=r"photographs as it was; `agman embed --into .*/g` brings it up to date"):
+        embed_images(model, place / "photographs", place / "g")
     updated = update_gallery(place / "g", remove_missing=True)
     assert named == ["00-first.jpg", "03.jpg", "20.jpg", "21.jpg"]
     assert counts(updated) == {"added": 2, "replaced": 1, "removed": 1, "unchanged": PICTURES - 2, "missing": 0}
@@ -368,7 +370,7 @@ def test_a_new_gallery_takes_columns(
     for _ in range(2):
         assert agman_exit_code(*asked, "--columns", tmp_path / "table.csv", "--json") == 0
         printed = capsys.readouterr()
-        assert f"columns price, for 2 of {PICTURES} images" in printed.err
+        assert f"columns price (a number), for 2 of {PICTURES} images" in printed.err
         assert json.loads(printed.out.splitlines()[-1])["described"] == 2
     assert agman_exit_code(*asked, "--columns", tmp_path / "nowhere.csv") == 2
     assert Gallery.open(tmp_path / "new").rows_where("price >= 0").tolist() == [3, 4]

@@ -132,6 +132,8 @@ def test_a_mistake_is_one_clear_line(condition: str, message: str) -> None:
     with pytest.raises(InputError, match=f"^where: .*{message}") as raised:
         matching(TABLE, condition)
     assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match=f"^where: .*{message}"):  # as a service asks, before it looks at the rows
+        matching(TABLE.slice(0, 0), condition)
 
 
 def test_nested_parentheses_are_read_once(sqlite: SqlRows) -> None:

@@ -1,0 +1,44 @@
+"""Texts from outside in Markdown, and its tables."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping
+
+from pipeline.common.console import printable
+
+HEADER = "|---|---|"
+"""Line below the head of a table of two columns."""
+LONGEST = 2_000
+"""Characters of a text from outside that are shown."""
+
+
+def plain(text: str) -> str:
+    """Escape a text from outside for Markdown: no markup of its own, no line breaks."""
+    escaped = html.escape(printable(text, LONGEST), quote=False)
+    return escaped.replace("|", "\\|").replace("`", "'")
+
+
+def code(text: str) -> str:
+    """Format a text from outside as code."""
+    return f"`{printable(text, LONGEST).replace('`', chr(39))}`"
+
+
+def with_rows(text: str, rows: Mapping[str, str]) -> str:
+    """Return a text with these rows, name and Markdown, on top of its table, in place of rows of the same names.
+
+    A text without a table gets one. All other lines stay as they are, because people may have written some.
+    """
+    lines = [line for line in text.splitlines() if not line.startswith(tuple(f"| {name} |" for name in rows))]
+    if HEADER not in lines:
+        lines += [*([""] if lines else []), "| | |", HEADER]
+    top = lines.index(HEADER) + 1
+    return "\n".join([*lines[:top], *(f"| {name} | {value} |" for name, value in rows.items()), *lines[top:]])
+
+
+def with_section(text: str, heading: str, body: str) -> str:
+    """Return a text whose first section of the second level is this one; an older one of this heading is removed."""
+    head, *sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    others = [section for section in sections if section.partition("\n")[0] != f"## {heading}"]
+    return "\n\n".join(part.strip() for part in (head, f"## {heading}\n\n{body}", *others) if part.strip()) + "\n"

@@ -1,0 +1,57 @@
+"""Files around the code: workflows, citation, images. What they name exists."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_has_limits_and_runs_what_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all(job["timeout-minutes"] and job["steps"] for job in workflow["jobs"].values())
+    assert set(re.findall(r"\bmake ([\w-]+)", text)) <= set(TARGETS)
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", one) for one in re.findall(r"uses: (\S+)", text))
+
+
+def test_the_tested_pythons_are_those_of_the_project() -> None:
+    matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
+    assert f">={matrix['python'][0]}" == PROJECT["requires-python"]
+
+
+def test_the_citation_is_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (str(citation["version"]), citation["license"]) == (PROJECT["version"], PROJECT["license"])
+
+
+def test_constraints_have_every_requirement() -> None:
+    """Those that this project names; what they need in turn is recorded by `make constraints`."""
+    pinned = {_plain(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    optional = PROJECT["optional-dependencies"]
+    named = [
+        *PROJECT["dependencies"],
+        *(one for extra in ("export", "weights", "docs", "dev") for one in optional[extra]),
+    ]
+    assert {_plain(re.split(r"[\[<>=; ]", one)[0]) for one in named} - {_plain(PROJECT["name"]), "setuptools"} <= pinned
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_images_torch_is_the_tested_one() -> None:
+    pattern = re.search(r"grep -E '(.+?)'", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    assert pattern
+    found = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if re.match(pattern[1], line)]
+    assert [line.split("==")[0] for line in found] == ["torch", "torchvision"]
