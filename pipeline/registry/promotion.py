@@ -153,7 +153,7 @@ def promote(
         if decision.promoted:
             client.set_registered_model_alias(name, CHAMPION, version)
             _remove_challenger(client, name, version)
-            describe_champion(client, name, version)
+        describe_champion(client, name, champion_of(client, name))
     return decision
 
 

@@ -71,12 +71,14 @@ def test_decisions_move_the_aliases_and_are_recorded(
     assert refused["decision.chance"] == f"{same.chance['']:.4f}"
 
     card = client.get_model_version(NAME, second).description
+    assert "\n\nTrained by ana" in card
     assert f"## Decision\n\nNot promoted on {refused['decision.date']}, against version {first}: too few" in card
     assert f"Kept on {kept['decision.date']} as champion, against" in client.get_model_version(NAME, first).description
     page = of_model(client)
     assert (
         f"| version | **{first}** |" in page and "why it won | the first version that beats chance: MAP 25.00" in page
     )
+    assert f"| last decision | Kept on {kept['decision.date']} as champion, against version {second}: too" in page
     assert "`agman promote`" in page and "| trained by | ana |" in page and "trained on | **tiny** (digest" in page
     attribute = dataset.info.attribute_names[0]
     measured = same.challenger_scores[attribute]
