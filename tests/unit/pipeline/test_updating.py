@@ -400,6 +400,8 @@ def test_a_prepared_dataset_takes_columns_by_the_names_of_its_files(
     updated = update_gallery(tmp_path / "g", columns=prices(tmp_path, paths[:5]))
     assert (updated.described, named, len(updated.gallery)) == (5, [], len(gallery))
     assert {one.path for one in gallery.describe(updated.gallery.rows_where("price < 9").tolist())} == {*paths[:5]}
+    rows = [row for path in paths if (row := gallery.row_named(path)) is not None]
+    assert [one.path for one in gallery.describe(rows)] == paths and gallery.row_named("nowhere.jpg") is None
 
 
 def test_a_dataset_that_is_prepared_again_keeps_neither_rows_nor_columns_of_other_pictures(
