@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyparsing as pp
 
 from data_prep.errors import InputError
-from pipeline.common.hints import nearest
+from data_prep.hints import nearest
 
 LONGEST = 1_000
 """Characters of the longest condition."""
@@ -265,7 +265,10 @@ def _as_date(one: Operand, cells: Any, other: pa.DataType) -> Any:
 
 def moment(text: str) -> datetime:
     """Return the date and time that a text names. Raises ArrowInvalid if it names none."""
-    return pa.scalar(text).cast(pa.timestamp("us")).as_py()
+    try:
+        return pa.scalar(text).cast(pa.timestamp("us")).as_py()
+    except OverflowError as error:  # Arrow knows years that Python does not
+        raise pa.ArrowInvalid(str(error)) from error
 
 
 def type_of(one: Operand, columns: pa.Schema) -> pa.DataType:
