@@ -20,9 +20,9 @@ import agman
 from agman.confident import confident_joint, confident_values, estimated_joint, normalised_margin
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.hints import nearest
 from data_prep.progress import Advance, Progress, silent
 from data_prep.tables import SPLITS, Attribute
-from pipeline.common.hints import nearest
 from pipeline.evaluation.out_of_sample import out_of_sample, undivided
 from pipeline.evaluation.tagging import embed_labels
 

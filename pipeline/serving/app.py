@@ -33,8 +33,14 @@ POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
     "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
-AN_HOUR = "public, max-age=3600"
+AN_HOUR = {"Cache-Control": "private, max-age=3600"}  # private: a shared cache would answer clients without a key
+NOT_KEPT = {"Cache-Control": "no-store"}
 RETRY = {"Retry-After": str(RETRY_SECONDS)}
+
+
+def _kept(of: str | None) -> dict[str, str]:
+    """Return the headers of a picture: without a state, its row may be another picture soon."""
+    return AN_HOUR if of else NOT_KEPT
 
 
 @asynccontextmanager
@@ -233,7 +239,7 @@ async def attention(image: Picture, attributes: Attributes, replicas: Asked) -> 
 async def attention_of(row: int, attribute: str, replicas: Asked, of: Of = None) -> Response:
     """Return a picture of the gallery with the attention drawn over it, as JPEG."""
     heat = await replicas.ask("attention_of", row, attribute, of)
-    return Response(heat, media_type="image/jpeg", headers={"Cache-Control": AN_HOUR})
+    return Response(heat, media_type="image/jpeg", headers=_kept(of))
 
 
 @app.get("/pictures", responses=example({"pictures": [PICTURE_OF_GALLERY]}))
@@ -251,4 +257,4 @@ async def pictures(
 async def picture(row: int, replicas: Asked, of: Of = None) -> Response:
     """Return a picture of the gallery, as its source contains it."""
     data, kind = await replicas.ask("picture", row, of)
-    return Response(data, media_type=kind, headers={"Cache-Control": AN_HOUR})
+    return Response(data, media_type=kind, headers=_kept(of))

@@ -150,6 +150,9 @@ def test_embeddings_pictures_and_attention(address: str, gallery: Gallery, embed
     picture = httpx.get(f"{address}/pictures/{row}")
     assert picture.content == data and picture.headers["content-type"] == "image/jpeg"
     assert picture.headers["x-content-type-options"] == "nosniff"
+    assert picture.headers["cache-control"] == "no-store"  # the row may be another picture's soon
+    kept = httpx.get(f"{address}/pictures/{row}", params={"of": gallery.version}).headers["cache-control"]
+    assert kept == "private, max-age=3600"
     heat = httpx.get(f"{address}/attention/{row}", params={"attribute": NAMES[0]})
     assert Image.open(io.BytesIO(heat.content)).size == (32, 32)
     own = httpx.post(f"{address}/attention", **upload(data, NAMES[:2])).json()["attention"]

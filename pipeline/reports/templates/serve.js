@@ -133,7 +133,7 @@ async function answer(request) {
   const response = await request.catch(() => ({ status: 0 }));
   const body = response.status ? await response.json().catch(() => ({})) : {};
   if (response.ok) return body;
-  const said = body.error && `${body.error[0].toUpperCase()}${body.error.slice(1)}.`;
+  const said = body.error && `${body.error[0].toUpperCase()}${body.error.slice(1).replace(/[^.?!]$/, "$&.")}`;
   const text = (response.status !== 401 && said) || ANSWERS[response.status] || `The service failed (${response.status}).`;
   throw Object.assign(new Error(text), { passes: !response.status || response.status === 429 || response.status >= 500 });
 }
@@ -199,11 +199,13 @@ function stop(reason) {
 
 /** Shows some pictures of the gallery to begin with. */
 function begin() {
-  if (where()) tell("The condition narrows a search; choose a picture or a value too.", { note: true });
-  else tell("A click on a picture searches with it.");
+  tell("Loading …");
   return attempt(async (current) => {
     const { pictures } = await answer(fetch(`pictures?${new URLSearchParams({ seed, top: SOME })}`));
-    if (current()) draw(pictures);
+    if (!current()) return;
+    draw(pictures);
+    if (where()) tell("The condition narrows a search; choose a picture or a value too.", { note: true });
+    else tell("A click on a picture searches with it.");
   });
 }
 
@@ -219,7 +221,7 @@ function tell(text, { note = false, wrong = false, label = "", action = null } =
 }
 
 function draw(pictures, searched = false) {
-  $("title").textContent = searched ? "Found" : pictures.length ? "Or begin with one of these" : "Results";
+  $("title").textContent = !pictures.length ? "Results" : searched ? "Found" : "Or begin with one of these";
   $("others").hidden = searched || !pictures.length;
   $("further").hidden = !searched || pictures.length < top || top >= MOST;
   heatChoices(searched ? pictures : []);
@@ -235,7 +237,7 @@ function report(hits) {
   }
   const weakest = hits[0].values.reduce((low, one) => (!low || one.score < low.score ? one : low), null);
   if (!weakest || weakest.score >= UNLIKELY) return tell(`${hits.length} ${hits.length === 1 ? "picture" : "pictures"}, best first.`);
-  const name = `${weakest.excluded ? "not " : ""}${weakest.value}`;
+  const name = `${weakest.excluded ? "not " : ""}${words(weakest.attribute)}: ${weakest.value}`;
   const action = () => {
     setChip(all(".value").find((chip) => chip.dataset.value === `${weakest.attribute}=${weakest.value}`), "any");
     changed();
