@@ -19,7 +19,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from agman.confident import normalised_margin
+from agman.confident import doubts
 from agman.tagging import UNSEEN, fit_temperature, probabilities, prototype_scores, prototypes
 from benchmarks.common import timed, write_table
 from data_prep.corrections import CHANGE, COLUMNS
@@ -117,8 +117,8 @@ def rank(probabilities_kv: Tensor, values_k: np.ndarray) -> dict[str, np.ndarray
     """Return every score of the labels, K: the lowest is the worst."""
     truth = torch.from_numpy(values_k)
     own = probabilities_kv.gather(1, truth[:, None])[:, 0]
-    ratio = (own + 1e-9).log() - (probabilities_kv.amax(1) + 1e-9).log()
-    found = {"probability": own, "margin": normalised_margin(probabilities_kv, truth), "ratio": ratio}
+    other = probabilities_kv.scatter(1, truth[:, None], -1.0).amax(1)
+    found = {"probability": own, "margin": own - other, "ratio": -doubts(probabilities_kv, truth)}
     return {name: score.numpy() for name, score in found.items()}
 
 
@@ -157,8 +157,8 @@ def measure(right: Dataset, wrong: Dataset, model: str) -> None:
         f"{wrong.info.name}: {changes.sum():,} of {len(changes):,} training labels were changed to another value of "
         f"their attribute; {model} was trained on them. In per cent: changed labels among the {SHARE:.0%} of the "
         "training labels (of all attributes, and of each) that look most wrong. All are out of sample: folds, and "
-        "neighbours, do not divide groups. Ratio: log of the label's probability over the largest one. Seconds beside "
-        "other work."
+        "neighbours, do not divide groups. Margin and ratio: of the label's probability and the largest other one. "
+        "Seconds beside other work."
     )
     write_table("audit", ["way", "score", "all", *wrong.info.attribute_names, "s"], rows, notes)
 
