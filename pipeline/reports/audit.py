@@ -81,7 +81,7 @@ class _AuditPage:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written."""
+    """Files of an audit."""
 
     page: Path
     table: Path

@@ -38,7 +38,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Trait:
-    """What the model names under an attribute for the pictures of a group."""
+    """Values that the model names under an attribute for the pictures of a group."""
 
     attribute: str
     values: str
