@@ -143,7 +143,7 @@ def parsed(text: str) -> Condition:
 def _grammar() -> pp.ParserElement:
     word = {name: pp.CaselessKeyword(name) for name in WORDS}
     reserved = pp.MatchFirst(word.values())
-    name = ~reserved + pp.Word(pp.unicode.alphas + "_", pp.unicode.alphanums + "_")
+    name = ~reserved + pp.Regex(r"[^\W\d]\w*")
     quoted = pp.QuotedString('"', esc_quote='""', unquote_results=True, convert_whitespace_escapes=False)
     column = (name | quoted).set_parse_action(lambda found: Column(found[0]))
     text = pp.QuotedString("'", esc_quote="''", unquote_results=True, convert_whitespace_escapes=False, multiline=True)

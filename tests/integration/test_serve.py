@@ -204,7 +204,12 @@ def huge() -> bytes:
         ("search", upload(jpeg(1), [f"{NAMES[0]}=much"]), 422, "the weight must be a number, as in collar_design=2"),
         ("search", upload(jpeg(1), NAMES, top=0), 422, "top must be 1 to 100, not 0"),
         ("search", upload(jpeg(1), NAMES, top="many"), 422, "top: .*integer"),
-        ("search", upload(jpeg(1), NAMES, approximate=True), 422, "has no approximate index"),
+        (
+            "search",
+            upload(jpeg(1), NAMES, approximate=True),
+            422,
+            "^GALLERY: has no approximate index; `agman index GALLERY` builds one$",
+        ),
         ("search", {"data": {"attributes": NAMES}}, 422, "attributes are those of a picture, and there is none"),
         ("search", {"files": {"image": ("a.jpg", jpeg(1))}}, 422, "no attribute given; known: collar_design"),
         ("embed", {"content": b"{}", "headers": {"Content-Type": "application/json"}}, 422, "image: field required"),

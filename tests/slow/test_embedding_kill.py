@@ -47,7 +47,7 @@ def test_a_killed_embedding_continues(tmp_path: Path, into: bool) -> None:
     assert [*Gallery.open(gallery).images] == ["first.jpg"] if into else not gallery.exists()
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert again.returncode == 0, again.stderr
-    assert re.search(r"continuing: \d+ were done", again.stderr)
+    assert re.search(r"continuing: [\d,]+ were done", again.stderr)
     if not into:
         after = {file.name: file.stat().st_mtime_ns for file in (gallery / "embeddings").iterdir()}
         assert done.items() <= after.items()
