@@ -350,6 +350,12 @@ def finds_by_values_alone(page: Page, gallery: Gallery) -> None:
     found = run_search(gallery, None, {}, top=10, approximate=False, model=None, **asked)
     shows(page, found)
     expect(page.locator(".hit dl.tags")).to_have_count(10)
+    assert found[0].values[0].score < 0.5
+    expect(page.locator("#status")).to_have_text("Nothing seems to have all these values; these come nearest.")
+    page.get_by_role("button", name='Leave out “collar design: "square"”').click()
+    expect(square).to_have_attribute("aria-pressed", "false")
+    square.click()
+    shows(page, found)
     page.get_by_role("button", name="round").click()  # instead of the other value of its attribute
     expect(square).to_have_attribute("aria-pressed", "false")
     for name in ("round", "not round", "not long"):
