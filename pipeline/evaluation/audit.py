@@ -76,7 +76,7 @@ class MixedUp:
 
 @dataclass(frozen=True)
 class AuditedAttribute:
-    """What was found under one attribute."""
+    """Findings under one attribute."""
 
     name: str
     labels: int
