@@ -1,4 +1,4 @@
-"""What the pages of a registered model and of its versions say: which is champion, on which data, by whom, and why."""
+"""Pages of a registered model and of its versions: which is champion, on which data, by whom, and why."""
 
 from __future__ import annotations
 

@@ -265,9 +265,9 @@ class Gallery:
 
     def check_where(self, condition: str) -> None:
         """Raise InputError if a condition is invalid, without looking at the rows."""
-        from pipeline.retrieval.where import matching
+        from pipeline.retrieval.where import checked
 
-        matching(self._known_columns().slice(0, 0), condition)
+        checked(self._known_columns().schema, condition)
 
     def _known_columns(self) -> pa.Table:
         if self.columns is None:

@@ -75,7 +75,7 @@ class Updated:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an update has to do."""
+    """Work of an update."""
 
     source: Source
     origin_s: np.ndarray

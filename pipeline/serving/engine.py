@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,7 +80,10 @@ class Engine:
 
         `attributes` are NAME or NAME=WEIGHT, values ATTRIBUTE=VALUE.
         """
-        weights, terms = parse_attributes(attributes), value_terms(self.gallery, values, excluded)
+        with self._without_folder():
+            weights, terms = parse_attributes(attributes), value_terms(self.gallery, values, excluded)
+            if where is not None:
+                self.gallery.check_where(where)
         if weights or has_picture:
             self.gallery.numbers(weights)
             weights_of(weights)
@@ -89,23 +93,29 @@ class Engine:
             raise InputError("nothing to search for; send a picture with attributes, or values")
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
-        if where is not None:
-            self.gallery.check_where(where)
         return SearchRequest(weights, terms, top, where)
 
     def hits(
         self, embeddings_nd: np.ndarray | None, asked: SearchRequest, approximate: bool, without: int | None = None
     ) -> list[dict]:
         """Return the best rows for a picture's embeddings under all attributes, N×D, and values, without one row."""
-        found = ranked(
-            self.gallery, embeddings_nd, asked.weights, asked.top, approximate, without, asked.terms, asked.where
-        )
+        query = (embeddings_nd, asked.weights, asked.top, approximate, without, asked.terms, asked.where)
+        with self._without_folder():
+            found = ranked(self.gallery, *query)
         return [
             asdict(hit)
             | {"cosines": dict(zip(asked.weights, hit.cosines, strict=True)), "tags": tags}
             | self._address(hit.row)
             for hit, tags in zip(found, self.tags([hit.row for hit in found]), strict=True)
         ]
+
+    @contextmanager
+    def _without_folder(self) -> Iterator[None]:
+        """Keep the gallery's folder out of what clients are told."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(str(error).replace(str(self.gallery.folder), "GALLERY")) from error
 
     def some(self, seed: int, count: int) -> list[dict]:
         """Return `count` rows drawn by a seed, to begin a search with; all in their order if there are no more."""

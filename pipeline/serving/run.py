@@ -64,7 +64,7 @@ class Options:
     wait_ms: float = 5.0
     """Milliseconds that the first picture of a batch waits for others."""
     backend: str = "torch"
-    """What computes the embeddings of pictures: one of BACKENDS."""
+    """Backend that computes the embeddings of pictures: one of BACKENDS."""
     keys: Path | None = None
     """File of the accepted API keys; None: no key is needed."""
     rate_limit: int | None = None

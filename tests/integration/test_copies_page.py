@@ -1,4 +1,4 @@
-"""The page of `agman copies` in a browser: whole at every width, self-contained, and safe from names of files."""
+"""The page of `agman copies` in a browser: whole at every width, self-contained, and safe from the name of a folder."""
 
 from __future__ import annotations
 

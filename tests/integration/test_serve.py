@@ -204,7 +204,12 @@ def huge() -> bytes:
         ("search", upload(jpeg(1), [f"{NAMES[0]}=much"]), 422, "the weight must be a number, as in collar_design=2"),
         ("search", upload(jpeg(1), NAMES, top=0), 422, "top must be 1 to 100, not 0"),
         ("search", upload(jpeg(1), NAMES, top="many"), 422, "top: .*integer"),
-        ("search", upload(jpeg(1), NAMES, approximate=True), 422, "has no approximate index"),
+        (
+            "search",
+            upload(jpeg(1), NAMES, approximate=True),
+            422,
+            "^GALLERY: has no approximate index; `agman index GALLERY` builds one$",
+        ),
         ("search", {"data": {"attributes": NAMES}}, 422, "attributes are those of a picture, and there is none"),
         ("search", {"files": {"image": ("a.jpg", jpeg(1))}}, 422, "no attribute given; known: collar_design"),
         ("embed", {"content": b"{}", "headers": {"Content-Type": "application/json"}}, 422, "image: field required"),
@@ -345,6 +350,12 @@ def finds_by_values_alone(page: Page, gallery: Gallery) -> None:
     found = run_search(gallery, None, {}, top=10, approximate=False, model=None, **asked)
     shows(page, found)
     expect(page.locator(".hit dl.tags")).to_have_count(10)
+    assert found[0].values[0].score < 0.5
+    expect(page.locator("#status")).to_have_text("Nothing seems to have all these values; these come nearest.")
+    page.get_by_role("button", name='Leave out “collar design: "square"”').click()
+    expect(square).to_have_attribute("aria-pressed", "false")
+    square.click()
+    shows(page, found)
     page.get_by_role("button", name="round").click()  # instead of the other value of its attribute
     expect(square).to_have_attribute("aria-pressed", "false")
     for name in ("round", "not round", "not long"):

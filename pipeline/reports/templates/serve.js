@@ -82,8 +82,12 @@ async function restore() {
   const lost = params.has("upload") && !file;
   await attempt(async (current) => {
     const image = params.get("image");
-    const found = image === null ? null : (await answer(fetch(`pictures?${new URLSearchParams({ image })}`))).pictures[0];
-    if (current()) show(file ? { file, address: URL.createObjectURL(file) } : found);
+    let found = null;
+    try {
+      if (image !== null) [found] = (await answer(fetch(`pictures?${new URLSearchParams({ image })}`))).pictures;
+    } finally {
+      if (current()) show(file ? { file, address: URL.createObjectURL(file) } : found);
+    }
   }) && (await search());
   if (lost) tell("This link was made with a picture of its sender, which a link cannot hold. Drop it here again.", { note: true });
 }
@@ -139,7 +143,8 @@ async function answer(request) {
 }
 
 function fail(error, again = restore) {
-  const [label, action] = error.passes === false ? ["Start again", () => (location.hash = "")] : ["Try again", again];
+  const moved = query && query.of; // its row may be one of a state that is gone: it is found by its name again
+  const [label, action] = error.passes === false && !moved ? ["Start again", () => (location.hash = "")] : ["Try again", again];
   tell(error.message, { wrong: true, label, action });
 }
 
