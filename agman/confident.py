@@ -7,10 +7,11 @@ classifier that has not seen its picture.
     confident value     c_k = the most probable among the values v with p_kv ≥ t_v; NONE if there is none
     confident joint     C_ij = the number of labels with y_k = i and c_k = j
     estimated joint     Ĉ_ij = n_i C_ij / Σ_j C_ij, where n_i labels have the value i
-    normalised margin   m_k = p_k,y_k - max over v ≠ y_k of p_kv, from -1 (surely wrong) to 1 (surely right)
+    doubt               d_k = q_k / (q_k + p_k,y_k), where q_k = max over v ≠ y_k of p_kv
 
 Northcutt, Jiang & Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021: equations 2, 1 and
-3, and the ranking of section 3.2. They divide Ĉ by the number of labels.
+3. They divide Ĉ by the number of labels, and rank labels by the margin p_k,y_k - q_k; the doubt depends on the ratio of
+the two instead, which found more wrong labels (docs/audit.md).
 """
 
 import torch
@@ -55,8 +56,8 @@ def estimated_joint(confident_k: Tensor, labels_k: Tensor, n_values: int) -> Ten
     return joint_vv / joint_vv.sum(1, keepdim=True) * counts_v[:, None]
 
 
-def normalised_margin(probabilities_kv: Tensor, labels_k: Tensor) -> Tensor:
-    """Return how much more probable than all others each label's own value is, K, from -1 to 1."""
-    own_k = probabilities_kv.gather(1, labels_k[:, None])
-    others_kv = probabilities_kv.scatter(1, labels_k[:, None], -1.0)
-    return own_k[:, 0] - others_kv.amax(1)
+def doubts(probabilities_kv: Tensor, labels_k: Tensor) -> Tensor:
+    """Return the doubt about every label, K: from 0, surely right, over 0.5, undecided, to 1, surely wrong."""
+    own_k = probabilities_kv.gather(1, labels_k[:, None])[:, 0]
+    other_k = probabilities_kv.scatter(1, labels_k[:, None], -1.0).amax(1)
+    return other_k / (other_k + own_k).clamp_min(1e-12)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -22,16 +22,10 @@ LEAST_COSINE = 0.9
 """Mean cosine with the float embeddings below which a quantised model is refused."""
 
 
-class Quantised(NamedTuple):
-    """A quantised file that passed its check."""
-
-    path: Path
-    cosine: float
-    """Mean cosine of its embeddings with those of the float file, over pictures that did not calibrate it."""
-
-
-def quantise(graph: str | PathLike[str], path: str | PathLike[str], images: Sequence[Tensor]) -> Quantised:
+def quantise(graph: str | PathLike[str], path: str | PathLike[str], images: Sequence[Tensor]) -> float:
     """Write the int8 form of an ONNX file that `export_onnx` has written; it appears complete or not at all.
+
+    Returns the mean cosine of its embeddings with those of the float file, over images that did not calibrate it.
 
     Raises:
         ExportError: if a package of the extra `export` is missing, or if the embeddings are far from the float ones.
@@ -66,7 +60,7 @@ def quantise(graph: str | PathLike[str], path: str | PathLike[str], images: Sequ
         cosine = _cosine(graph, staging, batches[1::2])
         if not cosine >= LEAST_COSINE:
             raise ExportError(f"int8 embeddings have a mean cosine of {cosine:.3f} with the float ones: too far")
-    return Quantised(Path(path), cosine)
+    return cosine
 
 
 class _Batches:

@@ -161,7 +161,9 @@ def load(folder: str | PathLike[str], device: str | None = None) -> TrainedModel
 def _image(values: np.ndarray | Tensor) -> Image.Image:
     """Return an array or a tensor as a Pillow image. Raises PictureError for other shapes or numbers."""
     is_tensor = isinstance(values, Tensor)
-    array: np.ndarray[Any, Any] = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    if isinstance(values, Tensor):  # numpy has no bfloat16
+        values = (values.float() if values.is_floating_point() else values).detach().cpu().numpy()
+    array: np.ndarray[Any, Any] = values
     channels_last = np.moveaxis(array, 0, -1) if is_tensor and array.ndim == 3 else array
     if channels_last.ndim == 3 and channels_last.shape[2] == 1:
         channels_last = channels_last[..., 0]

@@ -12,21 +12,18 @@ import csv
 import os
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-import agman
-from agman.confident import normalised_margin
+from agman.confident import doubts
 from agman.tagging import UNSEEN, fit_temperature, probabilities, prototype_scores, prototypes
 from benchmarks.common import timed, write_table
 from data_prep.corrections import CHANGE, COLUMNS
-from data_prep.dataset import Dataset, ImageStore
+from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from pipeline.common.console import progress_bar
 from pipeline.evaluation.audit import embed_all
@@ -36,7 +33,6 @@ from pipeline.registry.loading import load
 SHARE = 0.05
 """Share of the training labels that are changed."""
 FILE = Path("wrong-labels.csv")
-BATCH = 64
 Way = Callable[[np.ndarray, np.ndarray, int, np.ndarray], Tensor]
 """Function from embeddings K×D, values K, their number V and groups K to out-of-sample probabilities K×V."""
 
@@ -117,29 +113,12 @@ WAYS: dict[str, Way] = {
 }
 
 
-def shared_features(network: agman.RetrievalModel, dataset: Dataset, side: int) -> pd.Series:
-    """Return the average over positions of the features that all attributes share, of unit length, by image id."""
-    found: dict[int, np.ndarray] = {}
-    for split in dataset.labels["split"].unique():
-        ids = dataset.labels.loc[dataset.labels["split"] == split, "image_id"].unique()
-        images = ImageStore(dataset, split, side, ids, threads=os.cpu_count() or 1)
-        advance = progress_bar(f"{split} images, shared features", len(ids))
-        for start in range(0, len(ids), BATCH):
-            own = ids[start : start + BATCH]
-            with torch.inference_mode():
-                maps = network.features(agman.normalise(images.read(own), network.pixels))
-            vectors = torch.nn.functional.normalize(maps.mean((2, 3)), dim=1).numpy()
-            found |= dict(zip(own.tolist(), vectors, strict=True))
-            advance(len(own))
-    return pd.Series(found)
-
-
 def rank(probabilities_kv: Tensor, values_k: np.ndarray) -> dict[str, np.ndarray]:
     """Return every score of the labels, K: the lowest is the worst."""
     truth = torch.from_numpy(values_k)
     own = probabilities_kv.gather(1, truth[:, None])[:, 0]
-    ratio = (own + 1e-9).log() - (probabilities_kv.amax(1) + 1e-9).log()
-    found = {"probability": own, "margin": normalised_margin(probabilities_kv, truth), "ratio": ratio}
+    other = probabilities_kv.scatter(1, truth[:, None], -1.0).amax(1)
+    found = {"probability": own, "margin": own - other, "ratio": -doubts(probabilities_kv, truth)}
     return {name: score.numpy() for name, score in found.items()}
 
 
@@ -151,41 +130,37 @@ def first_hits(score: np.ndarray, changed: np.ndarray) -> float:
 def measure(right: Dataset, wrong: Dataset, model: str) -> None:
     """Write the table of all ways."""
     network, description = load(model, wrong.info.attribute_names)
-    keys = ["image_id", "attribute", "value"]
-    given = set(right.labels[keys].itertuples(index=False, name=None))
+    given = set(right.labels[["image_id", "attribute", "value"]].itertuples(index=False, name=None))
     embedded = embed_all(network, description, wrong, os.cpu_count() or 1, progress_bar)
-    shared = shared_features(network, wrong, description["image_size"])
-    found: dict[tuple[str, str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    seconds: dict[tuple[str, str], float] = {}
-    advance = progress_bar("ways tried", len(WAYS) * len(embedded) * 2)
+    found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    seconds = dict.fromkeys(WAYS, 0.0)
+    advance = progress_bar("ways tried", len(WAYS) * len(embedded))
     for one in embedded:
         pairs = zip(one.image_k.tolist(), one.value_k.tolist(), strict=True)
         changed = np.array([(image_id, one.number, value) not in given for image_id, value in pairs])
         train, group_k = one.split_k == "train", undivided(wrong, one.image_k)
-        sources = {"attribute": one.embeddings_kd.numpy(), "shared": np.stack(shared.loc[one.image_k].tolist())}
-        for (source, vectors), (name, way) in product(sources.items(), WAYS.items()):
-            took, probabilities_kv = timed(partial(way, vectors, one.value_k, len(one.attribute.values), group_k))
-            seconds[source, name] = seconds.get((source, name), 0) + took
+        for name, way in WAYS.items():
+            job = partial(way, one.embeddings_kd.numpy(), one.value_k, len(one.attribute.values), group_k)
+            took, probabilities_kv = timed(job)
+            seconds[name] += took
             for by, score in rank(probabilities_kv, one.value_k).items():
-                found.setdefault((source, name, by), []).append((score[train], changed[train]))
+                found.setdefault((name, by), []).append((score[train], changed[train]))
             advance(1)
     rows = []
-    for (source, name, by), parts in found.items():
+    for (name, by), parts in found.items():
         scores, changes = (np.concatenate(column) for column in zip(*parts, strict=True))
         figures = [first_hits(scores, changes), *(first_hits(*part) for part in parts)]
-        rows.append([source, name, by, *(f"{100 * one:.1f}" for one in figures), f"{seconds[source, name]:.0f}"])
-    rows.sort(key=lambda row: -float(row[3]))
+        rows.append([name, by, *(f"{100 * figure:.1f}" for figure in figures), f"{seconds[name]:.0f}"])
+    rows.sort(key=lambda row: -float(row[2]))
     changes = np.concatenate([part for _, part in next(iter(found.values()))])
     notes = (
         f"{wrong.info.name}: {changes.sum():,} of {len(changes):,} training labels were changed to another value of "
         f"their attribute; {model} was trained on them. In per cent: changed labels among the {SHARE:.0%} of the "
-        "training labels (of all attributes, and of each) that look most wrong. “attribute”: the embeddings under the "
-        "attribute, “shared”: the average of the features that all attributes share. All are out of sample: folds, and "
-        "neighbours, do not divide groups. Ratio: log of the label's probability over the largest one. Seconds beside "
-        "other work."
+        "training labels (of all attributes, and of each) that look most wrong. All are out of sample: folds, and "
+        "neighbours, do not divide groups. Margin and ratio: of the label's probability and the largest other one. "
+        "Seconds beside other work."
     )
-    header = ["features", "way", "score", "all", *wrong.info.attribute_names, "s"]
-    write_table("audit", header, rows, notes)
+    write_table("audit", ["way", "score", "all", *wrong.info.attribute_names, "s"], rows, notes)
 
 
 def main() -> None:

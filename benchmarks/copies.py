@@ -43,7 +43,7 @@ DESIGN = {
 """Attributes of a design, and the values that are drawn: such as can be told apart at SIZE pixels."""
 COLOURS = (0, 1, 2, 3, 12, 52)
 FIXED = (("clothes category", 0), ("clothes button", 0))
-SIZE, TRAINED, STEPS, BATCH = 96, 3_000, 500, 48
+SIZE, TRAINED, STEPS, BATCH = 96, 3_000, 300, 48
 COPIES, OTHERS = 200, 600
 """Originals, each with a copy and a near miss, and other designs."""
 SPEED = ((10_000, 4, 128), (100_000, 4, 128))

@@ -91,8 +91,13 @@ def output_folder(out: Path, *, marker: str, overwrite: bool, inputs: tuple[Path
         raise not_writable(out, error) from error
 
 
-def check_output(out: Path, marker: str, overwrite: bool, inputs: tuple[Path | None, ...]) -> None:
-    """Raise InputError if `out`, a resolved path, must not be written; the conditions are those of `output_folder`."""
+def check_output(
+    out: Path, marker: str, overwrite: bool, inputs: tuple[Path | None, ...], own: tuple[str, ...] = ()
+) -> None:
+    """Raise InputError if `out`, a resolved path, must not be written; the conditions are those of `output_folder`.
+
+    With `own`, the names of all files that the command writes, a folder with other files is refused, too.
+    """
     if len(os.fsencode(out.name)) > LONGEST_NAME:
         raise InputError(f"{out}: the name is longer than {LONGEST_NAME} bytes; give a shorter one")
     for path in (Path.cwd(), *(one.resolve() for one in inputs if one)):
@@ -105,6 +110,8 @@ def check_output(out: Path, marker: str, overwrite: bool, inputs: tuple[Path | N
             raise InputError(f"{out}: exists and is not empty; give another folder or --overwrite")
         if not (out / marker).is_file():
             raise InputError(f"{out}: holds no {marker}, so it was not made by this command; it is not overwritten")
+        if others := sorted({file.name for file in out.iterdir()} - {*own}) if own else []:
+            raise InputError(f"{out}: has other files in it ({others[0]}); move them, or give another folder")
 
 
 def not_writable(out: Path, error: OSError) -> InputError:

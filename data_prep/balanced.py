@@ -25,9 +25,9 @@ LEAST_VALUES = 2
 
 def undrawable(labels: pd.DataFrame) -> list[int]:
     """Return the attributes of which fewer than two values have two images or more, from a table of labels."""
-    images = labels.groupby(["attribute", "value"]).size()
-    drawable = (images >= 2).groupby(level="attribute").sum()
-    return [int(attribute) for attribute in drawable.index[drawable < LEAST_VALUES]]
+    attribute, value = (labels[name].to_numpy() for name in ("attribute", "value"))
+    images = {one: np.bincount(value[attribute == one]) for one in np.unique(attribute).tolist()}
+    return [one for one, counts in images.items() if (counts >= 2).sum() < LEAST_VALUES]
 
 
 class BalancedSampler:
@@ -38,23 +38,27 @@ class BalancedSampler:
     """
 
     def __init__(self, labels: pd.DataFrame):
-        ordered = labels.sort_values(["image_id", "attribute", "value"])
-        self._image, self._attribute, self._value = (
-            ordered[name].to_numpy(np.int64) for name in ("image_id", "attribute", "value")
-        )
-        self.image_ids, first = np.unique(self._image, return_index=True)
+        # Hundreds of millions of labels: in their own small types, and one attribute after the other.
+        columns = [labels[name].to_numpy() for name in ("image_id", "attribute", "value")]
+        if not _ordered(*columns):
+            order = np.lexsort(columns[::-1])
+            columns = [one[order] for one in columns]
+        image, self._attribute, self._value = columns
+        first = np.flatnonzero(np.diff(image, prepend=image[:1] - 1))
+        self.image_ids = image[first].astype(np.int64)
         """Ids of the images, ascending."""
-        self._rows_from = np.append(first, len(self._image))
+        self._rows_from = np.append(first, len(image))
         """Start of each image's rows among the labels."""
-        values = int(self._value.max(initial=0)) + 1
-        of_value = np.argsort(self._attribute * values + self._value, kind="stable")
-        groups, start = np.unique((self._attribute * values + self._value)[of_value], return_index=True)
-        members = np.split(np.searchsorted(self.image_ids, self._image[of_value]), start[1:])
-        self._members: dict[int, list[np.ndarray]] = {int(attribute): [] for attribute in np.unique(self._attribute)}
+        row = np.repeat(np.arange(len(first), dtype=np.int32), np.diff(self._rows_from))
+        self._members: dict[int, list[np.ndarray]] = {}
         """Attribute -> for each of its values that can be drawn, its images as rows of `image_ids`."""
-        for group, images in zip(groups.tolist(), members, strict=True):
-            if len(images) >= 2:
-                self._members[group // values].append(images)
+        for attribute in np.unique(self._attribute).tolist():
+            own = self._attribute == attribute
+            values, images = self._value[own], row[own]
+            by_value = np.argsort(values, kind="stable")
+            start = np.flatnonzero(np.diff(values[by_value]))
+            groups = np.split(images[by_value], start + 1)
+            self._members[attribute] = [one for one in groups if len(one) >= 2]
 
     def plan_epoch(
         self,
@@ -112,8 +116,10 @@ class BalancedSampler:
         images = np.unique(np.concatenate(drawn))  # an image with two of the values was drawn twice, perhaps
         missing = size - len(images)
         if missing:  # rare values have too few images: fill up with any others
-            others = np.delete(np.arange(len(self.image_ids)), images)
-            images = np.concatenate([images, rng.choice(others, missing, replace=False)])
+            rank = rng.choice(len(self.image_ids) - len(images), missing, replace=False)
+            # Of the images before the rank-th other one, so many are in the batch.
+            before = np.searchsorted(images - np.arange(len(images)), rank, side="right")
+            images = np.concatenate([images, rank + before])
         return rng.permutation(images)
 
     def _labels_of(self, images: np.ndarray) -> dict[str, torch.Tensor]:
@@ -129,6 +135,16 @@ class BalancedSampler:
         values[pair, nth] = self._value[rows]
         return {
             "image_index": torch.from_numpy(image_index[new]),
-            "attributes": torch.from_numpy(attribute[new]),
+            "attributes": torch.from_numpy(attribute[new].astype(np.int64)),
             "values": torch.from_numpy(values),
         }
+
+
+def _ordered(image: np.ndarray, attribute: np.ndarray, value: np.ndarray) -> bool:
+    """Return whether labels are ordered by image, attribute and value."""
+    before, after = slice(None, -1), slice(1, None)
+    ahead, level = image[after] > image[before], image[after] == image[before]
+    ahead |= level & (attribute[after] > attribute[before])
+    level &= attribute[after] == attribute[before]
+    ahead |= level & (value[after] >= value[before])
+    return bool(ahead.all())

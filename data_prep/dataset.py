@@ -110,6 +110,12 @@ class Dataset:
         """Labels: image_id, attribute, value, split."""
         return self._table("labels.parquet").to_pandas()
 
+    def labels_of(self, split: str) -> pd.DataFrame:
+        """Return image_id, attribute and value of a split's labels. Read anew, so that nobody keeps those of others."""
+        columns = ["image_id", "attribute", "value"]
+        table = self._table("labels.parquet", columns=columns, filters=[("split", "=", split)])
+        return table.to_pandas(split_blocks=True, self_destruct=True)  # else it is in memory twice
+
     @cached_property
     def images(self) -> pd.DataFrame:
         """Images: image_id, path, split, the width and height of the source in pixels, and group (may be None)."""

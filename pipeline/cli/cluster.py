@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from data_prep.errors import InputError
+from data_prep.hints import nearest
 from data_prep.words import counted
 from pipeline.cli.options import FOLDER, PATH_OR_URI, json_option
 from pipeline.common.console import emit, progress_bar, show
 from pipeline.common.errors import JobFailed
-from pipeline.common.hints import nearest
 
 _FOLDERS = getattr(find_spec("benchmarks"), "submodule_search_locations", None)
 BENCHMARKS = [module.name for module in pkgutil.iter_modules(_FOLDERS or []) if module.name != "common"]

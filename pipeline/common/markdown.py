@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from pipeline.common.console import printable
 
+HEADER = "|---|---|"
+"""Line below the head of a table of two columns."""
 LONGEST = 2_000
 """Characters of a text from outside that are shown."""
 
@@ -24,15 +26,15 @@ def code(text: str) -> str:
 
 
 def with_rows(text: str, rows: Mapping[str, str]) -> str:
-    """Return a text with these rows, name and Markdown, at the end of its table, in place of rows of the same names.
+    """Return a text with these rows, name and Markdown, on top of its table, in place of rows of the same names.
 
     A text without a table gets one. All other lines stay as they are, because people may have written some.
     """
     lines = [line for line in text.splitlines() if not line.startswith(tuple(f"| {name} |" for name in rows))]
-    if not any(line.startswith("|---|---|") for line in lines):
-        lines += [*([""] if lines else []), "| | |", "|---|---|"]
-    end = max(number for number, line in enumerate(lines, 1) if line.startswith("|"))
-    return "\n".join([*lines[:end], *(f"| {name} | {value} |" for name, value in rows.items()), *lines[end:]])
+    if HEADER not in lines:
+        lines += [*([""] if lines else []), "| | |", HEADER]
+    top = lines.index(HEADER) + 1
+    return "\n".join([*lines[:top], *(f"| {name} | {value} |" for name, value in rows.items()), *lines[top:]])
 
 
 def with_section(text: str, heading: str, body: str) -> str:

@@ -24,12 +24,12 @@ from agman.registry import options_of
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.hints import nearest
 from data_prep.storage import Storage
 from data_prep.words import counted
 from pipeline.common.console import bar_of, say, say_above
 from pipeline.common.errors import JobFailed
 from pipeline.common.files import read_json, write_json
-from pipeline.common.hints import nearest
 from pipeline.common.lock import locked
 from pipeline.common.signals import saying_how_to_go_on
 from pipeline.compare.systems import BASE, SYSTEMS

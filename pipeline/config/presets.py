@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.errors import InputError
-from pipeline.common.hints import nearest
+from data_prep.hints import nearest
 
 PUBLISHED = {
     "model": "agman",

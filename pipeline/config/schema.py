@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from data_prep.errors import InputError
-from pipeline.common.hints import nearest
+from data_prep.hints import nearest
 from pipeline.config.presets import find_preset
 
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 import agman
-from agman.confident import confident_joint, confident_values, estimated_joint, normalised_margin
+from agman.confident import confident_joint, confident_values, doubts, estimated_joint
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.hints import nearest
 from data_prep.progress import Advance, Progress, silent
 from data_prep.tables import SPLITS, Attribute
-from pipeline.common.hints import nearest
 from pipeline.evaluation.out_of_sample import out_of_sample, undivided
 from pipeline.evaluation.tagging import embed_labels
 
@@ -43,7 +43,7 @@ FINDINGS = pa.schema(
 )
 """A row for each label that looks wrong, in the order in which to look at them: by kind, then by falling score.
 
-`score` is (1 - normalised margin) / 2, from 0 (surely right) to 1 (surely wrong); for ALONE the mean distance
+`score` is the doubt of `agman.confident`, from 0 (surely right) to 1 (surely wrong); for ALONE the mean distance
 (1 - cosine) of the nearest pictures. `other` is the near-duplicate. `examples` are the nearest pictures with the
 suggested value, or with the label where no other value is suggested."""
 COMPARED = 50_000
@@ -76,7 +76,7 @@ class MixedUp:
 
 @dataclass(frozen=True)
 class AuditedAttribute:
-    """What was found under one attribute."""
+    """Findings under one attribute."""
 
     name: str
     labels: int
@@ -230,10 +230,10 @@ def _judge(dataset: Dataset, labels: EmbeddedLabels, advance: Advance) -> tuple[
 
 def _findings(dataset: Dataset, labels: EmbeddedLabels, probabilities_kv: Tensor, judged_k: Tensor) -> pd.DataFrame:
     value_k, truth_k = labels.value_k, torch.from_numpy(labels.value_k)
-    margin_k = normalised_margin(probabilities_kv, truth_k).masked_fill(~judged_k, 0).numpy()
+    score_k = doubts(probabilities_kv, truth_k).masked_fill(~judged_k, 0.5).numpy()
     best_k = probabilities_kv.scatter(1, truth_k[:, None], -1.0).argmax(1).numpy()
-    score_k, suggested_k = (1 - margin_k) / 2, np.where(margin_k < 0, best_k, -1)
-    kind_k = np.where(margin_k < 0, CONTRADICTED, "").astype(object)
+    suggested_k = np.where(score_k > 0.5, best_k, -1)
+    kind_k = np.where(score_k > 0.5, CONTRADICTED, "").astype(object)
     other_k = np.full(len(value_k), None, object)
     reviewed_k = _reviewed(dataset, labels)
     for row, value, other in _near_duplicates(dataset, labels, np.where(reviewed_k, -1, score_k)):

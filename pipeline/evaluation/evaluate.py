@@ -37,7 +37,7 @@ from pipeline.evaluation.chance import (
     triplet_scores,
 )
 from pipeline.evaluation.published_results import Benchmark, benchmark_of
-from pipeline.evaluation.tagging import LabelledSplit, NamingScores, labels_of, naming_metrics, score_names
+from pipeline.evaluation.tagging import LabelledSplit, NamingScores, naming_metrics, score_names
 
 PUBLISHED_MARGIN = 0.2
 """Margin of the papers' triplet losses, for models whose description has none."""
@@ -137,7 +137,7 @@ def evaluate(
     triplets = dataset.triplets(split)
     if pairs.empty and not len(triplets):
         raise InputError(f"{dataset.path}: neither queries nor triplets in split {split!r}{instead}")
-    labels = labels_of(dataset, split) if tagger else NO_PAIRS
+    labels = dataset.labels_of(split) if tagger else NO_PAIRS
     # One pass over the images serves all tasks: the pairs of the ranking, those of the triplets, those of the labels.
     of_task = [pairs[["image_id", "attribute"]], _pairs_of(triplets), labels[["image_id", "attribute"]]]
     asked = pd.concat(of_task, ignore_index=True)

@@ -216,11 +216,6 @@ def _calibrated(namer: Namer, embeddings_qd: Tensor, truth_qv: Tensor) -> Namer:
     return replace(namer, temperature=temperature, pictures=len(guess), thresholds=steps)
 
 
-def labels_of(dataset: Dataset, split: str) -> pd.DataFrame:
-    """Return image_id, attribute and value of a split's labels."""
-    return dataset.labels[dataset.labels["split"] == split].drop(columns="split").reset_index(drop=True)
-
-
 def _some(labels: pd.DataFrame, of: str, most: int) -> pd.DataFrame:
     """Return the labels of at most `most` pictures of every value or attribute.
 
@@ -249,7 +244,7 @@ def embed_labels(
     Raises InputError if the split has no labels. `most` limits the pictures of every "value" or "attribute"; the other
     arguments are as for `pipeline.evaluation.evaluate.evaluate`.
     """
-    labels = labels_of(dataset, split)
+    labels = dataset.labels_of(split)
     if labels.empty:
         raise InputError(f"{dataset.path}: no labels in split {split!r}")
     for of, number in (most or {}).items():

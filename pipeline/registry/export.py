@@ -69,7 +69,7 @@ def export(
             program = save_program(network, staging / PROGRAM, *request)
             onnx = export_onnx(network, staging / ONNX, *request)
             batches = [embedder.normalised(calibrating[i : i + CALIBRATION_BATCH]) for i in _starts(calibrating)]
-            int8 = quantise(staging / ONNX, staging / INT8, batches) if pictures else None
+            cosine = quantise(staging / ONNX, staging / INT8, batches) if pictures else None
         except NonFiniteWeights as error:
             raise InputError(f"{shown(model)}: {error}") from error
         except ExportError as error:
@@ -79,7 +79,7 @@ def export(
         "out": str(out),
         "files": {name: (out / name).stat().st_size for name in FILES if (out / name).exists()},
         "difference": {PROGRAM: program.difference, ONNX: onnx.difference},
-        "cosine": {INT8: int8.cosine} if int8 else {},
+        "cosine": {INT8: cosine} if cosine else {},
     }
 
 

@@ -51,8 +51,9 @@ def _load_from(folder: Path, model: str, attributes: list[str] | None) -> tuple[
         network, description = agman.load_model(folder, attributes=attributes)
     except agman.CheckpointError as error:  # it names the folder, which may be a copy that the user does not know
         raise InputError(str(error).replace(str(folder), shown(model))) from error
-    if "image_size" not in description:
-        raise InputError(f"{shown(model)}: its {DESCRIPTION} has no image_size; a model of `agman train` has one")
+    for name in ("image_size", "attributes"):
+        if name not in description:
+            raise InputError(f"{shown(model)}: its {DESCRIPTION} has no {name}; a model of `agman train` has both")
     return network, description
 
 

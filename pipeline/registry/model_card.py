@@ -64,7 +64,7 @@ def write_card(
         build: arguments of `agman.build`.
         description: description in the checkpoint.
         valid: validation metrics, as `validation_of` returns them.
-        tags: tags of the version; they name the study that the settings come from.
+        tags: tags of the version; they name who trained it, and the study that the settings come from.
         tested: scores on another split, if measured.
     """
     attributes = description["attributes"]
@@ -120,6 +120,10 @@ def _recipe(description: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     lines = [" ".join(code(f"{key}={value}") for key, value in settings.items()) or "Settings unknown."]
     if description.get("run_id"):
         lines.append(f"Checkpoint of step {description.get('step', 0):,}, MLflow run {code(description['run_id'])}.")
+    if "trained_by" in tags:
+        how = f" with {code(tags['command'])}" if "command" in tags else ""
+        commit = f", git commit {code(tags['git_commit'])}" if "git_commit" in tags else ""
+        lines.append(f"Trained by {plain(tags['trained_by'])}{how}{commit}.")
     if "search_run_id" in tags:
         study, run_id = (code(tags.get(key, "")) for key in ("search", "search_run_id"))
         lines.append(f"The settings come from the study {study}, MLflow run {run_id}.")

@@ -29,12 +29,12 @@ from agman.tagger import TAGGER
 from pipeline.evaluation.validation import SPLIT, score_words
 from pipeline.registry import model_card
 from pipeline.registry.loading import find_model
-from pipeline.registry.standing import BECAUSE, SINCE, describe_champion, now
+from pipeline.registry.standing import BECAUSE, CHAMPION, SINCE, describe_champion, now
 from pipeline.registry.versions import MODEL_URI
 from pipeline.tracking.origin import version_tags
 from pipeline.tracking.runs import Run, connect, find_run, metric_history
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHALLENGER = "challenger"
 DIGEST, DOUBT = "weights_digest", "doubt"
 """Tags of a version: the digest of its weights, and why nothing shows that it beats chance."""
 CARD_METRICS = ("map", "chance", "triplet_accuracy", "tag_")
@@ -106,7 +106,7 @@ def register(
                 _note_first(client, name, created, checkpoint, run)
             client.set_registered_model_alias(name, alias, created)  # last, so that no alias points to half a version
         undo.pop_all()
-    describe_champion(client, name, champion_of(client, name))
+    describe_champion(client, name)
     uri = f"models:/{name}/{created}"
     if known:
         run.tag({MODEL_URI: uri})

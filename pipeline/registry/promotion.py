@@ -29,10 +29,11 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.registry.judgement import Verdict, judge
 from pipeline.registry.loading import load, shown
 from pipeline.registry.model_card import Tested
-from pipeline.registry.models import CHALLENGER, CHAMPION, champion_of, update_card
+from pipeline.registry.models import CHALLENGER, champion_of, update_card
 from pipeline.registry.names import PUBLISHED
 from pipeline.registry.standing import (
     BECAUSE,
+    CHAMPION,
     DECISION,
     RESTORED,
     SINCE,
@@ -42,6 +43,7 @@ from pipeline.registry.standing import (
     now,
 )
 from pipeline.registry.versions import alternatives
+from pipeline.tracking.origin import user_name
 from pipeline.tracking.runs import answering, connect
 
 TOLERANCE = 0.01
@@ -119,7 +121,7 @@ def promote(
         champion = champion_of(client, name)
         if version == champion:
             _remove_challenger(client, name, version)  # a command that was killed may have left it
-            describe_champion(client, name, version)
+            describe_champion(client, name)
             raise InputError(f"{model}: version {version} is {name}'s champion already")
         mine = _loaded(name, version, dataset)
         theirs = None
@@ -153,7 +155,7 @@ def promote(
         if decision.promoted:
             client.set_registered_model_alias(name, CHAMPION, version)
             _remove_challenger(client, name, version)
-            describe_champion(client, name, version)
+        describe_champion(client, name)
     return decision
 
 
@@ -181,13 +183,13 @@ def rollback(name: str, reason: str) -> tuple[str, str]:
             raise InputError(f"{name}: version {before}, which version {champion} replaced, is gone") from None
         date = now()
         _tag(client, name, champion, {"rolled_back": date, "rolled_back.to": before, "rolled_back.reason": reason})
-        facts = {"result": RESTORED, "date": date, "against": champion, "reason": reason}
+        facts = {"result": RESTORED, "date": date, "against": champion, "reason": reason} | _by()
         because = {SINCE: date, BECAUSE: f"version {champion} was rolled back: {reason}"}
         _tag(client, name, before, {DECISION + key: value for key, value in facts.items()} | because)
         client.set_registered_model_alias(name, CHAMPION, before)
         for version in (before, champion):
             describe_decision(client, name, version)
-        describe_champion(client, name, before)
+        describe_champion(client, name)
     return before, champion
 
 
@@ -247,7 +249,7 @@ def _record(client: MlflowClient, decision: Decision, dataset: Dataset, split: s
         "dataset_digest": info.digest,
         "split": split,
         "tolerance": f"{tolerance:g}",
-    }
+    } | _by()
     for attribute, one in decision.verdict.differences.items():
         end = f".{attribute}" if attribute else ""
         facts[f"difference{end}"] = f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
@@ -257,6 +259,8 @@ def _record(client: MlflowClient, decision: Decision, dataset: Dataset, split: s
 
     result = "forced" if decision.forced else "promoted" if decision.promoted else "refused"
     mine = facts | {"result": result, "against": decision.champion or "none"}
+    if decision.forced and not decision.verdict.better:
+        mine["although"] = decision.verdict.reason
     previous = {PREVIOUS: decision.champion} if decision.promoted and decision.champion is not None else {}
     tags = {DECISION + key: value for key, value in mine.items()} | previous
     if decision.promoted:
@@ -267,6 +271,12 @@ def _record(client: MlflowClient, decision: Decision, dataset: Dataset, split: s
         theirs = facts | {"result": "replaced" if decision.promoted else "kept", "against": decision.version}
         _tag(client, name, decision.champion, {DECISION + key: value for key, value in theirs.items()})
         describe_decision(client, name, decision.champion)
+
+
+def _by() -> dict[str, str]:
+    """Return who decides, if the machine knows."""
+    name = user_name()
+    return {"by": name} if name else {}
 
 
 def _tag(client: MlflowClient, name: str, version: str, tags: dict[str, str]) -> None:

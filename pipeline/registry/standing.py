@@ -1,8 +1,9 @@
-"""What the pages of a registered model and of its versions say: which is champion, on which data, by whom, and why."""
+"""Pages of a registered model and of its versions: which is champion, on which data, by whom, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from mlflow.exceptions import MlflowException
@@ -14,6 +15,8 @@ from pipeline.common.markdown import plain, with_rows, with_section
 from pipeline.registry.model_card import as_description
 from pipeline.tracking.origin import made_by
 
+CHAMPION = "champion"
+"""Alias of the version to use."""
 DECISION = "decision."
 """Prefix of the tags that record a version's last decision."""
 SINCE, BECAUSE = "champion.since", "champion.because"
@@ -29,7 +32,7 @@ WORDS = {
     "promoted": "Promoted on {date}",
     "forced": "Promoted by force on {date}",
     "refused": "Not promoted on {date}",
-    "kept": "Kept on {date} as champion",
+    "kept": "Kept as champion on {date}",
     "replaced": "Replaced on {date}",
     RESTORED: "Champion again since {date}",
 }
@@ -47,9 +50,12 @@ def decision_text(tags: Mapping[str, str]) -> str:
     if of.get("result") not in WORDS:
         return ""
     said = WORDS[of["result"]].format(date=of.get("date", "an unknown date"))
+    if "by" in of:
+        said += f" by {of['by']}"
     if of.get("against", "none") != "none":
         said += f", against version {of['against']}"
-    said += f": {of.get('reason', 'no reason is noted')}."
+    although = f", although {of['although']}" if of["result"] == "forced" and "although" in of else ""
+    said += f": {of.get('reason', 'no reason is noted')}{although}."
     if of["result"] in ("promoted", "forced", "refused") and "score" in of:
         said += (
             f" {of['metric']} {100 * float(of['score']):.2f}, chance {100 * float(of['chance']):.2f} (times 100), "
@@ -91,22 +97,23 @@ def describe_decision(client: MlflowClient, name: str, version: str) -> None:
         client.update_model_version(name, version, as_description(text))
 
 
-def describe_champion(client: MlflowClient, name: str, number: str | None) -> None:
+def describe_champion(client: MlflowClient, name: str) -> None:
     """Write to the registered model's description which version is champion; other sections stay. Raises nothing."""
     try:
-        text = client.get_registered_model(name).description or ABOUT.format(dataset=name.removeprefix("agman-"))
-        tags, run = {}, ""
-        if number is not None:
-            version = client.get_model_version(name, number)
-            tags, run = version.tags, _link(client, version.run_id)
-        client.update_registered_model(
-            name, as_description(with_section(text, "Champion", champion_text(number, tags, run)))
-        )
+        registered = client.get_registered_model(name)
+        about = registered.description or ABOUT.format(dataset=name.removeprefix("agman-"))
+        said = champion_text(None, {})
+        if number := registered.aliases.get(CHAMPION):
+            version = client.get_model_version(name, str(number))
+            said = champion_text(str(number), version.tags, _link(client, version.run_id))
+        client.update_registered_model(name, as_description(with_section(about, "Champion", said)))
     except MlflowException as error:
-        say(f"note: the description of {name} still names the champion before ({reason(error)})")
+        say(f"note: the description of {name} may name an earlier champion ({reason(error)})")
 
 
-def _link(client: MlflowClient, run_id: str) -> str:
-    """Return a link to a run's page, as MLflow's own pages have it."""
-    info = client.get_run(run_id).info
-    return f"[{plain(info.run_name)}](#/experiments/{info.experiment_id}/runs/{run_id})"
+def _link(client: MlflowClient, run_id: str | None) -> str:
+    """Return a link to a run's page, as MLflow's own pages have it; empty if the store has no such run."""
+    with suppress(MlflowException):
+        info = client.get_run(run_id or "").info
+        return f"[{plain(info.run_name)}](#/experiments/{info.experiment_id}/runs/{run_id})"
+    return ""

@@ -11,9 +11,9 @@ from mlflow.tracking import MlflowClient
 
 from agman.checkpoint import DESCRIPTION
 from data_prep.errors import InputError
+from data_prep.hints import nearest
 from data_prep.storage import Storage
 from pipeline.common.errors import reason
-from pipeline.common.hints import nearest
 from pipeline.tracking.runs import ELSEWHERE, connect, shown_store
 
 MODEL_URI = "model_uri"

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from data_prep import atomic
 from data_prep.dataset import Dataset
-from data_prep.errors import InputError
 from pipeline.evaluation.audit import ALONE, CONTRADICTED, KINDS, NEAR_DUPLICATE, Audit, AuditedAttribute
 from pipeline.reports.html import render
 from pipeline.reports.model.pictures import Pictures
@@ -82,7 +81,7 @@ class _AuditPage:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written."""
+    """Files of an audit."""
 
     page: Path
     table: Path
@@ -92,10 +91,7 @@ class Written:
 
 def check_audit_folder(out: Path, dataset: Dataset, overwrite: bool) -> None:
     """Raise InputError if the findings must not be written to `out`, as `write_audit` does."""
-    out = out.resolve()
-    atomic.check_output(out, TABLE, overwrite, (dataset.storage.local,))
-    if others := sorted({file.name for file in out.iterdir()} - {TABLE, PAGE}) if out.is_dir() else []:
-        raise InputError(f"{out}: has other files in it ({others[0]}); move them, or give another folder")
+    atomic.check_output(out.resolve(), TABLE, overwrite, (dataset.storage.local,), (TABLE, PAGE))
 
 
 def write_audit(audit: Audit, model: str, out: Path, *, overwrite: bool = False) -> Written:

@@ -38,7 +38,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Trait:
-    """What the model names under an attribute for the pictures of a group."""
+    """Values that the model names under an attribute for the pictures of a group."""
 
     attribute: str
     values: str
@@ -73,7 +73,7 @@ class CopiesPage:
 
 def check_copies_out(out: Path, gallery: Gallery, overwrite: bool) -> None:
     """Raise InputError if `write_copies` must not write there."""
-    atomic.check_output(out.resolve(), TABLE, overwrite, (gallery.folder,))
+    atomic.check_output(out.resolve(), TABLE, overwrite, (gallery.folder,), (TABLE, PAGE))
 
 
 def write_copies(copies: Copies, out: Path, overwrite: bool = False) -> Path:
@@ -81,6 +81,7 @@ def write_copies(copies: Copies, out: Path, overwrite: bool = False) -> Path:
 
     Raises InputError if the folder exists, unless `overwrite` and this function has made it, or cannot be written.
     """
+    check_copies_out(out, copies.gallery, overwrite)
     with atomic.output_folder(out, marker=TABLE, overwrite=overwrite, inputs=(copies.gallery.folder,)) as staging:
         pq.write_table(copies.table(), staging / TABLE)
         (staging / PAGE).write_text(render("copies.html.j2", _page(copies)), encoding="utf-8")

@@ -17,9 +17,9 @@ import pyarrow as pa
 import torch
 
 from data_prep.errors import InputError
+from data_prep.hints import nearest
 from data_prep.near_duplicates import look_at_files, near_pairs
 from data_prep.progress import Progress, silent
-from pipeline.common.hints import nearest
 from pipeline.retrieval.alike import AlikePairs, alike_pairs, grouped, next_limit
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.values import CHUNK, tagger_of

@@ -60,6 +60,11 @@ class DatasetRows:
         found = self._images.filter(pc.is_in(self._images["path"], pa.array(ends, pa.string())))
         return found["image_id"][0].as_py() if len(found) else None
 
+    def image_named(self, path: str) -> int | None:
+        """Return the image whose file, relative to the folder that was prepared, is `path`."""
+        place = self._images["path"].index(path).as_py()
+        return None if place < 0 else self._images["image_id"][place].as_py()
+
 
 def shown_names(kind: str, root: Storage, names: Sequence[str]) -> list[str]:
     """Return the names of pictures as users know them: for image ids, their files, if the dataset can be read."""

@@ -70,8 +70,8 @@ def embed_images(
 
     A call with equal arguments continues an interrupted one, and opens a complete gallery of the same pictures and
     model. Unreadable pictures are listed in `rejects.parquet`, pictures = rows + rejects, and files that are not taken
-    for pictures in `skipped.parquet`. Raises InputError for invalid
-    arguments, and, leaving nothing behind, if no picture can be embedded.
+    for pictures in `skipped.parquet`. Raises InputError for invalid arguments, and, leaving nothing behind, if no
+    picture can be embedded.
 
     Args:
         model: as `agman evaluate` takes it.

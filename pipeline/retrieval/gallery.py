@@ -22,7 +22,6 @@ Shape suffixes: Q queries, A requested attributes, N all attributes, D embedding
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -37,10 +36,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep import atomic
 from data_prep.errors import InputError, StorageError
+from data_prep.hints import nearest
 from data_prep.pictures import open_picture, read_file
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
-from pipeline.common.hints import nearest
 from pipeline.common.lock import locked
 from pipeline.retrieval.dataset_rows import DatasetRows, Described
 from pipeline.retrieval.exact import NORM_ERROR, exact_scores, nearest_rows
@@ -96,6 +95,10 @@ class GalleryInfo(BaseModel):
     """sha256 over everything that determines the embeddings: pictures' names, weights, precision."""
     state: str = Field(default="", pattern=f"^{NAME}$")
     """Folder of the gallery's files below it; empty if they are beside this description."""
+
+
+LEAST_WEIGHT = 0.001
+"""Smallest weight; its inverse is the largest. Scores are float32, which hold no sum of weights that lie far apart."""
 
 
 class Names(Sequence[str]):
@@ -262,9 +265,9 @@ class Gallery:
 
     def check_where(self, condition: str) -> None:
         """Raise InputError if a condition is invalid, without looking at the rows."""
-        from pipeline.retrieval.where import matching
+        from pipeline.retrieval.where import checked
 
-        matching(self._known_columns().slice(0, 0), condition)
+        checked(self._known_columns().schema, condition)
 
     def _known_columns(self) -> pa.Table:
         if self.columns is None:
@@ -311,7 +314,7 @@ class Gallery:
     def build_index(self, progress: Progress = silent) -> ApproximateIndex:
         """Build the approximate index, replacing an older one. Searches no longer use a vector store.
 
-        Raises InputError if another process is writing the gallery, or if the index cannot be written.
+        Raises InputError if another process writes the gallery or has updated it, or if the index cannot be written.
         """
         from pipeline.retrieval.faiss_index import build_index
 
@@ -320,6 +323,8 @@ class Gallery:
         with locked(self.folder, "another gallery"):
             for name in ("index", "store"):
                 self.__dict__.pop(name, None)
+            if read_info(self.folder).state != self.info.state:
+                raise InputError(f"{self.folder}: has been updated since it was opened; open it again")
             built = build_index(self.files, self._vectors, progress)
             (self.folder / STORE_FILE).unlink(missing_ok=True)
             return built
@@ -407,6 +412,12 @@ class Gallery:
         row = -1 if image is None else self.table["image"].index(image).as_py()
         return None if row < 0 else row
 
+    def row_named(self, name: str) -> int | None:
+        """Return the row of a picture by the name that `describe` gives, or None if the gallery has no such picture."""
+        image = self._dataset.image_named(name) if self._dataset else None
+        row = self.table["image"].index(name if image is None else str(image)).as_py()
+        return None if row < 0 else row
+
     @cached_property
     def _dataset(self) -> DatasetRows | None:
         """Tables of the prepared dataset that the pictures are from."""
@@ -454,8 +465,9 @@ def weights_of(attributes: Attributes) -> list[float]:
     """Return the weight of each attribute, 1 where none is given. Raises InputError unless all are positive."""
     weights = list(attributes.values()) if isinstance(attributes, Mapping) else [1.0] * len(attributes)
     for name, weight in zip(attributes, weights, strict=True):
-        if not 0 < weight < math.inf:
-            raise InputError(f"attribute {name}={weight:g}: a weight must be a positive number")
+        if not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
+            bounds = f"{LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:,.0f}"
+            raise InputError(f"attribute {name}={weight:g}: a weight must be a positive number, {bounds}")
     return weights
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
@@ -73,7 +73,8 @@ class PictureGallery(Gallery):
 
     def _weights(self, attributes: Asked) -> dict[str, float]:
         """Return name -> weight. Raises InputError for an attribute that is given twice or a number without one."""
-        given = [attributes] if isinstance(attributes, str | int) else attributes
+        several = isinstance(attributes, Iterable) and not isinstance(attributes, str)  # numpy's integers are no int
+        given: Any = attributes if several else [attributes]
         weighted = given.items() if isinstance(given, Mapping) else [(one, 1.0) for one in given]
         known = self.info.attributes
         weights: dict[str, float] = {}

@@ -25,7 +25,7 @@ from pipeline.retrieval.where import Condition
 
 @dataclass(frozen=True)
 class Layout:
-    """What a gallery's rows have."""
+    """Content of a gallery's rows."""
 
     attributes: tuple[str, ...]
     width: int

@@ -29,9 +29,9 @@ from agman.tagging import Threshold
 from data_prep import atomic
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError, StorageError
+from data_prep.hints import nearest
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
-from pipeline.common.hints import nearest
 from pipeline.evaluation.tagging import make_tagger
 from pipeline.registry.loading import load_with_tagger, shown
 from pipeline.retrieval.dataset_rows import DatasetRows

@@ -42,6 +42,7 @@ from pipeline.retrieval.states import (
     IMAGES_FILE,
     INDEX,
     REJECTS_FILE,
+    SKIPPED_FILE,
     SOURCE_FILE,
     TAGGER_FILE,
     VECTORS,
@@ -74,7 +75,7 @@ class Updated:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an update has to do."""
+    """Work of an update."""
 
     source: Source
     origin_s: np.ndarray
@@ -145,6 +146,13 @@ def _updated(
     loaded, tagger = _loaded(gallery, model) if model else (None, None)
     plan, staging, shards = _planned(gallery, _source(gallery, images)), gallery.folder / PARTIAL, 0
     fresh = plan.fresh
+    if plan.source.kind == "dataset":  # prepared again, its image ids may be other pictures: none outlives its file
+        remove_missing = True
+        if gallery.columns is not None and columns is None and len(fresh.pictures):
+            raise InputError(
+                f"{gallery.folder}: its dataset has been prepared again, so its columns may be other pictures'; give "
+                "--columns TABLE, too"
+            )
     if len(fresh.pictures):
         loaded = loaded or _loaded_as_searched(gallery)
         shards = embed.embed_shards(staging, _name(fresh), fresh, loaded, workers, progress)
@@ -162,7 +170,17 @@ def _source(gallery: Gallery, images: str | Path | None) -> Source:
             f"--images {source.root}: the gallery's pictures are those of {info.root}; put new ones there, or make "
             "another gallery with --out"
         )
+    if repeated := _first_repeated(source.pictures["image"]):
+        raise InputError(
+            f"--images {source.root}: several pictures are called {repeated}, and an update knows them by their names; "
+            "give each its own"
+        )
     return source
+
+
+def _first_repeated(names: pa.ChunkedArray) -> str | None:
+    counted = pc.value_counts(names)
+    return next(iter(counted.field("values").filter(pc.greater(counted.field("counts"), 1)).to_pylist()), None)
 
 
 def _loaded(gallery: Gallery, model: str) -> tuple[embed.Model, Tagger | None]:
@@ -257,7 +275,7 @@ def _written(
     refused = _refused(gallery, plan, refused)
     columns, described = _columns(gallery, source, images, catalogue)
     changed = counts["added"] or counts["replaced"] or counts["removed"] or columns != gallery.columns
-    if not changed and _same_seen(gallery, source, refused):
+    if not changed and not len(plan.fresh.pictures) and _same_seen(gallery, source, refused):
         embed.add_prototypes(gallery.files, tagger)
         return Updated(gallery, **counts, described=described)
     name, print_ = following(info.state), _fingerprint(gallery, source, kept)
@@ -317,6 +335,7 @@ def _same_seen(gallery: Gallery, source: Source, refused: pa.Table) -> bool:
         (gallery.files / SOURCE_FILE).exists()
         and embed.counts_of(source, refused) == {"rejects": gallery.info.rejects, "skipped": gallery.info.skipped}
         and pq.read_table(file)["image"].equals(refused["image"])
+        and pq.read_table(gallery.files / SKIPPED_FILE)["file"].to_pylist() == [*source.skipped]
     )
 
 

@@ -17,7 +17,7 @@ import torch
 
 from agman.tagger import Namer, Tagger
 from data_prep.errors import InputError
-from pipeline.common.hints import nearest
+from data_prep.hints import nearest
 from pipeline.retrieval.exact import best_of, exact_scores
 from pipeline.retrieval.gallery import Gallery
 

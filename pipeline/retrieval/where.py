@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyparsing as pp
 
 from data_prep.errors import InputError
-from pipeline.common.hints import nearest
+from data_prep.hints import nearest
 
 LONGEST = 1_000
 """Characters of the longest condition."""
@@ -143,7 +143,7 @@ def parsed(text: str) -> Condition:
 def _grammar() -> pp.ParserElement:
     word = {name: pp.CaselessKeyword(name) for name in WORDS}
     reserved = pp.MatchFirst(word.values())
-    name = ~reserved + pp.Word(pp.unicode.alphas + "_", pp.unicode.alphanums + "_")
+    name = ~reserved + pp.Regex(r"[^\W\d]\w*")
     quoted = pp.QuotedString('"', esc_quote='""', unquote_results=True, convert_whitespace_escapes=False)
     column = (name | quoted).set_parse_action(lambda found: Column(found[0]))
     text = pp.QuotedString("'", esc_quote="''", unquote_results=True, convert_whitespace_escapes=False, multiline=True)
@@ -265,7 +265,10 @@ def _as_date(one: Operand, cells: Any, other: pa.DataType) -> Any:
 
 def moment(text: str) -> datetime:
     """Return the date and time that a text names. Raises ArrowInvalid if it names none."""
-    return pa.scalar(text).cast(pa.timestamp("us")).as_py()
+    try:
+        return pa.scalar(text).cast(pa.timestamp("us")).as_py()
+    except OverflowError as error:  # Arrow knows years that Python does not
+        raise pa.ArrowInvalid(str(error)) from error
 
 
 def type_of(one: Operand, columns: pa.Schema) -> pa.DataType:

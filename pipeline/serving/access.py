@@ -1,4 +1,4 @@
-"""Who may use the service and how often: API keys, and a limit on requests a minute."""
+"""Access to the service: API keys, and a limit on requests a minute."""
 
 from __future__ import annotations
 

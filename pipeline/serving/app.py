@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +22,7 @@ from data_prep.errors import InputError
 from pipeline.reports.html import render
 from pipeline.retrieval.where import LONGEST
 from pipeline.serving.access import CLIENT
+from pipeline.serving.engine import MOST_HITS
 from pipeline.serving.limits import BodyLimit
 from pipeline.serving.observe import REGISTRY
 from pipeline.serving.replicas import RETRY_SECONDS, STARTING, Replicas, Unavailable
@@ -32,8 +33,14 @@ POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
     "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
-AN_HOUR = "public, max-age=3600"
+AN_HOUR = {"Cache-Control": "private, max-age=3600"}  # private: a shared cache would answer clients without a key
+NOT_KEPT = {"Cache-Control": "no-store"}
 RETRY = {"Retry-After": str(RETRY_SECONDS)}
+
+
+def _kept(of: str | None) -> dict[str, str]:
+    """Return the headers of a picture: without a state, its row may be another picture soon."""
+    return AN_HOUR if of else NOT_KEPT
 
 
 @asynccontextmanager
@@ -72,6 +79,8 @@ HIT = {
     "of": "4f1c2a7e",
     "picture": "pictures/17?of=4f1c2a7e",
 }
+
+PICTURE_OF_GALLERY = {key: HIT[key] for key in ("row", "image", "labels", "tags", "picture")}
 
 
 def example(answer: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
@@ -154,10 +163,10 @@ async def page(replicas: Asked) -> HTMLResponse:
     return HTMLResponse(render("serve.html.j2", replicas.facts))
 
 
-@app.get("/serve.js")
-async def script() -> Response:
-    """Return the script of the page."""
-    source = files("pipeline.reports") / "templates" / "serve.js"
+@app.get("/{script}.js")
+async def script(script: Literal["serve", "serve_hits"]) -> Response:
+    """Return a script of the page."""
+    source = files("pipeline.reports") / "templates" / f"{script}.js"
     return Response(source.read_bytes(), media_type="text/javascript")
 
 
@@ -230,11 +239,22 @@ async def attention(image: Picture, attributes: Attributes, replicas: Asked) -> 
 async def attention_of(row: int, attribute: str, replicas: Asked, of: Of = None) -> Response:
     """Return a picture of the gallery with the attention drawn over it, as JPEG."""
     heat = await replicas.ask("attention_of", row, attribute, of)
-    return Response(heat, media_type="image/jpeg", headers={"Cache-Control": AN_HOUR})
+    return Response(heat, media_type="image/jpeg", headers=_kept(of))
+
+
+@app.get("/pictures", responses=example({"pictures": [PICTURE_OF_GALLERY]}))
+async def pictures(
+    replicas: Asked,
+    image: Annotated[str | None, Query(description="`image` of a hit; by default, pictures are drawn.")] = None,
+    seed: Annotated[int, Query(ge=0, description="Another seed draws other pictures.")] = 0,
+    top: Annotated[int, Query(ge=1, le=MOST_HITS)] = 24,
+) -> dict[str, Any]:
+    """Return a picture of the gallery by its name, or some to begin a search with."""
+    return {"pictures": await (replicas.ask("some", seed, top) if image is None else replicas.ask("named", image))}
 
 
 @app.get("/pictures/{row}")
 async def picture(row: int, replicas: Asked, of: Of = None) -> Response:
     """Return a picture of the gallery, as its source contains it."""
     data, kind = await replicas.ask("picture", row, of)
-    return Response(data, media_type=kind, headers={"Cache-Control": AN_HOUR})
+    return Response(data, media_type=kind, headers=_kept(of))

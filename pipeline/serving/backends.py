@@ -1,4 +1,4 @@
-"""What computes the embeddings of the service: torch, or onnxruntime with an exported file."""
+"""Backends that compute the embeddings of the service: torch, or onnxruntime with an exported file."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,7 +80,10 @@ class Engine:
 
         `attributes` are NAME or NAME=WEIGHT, values ATTRIBUTE=VALUE.
         """
-        weights, terms = parse_attributes(attributes), value_terms(self.gallery, values, excluded)
+        with self._without_folder():
+            weights, terms = parse_attributes(attributes), value_terms(self.gallery, values, excluded)
+            if where is not None:
+                self.gallery.check_where(where)
         if weights or has_picture:
             self.gallery.numbers(weights)
             weights_of(weights)
@@ -89,28 +93,55 @@ class Engine:
             raise InputError("nothing to search for; send a picture with attributes, or values")
         if not 1 <= top <= MOST_HITS:
             raise InputError(f"top must be 1 to {MOST_HITS}, not {top}")
-        if where is not None:
-            self.gallery.check_where(where)
         return SearchRequest(weights, terms, top, where)
 
     def hits(
         self, embeddings_nd: np.ndarray | None, asked: SearchRequest, approximate: bool, without: int | None = None
     ) -> list[dict]:
         """Return the best rows for a picture's embeddings under all attributes, N×D, and values, without one row."""
-        version = self.gallery.version  # browsers cache pictures by their address
-        found = ranked(
-            self.gallery, embeddings_nd, asked.weights, asked.top, approximate, without, asked.terms, asked.where
-        )
+        query = (embeddings_nd, asked.weights, asked.top, approximate, without, asked.terms, asked.where)
+        with self._without_folder():
+            found = ranked(self.gallery, *query)
         return [
             asdict(hit)
-            | {
-                "cosines": dict(zip(asked.weights, hit.cosines, strict=True)),
-                "of": version,
-                "picture": f"pictures/{hit.row}?of={version}",
-                "tags": tags,
-            }
+            | {"cosines": dict(zip(asked.weights, hit.cosines, strict=True)), "tags": tags}
+            | self._address(hit.row)
             for hit, tags in zip(found, self.tags([hit.row for hit in found]), strict=True)
         ]
+
+    @contextmanager
+    def _without_folder(self) -> Iterator[None]:
+        """Keep the gallery's folder out of what clients are told."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(str(error).replace(str(self.gallery.folder), "GALLERY")) from error
+
+    def some(self, seed: int, count: int) -> list[dict]:
+        """Return `count` rows drawn by a seed, to begin a search with; all in their order if there are no more."""
+        rows = np.arange(len(self.gallery))
+        if count < len(rows):
+            rows = np.random.default_rng(seed).choice(len(rows), count, replace=False)
+        return self.shown(rows.tolist())
+
+    def named(self, image: str) -> list[dict]:
+        """Return the row of the picture that hits name `image`. Raises InputError if there is none."""
+        row = self.gallery.row_named(image)
+        if row is None:
+            raise InputError(f"the gallery has no picture {image!r}")
+        return self.shown([row])
+
+    def shown(self, rows: Sequence[int]) -> list[dict]:
+        """Return what is known of rows, as in hits."""
+        known = zip(rows, self.gallery.describe(rows), self.gallery.cells(rows), self.tags(rows), strict=True)
+        return [
+            {"row": row, "image": one.path, "labels": one.labels, "columns": cells, "tags": tags} | self._address(row)
+            for row, one, cells, tags in known
+        ]
+
+    def _address(self, row: int) -> dict[str, str]:
+        version = self.gallery.version  # browsers cache pictures by their address
+        return {"of": version, "picture": f"pictures/{row}?of={version}"}
 
     def tags(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Return for each row attribute -> the most probable value and its probability, null if not calibrated."""

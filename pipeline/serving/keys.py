@@ -7,14 +7,14 @@ the password of HTTP's basic authentication, for which browsers ask by themselve
 from __future__ import annotations
 
 import base64
-import binascii
+import fcntl
 import hashlib
+import os
 import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_prep import atomic
 from data_prep.errors import InputError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -47,7 +47,7 @@ class Keys:
         if scheme.lower() == "basic":
             try:
                 key = base64.b64decode(key, validate=True).decode().partition(":")[2]
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:  # no base64, or no text in it
                 return None
         elif scheme.lower() != "bearer":
             return None
@@ -57,18 +57,17 @@ class Keys:
 def add_key(file: Path, name: str) -> str:
     """Make a key, add its digest to `file`, which is made if it is missing, and return the key: it is kept nowhere.
 
-    Raises InputError for a name that is invalid or taken, and for a file that is damaged.
+    Raises InputError for a name that is invalid or taken, and for a damaged file; OSError if it cannot be written.
     """
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r}: a key's name has letters, digits, '.', '_' and '-', at most 64")
-    names = _read(file) if file.exists() else {}
-    if name in names:
-        raise InputError(f"{file}: has a key of {name}; delete its line to replace it")
     key = secrets.token_urlsafe(BYTES)
-    names[name] = _digest(key)
-    with atomic.file(file) as staging:
-        staging.write_text("".join(f"{one} {digest}\n" for one, digest in names.items()), encoding="utf-8")
-        staging.chmod(0o600)
+    with os.fdopen(os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)  # two at once would not see each other's names
+        if name in _read(file):
+            raise InputError(f"{file}: has a key of {name}; delete its line to replace it")
+        whole = not (text := file.read_text(encoding="utf-8")) or text.endswith("\n")
+        opened.write(f"{'' if whole else chr(10)}{name} {_digest(key)}\n")
     return key
 
 

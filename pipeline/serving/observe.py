@@ -1,4 +1,4 @@
-"""What the service tells of every request: an id in its answer and in its log lines, and figures for Prometheus."""
+"""Traces of every request: an id in its answer and in its log lines, and figures for Prometheus."""
 
 from __future__ import annotations
 

@@ -106,6 +106,14 @@ class Replica:
         asked = await self._in_thread(engine.asked, attributes, values, excluded, where, top, True)
         return await self._in_thread(engine.hits, engine.embeddings_of(row), asked, approximate, row)
 
+    async def some(self, seed: int, count: int) -> list[dict[str, Any]]:
+        """Return pictures of the gallery that are drawn by a seed."""
+        return await self._in_thread(self.engines.current.some, seed, count)
+
+    async def named(self, image: str) -> list[dict[str, Any]]:
+        """Return the picture of this name."""
+        return await self._in_thread(self.engines.current.named, image)
+
     async def attention(self, image: bytes, attributes: Sequence[str]) -> list[bytes]:
         """Return for each attribute a JPEG of a picture file with the attention drawn over it."""
         engine = self.engines.current

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import uvicorn
@@ -63,7 +64,7 @@ class Options:
     wait_ms: float = 5.0
     """Milliseconds that the first picture of a batch waits for others."""
     backend: str = "torch"
-    """What computes the embeddings of pictures: one of BACKENDS."""
+    """Backend that computes the embeddings of pictures: one of BACKENDS."""
     keys: Path | None = None
     """File of the accepted API keys; None: no key is needed."""
     rate_limit: int | None = None
@@ -79,8 +80,8 @@ def served(path: Path, model: str | None, options: Options) -> Iterator[str]:
     if the port is in use; JobFailed if the service does not start.
     """
     keys = Keys.read(options.keys) if options.keys else None
-    path, gallery = path.absolute(), Gallery.open(path)
-    facts = Engine(gallery, served_embedder(gallery, model, options.backend, device="cpu")).facts
+    path = path.absolute()
+    facts = _facts(path, model, options.backend)
     with (
         ExitStack() as quiet,
         _listening(options) as listener,
@@ -94,6 +95,12 @@ def served(path: Path, model: str | None, options: Options) -> Iterator[str]:
         finally:
             # While Ray Serve ends, Ray reports every call that waits for its controller as failed, on stdout.
             quiet.enter_context(redirect_stdout(io.StringIO()))
+
+
+def _facts(path: Path, model: str | None, backend: str) -> dict[str, Any]:
+    """Return what is served. Nobody keeps the gallery: an opened one keeps the files of its state on the disk."""
+    gallery = Gallery.open(path)
+    return Engine(gallery, served_embedder(gallery, model, backend, device="cpu")).facts
 
 
 @contextmanager

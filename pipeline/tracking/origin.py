@@ -12,14 +12,16 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from data_prep.tables import DatasetInfo
 from pipeline.common.console import printable
 from pipeline.common.errors import without_credentials
 from pipeline.common.markdown import code, plain, with_rows
+
+if TYPE_CHECKING:
+    from data_prep.tables import DatasetInfo
 
 USER, COMMIT, SOURCE, SOURCE_TYPE, NOTE = (
     "mlflow.user",

@@ -122,10 +122,8 @@ def experiment_of(client: MlflowClient, dataset: DatasetInfo) -> str:
     location = None
     if uri.startswith(SQLITE):
         location = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" / dataset.name).as_uri()
-    about = (
-        f"Trainings, studies and comparisons on the dataset **{dataset.name}**. Their registered versions are those of "
-        f"the model `agman-{dataset.name}`, whose page says which one is champion, and why."
-    )
+    model = f"agman-{dataset.name}"  # MLflow shows one line
+    about = f"[{model}](#/models/{model}) says which version is champion, and why."
     return client.create_experiment(dataset.name, artifact_location=location, tags={NOTE: about})
 
 
@@ -190,7 +188,7 @@ class Run:
             say(f"note: {page} is not logged to run {self.run_id} ({reason(error)})")
 
     def describe(self, rows: dict[str, str]) -> None:
-        """Add rows (name -> Markdown) to the table of the run's description. Raises MlflowException."""
+        """Put rows (name -> Markdown) on top of the run's description. Raises MlflowException."""
         client = MlflowClient(self.uri)
         now = client.get_run(self.run_id).data.tags.get(NOTE, "")
         client.set_tag(self.run_id, NOTE, with_rows(now, rows))

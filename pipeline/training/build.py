@@ -66,7 +66,7 @@ def _check_balanced(config: TrainConfig, dataset: Dataset) -> None:
             f"batch_size={config.batch_size} with images_per_value={config.images_per_value}: a balanced batch has "
             f"images of two values or more, so batch_size must be at least {least}"
         )
-    if found := undrawable(dataset.labels[dataset.labels["split"] == "train"]):
+    if found := undrawable(dataset.labels_of("train")):
         name = dataset.info.attribute_names[found[0]]
         raise InputError(
             f"batches=balanced: attribute {name!r} of {dataset.path} has fewer than two values with two training "

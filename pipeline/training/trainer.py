@@ -181,7 +181,7 @@ class Training:
         )
         self._sampler = None
         if config.batches == "balanced":
-            self._sampler = BalancedSampler(dataset.labels[dataset.labels["split"] == "train"])
+            self._sampler = BalancedSampler(dataset.labels_of("train"))
 
     @property
     def precision(self) -> str:

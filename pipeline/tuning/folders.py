@@ -12,9 +12,9 @@ from typing import Any
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.hints import nearest
 from data_prep.storage import Storage
 from pipeline.common.files import read_json
-from pipeline.common.hints import nearest
 from pipeline.common.lock import locked
 from pipeline.training.jobs import SEARCH
 from pipeline.tuning.samplers import first_judged

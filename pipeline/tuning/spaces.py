@@ -20,7 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 import tune_spaces
 from data_prep.errors import InputError
-from pipeline.common.hints import nearest
+from data_prep.hints import nearest
 from pipeline.config.schema import make_config
 
 DRAWS = 30

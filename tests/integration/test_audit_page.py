@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from support.audited import TWIN, WRONG, draw_catalogue, drawn_colour, prepare_catalogue, seeing_model
-from support.pages import cut_off, open_page
+from support.pages import cut_off, inaccessible, open_page
 
 from data_prep.corrections import COLUMNS
 from data_prep.dataset import Dataset
@@ -134,6 +134,6 @@ def test_the_page_fits_a_phone_and_its_pictures_and_buttons_have_names(file: Pat
         expect(button).to_be_visible()
         assert button.evaluate("one => one.clientHeight") >= 40
     assert page.locator("b").count() == 0, "a value's name was taken for HTML"
-    assert cut_off(page) == []
+    assert cut_off(page) == [] and inaccessible(page) == []
     assert opened.console == []
     page.close()

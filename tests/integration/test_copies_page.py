@@ -1,4 +1,4 @@
-"""The page of `agman copies` in a browser: whole at every width, self-contained, and safe from names of files."""
+"""The page of `agman copies` in a browser: whole at every width, self-contained, and safe from the name of a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 from support.galleries import NAMES, jpeg, make_gallery, unit
-from support.pages import open_page
+from support.pages import inaccessible, open_page
 
 from pipeline.reports.copies import write_copies
 from pipeline.retrieval.copies import find_copies
@@ -37,4 +37,5 @@ def test_every_picture_is_seen_at_every_width(browser: Browser, page: Path, widt
         assert box and box["x"] >= 0 and box["x"] + box["width"] <= width and box["width"] > 100
     assert pictures.evaluate_all("all => all.every(one => one.naturalWidth > 0)")
     assert [name in shown.locator(".group dl").inner_text() for name in NAMES] == [True] * 3
+    assert inaccessible(shown) == []
     assert opened.console == [] and opened.asked_for == [page.as_uri()]

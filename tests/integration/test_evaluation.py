@@ -25,6 +25,7 @@ from pipeline.evaluation.log import log_evaluation
 from pipeline.registry.loading import find_model, load, load_with_tagger
 from pipeline.registry.models import Registered, register
 from pipeline.registry.prototypes import add_prototypes
+from pipeline.reports.model.page import write_report
 from pipeline.tracking.runs import Run, find_run, metric_history, start_run
 
 
@@ -63,6 +64,17 @@ def test_the_command_scores_a_registered_model_and_logs_to_its_run(
     assert logged.keys() >= printed.keys()
     assert metric_history(run, "test/map_low") == [(STEP, printed["test/map_low"])]
     assert "MAP on test" in said.err and "not to be compared" in said.err
+
+
+def test_the_page_on_a_registered_model_is_an_artifact_of_its_run(
+    registered: Registered, run: Run, scored: Evaluation, dataset: Dataset, tmp_path: Path
+) -> None:
+    client = MlflowClient(run.uri)
+    write_report(str(find_model(registered.uri)), dataset, tmp_path / "page.html", evaluation=scored)
+    assert client.list_artifacts(run.run_id, "report") == []  # a folder is nobody's version
+    write_report(registered.uri, dataset, tmp_path / "page.html", evaluation=scored)
+    copy = client.download_artifacts(run.run_id, "report/tiny-test.html", str(tmp_path))
+    assert Path(copy).read_text() == (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,18 @@ def test_decisions_move_the_aliases_and_are_recorded(
     assert refused["decision.chance"] == f"{same.chance['']:.4f}"
 
     card = client.get_model_version(NAME, second).description
-    assert f"## Decision\n\nNot promoted on {refused['decision.date']}, against version {first}: too few" in card
-    assert f"Kept on {kept['decision.date']} as champion, against" in client.get_model_version(NAME, first).description
+    assert "\n\nTrained by ana" in card
+    assert f"## Decision\n\nNot promoted on {refused['decision.date']} by ana, against version {first}: too few" in card
+    assert (
+        f"Kept as champion on {kept['decision.date']} by ana, against"
+        in client.get_model_version(NAME, first).description
+    )
     page = of_model(client)
     assert (
         f"| version | **{first}** |" in page and "why it won | the first version that beats chance: MAP 25.00" in page
+    )
+    assert (
+        f"| last decision | Kept as champion on {kept['decision.date']} by ana, against version {second}: too" in page
     )
     assert "`agman promote`" in page and "| trained by | ana |" in page and "trained on | **tiny** (digest" in page
     attribute = dataset.info.attribute_names[0]
@@ -93,7 +100,9 @@ def test_decisions_move_the_aliases_and_are_recorded(
     forced = client.get_model_version(NAME, third).tags
     assert forced["decision.reason"] == "wanted by marketing" and forced["previous_champion"] == first
     assert forced["decision.result"] == ("forced" if figures["forced"] else "promoted")
-    assert f"| version | **{third}** |" in of_model(client) and "wanted by marketing. MAP" in of_model(client)
+    assert f"| version | **{third}** |" in of_model(client) and "wanted by marketing, although too few" in of_model(
+        client
+    )
 
     with pytest.raises(InputError, match="champion already"):
         promote(f"models:/{NAME}@champion", dataset)

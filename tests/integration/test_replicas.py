@@ -15,7 +15,7 @@ from ray.serve.exceptions import BackPressureError
 from data_prep.errors import InputError
 from pipeline.serving.app import serving
 
-FACTS = {"model": "m", "pictures": 1, "attributes": ["skirt"], "width": 3, "device": "cpu"}
+FACTS = {"model": "m", "pictures": 1, "state": "first", "attributes": ["skirt"], "width": 3, "device": "cpu"}
 ERRORS: dict[int, Exception] = {
     1: RayTaskError("similar", "", InputError("no picture 1")),
     2: RayTaskError("similar", "", ValueError("a secret")),
@@ -27,24 +27,34 @@ class Played:
     """The handle of a deployment with one replica, which begins and ends as a test wants it to."""
 
     def __init__(self) -> None:
-        self.alive, self.ended = asyncio.Event(), asyncio.Event()
+        self.alive, self.ended, self.updated = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.busy = False
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=getattr(self, f"play_{name}"))
 
     async def play_facts(self) -> dict[str, Any]:
         await self.alive.wait()
-        return FACTS
+        if self.busy:
+            raise ERRORS[3]
+        return FACTS | ({"pictures": 2, "state": "second"} if self.updated.is_set() else {})
 
-    async def play_end(self) -> None:
-        await self.ended.wait()
-        raise ActorDiedError()
+    async def play_changed(self, state: str) -> None:
+        """Wait for the end of the replica, or for another state than this."""
+        updated = asyncio.Event() if state == "second" else self.updated
+        waits = [asyncio.create_task(event.wait()) for event in (self.ended, updated)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for one in waits:
+            one.cancel()
+        if self.ended.is_set():
+            raise ActorDiedError()
 
     async def play_similar(self, row: int, *_: Any) -> list[dict]:
         if row in ERRORS:
             raise ERRORS[row]
         if row == 8:  # the replica ends while it works on this
-            await self.play_end()
+            await self.ended.wait()
+            raise ActorDiedError()
         if row == 9:  # waits for a replica
             await asyncio.Event().wait()
         return []
@@ -90,6 +100,30 @@ def test_while_no_replica_answers_all_requests_get_503_at_once() -> None:
             replica.alive.set()
             await asyncio.sleep(0.05)
             assert (await get("/healthz")).json()["status"] == "ok"
+
+    asyncio.run(run())
+
+
+def test_the_facts_follow_the_state_that_is_served_while_requests_are_answered() -> None:
+    async def run() -> None:
+        replica = Played()
+        replica.alive.set()
+        async with service(replica) as get:
+            await asyncio.sleep(0.05)
+            waiting = asyncio.create_task(get("/similar/9?attributes=skirt"))
+            await asyncio.sleep(0.05)
+            replica.busy = True  # too many requests wait for an answer about the facts
+            replica.updated.set()
+            await asyncio.sleep(1.5)
+            assert (await get("/healthz")).json() | {"version": ""} == FACTS | {"status": "ok", "version": ""}
+            replica.busy = False
+            await asyncio.sleep(0.3)
+            about = (await get("/healthz")).json()
+            assert (about["status"], about["pictures"], about["state"]) == ("ok", 2, "second")
+            assert not waiting.done()  # no request was told to come back
+            replica.ended.set()
+            replica.alive.clear()
+            assert told_to_come_back(await waiting, STARTING)
 
     asyncio.run(run())
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,16 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from support.commands import agman_exit_code
 from support.galleries import add_prototypes, embed_folder, jpeg, random_model
+from support.pages import inaccessible
 
 import agman
 from agman.embedder import Embedder
 from data_prep.errors import InputError
 from pipeline.retrieval.gallery import Gallery
-from pipeline.retrieval.search import embedder_of, run_search, search
+from pipeline.retrieval.search import Hit, embedder_of, run_search, search
 from pipeline.serving.app import MOST_BYTES
 from pipeline.serving.keys import add_key
 from pipeline.serving.run import Options, served
@@ -149,6 +150,9 @@ def test_embeddings_pictures_and_attention(address: str, gallery: Gallery, embed
     picture = httpx.get(f"{address}/pictures/{row}")
     assert picture.content == data and picture.headers["content-type"] == "image/jpeg"
     assert picture.headers["x-content-type-options"] == "nosniff"
+    assert picture.headers["cache-control"] == "no-store"  # the row may be another picture's soon
+    kept = httpx.get(f"{address}/pictures/{row}", params={"of": gallery.version}).headers["cache-control"]
+    assert kept == "private, max-age=3600"
     heat = httpx.get(f"{address}/attention/{row}", params={"attribute": NAMES[0]})
     assert Image.open(io.BytesIO(heat.content)).size == (32, 32)
     own = httpx.post(f"{address}/attention", **upload(data, NAMES[:2])).json()["attention"]
@@ -158,6 +162,27 @@ def test_embeddings_pictures_and_attention(address: str, gallery: Gallery, embed
     weighted = upload(data, [f"{NAMES[0]}=3", NAMES[1]], top=5)
     for hit in httpx.post(f"{address}/search", **weighted).json()["hits"]:
         assert hit["score"] == pytest.approx(3 * hit["cosines"][NAMES[0]] + hit["cosines"][NAMES[1]], abs=1e-5)
+
+
+def test_some_pictures_to_begin_with_and_one_by_its_name(address: str, gallery: Gallery) -> None:
+    def asked(**query: Any) -> Any:
+        return httpx.get(f"{address}/pictures", params=query).json()["pictures"]
+
+    drawn = asked(seed=1, top=5)
+    assert drawn == asked(seed=1, top=5) != asked(seed=2, top=5)
+    assert len({one["image"] for one in drawn}) == 5
+    for one in drawn:
+        assert gallery.images[one["row"]] == one["image"] and one["of"] == gallery.version
+        assert one["tags"].keys() == {"collar_design", "sleeve_length"}
+        assert [one] == asked(image=one["image"])
+    assert [one["row"] for one in asked(top=100)] == [*range(PICTURES)]
+    for wrong, said in (
+        ({"image": "x.jpg"}, "has no picture 'x.jpg'"),
+        ({"top": 101}, "top: "),
+        ({"seed": -1}, "seed: "),
+    ):
+        answer = httpx.get(f"{address}/pictures", params=wrong)
+        assert answer.status_code == 422 and said in answer.json()["error"]
 
 
 def huge() -> bytes:
@@ -179,7 +204,12 @@ def huge() -> bytes:
         ("search", upload(jpeg(1), [f"{NAMES[0]}=much"]), 422, "the weight must be a number, as in collar_design=2"),
         ("search", upload(jpeg(1), NAMES, top=0), 422, "top must be 1 to 100, not 0"),
         ("search", upload(jpeg(1), NAMES, top="many"), 422, "top: .*integer"),
-        ("search", upload(jpeg(1), NAMES, approximate=True), 422, "has no approximate index"),
+        (
+            "search",
+            upload(jpeg(1), NAMES, approximate=True),
+            422,
+            "^GALLERY: has no approximate index; `agman index GALLERY` builds one$",
+        ),
         ("search", {"data": {"attributes": NAMES}}, 422, "attributes are those of a picture, and there is none"),
         ("search", {"files": {"image": ("a.jpg", jpeg(1))}}, 422, "no attribute given; known: collar_design"),
         ("embed", {"content": b"{}", "headers": {"Content-Type": "application/json"}}, 422, "image: field required"),
@@ -242,24 +272,31 @@ def test_the_page_offers_every_attribute_and_loads_nothing_from_elsewhere(addres
     assert [script.get("src") for script in page.named("script")] == ["serve.js"]
     assert all(link["href"].startswith("data:") for link in page.named("link"))
     assert f"{PICTURES} pictures" in answer.text
-    assert httpx.get(f"{address}/serve.js").headers["content-type"].startswith("text/javascript")
+    for name in ("serve.js", "serve_hits.js"):
+        assert httpx.get(f"{address}/{name}").headers["content-type"].startswith("text/javascript")
 
 
 def test_the_page_in_a_browser(browser: Browser, address: str, gallery: Gallery, embedder: Embedder) -> None:
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
     messages: list[str] = []
     asked: list[str] = []
     page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
-    opens_with_an_empty_field(page)
+    begins_with_pictures_of_the_gallery(page, gallery)
     finds_by_values_alone(page, gallery)
     refuses_an_incomplete_query(page)
     page.on("console", lambda message: messages.append(message.text))  # the refused file above is an error there
     finds_pictures_and_shows_attention(page, gallery, embedder)
+    keeps_all_in_the_address(page, gallery, embedder)
+    searches_under_another_attribute(page, gallery, embedder)
+    moves_by_arrow_keys(page)
+    shows_more(page)
+    assert inaccessible(page) == []
     fits_a_phone(page)
     assert messages == [] and all(url.startswith((address, "blob:", "data:")) for url in asked)
+    keeps_what_stands_until_the_answer(page)
     page.close()
 
 
@@ -267,73 +304,205 @@ def pick(page: Page, name: str, data: bytes) -> None:
     page.set_input_files("#file", {"name": name, "mimeType": "image/jpeg", "buffer": data})
 
 
-def opens_with_an_empty_field(page: Page) -> None:
+def box(page: Page, attribute: str) -> Locator:
+    return page.locator(f"[name=attributes][value={attribute}]")
+
+
+def names_on(page: Page) -> list[str]:
+    return page.locator(".hit .name").all_text_contents()
+
+
+def shows(page: Page, hits: Sequence[Hit]) -> None:
+    """Expect the page to show these hits."""
+    expect(page.locator(".hit strong")).to_have_text([f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(hits, 1)])
+    assert names_on(page) == [hit.image for hit in hits]
+
+
+def like(gallery: Gallery, embedder: Embedder, image: str, weights: dict[str, float], top: int = 10) -> list[Hit]:
+    row = list(gallery.images).index(image)
+    return search(gallery, embedder, (Path(gallery.info.root) / image).read_bytes(), weights, top, without=row)
+
+
+def begins_with_pictures_of_the_gallery(page: Page, gallery: Gallery) -> None:
     expect(page.get_by_text("Drop a picture here")).to_be_visible()
+    expect(page.locator(".hit")).to_have_count(PICTURES)
+    assert sorted(names_on(page)) == sorted(gallery.images)
+    expect(page.locator(".hit dl.tags")).to_have_count(PICTURES)
     hidden = page.locator("[hidden]").all()
-    assert len(hidden) == 2
+    assert len(hidden) == 9
     for element in hidden:
         expect(element).to_be_hidden()
+    page.get_by_role("button", name="Show others").click()
+    expect(page).to_have_url(re.compile("#seed=1$"))
+    assert inaccessible(page) == []
+    page.go_back()
 
 
 def finds_by_values_alone(page: Page, gallery: Gallery) -> None:
     assert page.locator(".value").all_text_contents() == ["round", '"square"', "short", "long"]
-    square, long = page.get_by_role("button", name='"square"'), page.get_by_role("button", name="long")
+    square, long = page.get_by_role("button", name='"square"'), page.get_by_role("button", name="long", exact=True)
     square.click()
     long.click()
     long.click()
     expect(page.locator(".hit")).to_have_count(10)
-    expect(page.get_by_role("button", name="not long")).to_have_attribute("aria-pressed", "mixed")
+    expect(page.get_by_role("button", name="not long", exact=True)).to_have_attribute("aria-pressed", "mixed")
     asked = {"values": ['collar_design="square"'], "excluded": ["sleeve_length=long"]}
     found = run_search(gallery, None, {}, top=10, approximate=False, model=None, **asked)
-    expect(page.locator(".hit strong")).to_have_text([f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(found, 1)])
+    shows(page, found)
     expect(page.locator(".hit dl.tags")).to_have_count(10)
+    assert found[0].values[0].score < 0.5
+    expect(page.locator("#status")).to_have_text("Nothing seems to have all these values; these come nearest.")
+    page.get_by_role("button", name='Leave out “collar design: "square"”').click()
+    expect(square).to_have_attribute("aria-pressed", "false")
+    square.click()
+    shows(page, found)
     page.get_by_role("button", name="round").click()  # instead of the other value of its attribute
     expect(square).to_have_attribute("aria-pressed", "false")
     for name in ("round", "not round", "not long"):
         page.get_by_role("button", name=name, exact=True).click()
-    expect(page.locator(".hit")).to_have_count(0)
-    expect(page.locator("#status")).to_have_text("")
+    expect(page.locator(".hit")).to_have_count(PICTURES)
+    expect(page.locator(".hit strong")).to_have_count(0)
 
 
 def refuses_an_incomplete_query(page: Page) -> None:
-    page.click("#search")
-    expect(page.locator("#status")).to_have_text("Choose a picture or a value first.")
     pick(page, "text.txt", b"no picture")
-    expect(page.locator("#status")).to_contain_text("not a picture that can be read")
-    page.get_by_label("Collar design", exact=False).uncheck()
+    expect(page.locator("#status")).to_contain_text("Not a picture that can be read")
+    expect(page.locator(".hit")).to_have_count(0)
+    box(page, "collar_design").uncheck()
     expect(page.locator("#status")).to_have_text("Choose at least one attribute.")
+    box(page, "collar_design").check()
+    expect(page.locator("#status")).to_contain_text("Not a picture that can be read")
+    page.get_by_role("button", name="Start again").click()
+    expect(page.locator(".hit")).to_have_count(PICTURES)
     pick(page, "query.jpg", jpeg(3))
-    page.get_by_label("Collar design", exact=False).check()
     expect(page.locator(".hit")).to_have_count(10)
 
 
 def finds_pictures_and_shows_attention(page: Page, gallery: Gallery, embedder: Embedder) -> None:
-    page.get_by_label("Skirt length", exact=False).check()
+    box(page, "skirt_length").check()
     found = search(gallery, embedder, jpeg(3), NAMES[:2], 10)
-    expect(page.locator(".hit strong")).to_have_text([f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(found, 1)])
-    assert page.locator(".hit .name").all_text_contents() == [hit.image for hit in found]
+    shows(page, found)
     expect(page.locator("#preview")).to_have_attribute("src", re.compile("^data:image/jpeg"))
     version = f"?of={gallery.info.fingerprint[:8]}"
     first = page.locator(".hit img").first
     expect(first).to_have_attribute("src", f"attention/{found[0].row}{version}&attribute={NAMES[0]}")
     for picture in page.locator(".hit img").all():
+        picture.scroll_into_view_if_needed()  # it is loaded then
         expect(picture).not_to_have_js_property("naturalWidth", 0)
     page.select_option("#heat", "")
     expect(first).to_have_attribute("src", f"pictures/{found[0].row}{version}")
-    page.locator(".hit button").nth(4).click()
-    others = search(gallery, embedder, (Path(gallery.info.root) / found[4].image).read_bytes(), NAMES[:2], 11)[1:]
-    expect(page.locator(".hit .name").first).to_have_text(others[0].image)
-    assert page.locator(".hit .name").all_text_contents() == [hit.image for hit in others]
+    page.locator(".hit .pick").nth(4).click()
+    others = like(gallery, embedder, found[4].image, dict.fromkeys(NAMES[:2], 1.0))
+    shows(page, others)
     expect(first).to_have_attribute("src", f"pictures/{others[0].row}{version}")  # the choice of no attention persists
+
+
+def keeps_all_in_the_address(page: Page, gallery: Gallery, embedder: Embedder) -> None:
+    """In the state in which `finds_pictures_and_shows_attention` leaves the page."""
+    image = search(gallery, embedder, jpeg(3), NAMES[:2], 10)[4].image
+    page.get_by_label("Weight of skirt length").fill("2.5")
+    page.get_by_label("Weight of skirt length").press("Enter")
+    weighted = like(gallery, embedder, image, {NAMES[0]: 1, NAMES[1]: 2.5})
+    shows(page, weighted)
+    here = page.url
+    page.get_by_role("button", name="Remove").click()
+    expect(page.locator(".hit")).to_have_count(PICTURES)
+    page.reload()
+    page.goto(here)
+    shows(page, weighted)
+    expect(page.get_by_label("Weight of skirt length")).to_have_value("2.5")
+    expect(page.locator("#preview")).to_have_attribute("alt", f"Query picture {image}")
+    expect(page.locator("#heat")).to_have_value("")
+    pick(page, "query.jpg", jpeg(3))
+    shows(page, search(gallery, embedder, jpeg(3), {NAMES[0]: 1, NAMES[1]: 2.5}, 10))
+    expect(page.get_by_text("A link cannot hold your picture.")).to_be_visible()
+    page.go_back()
+    shows(page, weighted)
+    page.go_forward()
+    expect(page.locator("#preview")).to_have_attribute("alt", "Query picture query.jpg")
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("a link cannot hold")
+    page.go_back()
+    shows(page, weighted)
+
+
+def searches_under_another_attribute(page: Page, gallery: Gallery, embedder: Embedder) -> None:
+    image = names_on(page)[1]
+    more = page.get_by_role("button", name="More like this in…").nth(1)
+    more.click()
+    menu = page.locator("#more")
+    expect(menu).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(menu).to_be_hidden()
+    expect(more).to_be_focused()
+    page.keyboard.press("Enter")
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(menu).to_be_hidden()
+    shows(page, like(gallery, embedder, image, {NAMES[2]: 1}))
+    assert page.locator("[name=attributes]:checked").evaluate_all("boxes => boxes.map(box => box.value)") == NAMES[2:]
+    expect(page.locator("#title")).to_be_focused()
+
+
+def moves_by_arrow_keys(page: Page) -> None:
+    pictures = page.locator(".pick")
+    pictures.first.focus()
+    for key, place in (("ArrowRight", 1), ("ArrowDown", 5), ("ArrowLeft", 4), ("ArrowUp", 0), ("ArrowUp", 0)):
+        page.keyboard.press(key)
+        expect(pictures.nth(place)).to_be_focused()
+
+
+def shows_more(page: Page) -> None:
+    before = names_on(page)
+    more = page.get_by_role("button", name="Show more")
+    more.click()
+    expect(page.locator(".hit")).to_have_count(20)
+    assert names_on(page)[:10] == before
+    expect(page).to_have_url(re.compile("top=20"))
+    more.click()
+    expect(page.locator(".hit")).to_have_count(PICTURES - 1)
+    expect(more).to_be_hidden()
+
+
+SMALL = """() => [...document.querySelectorAll("button, select, summary, .chip label, .weight, .drop")]
+  .filter(one => one.checkVisibility() && one.getBoundingClientRect().height < 40).map(one => one.outerHTML)"""
+"""Controls that a finger does not hit well."""
 
 
 def fits_a_phone(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     pick(page, "query.jpg", jpeg(5))
     expect(page.locator(".hit .name").first).to_have_text(NASTY)  # as text
+    box(page, "skirt_length").check()
+    expect(page.locator(".hit")).to_have_count(10)
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate(SMALL) == []
+
+
+def keeps_what_stands_until_the_answer(page: Page) -> None:
+    results, held = page.locator("#results"), list[Route]()
+    before = names_on(page)
+    page.route("**/search", lambda route: held.append(route))
+    box(page, "skirt_length").uncheck()
+    expect(page.locator("#status")).to_have_text("Searching …")
+    expect(results).to_have_attribute("aria-busy", "true")
+    assert names_on(page) == before
+    while not held:
+        page.wait_for_timeout(20)
+    held[0].continue_()
+    expect(results).to_have_attribute("aria-busy", "false")
+    assert names_on(page) != before
+    page.unroute("**/search")
+    page.context.set_offline(True)
+    box(page, "collar_design").check()
+    expect(page.locator("#status")).to_have_text("The service does not answer. Is it running?")
+    expect(page.locator(".hit")).to_have_count(0)
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".hit")).to_have_count(10)
 
 
 def test_while_a_replica_is_replaced_requests_are_told_to_come_back(address: str) -> None:
@@ -377,10 +546,12 @@ def test_a_running_ray_serve_is_refused_and_left_alone(address: str, gallery: Ga
     assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
 
 
-def test_a_service_by_onnxruntime_with_keys_ends_quietly_at_ctrl_c(gallery: Gallery, tmp_path: Path) -> None:
+def test_a_service_by_onnxruntime_with_keys_ends_quietly_at_ctrl_c(
+    gallery: Gallery, tmp_path: Path, browser: Browser
+) -> None:
     exported = tmp_path / "exported"
     assert agman_exit_code("export", gallery.info.model, "--out", exported) == 0
-    key = add_key(tmp_path / "keys", "shop")
+    key, guest = (add_key(tmp_path / "keys", name) for name in ("shop", "guest"))
     program = [str(Path(sys.executable).with_name("agman")), "serve", str(gallery.folder), "--port", "0"]
     program += ["--backend", "onnx", "--model", str(exported), "--keys", str(tmp_path / "keys"), "--rate-limit", "3"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_"))}
@@ -397,6 +568,11 @@ def test_a_service_by_onnxruntime_with_keys_ends_quietly_at_ctrl_c(gallery: Gall
             assert client.get("/openapi.json").status_code == 200
             assert client.get("/openapi.json").status_code == 429
             assert client.get("/healthz").json()["pictures"] == PICTURES
+        with browser.new_context(http_credentials={"username": "any", "password": guest}) as context:
+            page = context.new_page()
+            page.goto(where)  # with its two scripts, these are the three requests
+            expect(page.locator("#status")).to_have_text(re.compile("^More than 3 requests a minute; try again in "))
+            expect(page.get_by_role("button", name="Try again")).to_be_visible()
         assert httpx.get(f"{where}/openapi.json").status_code == 401
         assert httpx.get(f"{where}/healthz").json().keys() == {"status", "version"}
         process.send_signal(signal.SIGINT)
@@ -434,6 +610,19 @@ def test_invalid_arguments_are_refused_in_one_line(
     assert "no model there" in capsys.readouterr().err
 
 
+def narrows_by_a_condition(page: Page, address: str) -> None:
+    """Open a link to a picture whose row has moved, and leave nothing by a condition."""
+    page.goto(f"{address}/#image=07.jpg&attributes={NAMES[0]}")
+    expect(page.locator(".hit .name").first).to_have_text("00-new.jpg")
+    page.get_by_label("Only where").fill("price < 0")
+    page.get_by_label("Only where").press("Enter")
+    expect(page.locator("#status")).to_have_text("Nothing fulfils “price < 0”.")
+    expect(page.locator(".hit")).to_have_count(0)
+    page.get_by_role("button", name="Search without the condition").click()
+    expect(page.locator(".hit")).to_have_count(10)
+    page.close()
+
+
 def updated(gallery: Path, *options: str) -> None:
     """Run `agman embed --into` in a process and a Ray of its own, as beside a service."""
     program = [str(Path(sys.executable).with_name("agman")), "embed", "--into", str(gallery), *options]
@@ -450,7 +639,7 @@ def follows(address: str, pictures: int) -> None:
 
 
 def test_a_running_service_follows_an_update_and_mixes_no_states(
-    address: str, gallery: Gallery, tmp_path: Path
+    address: str, gallery: Gallery, tmp_path: Path, browser: Browser
 ) -> None:
     """The last test of this gallery: it changes. The new picture is the first row, so that all rows move."""
     pictures, table = Path(gallery.info.root), tmp_path / "table.csv"
@@ -485,7 +674,7 @@ def test_a_running_service_follows_an_update_and_mixes_no_states(
     assert {hit["of"] for hit in answers[0]["hits"]} == {gallery.version}
 
     hits = httpx.post(f"{address}/search", **asked).json()["hits"]
-    assert {hits[0]["image"], hits[1]["image"]} == {"00-new.jpg", "07.jpg"}
+    assert [hit["image"] for hit in hits[:2]] == ["00-new.jpg", "07.jpg"]  # equal scores are ordered by row
     assert hits[0]["columns"].keys() == {"price"}
     for hit in before[:3]:  # links of a page that shows the old state
         assert httpx.get(f"{address}/{hit['picture']}").content == (pictures / hit["image"]).read_bytes()
@@ -505,7 +694,7 @@ def test_a_running_service_follows_an_update_and_mixes_no_states(
     ):
         answer = httpx.post(f"{address}/search", data=where | {"where": wrong})
         assert answer.status_code == 422 and said in answer.json()["error"]
-    assert 'id="where"' in httpx.get(address).text
+    narrows_by_a_condition(browser.new_page(), address)
     assert httpx.get(f"{address}/healthz").json()["columns"] == {"price": "a number"}
 
     (pictures / "00-new.jpg").unlink()

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from playwright.sync_api import Browser
-from support.pages import cut_off, open_page
+from support.pages import cut_off, inaccessible, open_page
 from support.studies import FACTS, made_study
 
 from pipeline.reports.study.page import write_study_report
@@ -34,6 +34,7 @@ def test_the_page_works_offline_in_a_browser(tmp_path: Path, browser: Browser) -
 
     page.locator("[data-copy]").click()
     page.get_by_role("button", name=re.compile("Copied|Selected")).wait_for()
+    assert inaccessible(page) == []
     assert opened.console == [] and opened.asked_for == [file.as_uri()]
     # Even if a text became markup, the page's policy would let no other script run.
     page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'gone = 1'}))")

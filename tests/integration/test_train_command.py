@@ -135,6 +135,12 @@ def test_a_silent_store_loses_neither_training_nor_points_and_the_same_command_t
     assert [(one.version, one.alias) for one in registered if one] == [(1, "challenger"), (1, "challenger")]
     client = MlflowClient(tracking_store)
     assert [client.get_run(one.run.run_id).info.status for one in (finished, again)] == ["FINISHED"] * 2
+    score, chance = (f"{100 * finished.metrics[f'valid/{name}']:.2f}" for name in ("map", "chance"))
+    note = client.get_run(finished.run.run_id).data.tags["mlflow.note.content"]
+    assert (
+        f"| result | MAP {score}, chance {chance}, on validation" in note
+        and "| registered | `models:/agman-tiny/1` (challenger) |" in note
+    )
     for metric, steps in {"steps/loss": [1, 2], "valid/map": [2]}.items():
         assert [point.step for point in client.get_metric_history(finished.run.run_id, metric)] == steps
     assert [point.step for point in client.get_metric_history(again.run.run_id, "steps/loss")] == [2]

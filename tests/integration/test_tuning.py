@@ -136,6 +136,10 @@ def test_the_studys_run_has_the_plan_the_outcome_and_the_page(result: StudyResul
     assert run.data.metrics["valid/chance"] == result.chance == result.metrics["valid/chance"]
     assert json.loads(run.data.tags["best_setting"]) == result.best.setting
     assert run.data.tags["best_run_id"] == result.best.run_id
+    assert {one.data.tags["sweep"] for one in (run, *children(result))} == {run.info.run_name}
+    assert client.get_model_version("agman-tiny", "1").tags["sweep"] == run.info.run_name
+    note = run.data.tags["mlflow.note.content"]
+    assert f"| best | trial {result.best.number}: `" in note and "| registered | `models:/agman-tiny/1` |" in note
     files = {Path(file.path).name for file in client.list_artifacts(result.run.run_id, "search")}
     assert files >= {"report.html", "trials.parquet", "trials.csv", "history.png", "parallel.png", "slices.png"}
     assert result.page.is_file()

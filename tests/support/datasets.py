@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +19,11 @@ from data_prep.dataset import Dataset
 from data_prep.layouts.asen_split import assign_splits
 from data_prep.layouts.fashionai import ATTRIBUTES
 from data_prep.prepare import prepare
+from data_prep.storage import Storage
 from data_prep.synthetic import samples
 from data_prep.synthetic.samples import sample
 from data_prep.synthetic.writers import write_split_files
+from data_prep.tables import LABELS, write_table
 
 SIZE = 32
 TINY = {"name": "tiny", "triplets": 48, "seed": 5}
@@ -88,6 +91,13 @@ def _draw_garments(folder: Path) -> Path:
     write_split_files(folder / "annotation", assign_splits(frame_of(rows), seed=3))
     sample("fashionai", folder / "fashionai", split_files=folder / "annotation", size=SIZE, seed=3)
     return folder / "fashionai"
+
+
+def with_labels(dataset: Dataset, folder: Path, labels: pd.DataFrame) -> Dataset:
+    """Copy a dataset to `folder`, with other labels."""
+    shutil.copytree(dataset.path, folder)
+    write_table(Storage(folder) / "labels.parquet", {name: labels[name] for name in LABELS.names}, LABELS)
+    return Dataset(folder)
 
 
 def recorded(titles: list[str]) -> Callable[[str, int], Callable[[int], None]]:

@@ -62,6 +62,22 @@ def cut_off(page: Page) -> list[str]:
     return found
 
 
+def inaccessible(page: Page) -> list[str]:
+    """Return what axe-core has against a page by WCAG 2 A and AA: wide and on a phone, light and dark."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = []
+    rules = {"runOnly": ["wcag2a", "wcag2aa"], "resultTypes": ["violations"]}
+    for width in (1280, 390):
+        for scheme in ("light", "dark"):
+            page.set_viewport_size({"width": width, "height": 844})
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            for one in Axe().run(page, options=rules).response["violations"]:
+                found += [f"{width} {scheme} {one['id']}: {node['html'][:200]}" for node in one["nodes"]]
+    page.set_viewport_size({"width": 1280, "height": 844})
+    return found
+
+
 class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

@@ -281,6 +281,7 @@ def check(folder: Path, undisturbed: Undisturbed, storage: str | None = None) ->
     run = run_of(folder)
     assert run.info.status == "FINISHED"
     assert run.info.run_id == json.loads((place / "training.json").read_bytes())["run_id"]
+    assert len(run.inputs.dataset_inputs) == run.data.tags["mlflow.note.content"].count("| result |") == 1
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     points = client.get_metric_history(run.info.run_id, "steps/loss")
     assert [point.step for point in points] == list(range(1, STEPS + 1))

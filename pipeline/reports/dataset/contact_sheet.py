@@ -50,7 +50,7 @@ def contact_sheet(dataset: Dataset) -> list[Strip]:
     The images are from the first split that has some, which is train if that has.
     """
     split = next(split for split in SPLITS if dataset.info.images[split])
-    labels = dataset.labels[dataset.labels["split"] == split]
+    labels = dataset.labels_of(split)
     triplets = pd.DataFrame(dataset.triplets(split).columns())
     pictures: dict[int, bytes] = {}
     chosen: list[list[tuple[int, str]]] = []

@@ -12,8 +12,8 @@ from agman.confident import (
     NONE,
     confident_joint,
     confident_values,
+    doubts,
     estimated_joint,
-    normalised_margin,
     value_thresholds,
 )
 
@@ -53,8 +53,9 @@ def test_everything_agrees_with_plain_loops(seed: int) -> None:
         wanted = [count * cell / sum(row) for cell in row] if sum(row) else [count * (i == j) for j in range(VALUES)]
         assert estimated[i].tolist() == pytest.approx(wanted)
     assert float(estimated.sum()) == pytest.approx(len(y))
-    margins = [row[label] - max(row[:label] + row[label + 1 :]) for row, label in zip(p, y, strict=True)]
-    assert normalised_margin(probabilities_kv, labels_k).tolist() == pytest.approx(margins)
+    others = [max(row[:label] + row[label + 1 :]) for row, label in zip(p, y, strict=True)]
+    wanted = [other / (other + row[label]) for row, label, other in zip(p, y, others, strict=True)]
+    assert doubts(probabilities_kv, labels_k).tolist() == pytest.approx(wanted)
 
 
 def test_a_threshold_makes_up_for_a_value_that_is_always_improbable() -> None:

@@ -59,6 +59,8 @@ def test_one_picture_in_every_form_has_the_same_embeddings(model: agman.TrainedM
     every = model.embed(forms)
     assert every.shape == (len(forms), 3, WIDTH) and every.dtype == np.float32
     assert (every == every[0]).all()
+    rounded = model.embed([(tensor / 255).bfloat16()])  # numpy has no such type
+    assert (rounded * every[:1]).sum(-1).min() > 0.99
     expected = model.embedder.embed([model.embedder.read(file(picture))])
     assert np.array_equal(model.embed([picture]), expected) and np.array_equal(model.embed(picture), expected[0])
 

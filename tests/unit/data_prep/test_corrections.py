@@ -132,7 +132,7 @@ def test_the_digest_of_the_labels_depends_on_labels_alone(prepared: Callable[...
     assert len({digest(labels) for labels in (given, given[:3], *others)}) == 5
 
 
-def test_every_layout_takes_corrections(tmp_path: Path) -> None:
+def test_a_research_layout_takes_corrections(tmp_path: Path) -> None:
     root = make_photographs(tmp_path / "photos")
     before = prepare_small(root, tmp_path / "before")
     path, attribute, value, _ = labels(before).iloc[0]

@@ -28,7 +28,7 @@ async def answer() -> str:
     return "ok"
 
 
-def ask(application: Any, *requests: tuple[str, dict[str, str]]) -> list[httpx.Response]:
+def ask(application: Any, *requests: tuple[str, dict[str, Any]]) -> list[httpx.Response]:
     async def every() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://here") as client:
             return [await client.get(path, headers=headers) for path, headers in requests]
@@ -47,11 +47,12 @@ def test_a_key_opens_the_service_as_bearer_token_and_as_password(tmp_path: Path)
         ("/search/1", {"Authorization": basic}),
         ("/search/1", {"Authorization": f"Bearer {key[:-1]}"}),
         ("/search/1", {"Authorization": "Basic %%%"}),
+        ("/search/1", {"Authorization": "Basic é".encode("latin-1")}),
         ("/search/1", {"Authorization": f"Digest {key}"}),
         ("/healthz", {}),
     ]
     answers = ask(Access(app, Keys.read(file), None), *paths)
-    assert [one.status_code for one in answers] == [401, 200, 200, 401, 401, 401, 200]
+    assert [one.status_code for one in answers] == [401, 200, 200, 401, 401, 401, 401, 200]
     assert answers[0].json() == {"error": "a key is needed; send it as a bearer token"}
     assert answers[0].headers["www-authenticate"].startswith("Basic ")  # browsers ask for it
     assert [one.status_code for one in ask(Access(app, None, None), ("/search/1", {}))] == [200]
@@ -90,6 +91,12 @@ def test_agman_key_shows_a_key_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert agman_exit_code("key", "shop", "--keys", file) == 0
     key = capsys.readouterr().out.strip()
     assert Keys.read(file).name_of(f"Bearer {key}") == "shop"
+    file.write_text(file.read_text().rstrip())  # as editors leave files
+    assert agman_exit_code("key", "team", "--keys", file) == 0
+    assert {Keys.read(file).name_of(f"Bearer {one}") for one in (key, capsys.readouterr().out.strip())} == {
+        "shop",
+        "team",
+    }
     before = file.read_bytes()
     assert agman_exit_code("key", "shop", "--keys", file) == 2
     assert "has a key of shop" in capsys.readouterr().err

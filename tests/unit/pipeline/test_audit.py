@@ -251,7 +251,7 @@ def test_a_dataset_without_labels_is_refused(spoiled: Dataset, tmp_path: Path) -
         audit(*seeing_model(["colour"]), Dataset(tmp_path / "bare"), threads=1)
 
 
-def test_values_that_look_alike_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_look_alike_are_named() -> None:
     confident = torch.tensor([1, 1, 0, 0, 0, 1, 1, 2, 2, 2])
     truth = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
     (pair,) = auditing._mixed_up(Attribute(name="cut", values=("a", "b", "c")), confident, truth)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.datasets import with_labels
 from torch import Tensor
 
 from agman.checkpoint import load_model
@@ -206,10 +207,10 @@ def test_balanced_batches_that_cannot_be_drawn_are_refused(
         check(changed(**change), dataset, workers=2)
 
 
-def test_an_attribute_of_one_value_is_refused_by_name(dataset: Dataset) -> None:
+def test_an_attribute_of_one_value_is_refused_by_name(dataset: Dataset, tmp_path: Path) -> None:
     labels = dataset.labels
-    one_value = Dataset(dataset.path)
-    one_value.labels = labels.assign(value=labels["value"].mask(labels["attribute"] == 2, 1))
+    same = labels.assign(value=labels["value"].mask(labels["attribute"] == 2, 1))
+    one_value = with_labels(dataset, tmp_path / "data", same)
     name = dataset.info.attribute_names[2]
     with pytest.raises(
         InputError, match=f"attribute '{name}' of .* has fewer than two values with two training images"

@@ -262,6 +262,9 @@ def test_the_command_shows_limits_then_writes_and_overwrites_its_own(gallery: Ga
     assert again.code == 2 and "exists and is not empty" in again.err
     assert "rows compared" not in again.err  # it is refused first
     assert agman_here(*write, "--overwrite").code == 0
+    (Path(write[write.index("--out") + 1]) / "notes.txt").write_text("mine")
+    refused = agman_here(*write, "--overwrite")
+    assert refused.code == 2 and "has other files in it (notes.txt)" in refused.err
     assert Path("out", "copies.html").read_bytes() == first
 
 

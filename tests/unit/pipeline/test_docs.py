@@ -38,6 +38,13 @@ def prose(text: str) -> str:
     return FENCED.sub("", text)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_sentences_fit_a_line_of_120_characters_and_no_gap_is_left(page: str) -> None:
+    lines = [line for line in prose(PAGES[page]).splitlines() if not line.lstrip().startswith("|")]
+    assert [line for line in lines if len(line) > 120 and " " in line.strip()] == []
+    assert [line for line in lines if re.fullmatch(r"[A-Z]{4,}|TODO.*|XXX.*", line.strip())] == []
+
+
 def commands() -> list[tuple[str, str]]:
     """Return (page, line) for every `agman` command in a shell block; continued lines are joined."""
     blocks = [(page, code) for page, text in PAGES.items() for kind, code in FENCED.findall(text) if kind == "sh"]

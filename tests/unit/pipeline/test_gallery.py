@@ -87,7 +87,9 @@ def test_cosines_are_added_by_their_weights(tmp_path: Path, approximate: bool) -
     scores, rows = gallery.search(queries, {"sleeve": 2.5, "collar": 1}, 6, approximate)
     assert (rows == expected).mean() >= (0.9 if approximate else 1)
     assert np.allclose(scores, expected_scores, atol=0.1 if approximate else 1e-6)
-    for weight in (0, -1, np.nan, np.inf):
+    (small,), (large,) = (gallery.search(queries[:1], {"sleeve": w}, 6, approximate)[1] for w in (0.001, 1000))
+    assert (small == large).all()
+    for weight in (0, -1, np.nan, np.inf, 1e-300, 1e39):
         with pytest.raises(InputError, match=r"attribute sleeve=.*: a weight must be a positive number"):
             gallery.search(queries, {"sleeve": weight})
 

@@ -109,8 +109,8 @@ def test_rows_and_sections_are_replaced_and_what_people_wrote_stays() -> None:
     assert with_rows(text, {"result": "2"}).splitlines() == [
         "| | |",
         "|---|---|",
-        "| by | ana |",
         "| result | 2 |",
+        "| by | ana |",
         "",
         "Looks good, says eva.",
     ]

@@ -47,7 +47,7 @@ def test_a_picture_in_memory_finds_itself_first(gallery: pipeline.Gallery) -> No
     with Image.open(gallery.path(5)) as picture:
         tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         for query in (data, picture, tensor):
-            best, *_ = gallery.search(query, "skirt", top=2)
+            best, *_ = gallery.search(query, np.int64(1), top=2)  # "skirt"
             assert (best.row, best.image) == (5, "05.jpg") and best.score == pytest.approx(1, abs=1e-6)
 
 

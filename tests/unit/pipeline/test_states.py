@@ -29,6 +29,15 @@ def write(folder: Path, rows: int) -> None:
     remove_unused(folder, info.state)
 
 
+def test_only_the_state_that_counts_is_indexed(tmp_path: Path) -> None:
+    folder = make_gallery(tmp_path / "g", unit(9, 2, 3))
+    before = Gallery.open(folder)
+    write(folder, 5)
+    with pytest.raises(InputError, match="has been updated since it was opened; open it again"):
+        before.build_index()
+    Gallery.open(folder).build_index()
+
+
 def test_readers_never_see_half_of_a_state(tmp_path: Path) -> None:
     folder = make_gallery(tmp_path / "g", unit(9, 2, 3))
     write(folder, 1)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.commands import Agman
-from support.datasets import SIZE
+from support.datasets import SIZE, with_labels
 from support.galleries import embed_folder, jpeg, random_model
 
 import agman
@@ -97,10 +97,12 @@ def test_a_precision_needs_answers_that_show_it() -> None:
     assert namer.threshold(namer.highest_precision)
 
 
-def test_prototypes_and_scores_agree_with_plain_loops(model: tuple, made: tuple, dataset: Dataset) -> None:
+def test_prototypes_and_scores_agree_with_plain_loops(
+    model: tuple, made: tuple, dataset: Dataset, tmp_path: Path
+) -> None:
     tagger, valid = made
-    shuffled = Dataset(dataset.path)
-    shuffled.labels = dataset.labels.sample(frac=1, random_state=1)  # whose order is not the queries'
+    in_disorder = dataset.labels.sample(frac=1, random_state=1)  # whose order is not the queries'
+    shuffled = with_labels(dataset, tmp_path / "data", in_disorder)
     evaluation = evaluate(*model, shuffled, tagger=tagger, threads=1)
     assert list(evaluation.naming) == list(tagger.namers) == dataset.info.attribute_names
     for number, (name, namer) in enumerate(tagger.namers.items()):

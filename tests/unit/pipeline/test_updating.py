@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.commands import agman_exit_code
+from support.datasets import make_photographs, prepare_small
 from support.embedding import embed_here
 from support.galleries import WIDTH, add_prototypes, jpeg, random_model
 
@@ -323,6 +324,20 @@ def test_parquet_files_that_are_added_or_rewritten_are_embedded(model: str, tmp_
     assert updated.gallery.picture(4) == jpeg(90)
 
 
+def test_parquet_files_with_equal_ids_are_refused(model: str, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    for part in range(2):
+        cells = {"id": ["0", "1"], "image": [jpeg(10 * part + n) for n in range(2)]}
+        pq.write_table(pa.table(cells), files / f"{part}.parquet")
+    before = embed_images(model, files, tmp_path / "g")
+    (files / "1.parquet").unlink()
+    pq.write_table(pa.table({"id": ["0", "0"], "image": [jpeg(20), jpeg(21)]}), files / "2.parquet")
+    with pytest.raises(InputError, match="several pictures are called 0, and an update knows them by their names"):
+        update_gallery(tmp_path / "g", images=files, remove_missing=True)
+    assert Gallery.open(tmp_path / "g").info == before.info
+
+
 def prices(folder: Path, names: list[str], first: int = 0) -> Catalogue:
     (folder / "table.csv").write_text("file,price\n" + "".join(f"{name},{first + n}\n" for n, name in enumerate(names)))
     return read_catalogue(folder / "table.csv")
@@ -385,6 +400,28 @@ def test_a_prepared_dataset_takes_columns_by_the_names_of_its_files(
     updated = update_gallery(tmp_path / "g", columns=prices(tmp_path, paths[:5]))
     assert (updated.described, named, len(updated.gallery)) == (5, [], len(gallery))
     assert {one.path for one in gallery.describe(updated.gallery.rows_where("price < 9").tolist())} == {*paths[:5]}
+    rows = [row for path in paths if (row := gallery.row_named(path)) is not None]
+    assert [one.path for one in gallery.describe(rows)] == paths and gallery.row_named("nowhere.jpg") is None
+
+
+def test_a_dataset_that_is_prepared_again_keeps_neither_rows_nor_columns_of_other_pictures(
+    model: str, tmp_path: Path
+) -> None:
+    """Image ids are numbers in the order of the files, so they move."""
+    photographs = make_photographs(tmp_path / "photographs")
+    prepare_small(photographs, tmp_path / "data")
+    gallery = embed_images(model, tmp_path / "data", tmp_path / "g")
+    paths = Dataset(tmp_path / "data").images["path"].tolist()
+    update_gallery(tmp_path / "g", columns=prices(tmp_path, paths))
+    raw = photographs / "train1" / "Annotations" / "label.csv"
+    raw.write_text("".join(raw.read_text().splitlines(True)[3:]))
+    prepare_small(photographs, tmp_path / "data", overwrite=True)
+    with pytest.raises(InputError, match="its columns may be other pictures'; give --columns TABLE, too"):
+        update_gallery(tmp_path / "g")
+    updated = update_gallery(tmp_path / "g", columns=prices(tmp_path, paths)).gallery
+    assert len(updated) == len(gallery) - 3
+    names = [one.path for one in updated.describe(range(len(updated)))]
+    assert updated.columns["price"].to_pylist() == [paths.index(name) for name in names]  # type: ignore[index]
 
 
 def test_a_gallery_of_an_earlier_version_is_updated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

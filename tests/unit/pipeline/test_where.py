@@ -96,6 +96,9 @@ def test_columns_are_compared_with_each_other_and_dates_with_texts() -> None:
     table = pa.table({"since": days, "old price": [5.0, 2.0, 1.0], "price": [4, 3, None]})
     assert matching(table, "since >= '2026-11-30'").tolist() == [1]
     assert matching(table, "since between '2026-10-01' and '2026-11-01 00:00:00'").tolist() == [0]
+    for wrong in ("0000-01-01", "2026-02-30", "soon"):
+        with pytest.raises(InputError, match=f"'{wrong}' is no date"):
+            matching(table, f"since > '{wrong}'")
     assert matching(table, 'price < "old price"').tolist() == [0]
     assert matching(table, '"old price" >= price or price is null').tolist() == [0, 2]
 
