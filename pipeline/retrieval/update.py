@@ -117,7 +117,8 @@ def update_gallery(
         progress: callback for progress bars.
     """
     folder = Path(folder).resolve()
-    Gallery.open(folder)  # before a lock is made in a folder that is no gallery
+    if Gallery.open(folder).stored:  # opened before a lock is made in a folder that is no gallery
+        raise InputError(f"{folder}: its vectors are in a vector store alone; `agman embed --out` makes them anew")
     with locked(folder, "--out GALLERY"):
         try:
             updated = _updated(Gallery.open(folder), model, images, columns, remove_missing, workers, progress)

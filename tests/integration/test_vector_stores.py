@@ -23,6 +23,7 @@ from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import ranked
 from pipeline.retrieval.states import COLUMNS_FILE
 from pipeline.retrieval.store_index import open_store, read_record
+from pipeline.retrieval.update import update_gallery
 from pipeline.retrieval.values import value_terms
 from pipeline.retrieval.write_store import write_store
 
@@ -171,6 +172,8 @@ def test_a_gallery_may_give_its_matrices_away(engine, tmp_path):
         there.build_index()
     with pytest.raises(InputError, match="in a vector store alone"):
         write_store(there, engine, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="in a vector store alone"):
+        update_gallery(folder)
     assert read_record(folder).complete, "a refusal leaves the record"
 
 
