@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from pipeline.common.errors import without_credentials
+from pipeline.common.errors import shown_word
 from pipeline.config.presets import PRESETS
 from pipeline.registry.names import check_model
 
@@ -93,7 +93,7 @@ def typed(context: click.Context, without: Sequence[str] = ()) -> str:
             words += option
             continue
         for one in value if isinstance(value, tuple) else [value]:
-            words += [*option, without_credentials(str(one))]
+            words += [*option, shown_word(str(one))]
     return shlex.join(words)
 
 

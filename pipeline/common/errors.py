@@ -19,3 +19,9 @@ def without_credentials(text: str) -> str:
     the last one is removed.
     """
     return re.sub(r"://[^:/\s]*(:\S*)?@", "://", text)
+
+
+def shown_word(word: str) -> str:
+    """Return a word of a command line: an address loses its credentials, and its options, which may hold some."""
+    word = without_credentials(word)
+    return word.partition("?")[0] if "://" in word else word

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.common.console import printable
-from pipeline.common.errors import without_credentials
+from pipeline.common.errors import shown_word
 from pipeline.common.markdown import code, plain, with_rows
 
 if TYPE_CHECKING:
@@ -82,13 +82,7 @@ def command_line() -> str:
     """Return the `agman` command of this thread for a shell, without secrets; empty if Python called."""
     context = click.get_current_context(silent=True)
     words = context.find_object(list) if context else None
-    return printable(shlex.join(["agman", *map(_shown, words)]), LONGEST) if words else ""
-
-
-def _shown(word: str) -> str:
-    """Return a word of a command line; an address loses its credentials and its options, which may hold some."""
-    word = without_credentials(word)
-    return word.partition("?")[0] if "://" in word else word
+    return printable(shlex.join(["agman", *map(shown_word, words)]), LONGEST) if words else ""
 
 
 def labels_of(params: Mapping[str, Any], dataset: DatasetInfo) -> dict[str, str]:
