@@ -17,15 +17,13 @@ from data_prep.errors import InputError, StorageError
 from data_prep.progress import Progress, silent
 from pipeline.common.lock import locked
 from pipeline.retrieval.exact import nearest_rows
-from pipeline.retrieval.faiss_index import RECALL, RECALL_AT, SAMPLE, recall_of, sample_queries
+from pipeline.retrieval.faiss_index import OVERSAMPLES, RECALL, RECALL_AT, SAMPLE, recall_of, sample_queries
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.store_index import Engine, Record, StoreIndex, open_store, read_record, write_record
 from pipeline.retrieval.stores import Store
 
 DEFAULT = {"lancedb": "lancedb", "qdrant": "http://localhost:6333"}
 """Address of each engine if none is given: a folder in the gallery, a server on this machine."""
-OVERSAMPLES = (5, 10, 20, 40, 80)
-"""Candidates of an attribute for each wanted row, to choose from."""
 
 
 def write_store(gallery: Gallery, engine: Engine, uri: str | Path | None = None, progress: Progress = silent) -> Record:

@@ -15,6 +15,7 @@ from support.galleries import NAMES, make_gallery, unit
 from data_prep.errors import InputError
 from pipeline.retrieval import exact
 from pipeline.retrieval.exact import nearest_rows
+from pipeline.retrieval.faiss_index import OVERSAMPLES, recall_of, sample_queries
 from pipeline.retrieval.gallery import Gallery
 
 
@@ -171,6 +172,17 @@ def test_pictures_never_come_from_outside_the_source(tmp_path: Path) -> None:
     gallery = Gallery.open(folder)
     shown = [gallery.picture(row) for row in range(10)]
     assert shown == [png(0), None, None, png(0), None, None, None, None, None, None]
+
+
+def test_an_index_takes_as_many_candidates_as_a_sum_of_attributes_needs(tmp_path: Path) -> None:
+    """The attributes are independent: what is best in the sum is seldom among the best under one of them."""
+    gallery = Gallery.open(make_gallery(tmp_path / "g", unit(3000, 3, 16)))
+    measured = gallery.build_index().measured
+    assert measured.oversample > OVERSAMPLES[0] and measured.recall >= 0.97
+    queries = np.stack([sample_queries(gallery.matrix(number), 100, 7) for number in range(3)], axis=1)
+    exact, found = (gallery.search(queries, NAMES, 10, approximate)[1] for approximate in (False, True))
+    assert recall_of(found, exact) >= 0.95
+    assert Gallery.open(gallery.folder).index.measured == measured
 
 
 def test_an_approximate_index_reports_its_recall_and_scores_exactly(tmp_path: Path) -> None:
