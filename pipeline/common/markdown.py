@@ -10,19 +10,21 @@ from pipeline.common.console import printable
 
 HEADER = "|---|---|"
 """Line below the head of a table of two columns."""
+BAR = "\\|"
+"""A bar that ends no cell of a table."""
 LONGEST = 2_000
 """Characters of a text from outside that are shown."""
 
 
 def plain(text: str) -> str:
     """Escape a text from outside for Markdown: no markup of its own, no line breaks."""
-    escaped = html.escape(printable(text, LONGEST), quote=False)
-    return escaped.replace("|", "\\|").replace("`", "'")
+    escaped = html.escape(printable(text, LONGEST), quote=False).replace("`", "'")
+    return re.sub(r"([\\\[\]*|])", r"\\\1", escaped)
 
 
 def code(text: str) -> str:
-    """Format a text from outside as code."""
-    return f"`{printable(text, LONGEST).replace('`', chr(39))}`"
+    """Format a text from outside as code, in a table too."""
+    return f"`{printable(text, LONGEST).replace('`', chr(39)).replace('|', BAR)}`"
 
 
 def with_rows(text: str, rows: Mapping[str, str]) -> str:

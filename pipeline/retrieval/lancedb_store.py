@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import lancedb
 import numpy as np
@@ -21,7 +21,7 @@ from lancedb.index import BTree, IvfSq
 
 from data_prep.errors import InputError
 from data_prep.progress import Progress
-from pipeline.retrieval.stores import Layout, Near, Store, answered
+from pipeline.retrieval.stores import Layout, Near, Store, answered, split_uri
 from pipeline.retrieval.where import (
     Absent,
     Column,
@@ -190,8 +190,7 @@ def _storage(uri: str) -> tuple[str, dict[str, str]]:
     """
     if "://" not in uri:
         return uri, {}
-    parts = urlsplit(uri)
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    parts, shown = split_uri(uri)
     if "@" in parts.netloc:
         raise InputError(f"{shown}: credentials belong in the environment (AWS_ACCESS_KEY_ID …), not in the URI")
     given = {name: values[-1] for name, values in parse_qs(parts.query).items()}

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ from qdrant_client import models as qd
 
 from data_prep.errors import InputError
 from data_prep.progress import Progress
-from pipeline.retrieval.stores import Layout, Near, Store, answered, plain
+from pipeline.retrieval.stores import Layout, Near, Store, answered, plain, split_uri
 from pipeline.retrieval.where import (
     Absent,
     Column,
@@ -58,8 +57,8 @@ class QdrantStore(Store):
         self._name, self._layout = table, layout
         self.batch = max(1, BATCH_BYTES // (NUMBER_BYTES * layout.width * len(layout.attributes)))
         self._server = "://" in uri
-        parts = urlsplit(uri)
-        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if self._server else uri
+        parts, shown = split_uri(uri)
+        self._shown = shown if self._server else uri
         if self._server and (parts.scheme not in ("http", "https") or "@" in parts.netloc or parts.query):
             raise InputError(f"{self._shown}: give http://HOST:PORT or a folder; a key belongs in QDRANT_API_KEY")
         for name in layout.columns.names:

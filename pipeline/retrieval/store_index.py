@@ -43,8 +43,12 @@ class Record(BaseModel):
     """Name of the engine's table or collection."""
     version: str
     """Version of the gallery (`Gallery.version`) that was written."""
+    gallery: str = ""
+    """Absolute folder of the gallery that was written; a copy of it must not remove the table."""
     replaces: str | None = None
     """Table of an earlier version at the same address, which is removed once this one is complete."""
+    unfinished: str | None = None
+    """A table that the earlier version would have replaced, if its writing had not been stopped."""
     complete: bool = False
     effort: int | None = None
     """Lists (LanceDB) or candidates (Qdrant) that the engine looks at in a search; None for an exact one."""
@@ -133,15 +137,15 @@ class StoredMatrix:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, rows: int | np.integer | slice | Sequence[int] | np.ndarray) -> np.ndarray:
         if isinstance(rows, slice):
             return self[np.arange(*rows.indices(len(self)))]
-        if isinstance(rows, np.ndarray):
-            index = self._index()
-            if index is None:
-                raise InputError(f"the record of the vector store, {STORE_FILE}, is gone; run `agman embed` again")
-            return index.vectors(self._number, rows)
-        return self[np.array([rows])][0]
+        if isinstance(rows, int | np.integer):
+            return self[np.array([rows])][0]
+        index = self._index()
+        if index is None:
+            raise InputError(f"the record of the vector store, {STORE_FILE}, is gone; run `agman embed` again")
+        return index.vectors(self._number, np.asarray(rows, np.int64))
 
 
 def open_index(gallery: Path, layout: Layout, rows: int, version: str) -> StoreIndex | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,15 @@ from data_prep.errors import InputError, StorageError
 from data_prep.progress import Progress
 from pipeline.common.errors import reason
 from pipeline.retrieval.where import Condition
+
+
+def split_uri(uri: str) -> tuple[SplitResult, str]:
+    """Return the parts of a URI, and the URI to show: without credentials and options. Raises InputError."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise InputError(f"--uri: not an address ({error})") from error
+    return parts, f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,12 @@ def write_store(gallery: Gallery, engine: Engine, uri: str | Path | None = None,
             write_record(gallery.folder, record)
             write_rows(gallery, store, progress)
             store.finish(progress)
+            if (written := store.rows()) != len(gallery):
+                raise StorageError(f"{record.uri}: has {written or 0:,} of {len(gallery):,} rows")
             record = measured(gallery, store, record)
-            if record.replaces:
-                store.drop(record.replaces)
-            record = record.model_copy(update={"complete": True, "replaces": None})
+            for table in filter(None, (record.replaces, record.unfinished)):
+                store.drop(table)
+            record = record.model_copy(update={"complete": True, "replaces": None, "unfinished": None})
             write_record(gallery.folder, record)
             return record
         except StorageError as error:
@@ -71,12 +73,15 @@ def _record(gallery: Gallery, engine: Engine, uri: str | Path | None) -> Record:
         uri = former.uri if former and former.engine == engine else DEFAULT[engine]
     elif "://" not in str(uri):
         uri = Path(uri).absolute()
-    new = Record(engine=engine, uri=str(uri), table=f"agman-{secrets.token_hex(8)}", version=gallery.version)
+    name, here = f"agman-{secrets.token_hex(8)}", str(gallery.folder.resolve())
+    new = Record(engine=engine, uri=str(uri), table=name, version=gallery.version, gallery=here)
     if former is None or (former.engine, former.uri) != (new.engine, new.uri):
         return new
     if former.version == gallery.version:
         return former
-    return new.model_copy(update={"replaces": former.table if former.complete else former.replaces})
+    if former.gallery != here:  # a copied folder: the table is the original's
+        return new
+    return new.model_copy(update={"replaces": former.table, "unfinished": former.replaces})
 
 
 def write_rows(gallery: Gallery, store: Store, progress: Progress) -> None:
@@ -87,7 +92,8 @@ def write_rows(gallery: Gallery, store: Store, progress: Progress) -> None:
     have = have or 0
     if have > len(gallery):
         raise InputError(f"{gallery.folder}: the vector store's table has {have:,} rows; give another --uri")
-    start = have - have % store.batch  # a server may have taken a part of a write
+    # A server may have taken a part of a write; a complete table must not get its last batch twice.
+    start = have if have == len(gallery) else have - have % store.batch
     advance = progress("rows written", len(gallery))
     advance(start)
     for begin in range(start, len(gallery), store.batch):

@@ -18,13 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from agman.embedder import PictureError
-from data_prep.errors import InputError
+from data_prep.errors import InputError, StorageError
 from pipeline.reports.html import render
 from pipeline.retrieval.where import LONGEST
 from pipeline.serving.access import CLIENT
 from pipeline.serving.engine import MOST_HITS
 from pipeline.serving.limits import BodyLimit
-from pipeline.serving.observe import REGISTRY
+from pipeline.serving.observe import LOG, REGISTRY
 from pipeline.serving.replicas import RETRY_SECONDS, STARTING, Replicas, Unavailable
 
 MOST_BYTES = 16 * 2**20
@@ -138,6 +138,12 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
 async def _input_error(request: Request, error: InputError) -> JSONResponse:
     too_large = isinstance(error, PictureError) and "too large" in str(error)
     return JSONResponse({"error": str(error)}, 413 if too_large else 422)
+
+
+@app.exception_handler(StorageError)
+async def _storage_error(request: Request, error: StorageError) -> JSONResponse:
+    LOG.error("%s", error)  # its address is for the log alone
+    return JSONResponse({"error": "the gallery's vectors cannot be read now; try again"}, 503, headers=RETRY)
 
 
 @app.exception_handler(Unavailable)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from agman.embedder import MAX_QUERY_PIXELS, Embedder
 from agman.tagger import Namer
-from data_prep.errors import InputError
+from data_prep.errors import InputError, StorageError
 from pipeline.retrieval.gallery import Gallery, weights_of
 from pipeline.retrieval.search import parse_attributes, ranked
 from pipeline.retrieval.values import ValueTerm, value_terms
@@ -114,6 +114,8 @@ class Engine:
         """Keep the gallery's folder out of what clients are told."""
         try:
             yield
+        except StorageError:
+            raise
         except InputError as error:
             raise InputError(str(error).replace(str(self.gallery.folder), "GALLERY")) from error
 

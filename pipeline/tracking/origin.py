@@ -115,7 +115,7 @@ def made_by(tags: Mapping[str, str]) -> dict[str, str]:
         "model": " on ".join(plain(tags[key]) for key in LABELS if key in tags),
         "trained on": f"**{plain(tags['dataset'])}**{digest}" if "dataset" in tags else "",
         "trained by": plain(tags.get(OF_VERSION[USER], "")),
-        "command": code(tags[COMMAND]).replace("|", "\\|") if COMMAND in tags else "",
+        "command": code(tags[COMMAND]) if COMMAND in tags else "",
         "git commit": code(tags[OF_VERSION[COMMIT]]) if OF_VERSION[COMMIT] in tags else "",
     }
     return {name: text for name, text in rows.items() if text}
