@@ -40,7 +40,7 @@ DESIGN = {
     "sleeve shape": (0, 1, 5, 10),
     "clothes pattern": (0, 1, 2, 3),
 }
-"""Attributes of a design, and the values that are drawn: such as can be told apart at SIZE pixels."""
+"""Attributes of a design, and the values that are drawn: those that differ visibly at SIZE pixels."""
 COLOURS = (0, 1, 2, 3, 12, 52)
 FIXED = (("clothes category", 0), ("clothes button", 0))
 SIZE, TRAINED, STEPS, BATCH = 96, 3_000, 300, 48

@@ -41,6 +41,26 @@ def with_rows(text: str, rows: Mapping[str, str]) -> str:
 
 def with_section(text: str, heading: str, body: str) -> str:
     """Return a text whose first section of the second level is this one; an older one of this heading is removed."""
-    head, *sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
-    others = [section for section in sections if section.partition("\n")[0] != f"## {heading}"]
-    return "\n\n".join(part.strip() for part in (head, f"## {heading}\n\n{body}", *others) if part.strip()) + "\n"
+    head, *sections = _split(text)
+    others = [section for section in sections if _heading(section) != heading]
+    return _joined(head, f"## {heading}\n\n{body}", *others)
+
+
+def with_sections_of(text: str, older: str) -> str:
+    """Return a text with the sections of an older one that it has not, before its own: people have written them."""
+    head, *sections = _split(text)
+    own = {_heading(section) for section in sections}
+    return _joined(head, *(section for section in _split(older)[1:] if _heading(section) not in own), *sections)
+
+
+def _split(text: str) -> list[str]:
+    """Return what is before the first heading of the second level, and each section."""
+    return re.split(r"^(?=## )", text, flags=re.MULTILINE)
+
+
+def _heading(section: str) -> str:
+    return section.partition("\n")[0].removeprefix("## ").strip()
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"

@@ -26,6 +26,7 @@ from PIL import Image
 
 from agman.checkpoint import DESCRIPTION, WEIGHTS
 from agman.tagger import TAGGER
+from pipeline.common.markdown import with_sections_of
 from pipeline.evaluation.validation import SPLIT, score_words
 from pipeline.registry import model_card
 from pipeline.registry.loading import find_model
@@ -224,4 +225,5 @@ def update_card(client: MlflowClient, name: str, version: str, tested: model_car
     run = find_run(of_version.run_id)
     valid = validation_of(run, made["config"].get("step", 0)) if run else {}
     card = model_card.write_card(name, made["build"], made["config"], valid, of_version.tags, tested)
-    client.update_model_version(name, version, model_card.as_description(card))
+    text = with_sections_of(card, of_version.description or "")
+    client.update_model_version(name, version, model_card.as_description(text))

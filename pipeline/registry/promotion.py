@@ -6,7 +6,8 @@ bootstrap over queries lies above 0. Without a champion it has to beat chance. (
 compares two numbers with a threshold. It knows no queries, so it cannot tell a gain from noise.) Every decision is
 recorded as tags on both versions.
 
-The alias moves last and in one request: a command that is killed before has decided nothing and can be repeated.
+The alias moves last and in one request: the champion of a command that is killed before is the old one, whatever tags
+and descriptions say by then; the same command again completes both.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import pyarrow as pa
 from qdrant_client import QdrantClient
 from qdrant_client import models as qd
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, StorageError
 from data_prep.progress import Progress
 from pipeline.retrieval.stores import Layout, Near, Store, answered, plain, split_uri
 from pipeline.retrieval.where import (
@@ -45,6 +45,8 @@ EFFORTS = (64, 128, 256, 512, 1024)
 INVERSE = {"=": "!=", "!=": "=", "<>": "=", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 SWAPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 RANGE = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
+BUSY = (qd.CollectionStatus.YELLOW, qd.CollectionStatus.GREY)
+"""States of a collection whose index is being built, or waits for the server to begin."""
 EXACT_WHOLE = 2**53
 """Qdrant compares numbers as float64, in which larger whole numbers are not exact."""
 
@@ -92,9 +94,6 @@ class QdrantStore(Store):
         vector = qd.VectorParams(size=self._layout.width, distance=qd.Distance.DOT)
         with answered(self._shown):
             self._client.create_collection(self._name, vectors_config=dict.fromkeys(self._layout.attributes, vector))
-            if self._server:  # local mode has no indexes
-                for field in self._layout.columns:
-                    self._client.create_payload_index(self._name, _key(field.name), _payload_type(field.type))
 
     def add(self, start: int, images: Sequence[str], cells: pa.Table, block_rnd: np.ndarray) -> None:
         """See `Store`."""
@@ -107,16 +106,20 @@ class QdrantStore(Store):
 
     def finish(self, progress: Progress) -> None:
         """See `Store`."""
-        if not self._server:
+        if not self._server:  # local mode has no indexes
             return
         with answered(self._shown):
+            for field in self._layout.columns:  # here, because a stopped writing does not create the collection again
+                self._client.create_payload_index(self._name, _key(field.name), _payload_type(field.type))
             total = self._client.count(self._name, exact=True).count * len(self._layout.attributes)
             advance, indexed = progress("vectors indexed", total), 0
-            while (info := self._client.get_collection(self._name)).status == qd.CollectionStatus.YELLOW:
+            while (info := self._client.get_collection(self._name)).status in BUSY:
                 now = info.indexed_vectors_count or 0
                 advance(max(0, now - indexed))
                 indexed = max(now, indexed)
                 time.sleep(1)
+            if info.status == qd.CollectionStatus.RED:
+                raise StorageError(f"{self._shown}: the server could not build the index of {self._name}; see its log")
 
     def near(
         self,

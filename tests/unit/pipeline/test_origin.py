@@ -9,8 +9,8 @@ import click
 import pytest
 
 from data_prep.tables import DatasetInfo
-from pipeline.cluster.submit import origin
-from pipeline.common.markdown import with_rows, with_section
+from pipeline.common.markdown import code, plain, with_rows, with_section, with_sections_of
+from pipeline.tracking import origin
 from pipeline.tracking.origin import (
     COMMAND,
     COMMIT,
@@ -118,3 +118,14 @@ def test_rows_and_sections_are_replaced_and_what_people_wrote_stays() -> None:
     page = with_section("About.\n\n## Notes\n\nMine.", "Champion", "Version 1.")
     assert page == "About.\n\n## Champion\n\nVersion 1.\n\n## Notes\n\nMine.\n"
     assert with_section(page, "Champion", "Version 2.") == page.replace("1", "2")
+
+
+def test_a_new_card_keeps_the_sections_that_people_wrote() -> None:
+    older = "# A card\n\n## Ours\n\nsold in May\n\n## Data\n\nold\n"
+    text = with_sections_of("# The card\n\n## Data\n\nnew\n\n## Limits\n\nfew\n", older)
+    assert text == "# The card\n\n## Ours\n\nsold in May\n\n## Data\n\nnew\n\n## Limits\n\nfew\n"
+
+
+def test_texts_from_outside_are_no_markup() -> None:
+    assert plain("![x](https://a.b/c.png) **a_b** <i> | `") == (r"!\[x\](https://a.b/c.png) \*\*a_b\*\* &lt;i&gt; \| '")
+    assert code("a|b`c") == r"`a\|b'c`"
