@@ -61,6 +61,7 @@ def test_export_takes_a_published_checkpoint(tmp_path: Path, capsys: pytest.Capt
     assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == [
         "embed_all.onnx",
         "embed_all.pt2",
+        "inference.py",
         "model.json",
         "model.safetensors",
     ]

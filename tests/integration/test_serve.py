@@ -484,6 +484,7 @@ def fits_a_phone(page: Page) -> None:
 
 def keeps_what_stands_until_the_answer(page: Page) -> None:
     results, held = page.locator("#results"), list[Route]()
+    expect(results).to_have_attribute("aria-busy", "false")  # the answer to the last choice is there
     before = names_on(page)
     page.route("**/search", lambda route: held.append(route))
     box(page, "skirt_length").uncheck()
