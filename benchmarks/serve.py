@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import tempfile
 import time
@@ -31,6 +32,7 @@ from pipeline.registry.export import INT8, ONNX, export
 from pipeline.registry.loading import load
 from pipeline.retrieval.calibration import calibration_pictures
 from pipeline.retrieval.embed import embed_images
+from pipeline.serving.observe import LOG
 from pipeline.serving.run import Options, served
 
 NAMES = ["category", "kids", "sleeve_length", "leg_length"]
@@ -110,6 +112,7 @@ def speed(folder: Path) -> list[list[str]]:
     for turn in range(TURNS):
         for way, (precision, options) in WAYS.items():
             with served(galleries[precision], None, options) as address:
+                LOG.setLevel(logging.WARNING)  # a line for each request would take its time
                 load_on(address, pictures[:32], 8)  # warms up
                 for clients, requests in CLIENTS.items():
                     rate, taken = load_on(address, pictures[:requests], clients)

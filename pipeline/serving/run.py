@@ -200,6 +200,10 @@ def serve_until_stopped(path: Path, model: str | None, options: Options) -> None
 
 def _check_alone() -> None:
     """Raise InputError if the cluster runs Ray Serve: there is one for all, and ending ours would end the others."""
+    try:
+        ray.get_actor(*CONTROLLER)
+    except ValueError:
+        return  # asked, Ray Serve would ask the controller of this process' last service, which has ended
     status = serve.status()
     if status.proxies or status.applications:
         raise InputError(
