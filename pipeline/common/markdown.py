@@ -19,7 +19,7 @@ LONGEST = 2_000
 def plain(text: str) -> str:
     """Escape a text from outside for Markdown: no markup of its own, no line breaks."""
     escaped = html.escape(printable(text, LONGEST), quote=False).replace("`", "'")
-    return re.sub(r"([\\\[\]*|])", r"\\\1", escaped)
+    return re.sub(r"([\\*|]|(?<=\])\()", r"\\\1", escaped)  # without "](" there is no link and no picture
 
 
 def code(text: str) -> str:

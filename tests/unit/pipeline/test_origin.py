@@ -127,5 +127,5 @@ def test_a_new_card_keeps_the_sections_that_people_wrote() -> None:
 
 
 def test_texts_from_outside_are_no_markup() -> None:
-    assert plain("![x](https://a.b/c.png) **a_b** <i> | `") == (r"!\[x\](https://a.b/c.png) \*\*a_b\*\* &lt;i&gt; \| '")
+    assert plain("![x](https://a.b/c.png) **a_b** <i> | `") == (r"![x]\(https://a.b/c.png) \*\*a_b\*\* &lt;i&gt; \| '")
     assert code("a|b`c") == r"`a\|b'c`"
