@@ -177,7 +177,7 @@ def ways(gallery: Gallery, folder: Path) -> Iterator[tuple[str, str, Search, flo
     """Yield, for each engine, its name, how it searches, its search, the seconds it was written in, and its files."""
     yield "exact", "all rows", search_of(gallery, False), 0.0, gallery.folder / "vectors"
     seconds, index = timed(lambda: gallery.build_index(progress_bar).measured)
-    looks = f"{index.probes} of {index.lists:,} lists, 5 candidates for each wanted row"
+    looks = f"{index.probes} of {index.lists:,} lists, {index.oversample} candidates for each wanted row"
     yield "FAISS", looks, search_of(gallery, True), seconds, gallery.files / "index"
     seconds, record = timed(lambda: write_store(gallery, "lancedb", folder / "lancedb", progress_bar))
     yield "LanceDB", described(record), search_of(gallery, True), seconds, folder / "lancedb"
