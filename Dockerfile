@@ -1,10 +1,11 @@
-# CPU:   docker build -t agman .
-# CUDA:  docker build -t agman:cuda --build-arg TORCH_INDEX= .   (run with --gpus all)
+# CPU:   docker build -t agman --build-arg TORCH_INDEX="$CPU_INDEX" .   (docs/installing.md says what that is)
+# CUDA:  docker build -t agman:cuda .   (run with --gpus all)
 # Use:   docker run --rm -v "$PWD:/work" agman COMMAND ...
 FROM python:3.13-slim
 
-# torch and torchvision come from this index, because they must fit each other; PyPI's files bring CUDA's libraries.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# torch and torchvision come from this index, because they must fit each other. Without one they come from PyPI, whose
+# files bring CUDA's libraries.
+ARG TORCH_INDEX=
 
 COPY . /opt/agman
 RUN grep -E '^(torch|torchvision)==' /opt/agman/constraints.txt > /tmp/torch.txt \
