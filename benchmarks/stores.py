@@ -1,4 +1,4 @@
-"""The same vectors in exact search, FAISS, LanceDB and Qdrant: `agman bench stores`.
+"""Compare exact search, FAISS, LanceDB and Qdrant on equal vectors: `agman bench stores`.
 
 A gallery of ROWS × 2 attributes × WIDTH: under each attribute CENTRES clusters, and points at distance 1 from their
 centre; the two attributes are independent, so that the best sums are hard to find from the best of each.

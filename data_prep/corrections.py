@@ -46,7 +46,7 @@ class Correction(NamedTuple):
 
     @property
     def new_label(self) -> tuple[str, str, str]:
-        """The same picture and attribute with the new value."""
+        """Key of the label after a change: picture, attribute and the new value."""
         return self.image, self.attribute, self.new_value
 
 

@@ -27,7 +27,7 @@ COLUMNS_FILE = "columns.parquet"
 STORE_FILE = "store.json"
 """Record of a vector store that has the gallery; beside `gallery.json`, not in a state."""
 TAGGER_FILE = "tagger.safetensors"
-"""The same as agman.tagger.TAGGER, which imports torch."""
+"""Name of the file of prototypes. It equals agman.tagger.TAGGER, whose import would take torch's time."""
 FILES = (VECTORS, EMBEDDINGS, INDEX, REJECTS_FILE, SKIPPED_FILE, SOURCE_FILE, COLUMNS_FILE, TAGGER_FILE, IMAGES_FILE)
 """Files and folders of a state; the locked file is the last to be removed."""
 

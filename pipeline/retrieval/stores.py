@@ -117,7 +117,7 @@ CAUSES = re.compile(
     r"No space left on device|database or disk is full|File too large|Connection refused|dns error|timed out"
     r"|NoSuchBucket|InvalidAccessKeyId|SignatureDoesNotMatch|(?<=status code: )\d{3} [A-Z][A-Za-z ]+"
 )
-"""What is worth telling of an error of many lines."""
+"""Pattern of the informative part of a long error."""
 
 
 @contextmanager

@@ -22,7 +22,7 @@ DEMO = (
     "agman prep fashionai --root demo/fashionai --out demo/data --name fashionai-demo --image-size 32 --triplets 64",
     "agman train --data demo/data --preset strong backbone=tiny weights=none batch_size=96 threads=1 epochs=1",
 )
-"""What `agman demo` makes of pictures, tables and models, in less time."""
+"""Commands that make the pictures, tables and models of `agman demo`, in less time."""
 
 
 def test_every_command_of_the_walk_runs(agman_here: Agman, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

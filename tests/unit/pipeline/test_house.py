@@ -36,7 +36,7 @@ def test_the_citation_is_this_version() -> None:
 
 
 def test_constraints_have_every_requirement() -> None:
-    """Those that this project names; what they need in turn is recorded by `make constraints`."""
+    """Requirements that this project names; `make constraints` records what they need in turn."""
     pinned = {_plain(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
     optional = PROJECT["optional-dependencies"]
     named = [
