@@ -26,13 +26,13 @@ browser:  ## the tests of the pages open them in Chromium
 test: test-unit test-integration
 
 test-unit: $(READY)  ## neither Ray nor MLflow nor a browser
-	OMP_NUM_THREADS=1 $(PYTEST) tests/unit --numprocesses 2
+	OMP_NUM_THREADS=1 $(PYTEST) tests/unit --numprocesses 2 --dist worksteal
 
 test-integration: $(READY) browser  ## Ray, MLflow on sqlite, Chromium
-	OMP_NUM_THREADS=1 $(PYTEST) tests/integration --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST) tests/integration --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(READY)  ## minutes each: trainings, searches and preparations that are killed, clusters of several nodes
-	$(PYTEST) -m slow tests
+test-slow: $(READY)  ## minutes each: trainings, searches and preparations that are killed, clusters; many random examples
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile=many tests
 
 test-photos: $(READY)  ## the commands of docs/photographs.md; AGMAN_PHOTOS names the folder of the photographs
 	$(PYTEST) -rs tests/photos

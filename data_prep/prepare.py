@@ -118,12 +118,8 @@ def prepare(
     name = name or layout
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise InputError(f"name {name!r}: use letters, digits, '-' and '_' (it names a registered model)")
-    if layout != "deepfashion" and (annotation or categories or crop_boxes):
-        raise InputError(f"--annotation, --categories and --crop-boxes are for deepfashion, not for {layout}")
     if (layout == "table") != (table is not None):
         raise InputError(f"--table, --levels and the options that go with them are for table, not for {layout}")
-    if layout == "table" and split_files:
-        raise InputError("--split-files is not for table, whose splits are made or in a column")
     for folder in (root, split_files):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
@@ -142,14 +138,9 @@ def prepare(
         progress=progress,
         table=table or TableOptions(),
     )
+    _check_options(layout, request)
     with atomic_dataset(out, overwrite=overwrite, inputs=(root, split_files, *corrections)) as staging:
-        with files_read() as files:
-            read = LAYOUTS[layout](request)
-        if layout != "table":
-            read = located(replace(read, notes=(*read.notes, *unread(request, files))), root)
-        if links := [f"{link.name}/" for link in links_of(root)]:
-            read = replace(read, notes=(*read.notes, f"links in the root, followed: {', '.join(links)}"))
-        read.check()
+        read = _read(layout, request)
         _check_rejects(read, root, max_rejects)
         _check_unused_options(read, request.fractions, near_duplicates)
         regions = _read_regions(root, read)
@@ -202,6 +193,26 @@ def prepare(
         _check_written(staging, info)
         (staging / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
     return info
+
+
+def _check_options(layout: str, request: Request) -> None:
+    """Raise InputError for an option that is another layout's."""
+    if layout != "deepfashion" and (request.annotation or request.categories or request.crop_boxes):
+        raise InputError(f"--annotation, --categories and --crop-boxes are for deepfashion, not for {layout}")
+    if layout == "table" and request.split_files:
+        raise InputError("--split-files is not for table, whose splits are made or in a column")
+
+
+def _read(layout: str, request: Request) -> Annotation:
+    """Read the layout's files; note those that were not read, and the links in the root."""
+    with files_read() as files:
+        read = LAYOUTS[layout](request)
+    if layout != "table":
+        read = located(replace(read, notes=(*read.notes, *unread(request, files))), request.root)
+    if links := [f"{link.name}/" for link in links_of(request.root)]:
+        read = replace(read, notes=(*read.notes, f"links in the root, followed: {', '.join(links)}"))
+    read.check()
+    return read
 
 
 def _check_unused_options(read: Annotation, fractions: SplitFractions, near_duplicates: str | None) -> None:

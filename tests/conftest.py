@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 # A shell that starts the tests in its background has SIGINT ignored, and they and their processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Numbers of random examples; `make test-slow` takes the second. A deadline would fail tests on a busy machine.
+settings.register_profile("few", max_examples=20, deadline=None)
+settings.register_profile("many", max_examples=300, deadline=None)
+settings.load_profile("few")
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SWITCHES += ["--disable-component-update", "--disable-sync"]

@@ -9,9 +9,19 @@ from functools import partial
 
 import pytest
 import ray
+from support.planted import PLANTED, SECRET
 from support.trainings import command, longer, undisturbed  # noqa: F401
 
 from data_prep.cluster import ray_session
+
+LONGEST = ["walks", "tuning", "export", "serve", "train_command", "comparing", "train_kills", "embedding", "submitting"]
+"""Files that take longest, which begin first: the two processes of `make test-integration` then end at one time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files of tests; the order inside a file stays."""
+    first = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,5 +39,7 @@ def ray_started() -> Iterator[None]:
             with pytest.MonkeyPatch.context() as start:
                 # The dashboard is ten processes that no test here looks at. Commands in processes of their own have it.
                 start.setattr(ray, "init", partial(ray.init, include_dashboard=False))
+                for name in PLANTED:  # Ray's processes keep the environment in which they were started
+                    start.setenv(name, SECRET)
                 session.enter_context(ray_session())
             yield

@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element
 import pytest
 import torch
 from playwright.sync_api import Browser
+from support.datasets import sample_here
 from support.pages import cut_off, inaccessible, open_page, read_page, text, texts, with_class
 from support.s3_server import Bucket
 
@@ -18,7 +19,6 @@ from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.prepare import prepare
 from data_prep.storage import Storage
-from data_prep.synthetic.samples import sample
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.tagging import NamingScores, naming_metrics
@@ -70,7 +70,7 @@ class Report:
 
 @pytest.fixture(scope="module")
 def report(store: Path) -> Report:
-    sample("fashionai", store / "sample", images=240, size=64)
+    sample_here("fashionai", store / "sample", images=240, size=64)
     prepare("fashionai", store / "sample", store / "data", triplets=10, epochs=1, image_size=64)
     dataset = Dataset(store / "data")
     run = tracking.start_run(dataset.info, "training", {})
@@ -212,7 +212,7 @@ def test_photographs_and_a_model_without_a_run(report: Report, store: Path) -> N
 @pytest.fixture(scope="module")
 def of_triplets(report: Report, store: Path) -> Report:
     """The page on a dataset that gives triplets and no queries."""
-    sample("zappos50k", store / "shoes", images=300, size=64)
+    sample_here("zappos50k", store / "shoes", images=300, size=64)
     prepare("zappos50k", store / "shoes", store / "given", image_size=64)
     dataset = Dataset(store / "given")
     model = _save_model(store / "of-triplets", dataset, run_id=None)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from support.made_dataset import info_of
 from support.processes import FORKS
 from support.s3_server import Bucket
 from support.stores import out_of_order
@@ -26,7 +27,6 @@ from support.trainings import descendants
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
 from data_prep.storage import Storage
-from data_prep.tables import DatasetInfo
 from pipeline.common.errors import JobFailed
 from pipeline.tracking import runs, watchdog
 from pipeline.tracking.runs import (
@@ -45,23 +45,7 @@ from pipeline.tracking.runs import (
 )
 from pipeline.tracking.watchdog import ENDING, OWNER, take_over
 
-INFO = DatasetInfo(
-    schema_version=1,
-    name="tiny",
-    layout="drawn",
-    attributes=(),
-    image_size=32,
-    seed=1,
-    images={},
-    queries={},
-    candidates={},
-    triplets=0,
-    triplet_epochs=1,
-    rows_in=0,
-    rejects={},
-    digest="0" * 64,
-    versions={},
-)
+INFO = info_of()
 DRIVER = """
 import os, time
 os.setsid()

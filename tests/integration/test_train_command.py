@@ -30,7 +30,7 @@ from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.tracking import runs as tracking
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.ray_driver import run_workers
+from pipeline.training.ray_driver import TrainJob, run_workers
 from pipeline.training.train import train
 
 SETTINGS = {"backbone": "tiny", "embedding_dim": 16, "batch_size": 12, "epochs": 1, "max_triplets": 24}
@@ -96,17 +96,22 @@ def test_the_run_of_a_failed_training_is_failed_and_has_the_batch_and_the_curve_
     assert json.loads(copy.read_text()) == json.loads((failed.path / copy.name).read_text())
 
 
+class Begun(Exception):
+    """Raised in the place where the workers of a training would start."""
+
+
 def test_a_silent_store_loses_neither_training_nor_points_and_the_same_command_then_begins_anew(
     ray_started: None, tracking_store: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is silent from the workers' start. The same command then only logs and registers; the next one trains."""
+    """It is silent from the workers' start. The same command then only logs and registers; the next one would train."""
     trained: list[dict[str, Any]] = []
     away = out_of_order(tracking_store, "runs")
 
-    def in_silence(*arguments: Any, **options: Any) -> dict[str, Any]:
-        if not trained:
-            away.__enter__()
-        trained.append(run_workers(*arguments, **options))
+    def in_silence(job: TrainJob, *arguments: Any, **options: Any) -> dict[str, Any]:
+        if trained:
+            raise Begun(str(job.path))
+        away.__enter__()
+        trained.append(run_workers(job, *arguments, **options))
         return trained[-1]
 
     monkeypatch.setattr("pipeline.training.train.run_workers", in_silence)
@@ -119,33 +124,45 @@ def test_a_silent_store_loses_neither_training_nor_points_and_the_same_command_t
     assert [step for step, _ in outcome["unlogged"]] == [1, 2, 2]
     away.__exit__(None, None, None)
     finished = train(dataset, config, storage=runs)
-    assert len(trained) == 1
-    again = train(dataset, make_config(SETTINGS | {"log_every": 2, "prefetch": 0}), storage=runs)
-    assert len(trained) == 2
-
-    first, second = (one.checkpoint.local for one in (finished, again))
-    assert first and second
-    name = first.parent.parent.name
-    assert name.startswith("tiny-agman-") and second.parent.parent.name == f"{name}-2"
-    assert finished.steps == again.steps == 2
-    one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
-    assert [key for key in one if not torch.equal(one[key], other[key])] == []
-    assert finished.run.run_id != again.run.run_id
-    registered = [one.registered for one in (finished, again)]
-    assert [(one.version, one.alias) for one in registered if one] == [(1, "challenger"), (1, "challenger")]
+    (name,) = [folder.name for folder in runs.iterdir()]
+    assert name.startswith("tiny-agman-") and finished.steps == 2
     client = MlflowClient(tracking_store)
-    assert [client.get_run(one.run.run_id).info.status for one in (finished, again)] == ["FINISHED"] * 2
+    run = client.get_run(finished.run.run_id)
+    assert run.info.status == "FINISHED"
+    assert finished.registered and (finished.registered.version, finished.registered.alias) == (1, "challenger")
     score, chance = (f"{100 * finished.metrics[f'valid/{name}']:.2f}" for name in ("map", "chance"))
-    note = client.get_run(finished.run.run_id).data.tags["mlflow.note.content"]
+    note = run.data.tags["mlflow.note.content"]
     assert (
         f"| result | MAP {score}, chance {chance}, on validation" in note
         and "| registered | `models:/agman-tiny/1` (challenger) |" in note
     )
     for metric, steps in {"steps/loss": [1, 2], "valid/map": [2]}.items():
-        assert [point.step for point in client.get_metric_history(finished.run.run_id, metric)] == steps
-    assert [point.step for point in client.get_metric_history(again.run.run_id, "steps/loss")] == [2]
+        assert [point.step for point in client.get_metric_history(run.info.run_id, metric)] == steps
     ended = json.loads((runs / name / "outcome.json").read_text())
-    assert "unlogged" not in ended and ended["registered"] == finished.registered.uri  # type: ignore[union-attr]
+    assert "unlogged" not in ended and ended["registered"] == finished.registered.uri
+    with pytest.raises(Begun, match=f"^{runs / name}-2$"):
+        train(dataset, make_config(SETTINGS | {"log_every": 2, "prefetch": 0}), storage=runs)
+
+
+@pytest.mark.slow
+def test_a_training_begun_anew_ends_with_equal_weights_which_are_one_version(
+    ray_started: None, tracking_store: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    first = train(dataset, make_config(SETTINGS | {"log_every": 1}), storage=runs)
+    again = train(dataset, make_config(SETTINGS | {"log_every": 2, "prefetch": 0}), storage=runs)
+    folders = [one.checkpoint.local for one in (first, again)]
+    assert folders[0] and folders[1]
+    names = [folder.parent.parent.name for folder in folders if folder]
+    assert names[1] == f"{names[0]}-2" and first.steps == again.steps == 2
+    one, other = (load_file(folder / "model.safetensors") for folder in folders if folder)
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    assert first.run.run_id != again.run.run_id
+    registered = [one.registered for one in (first, again)]
+    assert [(one.version, one.alias) for one in registered if one] == [(1, "challenger"), (1, "challenger")]
+    client = MlflowClient(tracking_store)
+    assert [client.get_run(one.run.run_id).info.status for one in (first, again)] == ["FINISHED"] * 2
+    assert [point.step for point in client.get_metric_history(again.run.run_id, "steps/loss")] == [2]
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ def test_failed_trials_are_recorded_with_the_reason_and_the_others_go_on(
         "storage": store / "runs",
     }
     own = space(define, lr=1e30)
-    result = tune(dataset, config, space=own, trials=3, concurrent=2, seed=1, name="failing", **options)
+    result = tune(dataset, config, space=own, trials=3, seed=1, name="failing", **options)
     failed = [trial for trial in result.trials if trial.state == "failed"]
     assert {trial.number for trial in failed} == {t.number for t in result.trials if t.setting["lr"] == 1e30} >= {0}
     assert result.best.state == "done" and 0 < result.best.objectives[1] < 10_000, "the latency in milliseconds"
@@ -230,7 +230,7 @@ def test_a_study_whose_every_trial_fails_says_why(ray_started: None, store: Path
     config = CONFIG.model_copy(update={"max_triplets": 24, "epochs": 1})
     options: dict[str, Any] = {"name": "all-fail", "final_seeds": 0, "write_report": write_study_report}
     with pytest.raises(JobFailed, match=r"all 2 trials failed, see .*; . of them: step 2 .* is not finite"):
-        tune(dataset, config, space=space(define), trials=2, concurrent=2, storage=store / "runs", **options)
+        tune(dataset, config, space=space(define), trials=2, storage=store / "runs", **options)
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment
@@ -299,7 +299,7 @@ def test_a_study_against_width_and_latency_has_a_front(
 
     config = CONFIG.model_copy(update={"epochs": 1})
     widths = Space("own", define, {"embedding_dim": 16}, frozenset(["embedding_dim"]), "")
-    options: dict[str, Any] = {"storage": store / "runs", "name": "front", "final_seeds": 0, "concurrent": 2}
+    options: dict[str, Any] = {"storage": store / "runs", "name": "front", "final_seeds": 0}
     against = ("embedding_dim", "latency_ms")
     result = tune(dataset, config, space=widths, trials=2, against=against, seed=2, repeats=1, **options)
     for trial in result.trials:

@@ -89,7 +89,7 @@ def _draw_garments(folder: Path) -> Path:
         for i in range(540)
     ]
     write_split_files(folder / "annotation", assign_splits(frame_of(rows), seed=3))
-    sample("fashionai", folder / "fashionai", split_files=folder / "annotation", size=SIZE, seed=3)
+    sample_here("fashionai", folder / "fashionai", split_files=folder / "annotation", size=SIZE, seed=3)
     return folder / "fashionai"
 
 

@@ -19,6 +19,8 @@ from agman.memory import keep_freed_memory
 from agman.pixels import IMAGENET
 from agman.stepping import NonFiniteLoss
 
+torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports for a second: here once for all processes
+
 
 def on_processes(count, functions, folder):
     """Call each of `functions` with its rank in every process; return name -> the results in the order of ranks."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.datasets import SIZE, records, write_files
@@ -199,7 +199,6 @@ images = st.dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(images=images, seed=st.integers(0, 99), line_end=st.sampled_from(["\n", "\r\n", "\r"]), last=st.booleans())
 def test_any_split_files_read_back_as_they_were_written(
     images: dict[str, list[tuple[int, int]]],
@@ -226,7 +225,6 @@ def test_any_split_files_read_back_as_they_were_written(
     assert sorted(row[:5] for row in records(read.rows)) == sorted(row[:5] for row in records(rows))
 
 
-@settings(max_examples=40, deadline=None)
 @given(junk=st.lists(st.binary(max_size=40).filter(lambda line: not set(line) & {10, 13}), max_size=20))
 def test_every_line_of_a_random_label_file_is_accounted_for(
     junk: list[bytes], tmp_path_factory: pytest.TempPathFactory

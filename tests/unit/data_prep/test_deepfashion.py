@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.datasets import SIZE, records, sample_here
@@ -297,7 +297,6 @@ values = st.lists(st.sampled_from(["1", "0", "-1", "1", "0", "-1", "2", "-", "--
 lines = st.tuples(st.sampled_from(["img/a.jpg", "1", "-1", "b"]), values, st.sampled_from([" ", "  ", "\t", " \r"]))
 
 
-@settings(max_examples=90, deadline=None)
 @given(rows=st.lists(lines, max_size=12), block=st.sampled_from([11, 40, 1_000_000]))
 def test_marks_are_those_of_a_plain_reader(
     rows: list[tuple[str, list[str], str]], block: int, tmp_path_factory: pytest.TempPathFactory

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.datasets import SIZE, records, sample_here, write_files
@@ -47,7 +47,6 @@ def recorded(annotation: Annotation) -> set[int]:
     return {row.line for row in records(annotation.rows)} | {reject.line for reject in annotation.rejects}
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     labels=st.dictionaries(word, st.tuples(st.integers(0, 7), st.integers(0, 4)), max_size=25),
     maybe=st.booleans(),
@@ -68,7 +67,6 @@ def test_label_csv(new_folder: Folder, labels: dict[str, tuple[int, int]], maybe
     assert [row[:3] for row in records(read.rows)] == [row[:3] for row in records(rows)]
 
 
-@settings(max_examples=30, deadline=None)
 @given(lines=junk)
 def test_junk_in_label_csv(new_folder: Folder, lines: list[bytes]) -> None:
     root = new_folder()
@@ -77,7 +75,6 @@ def test_junk_in_label_csv(new_folder: Folder, lines: list[bytes]) -> None:
     assert recorded(fashionai.read_raw(root)) == filled(lines)
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     cells=st.lists(
         st.tuples(*[st.lists(st.text('ab1/" ,-', min_size=1, max_size=5).map(str.strip), max_size=2)] * 4), max_size=15
@@ -108,7 +105,6 @@ def test_meta_data_csv(
     assert {reject.reason for reject in read.rejects} <= {"no_value"}
 
 
-@settings(max_examples=30, deadline=None)
 @given(lines=junk)
 def test_junk_in_meta_data_csv(new_folder: Folder, lines: list[bytes]) -> None:
     root = new_folder()
@@ -119,7 +115,6 @@ def test_junk_in_meta_data_csv(new_folder: Folder, lines: list[bytes]) -> None:
 marks = st.lists(st.sets(st.integers(0, 25), max_size=4), max_size=8)
 
 
-@settings(max_examples=30, deadline=None)
 @given(parts=st.tuples(marks, marks, marks).filter(any), end=line_end, last=st.booleans())
 def test_anno_fine(
     new_folder: Folder, parts: tuple[list[set[int]], list[set[int]], list[set[int]]], end: str, last: bool
@@ -141,7 +136,6 @@ def test_anno_fine(
     assert [reject.reason for reject in read.rejects] == ["no_value"] * empty
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     images=st.dictionaries(word, st.lists(st.integers(0, 6), min_size=1, max_size=4, unique=True), max_size=12),
     kinds=st.permutations([0, 0, 1, 2, 2, 3, 4]),
@@ -254,7 +248,6 @@ def test_darn_from_its_drawn_files(tmp_path: Path) -> None:
     assert dataset.info.queries["test"] + dataset.info.candidates["test"] == (dataset.labels["split"] == "test").sum()
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     images=st.dictionaries(
         word, st.tuples(st.integers(1, 4), st.tuples(*[st.integers(-50, 2_000)] * 4)), min_size=1, max_size=12

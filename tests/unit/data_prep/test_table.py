@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import csv as pacsv
@@ -391,7 +391,6 @@ def test_rows_between_two_stray_quotes_are_rejected_each_with_its_line(
     assert after == 9 + sum(row.count("\n") for row in rows.values())
 
 
-@settings(max_examples=90, deadline=None)
 @example(words=['"', "\n", '"', "\r", "b,"], block=64)  # as many \\n as records, of two kinds
 @given(
     words=st.lists(st.sampled_from(["a", "b,", ",", '"', '""', "\n", "\r\n", "x y", "\r"]), max_size=40),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.datasets import SIZE, records, sample_here
 
@@ -195,7 +195,6 @@ def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
         zappos50k.read(Request(tmp_path))
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     numbers=st.lists(st.tuples(*[st.integers(-1, 6)] * 3), max_size=30),
     cut=st.tuples(st.integers(0, 30), st.integers(0, 30)),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.datasets import SIZE, sample_here
 from torch import Tensor
@@ -345,7 +345,6 @@ def in_micro_batches(plans: list[list[dict[str, Any]]]) -> list[list[tuple[Any, 
     ]
 
 
-@settings(max_examples=40, deadline=None)
 @given(count=st.integers(4, 60), batch_size=st.integers(8, 20), cuts=st.integers(4, 7), data=st.data())
 def test_every_triplet_is_used_once_in_the_same_micro_batches_on_any_number_of_workers(
     count: int, batch_size: int, cuts: int, data: st.DataObject

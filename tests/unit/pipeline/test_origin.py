@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 import pytest
+from support.made_dataset import info_of
 
-from data_prep.tables import DatasetInfo
 from pipeline.common.markdown import code, plain, with_rows, with_section, with_sections_of
 from pipeline.tracking import origin
 from pipeline.tracking.origin import (
@@ -24,23 +24,7 @@ from pipeline.tracking.origin import (
     version_tags,
 )
 
-INFO = DatasetInfo(
-    schema_version=1,
-    name="tiny|<b>",
-    layout="drawn",
-    attributes=(),
-    image_size=32,
-    seed=1,
-    images={"train": 1200, "valid": 0, "test": 30},
-    queries={},
-    candidates={},
-    triplets=0,
-    triplet_epochs=1,
-    rows_in=0,
-    rejects={},
-    digest="0123456789abcdef" * 4,
-    versions={},
-)
+INFO = info_of(name="tiny|<b>", images={"train": 1200, "valid": 0, "test": 30}, digest="0123456789abcdef" * 4)
 
 
 @pytest.fixture(autouse=True)

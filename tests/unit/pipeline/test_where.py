@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.commands import agman_exit_code
 from support.galleries import NAMES, add_prototypes, make_gallery, unit
@@ -85,7 +85,6 @@ conditions = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(condition=conditions)
 def test_a_condition_finds_the_rows_that_sqlite_finds(sqlite: SqlRows, condition: str) -> None:
     assert matching(TABLE, condition).tolist() == sqlite(condition)
@@ -148,7 +147,6 @@ def test_nested_parentheses_are_read_once(sqlite: SqlRows) -> None:
             matching(TABLE, wrong)
 
 
-@settings(max_examples=300, deadline=None)
 @example("true")
 @given(
     st.lists(st.sampled_from([*"()<>=!,.-'\"é\n\0", *WORDS, *ROWS, "'X'", "5", "1e400", "-.5"]), max_size=9).map(
