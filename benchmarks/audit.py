@@ -35,6 +35,8 @@ from pipeline.registry.loading import load
 
 SHARE = 0.05
 """Share of the training labels that are changed."""
+UNTRAINED = "tf_efficientnet_lite0"
+"""Backbone whose pooled features are tried beside the model's embeddings."""
 FILE = Path("wrong-labels.csv")
 Way = Callable[[np.ndarray, np.ndarray, int, np.ndarray], Tensor]
 """Function from embeddings K×D, values K, their number V and groups K to out-of-sample probabilities K×V."""
@@ -135,19 +137,21 @@ def first_hits(score: np.ndarray, changed: np.ndarray) -> float:
 def sources(model: str, attributes: list[str]) -> list[tuple[str, RetrievalModel, dict[str, Any], list[str]]]:
     """Return what embeds the pictures: its name, the network, its description, and the ways that are tried on it."""
     network, description = load(model, attributes)
-    backbone = network.config["backbone"]
-    pooled = PooledFeatures(len(attributes), backbone, "auto")
+    pooled = PooledFeatures(len(attributes), UNTRAINED, "auto").eval()
     return [
         ("", network, description, list(WAYS)),
-        (f"{backbone} without training, ", pooled, description, [DEFAULT, "50 neighbours"]),
+        (f"{UNTRAINED} without training, ", pooled, description, [DEFAULT, "50 neighbours"]),
     ]
+
+
+Found = dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]]
+"""Way and score -> for each attribute the scores of the training labels, and which of them were changed."""
 
 
 def measure(right: Dataset, wrong: Dataset, model: str) -> None:
     """Write the table of all ways."""
     given = set(right.labels[["image_id", "attribute", "value"]].itertuples(index=False, name=None))
-    found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    seconds: dict[str, float] = {}
+    found, seconds = Found(), dict[str, float]()
     for source, network, description, tried in sources(model, wrong.info.attribute_names):
         embedded = embed_all(network, description, wrong, os.cpu_count() or 1, progress_bar)
         advance = progress_bar("ways tried", len(tried) * len(embedded))
@@ -162,12 +166,6 @@ def measure(right: Dataset, wrong: Dataset, model: str) -> None:
                 for by, score in rank(probabilities_kv, one.value_k).items():
                     found.setdefault((source + way, by), []).append((score[train], changed[train]))
                 advance(1)
-    rows = []
-    for (name, by), parts in found.items():
-        scores, changes = (np.concatenate(column) for column in zip(*parts, strict=True))
-        figures = [first_hits(scores, changes), *(first_hits(*part) for part in parts)]
-        rows.append([name, by, *(f"{100 * figure:.1f}" for figure in figures), f"{seconds[name]:.0f}"])
-    rows.sort(key=lambda row: -float(row[2]))
     changes = np.concatenate([part for _, part in next(iter(found.values()))])
     notes = (
         f"{wrong.info.name}: {changes.sum():,} of {len(changes):,} training labels were changed to another value of "
@@ -176,7 +174,18 @@ def measure(right: Dataset, wrong: Dataset, model: str) -> None:
         "neighbours, do not divide groups. Margin and ratio: of the label's probability and the largest other one. "
         "“Without training”: the pooled features of the backbone with ImageNet's weights. Seconds beside other work."
     )
-    write_table("audit", ["way", "score", "all", *wrong.info.attribute_names, "s"], rows, notes)
+    header = ["way", "score", "all", *wrong.info.attribute_names, "s"]
+    write_table("audit", header, rows_of(found, seconds), notes)
+
+
+def rows_of(found: Found, seconds: dict[str, float]) -> list[list[str]]:
+    """Return a row for each way and score, the best first."""
+    rows = []
+    for (name, by), parts in found.items():
+        scores, changes = (np.concatenate(column) for column in zip(*parts, strict=True))
+        figures = [first_hits(scores, changes), *(first_hits(*part) for part in parts)]
+        rows.append([name, by, *(f"{100 * figure:.1f}" for figure in figures), f"{seconds[name]:.0f}"])
+    return sorted(rows, key=lambda row: -float(row[2]))
 
 
 def main() -> None:
