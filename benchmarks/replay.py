@@ -6,8 +6,8 @@ skill. An epoch is a sixth of a training here. What a trial shows is the guessed
 what counts is the guessed last value of the setting that looked best, below the best of all settings (the regret).
 
 Trial 0 is drawn like the others, unlike in `agman tune`, whose trial 0 is the preset: that would hide the searches'
-difference behind a good start. AGMAN_REPLAYS says how often a search of 20 trainings is replayed (100); longer ones are
-replayed less often.
+difference behind a good start. AGMAN_REPLAYS says how often a search is replayed (100). What is replayed is kept below
+work/replay: a run that was stopped goes on, and whoever changes the curves or the surrogate deletes that folder.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
+from joblib import Memory
 from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.stats import spearmanr
@@ -51,6 +52,8 @@ SEARCHES, SCHEDULERS = ("random", "tpe", "gp"), ("none", "asha", "hyperband", "m
 SLOW, SLOW_BUDGET = "gp", 20
 """Search that takes seconds a trial: replayed a tenth as often, with this budget only. It learns nothing from trials
 that were stopped, so it is replayed without a scheduler."""
+KEPT = Path("work/replay")
+"""Folder of what has been replayed."""
 LONG, LONG_SCHEDULERS = 500, ("none", "asha")
 """Budget that takes minutes a replay, and the schedulers that are replayed with it."""
 LEVELS, MISSING = 5, -0.5
@@ -249,8 +252,7 @@ def ways() -> list[Way]:
 
 def replays_of(way: Way) -> int:
     """Return how often a search is replayed."""
-    share = 10 if way.search == SLOW else way.budget // min(BUDGETS)
-    return max(3, REPLAYS // share)
+    return max(3, REPLAYS // 10) if way.search == SLOW else REPLAYS
 
 
 def reaches(median: np.ndarray, regret: float) -> int | None:
@@ -319,11 +321,12 @@ def main() -> None:
     bar = bar_of("searches", sum(map(replays_of, every)))
     worths: dict[Way, np.ndarray] = {}
     chosen: dict[Way, dict[int, float]] = {}
+    remembered = Memory(KEPT, verbose=0).cache(replay)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
         for way in every:
             found = []
-            for one in pool.map(replay, itertools.repeat(way), range(replays_of(way))):
+            for one in pool.map(remembered, itertools.repeat(way), range(replays_of(way))):
                 found.append(one)
                 bar.update(1)
             worths[way] = np.array([one.worths for one in found])
@@ -360,11 +363,10 @@ def notes(truth: Surrogate, best: float, chosen: dict[Way, dict[int, float]]) ->
     cheaper = ", ".join(
         f"{what}: {rank:.2f} at {share:.2f}" for what, rank, share in fidelities(pd.read_parquet(CURVES))
     )
-    replays = ", ".join(f"{replays_of(Way('tpe', 'none', 1, one))} replays at {one} trainings" for one in BUDGETS)
     spread = np.quantile(truth.curves[:, -1], (0.1, 0.5, 0.9))
     return "\n\n".join(
         [
-            f"Median (and quartiles) of {replays}, of {replays_of(Way(SLOW, 'none', 1, SLOW_BUDGET))} of {SLOW}; "
+            f"Median (and quartiles) of {REPLAYS} replays, of {replays_of(Way(SLOW, 'none', 1, SLOW_BUDGET))} of {SLOW}; "
             f"MAP × 100. Surrogate: {len(truth.curves)} "
             f"trainings of {PICTURES:,} pictures of {SIDE} px; validation MAP at the end {spread[0]:.1f}, "
             f"{spread[1]:.1f}, {spread[2]:.1f} (10 %, median, 90 %), the best that any search found {best:.1f}, chance "
