@@ -379,11 +379,11 @@ def notes(truth: Surrogate, best: float, chosen: dict[Way, dict[int, float]]) ->
     return "\n\n".join(
         [
             f"Median (and quartiles) of {REPLAYS} replays, {replays_of(Way(SLOW, 'none', 1, SLOW_BUDGET))} of {SLOW}, "
-            f"{replays_of(Way('tpe', 'none', 16, LONG))} with {LONG} trainings; "
-            f"MAP × 100. Surrogate: {len(truth.curves)} trainings of {PICTURES:,} pictures of {SIDE} px; validation MAP at the end {spread[0]:.1f}, "
-            f"{spread[1]:.1f}, {spread[2]:.1f} (10 %, median, 90 %), the best that any search found {best:.1f}, chance "
-            f"{truth.chance:.1f}; noise between seeds {truth.noise:.2f}; in tenfold cross-validation rank correlation "
-            f"{rank_correlation:.2f}, error {error:.2f}.",
+            f"{replays_of(Way('tpe', 'none', 16, LONG))} with {LONG} trainings; MAP × 100. "
+            f"Surrogate: {len(truth.curves)} trainings of {PICTURES:,} pictures of {SIDE} px; validation MAP "
+            f"{spread[0]:.1f}, {spread[1]:.1f}, {spread[2]:.1f} (10 %, median, 90 %), the best that any search found "
+            f"{best:.1f}, chance {truth.chance:.1f}; noise between seeds {truth.noise:.2f}; in 10-fold validation "
+            f"rank correlation {rank_correlation:.2f}, error {error:.2f}.",
             f"If the best {CONTENDERS} trials are repeated with other seeds, the choice is better by: {of_repeats} "
             f"(mean over all searches).",
             f"Rank correlation of cheaper trainings with the full one, at a share of its seconds: {cheaper}.",
