@@ -28,5 +28,7 @@ def test_the_site_has_every_page_and_docstring_in_its_search() -> None:
         made = (ROOT / "site/docs" / ("index" if page.stem == "README" else page.stem)).with_suffix(".html")
         assert page.stem == "api" or made.read_text(encoding="utf-8").count("<tr>") == len(rows), page.name
     for page in (ROOT / "site").rglob("*.html"):
-        loaded = r"""<(?:script|img|iframe)\b[^>]*\bsrc=["']?https?:|<link\b[^>]*\bstylesheet[^>]*https?:|class="mermaid"""
+        loaded = (
+            r"""<(?:script|img|iframe)\b[^>]*\bsrc=["']?https?:|<link\b[^>]*\bstylesheet[^>]*https?:|class="mermaid"""
+        )
         assert not re.search(loaded, page.read_text(encoding="utf-8")), f"{page} is not complete without a network"
