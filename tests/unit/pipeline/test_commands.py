@@ -42,6 +42,7 @@ def test_the_bare_command_shows_the_help(agman_here: Agman) -> None:
     assert done.code == 2
     assert "Commands:" in done.err
     assert len(done.err.splitlines()) > 8
+    assert "..." not in done.err.partition("Commands:")[2], "a sentence is cut off in a terminal of 80 columns"
 
 
 def test_the_proposals_continue_the_command_and_the_dataset_keeps_it(agman_here: Agman, tmp_path: Path) -> None:
