@@ -15,7 +15,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from ray.util import ActorPool
 
 from agman.embedder import BATCH, Embedder
 from agman.memory import keep_freed_memory
@@ -35,6 +34,7 @@ from data_prep.errors import InputError, StorageError
 from data_prep.packing import TRIES, check_shared, count_try
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
+from pipeline.cluster.pool import each_on_workers
 from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed
@@ -254,27 +254,21 @@ def embed_shards(
         advance(done)
         if missing:
             worker = ray.remote(_RemoteWorker).options(
-                num_cpus=cpus,
-                num_gpus=float(on_gpu),
-                runtime_env=ONE_HEAP,
-                scheduling_strategy="SPREAD",
-                max_restarts=-1,  # `count_try` limits the attempts
-                max_task_retries=-1,
+                num_cpus=cpus, num_gpus=float(on_gpu), runtime_env=ONE_HEAP, scheduling_strategy="SPREAD"
             )
             loaded = [ray.put(model)]  # in a list, so that a call does not copy it
             arguments = (Storage(staging), source.root, source.column, cpus)
-            actors = [worker.remote(*arguments) for _ in range(min(workers, len(missing)))]
-            try:
-                results = ActorPool(actors).map_unordered(
-                    lambda actor, number: actor.embed.remote(number, shards[number], loaded), missing
-                )
+            results = each_on_workers(
+                lambda: worker.remote(*arguments),
+                workers,
+                missing,
+                lambda actor, number: actor.embed.remote(number, shards[number], loaded),  # it limits the attempts
+            )
+            with closing(results):
                 for pictures, error in results:
                     if error:
                         raise JobFailed(error)
                     advance(pictures)
-            finally:
-                for actor in actors:
-                    ray.kill(actor)
     return len(shards)
 
 
