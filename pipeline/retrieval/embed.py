@@ -31,13 +31,13 @@ from agman.tagger import TAGGER, Tagger
 from data_prep.atomic import is_full, replace_folder, restore
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError, StorageError
-from data_prep.packing import TRIES, check_shared, count_try
+from data_prep.packing import TRIES, count_try
 from data_prep.progress import Progress, silent
+from data_prep.shared import Shared
 from data_prep.storage import Storage
 from pipeline.cluster.pool import each_on_workers
 from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
 from pipeline.common.console import say
-from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
 from pipeline.evaluation.few import validation_queries
 from pipeline.registry.loading import load_with_tagger, shown
@@ -232,7 +232,7 @@ def embed_shards(
 ) -> int:
     """Embed the shards of a source that have no file in `staging`, and return the number of shards.
 
-    Raises InputError if a node of the cluster does not see the pictures, JobFailed for an error of a worker.
+    Raises InputError if a node of the cluster does not see the pictures, StorageError for an error of a worker.
 
     Args:
         staging: folder for the files of the shards.
@@ -245,7 +245,9 @@ def embed_shards(
     with ray_session():
         on_gpu, cpus = gpus_for(workers), cpus_for(workers)
         _clear_stale(staging, plan)
-        check_shared(source.root.local, Storage(staging), FINGERPRINT, plan)
+        root = source.root.local
+        shared = Shared(Storage(staging), FINGERPRINT, plan, {"images": root} if root else {})
+        shared.check_nodes()
         shards = [source.pictures.slice(start, SHARD) for start in range(0, len(source.pictures), SHARD)]
         missing = [number for number in range(len(shards)) if not (staging / part_file(number)).exists()]
         done = len(source.pictures) - sum(len(shards[number]) for number in missing)
@@ -257,7 +259,7 @@ def embed_shards(
                 num_cpus=cpus, num_gpus=float(on_gpu), runtime_env=ONE_HEAP, scheduling_strategy="SPREAD"
             )
             loaded = [ray.put(model)]  # in a list, so that a call does not copy it
-            arguments = (Storage(staging), source.root, source.column, cpus)
+            arguments = (shared, Storage(staging), source.root, source.column, cpus)
             results = each_on_workers(
                 lambda: worker.remote(*arguments),
                 workers,
@@ -267,7 +269,7 @@ def embed_shards(
             with closing(results):
                 for pictures, error in results:
                     if error:
-                        raise JobFailed(error)
+                        raise StorageError(error)
                     advance(pictures)
     return len(shards)
 
@@ -338,12 +340,16 @@ class _Worker:
 class _RemoteWorker:
     """Worker in a Ray actor. The model comes with the first call: Ray warns of actors with large arguments."""
 
-    def __init__(self, *arguments: Any):
-        self._arguments = arguments
+    def __init__(self, shared: Shared, *arguments: Any):
+        self._shared, self._arguments = shared, arguments
         self._worker: _Worker | None = None
 
     def embed(self, number: int, shard: pa.Table, model: list[ray.ObjectRef]) -> tuple[int, str | None]:
         """Embed a shard as `_Worker.embed` does."""
+        try:
+            self._shared.check()  # this node may have joined the cluster later; every picture would be missing
+        except StorageError as error:
+            return len(shard), str(error)
         if self._worker is None:
             self._worker = _Worker(ray.get(model[0]), *self._arguments)
         return self._worker.embed(number, shard)

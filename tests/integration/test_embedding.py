@@ -25,9 +25,9 @@ import agman
 import pipeline
 from agman.embedder import Embedder
 from data_prep.dataset import Dataset
-from data_prep.errors import InputError
+from data_prep.errors import InputError, StorageError
+from data_prep.shared import Shared
 from data_prep.storage import Storage
-from pipeline.common.errors import JobFailed
 from pipeline.registry.loading import load
 from pipeline.retrieval import embed
 from pipeline.retrieval.embed import embed_images
@@ -219,7 +219,7 @@ def test_a_diverged_model_makes_no_gallery(photographs: Path, tmp_path: Path) ->
     with torch.no_grad():
         next(network.parameters()).fill_(float("nan"))
     diverged = str(agman.save_model(tmp_path / "diverged", network, description))
-    with pytest.raises(JobFailed, match="gives NaN or infinity for some of the pictures from a/01"):
+    with pytest.raises(StorageError, match="gives NaN or infinity for some of the pictures from a/01"):
         embed_images(diverged, photographs, tmp_path / "g")
     assert not (tmp_path / "g").exists()
 
@@ -262,6 +262,15 @@ def test_a_shard_on_which_workers_die_is_given_up(model: str, photographs: Path,
     Storage(tmp_path / "_partial" / "shard-00000.tries").write_bytes(str(embed.TRIES).encode())
     _, error = worker(model, source, tmp_path).embed(0, source.pictures)
     assert error == f"pictures c/00.jpg to c/28.jpg: {embed.TRIES} workers died of them"
+
+
+def test_a_machine_without_the_pictures_rejects_none(model: str, photographs: Path, tmp_path: Path) -> None:
+    source = find_source(photographs / "b")
+    shared = Shared(Storage(tmp_path), embed.FINGERPRINT, "plan", {"images": tmp_path / "elsewhere"})
+    one = embed._RemoteWorker(shared, Storage(tmp_path), source.root, source.column, 1)
+    _, error = one.embed(0, source.pictures, [])
+    assert error and error.startswith(f"{tmp_path / 'elsewhere'}: not there, or empty")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gallery_finds_a_model_given_by_a_relative_path(

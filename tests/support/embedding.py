@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_prep.errors import StorageError
 from data_prep.progress import Progress, silent
 from data_prep.storage import Storage
-from pipeline.common.errors import JobFailed
 from pipeline.retrieval import embed
 from pipeline.retrieval.image_sources import Source
 
@@ -21,5 +21,5 @@ def embed_here(
         if not (staging / embed.part_file(number)).exists():
             _, error = embed._Worker(model, Storage(staging), source.root, source.column, 1).embed(number, shard)
             if error:
-                raise JobFailed(error)
+                raise StorageError(error)
     return len(shards)

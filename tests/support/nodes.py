@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +31,29 @@ class Nodes:
 
     def add(self) -> Any:
         return self.cluster.add_node(num_cpus=1)
+
+    @contextmanager
+    def blind(self, *hidden: Path) -> Iterator[None]:
+        """Add, during the block, a node on which these folders are empty: its processes have mounts of their own."""
+        ray = Path(sys.executable).with_name("ray")
+        mounts = "".join(f"mount -t tmpfs tmpfs {shlex.quote(str(folder))} && " for folder in hidden)
+        start = f"{mounts}exec {ray} start --block --address={self.address} --num-cpus=1"
+        before = self._alive()
+        node = subprocess.Popen(["unshare", "--mount", "sh", "-c", start], stdout=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 120
+            while self._alive() == before:
+                assert node.poll() is None and time.monotonic() < deadline, "no node has joined"
+                time.sleep(0.1)
+            yield
+        finally:
+            for process in [*descendants(node.pid), node.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            node.wait()
+
+    def _alive(self) -> int:
+        return sum(node["Alive"] for node in self.cluster.global_state.node_table())
 
     def workers(self, node: Any, named: str = "ray::RayTrainWorker") -> list[int]:
         """Return the ids of the processes on a node whose titles begin so."""
