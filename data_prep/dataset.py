@@ -334,7 +334,8 @@ class ImageStore:
                 shards.append(np.full(len(size), COPIED))
                 copied += int(size.sum())
             else:
-                starts.append(group.places()[own])
+                with self._dataset.reading(group.shard):
+                    starts.append(group.places()[own])
                 shards.append(np.full(len(size), len(self._shards)))
                 self._shards.append(group.shard)
             ids.append(chosen["image_id"].to_numpy())
@@ -365,9 +366,10 @@ class ImageStore:
         import torch
 
         distinct, index = np.unique(image_ids, return_inverse=True)
-        if (missing := ~np.isin(distinct, self.image_ids)).any():
-            raise KeyError(f"image {distinct[missing][0]} was not loaded")
         rows = np.searchsorted(self.image_ids, distinct)
+        missing = self.image_ids.take(rows, mode="clip") != distinct
+        if missing.any():
+            raise KeyError(f"image {distinct[missing][0]} was not loaded")
         squares = np.empty((len(distinct), self.image_size, self.image_size, 3), np.uint8)
         list(self._pool.map(self._decode, rows.tolist(), squares))
         in_order = squares if len(distinct) == len(index) and (np.diff(index) == 1).all() else squares[index]

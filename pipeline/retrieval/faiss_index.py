@@ -2,11 +2,13 @@
 
 The index of an attribute is an inverted file over the vectors in 8 bits (`IVFx,SQ8`, inner product), which is mapped
 into memory. In a large gallery the list of a vector is found through a graph of the lists' centres, not by comparing it
-with all of them. A search takes the best candidates of every requested attribute, `oversample` times as many as are wanted, and
-scores their union exactly: only the selection of candidates is approximate, never a score. Both numbers of a search are
-chosen when the index is built, by recall@10 against exact search, measured on rows of the gallery itself: the smallest
-power of two of lists to visit that reaches `RECALL` under every attribute, then the smallest of `OVERSAMPLES` that
-reaches it under all attributes together.
+with all of them.
+
+A search takes the best candidates of every requested attribute, `oversample` times as many as are wanted, and scores
+their union exactly: only the selection of candidates is approximate, never a score. Both numbers of a search are chosen
+when the index is built, by recall@10 against exact search, measured on rows of the gallery itself: the smallest power
+of two of lists to visit that reaches `RECALL` under every attribute, then the smallest of `OVERSAMPLES` that reaches it
+under all attributes together.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ NOISE = 0.3
 """Length of the random vector that is added to a sampled row of length 1."""
 TRAINING_VECTORS = 64
 """Vectors per list that the centres of the lists are computed from."""
-GRAPH_FROM = 500_000
-"""Rows from which the lists' centres are in a graph."""
+GRAPH_FROM = 2_000_000
+"""Rows from which the lists' centres are in a graph; fewer are compared faster than a graph is searched."""
 BLOCK = 65_536
 """Rows added to an index at a time."""
 SEED = 0
@@ -161,7 +163,8 @@ def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress 
                 continue
             index = _built(matrix, number, advance)
             with atomic.file(staging / _file(number)) as path, path.open("wb") as file:
-                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # FAISS misses errors of closing a file
+                # Through Python, because FAISS misses errors of closing a file.
+                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
             del index  # the next one needs its memory
         indexes = _opened(staging, len(vectors))
         built = _choose_oversample(_choose_probes(indexes, vectors, indexes[0].nlist), indexes, vectors)
@@ -170,6 +173,8 @@ def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress 
     except OSError as error:
         why = f"{error.strerror or error}; the same command continues"
         raise InputError(f"{folder}: the index cannot be written: {why}") from error
+    except RuntimeError as error:  # FAISS cannot read what it is to continue with
+        raise InputError(f"{staging}: damaged; delete it, and run `agman index` again") from error
     return built
 
 

@@ -49,7 +49,8 @@ def compact_vectors(state: Path, attributes: int, runs: Iterable[range]) -> None
     """Leave the rows of `runs` in the matrices, in this order. An interrupted call can be repeated. Raises OSError."""
     runs = list(runs)
     rows = sum(map(len, runs))
-    for number, matrix in enumerate(open_vectors(state, attributes)):
+    for number in range(attributes):
+        matrix = np.load(state / vectors_file(number), mmap_mode="r")  # not all at once: a mapped file keeps its disk
         if len(matrix) == rows:
             continue
         with atomic.file(state / vectors_file(number)) as staging, staging.open("wb") as file:

@@ -218,9 +218,9 @@ def test_an_interrupted_index_continues_with_the_attribute_it_was_at(tmp_path: P
     with pytest.raises(InputError, match="has no approximate index"):
         _ = Gallery.open(gallery.folder).index
     first = gallery.folder / "index.partial" / "attribute-00.faiss"
-    written = first.stat()
+    written = first.stat().st_ino
     measured = gallery.build_index().measured
-    assert (gallery.folder / "index" / "attribute-00.faiss").stat() == written, "it is not built again"
+    assert (gallery.folder / "index" / "attribute-00.faiss").stat().st_ino == written, "it is not built again"
     assert not first.parent.exists() and Gallery.open(gallery.folder).index.measured == measured
     assert recall_of(*(gallery.search(unit(9, 3, 8, seed=1), NAMES, 10, way)[1] for way in (True, False))) >= 0.9
 
@@ -235,9 +235,9 @@ into, ballast, room = Path(disk, "g"), Path(disk, "ballast"), os.statvfs(disk)
 ballast.write_bytes(bytes(room.f_bavail * room.f_frsize - 120_000))  # an index of the gallery has 3 x 90,000 bytes
 from pipeline.cli import run
 print(run(["index", str(into)]), sorted(file.name for file in (into / "index.partial").iterdir()))
-first = (into / "index.partial" / "attribute-00.faiss").stat()
+first = (into / "index.partial" / "attribute-00.faiss").stat().st_ino
 ballast.unlink()
-print(run(["index", str(into)]), (into / "index" / "attribute-00.faiss").stat() == first)
+print(run(["index", str(into)]), (into / "index" / "attribute-00.faiss").stat().st_ino == first)
 """
 
 
@@ -252,7 +252,7 @@ def test_an_index_on_a_full_disk_is_one_line_and_continues(tmp_path: Path) -> No
         timeout=300,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert done.stdout.splitlines()[::2] == ["2 ['attribute-00.faiss']", "0 True"], done.stdout + done.stderr
+    assert done.stdout.splitlines() == ["2 ['attribute-00.faiss']", "0 True"], done.stdout + done.stderr
     errors = [line for line in done.stderr.splitlines() if "No space left on device" in line]
     assert len(errors) == 1 and "the same command continues" in errors[0], done.stderr
     assert "Traceback" not in done.stderr

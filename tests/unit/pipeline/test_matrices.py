@@ -37,9 +37,9 @@ def test_gaps_are_closed_and_the_order_stays(tmp_path: Path, written: np.ndarray
 
 def test_matrices_without_gaps_are_not_written_again(tmp_path: Path) -> None:
     create_vectors(tmp_path, 3, 18, 7)
-    before = [file.stat() for file in sorted((tmp_path / "vectors").iterdir())]
+    before = [file.stat().st_ino for file in sorted((tmp_path / "vectors").iterdir())]
     compact_vectors(tmp_path, 3, [range(0, 10), range(10, 18)])
-    assert [file.stat() for file in sorted((tmp_path / "vectors").iterdir())] == before
+    assert [file.stat().st_ino for file in sorted((tmp_path / "vectors").iterdir())] == before
 
 
 def test_closing_gaps_continues_after_an_interruption(
