@@ -258,8 +258,9 @@ def test_a_parquet_file_that_changes_is_reported(model: str, tmp_path: Path) -> 
 
 def test_a_shard_on_which_workers_die_is_given_up(model: str, photographs: Path, tmp_path: Path) -> None:
     source = find_source(photographs / "b")
+    one = worker(model, source, tmp_path)
     Storage(tmp_path / "_partial" / "shard-00000.tries").write_bytes(str(embed.TRIES).encode())
-    _, error = worker(model, source, tmp_path).embed(0, 0, source.pictures)
+    _, error = one.embed(0, 0, source.pictures)
     assert error == f"pictures c/00.jpg to c/28.jpg: {embed.TRIES} workers died of them"
 
 
