@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 import pytest
 import torch
 from playwright.sync_api import Browser
-from support.pages import cut_off, inaccessible, open_page, read_page, text, texts, with_class
+from support.pages import cut_off, inaccessible, open_page, read_page, small_charts, text, texts, with_class
 from support.s3_server import Bucket
 
 import agman
@@ -126,7 +126,7 @@ def test_the_page_works_offline_on_a_phone_and_can_be_read(
     assert page.eval_on_selector_all("img", "all => all.every(i => i.alt && i.complete && i.naturalWidth > 0)")
     found = page.evaluate(CONTRAST)
     assert found["texts"] > 100 and found["bad"] == []
-    assert cut_off(page) == [] and inaccessible(page) == []
+    assert cut_off(page) == [] and small_charts(page) == [] and inaccessible(page) == []
     page.click("nav a[href='#attention']")
     assert opened.console == [] and {url.partition("#")[0] for url in opened.asked_for} == {made.file.as_uri()}
     page.close()
