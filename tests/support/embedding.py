@@ -15,11 +15,13 @@ def embed_here(
     staging: Path, plan: str, source: Source, model: embed.Model, workers: int, progress: Progress = silent
 ) -> int:
     """Embed the shards that have no file as `embed.embed_shards` does, with a worker in this process: without Ray."""
-    embed._clear_stale(staging, plan)
+    network, description, _ = model
+    embed.begin(staging, plan, len(source.pictures), len(description["attributes"]), network.embedding_dim)
     shards = [source.pictures.slice(start, embed.SHARD) for start in range(0, len(source.pictures), embed.SHARD)]
     for number, shard in enumerate(shards):
-        if not (staging / embed.part_file(number)).exists():
-            _, error = embed._Worker(model, Storage(staging), source.root, source.column, 1).embed(number, shard)
+        start = number * embed.SHARD
+        if not (staging / embed.names_file(number)).exists():
+            _, error = embed._Worker(model, Storage(staging), source.root, source.column, 1).embed(number, start, shard)
             if error:
                 raise StorageError(error)
     return len(shards)
