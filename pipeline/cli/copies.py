@@ -47,7 +47,7 @@ def copies(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Find images of GALLERY that agree in their design: candidates for copies.
+    """Find images of GALLERY that agree in design: possible copies.
 
     Without --min-similarity nothing is written: a table shows how many pairs each similarity gives.
     """

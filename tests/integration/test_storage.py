@@ -21,6 +21,7 @@ from support.galleries import jpeg, random_model
 from support.s3_server import Bucket
 
 import agman
+from data_prep import dataset as dataset_module
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError, StorageError
 from data_prep.storage import Storage
@@ -39,7 +40,9 @@ def with_keys(uri: str) -> str:
     return uri.replace("s3://", "s3://access:sesame@")
 
 
-def test_a_dataset_in_an_object_store_equals_the_local_one(bucket: Bucket, photographs: Path, tmp_path: Path) -> None:
+def test_a_dataset_in_an_object_store_equals_the_local_one(
+    bucket: Bucket, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = prepare_small(photographs, tmp_path / "out")
     remote = prepare_small(photographs, with_keys(bucket.uri("data")))
     assert remote.info == local.info
@@ -49,7 +52,11 @@ def test_a_dataset_in_an_object_store_equals_the_local_one(bucket: Bucket, photo
     for split in ("train", "test"):
         assert local.triplets(split).columns().keys() == remote.triplets(split).columns().keys()
         ids = local.images[local.images["split"] == split]["image_id"].to_numpy()
-        assert torch.equal(ImageStore(local, split, SIZE).read(ids), ImageStore(remote, split, SIZE).read(ids))
+        pictures = ImageStore(local, split, SIZE).read(ids)
+        assert torch.equal(ImageStore(remote, split, SIZE).read(ids), pictures)
+        with monkeypatch.context() as patch:
+            patch.setattr(dataset_module, "BUFFER", 0)
+            assert torch.equal(ImageStore(remote, split, SIZE, threads=2).read(ids), pictures)
     again = Dataset(pickle.loads(pickle.dumps(remote.storage)))
     np.testing.assert_array_equal(again.triplets("train", 1).anchor, local.triplets("train", 1).anchor)
     with pytest.raises(InputError, match=r"s3://bucket/data: exists; .*--overwrite"):
