@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +87,36 @@ def test_a_killed_embedding_continues(model: str, pictures: Path, undisturbed: G
     assert again.returncode == 0, said
     assert f"continuing: {len(done) * SHARD:,} were done" in said
     check(Gallery.open(tmp_path / "g"), undisturbed)
+
+
+def test_a_killed_update_leaves_the_old_state_and_continues(
+    model: str, pictures: Path, undisturbed: Gallery, tmp_path: Path
+) -> None:
+    """It replaces one picture, removes one, and adds the others."""
+    root, gallery = tmp_path / "pictures", tmp_path / "g"
+    root.mkdir()
+    for name in ("00001.jpg", "gone.jpg"):
+        (root / name).write_bytes(jpeg(9_999, (50, 40)))
+    before = embed_images(model, root, gallery).matrix(0).copy()
+    shutil.copytree(pictures, root, dirs_exist_ok=True)
+    (root / "gone.jpg").unlink()
+    arguments = ("--into", gallery, "--remove-missing", "--workers", 2)
+    killed = start("local", *arguments)
+    written = gallery / ".update.partial" / "_partial"
+    wait_for(1, written, killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    done = list(written.glob("names-*.parquet"))
+    assert 0 < len(done) < SHARDS
+    assert list(Gallery.open(gallery).images) == ["00001.jpg", "gone.jpg"]
+    assert np.array_equal(Gallery.open(gallery).matrix(0), before)
+    again = start("local", *arguments)
+    _, said = again.communicate(timeout=180)
+    assert again.returncode == 0, said
+    assert re.search(r"continuing: [\d,]+ were done", said)
+    assert f"{SHARD * SHARDS - 1:,} added, 1 replaced, 1 removed, 0 unchanged" in said
+    check(Gallery.open(gallery), undisturbed)
+    assert sorted(one.name for one in gallery.iterdir()) == ["gallery.json", "lock", "state-000001"]
 
 
 def test_a_node_dies_while_it_embeds(
