@@ -556,23 +556,12 @@ def test_a_running_ray_serve_is_refused_and_left_alone(address: str, gallery: Ga
     assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
 
 
-def says_that_a_key_is_needed(page: Page, address: str) -> None:
-    """Take the key away from a page that was opened with one."""
-    page.goto(address)
-    expect(page.get_by_role("button", name="Try again")).to_be_visible()
-    page.context.set_extra_http_headers({})
-    page.get_by_role("button", name="Try again").click()
-    said = "The service needs a key. Load this page again, and enter the key as the password."
-    expect(page.locator("#status")).to_have_text(said)
-    expect(page.locator(".hit")).to_have_count(0)
-
-
 def test_a_service_by_onnxruntime_with_keys_ends_quietly_at_ctrl_c(
     gallery: Gallery, tmp_path: Path, browser: Browser
 ) -> None:
     exported = tmp_path / "exported"
     assert agman_exit_code("export", gallery.info.model, "--out", exported) == 0
-    key, guest, late = (add_key(tmp_path / "keys", name) for name in ("shop", "guest", "late"))
+    key, guest = (add_key(tmp_path / "keys", name) for name in ("shop", "guest"))
     program = [str(Path(sys.executable).with_name("agman")), "serve", str(gallery.folder), "--port", "0"]
     program += ["--backend", "onnx", "--model", str(exported), "--keys", str(tmp_path / "keys"), "--rate-limit", "3"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_"))}
@@ -594,8 +583,6 @@ def test_a_service_by_onnxruntime_with_keys_ends_quietly_at_ctrl_c(
             page.goto(where)  # with its two scripts, these are the three requests
             expect(page.locator("#status")).to_have_text(re.compile("^More than 3 requests a minute; try again in "))
             expect(page.get_by_role("button", name="Try again")).to_be_visible()
-        with browser.new_context(extra_http_headers={"Authorization": f"Bearer {late}"}) as context:
-            says_that_a_key_is_needed(context.new_page(), where)
         assert httpx.get(f"{where}/openapi.json").status_code == 401
         assert httpx.get(f"{where}/healthz").json().keys() == {"status", "version"}
         process.send_signal(signal.SIGINT)
@@ -634,24 +621,11 @@ def test_invalid_arguments_are_refused_in_one_line(
 
 
 def narrows_by_a_condition(page: Page, address: str) -> None:
-    """Open a link to a picture whose row has moved; a condition leaves three, none, or is a mistake."""
+    """Open a link to a picture whose row has moved, and leave nothing by a condition."""
     page.goto(f"{address}/#image=07.jpg&attributes={NAMES[0]}")
     expect(page.locator(".hit .name").first).to_have_text("00-new.jpg")
-    where = page.get_by_label("Only where")
-    where.fill("price between 1 and 3")
-    where.press("Enter")
-    expect(page.locator(".hit")).to_have_count(3)
-    assert sorted(names_on(page)) == ["00-new.jpg", "10.jpg", "11.jpg"]
-    page.reload()  # the address holds the condition
-    expect(page.locator(".hit")).to_have_count(3)
-    expect(where).to_have_value("price between 1 and 3")
-    where.fill("prise < 3")
-    where.press("Enter")
-    expect(page.locator("#status")).to_contain_text("no column 'prise'; did you mean 'price'?")
-    expect(page.locator(".hit")).to_have_count(0)
-    assert inaccessible(page) == []
-    where.fill("price < 0")
-    where.press("Enter")
+    page.get_by_label("Only where").fill("price < 0")
+    page.get_by_label("Only where").press("Enter")
     expect(page.locator("#status")).to_have_text("Nothing fulfils “price < 0”.")
     expect(page.locator(".hit")).to_have_count(0)
     page.get_by_role("button", name="Search without the condition").click()
