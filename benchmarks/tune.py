@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -118,17 +119,18 @@ def _part(rank: int, together: Any, data: Storage, folder: Path, settings: Train
 
 
 def on_ray(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) -> Measured:
-    """Run a study. Its trials take what they take between the first CONCURRENT ends and the last one."""
+    """Run a study. The first CONCURRENT trials, which wait for the start of their processes, are not counted."""
     with processor_time() as used:
         started = time.perf_counter()
         study = search(dataset, folder, settings, trials, "compared", scheduler="none")
         seconds = time.perf_counter() - started
     file = folder / "runs" / "compared" / "study.db"
     told = optuna.load_study(study_name="compared", storage=f"sqlite:///{file}").trials
-    ends = sorted(one.datetime_complete for one in told if one.datetime_complete)
-    share = (trials - CONCURRENT) / trials
-    of_trials = (ends[-1] - ends[CONCURRENT - 1]).total_seconds() / share
-    return Measured(of_trials, sum(trial.seconds for trial in study.trials), dict(used), seconds - of_trials)
+    ends = sorted(one.datetime_complete.timestamp() for one in told if one.datetime_complete)
+    counted = (trials - CONCURRENT) / trials
+    of_trials = (ends[-1] - fmean(ends[:CONCURRENT])) / counted
+    trained = sum(trial.seconds for trial in study.trials[CONCURRENT:]) / counted
+    return Measured(of_trials, trained, dict(used), seconds - of_trials)
 
 
 @contextmanager
@@ -249,10 +251,10 @@ def main() -> None:
         [
             f"{TRIALS} trials of {EPOCHS} epochs of {TRIPLETS} triplets each. The plain loop calls the same training "
             f"function. Ceiling: {CONCURRENT} plain loops at once. A study's seconds are those of its trials, from the "
-            f"end of the first {CONCURRENT} to that of the last, × {TRIALS} / {TRIALS - CONCURRENT}. Beside them are, "
-            "once a study, its start, the start of its processes with their imports, and its report; the seconds of "
-            f"plain loops exclude their start, too. Overhead: {CONCURRENT} × the seconds, minus those that trials were "
-            "training, per trial. Processor time is that of the whole study.",
+            f"mean end of the first {CONCURRENT} to that of the last, × {TRIALS} / {TRIALS - CONCURRENT}. Beside them "
+            "are, once a study, its start, the start of its processes with their imports, and its report; the seconds "
+            f"of plain loops exclude their start, too. Overhead: {CONCURRENT} × the seconds, minus those that trials "
+            "were training, per trial. Processor time is that of the whole study.",
             "",
             f"{MANY} trials of one step each in a row; figures of the driver's process:",
             "",
