@@ -11,9 +11,11 @@ COPY . /opt/agman
 RUN grep -E '^(torch|torchvision)==' /opt/agman/constraints.txt > /tmp/torch.txt \
     && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --requirement /tmp/torch.txt \
     && pip install --no-cache-dir --constraint /opt/agman/constraints.txt '/opt/agman[export,heic,weights]' \
-    && useradd --create-home agman
+    && useradd --uid 1000 agman
 
-USER agman
+# Caches of libraries; any user of `docker run --user` may write there.
+ENV HOME=/tmp
+USER 1000
 WORKDIR /work
 EXPOSE 8000
 ENTRYPOINT ["agman"]

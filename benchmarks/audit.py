@@ -13,13 +13,16 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from agman.base import RetrievalModel
 from agman.confident import doubts
+from agman.pooled import PooledFeatures
 from agman.tagging import UNSEEN, fit_temperature, probabilities, prototype_scores, prototypes
 from benchmarks.common import timed, write_table
 from data_prep.corrections import CHANGE, COLUMNS
@@ -32,6 +35,8 @@ from pipeline.registry.loading import load
 
 SHARE = 0.05
 """Share of the training labels that are changed."""
+UNTRAINED = "tf_efficientnet_lite0"
+"""Backbone whose pooled features are tried beside the model's embeddings."""
 FILE = Path("wrong-labels.csv")
 Way = Callable[[np.ndarray, np.ndarray, int, np.ndarray], Tensor]
 """Function from embeddings K×D, values K, their number V and groups K to out-of-sample probabilities K×V."""
@@ -103,12 +108,14 @@ def linear(penalty: float) -> Callable[[np.ndarray, np.ndarray, int, np.ndarray]
     return scores
 
 
+DEFAULT = f"logistic regression, C = {PENALTY:g}"
+"""Way of `agman audit`."""
 WAYS: dict[str, Way] = {
     "10 neighbours": neighbours(10),
     "20 neighbours": neighbours(20),
     "50 neighbours": neighbours(50),
     "prototypes": cross_validated(by_prototypes),
-    f"logistic regression, C = {PENALTY:g}": cross_validated(linear(PENALTY)),
+    DEFAULT: cross_validated(linear(PENALTY)),
     "logistic regression, C = 10": cross_validated(linear(10)),
 }
 
@@ -127,40 +134,58 @@ def first_hits(score: np.ndarray, changed: np.ndarray) -> float:
     return float(changed[np.argsort(score, kind="stable")[: round(SHARE * len(score))]].mean())
 
 
+def sources(model: str, attributes: list[str]) -> list[tuple[str, RetrievalModel, dict[str, Any], list[str]]]:
+    """Return what embeds the pictures: its name, the network, its description, and the ways that are tried on it."""
+    network, description = load(model, attributes)
+    pooled = PooledFeatures(len(attributes), UNTRAINED, "auto").eval()
+    return [
+        ("", network, description, list(WAYS)),
+        (f"{UNTRAINED} without training, ", pooled, description, [DEFAULT, "50 neighbours"]),
+    ]
+
+
+Found = dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]]
+"""Way and score -> for each attribute the scores of the training labels, and which of them were changed."""
+
+
 def measure(right: Dataset, wrong: Dataset, model: str) -> None:
     """Write the table of all ways."""
-    network, description = load(model, wrong.info.attribute_names)
     given = set(right.labels[["image_id", "attribute", "value"]].itertuples(index=False, name=None))
-    embedded = embed_all(network, description, wrong, os.cpu_count() or 1, progress_bar)
-    found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    seconds = dict.fromkeys(WAYS, 0.0)
-    advance = progress_bar("ways tried", len(WAYS) * len(embedded))
-    for one in embedded:
-        pairs = zip(one.image_k.tolist(), one.value_k.tolist(), strict=True)
-        changed = np.array([(image_id, one.number, value) not in given for image_id, value in pairs])
-        train, group_k = one.split_k == "train", undivided(wrong, one.image_k)
-        for name, way in WAYS.items():
-            job = partial(way, one.embeddings_kd.numpy(), one.value_k, len(one.attribute.values), group_k)
-            took, probabilities_kv = timed(job)
-            seconds[name] += took
-            for by, score in rank(probabilities_kv, one.value_k).items():
-                found.setdefault((name, by), []).append((score[train], changed[train]))
-            advance(1)
-    rows = []
-    for (name, by), parts in found.items():
-        scores, changes = (np.concatenate(column) for column in zip(*parts, strict=True))
-        figures = [first_hits(scores, changes), *(first_hits(*part) for part in parts)]
-        rows.append([name, by, *(f"{100 * figure:.1f}" for figure in figures), f"{seconds[name]:.0f}"])
-    rows.sort(key=lambda row: -float(row[2]))
+    found, seconds = Found(), dict[str, float]()
+    for source, network, description, tried in sources(model, wrong.info.attribute_names):
+        embedded = embed_all(network, description, wrong, os.cpu_count() or 1, progress_bar)
+        advance = progress_bar("ways tried", len(tried) * len(embedded))
+        for one in embedded:
+            pairs = zip(one.image_k.tolist(), one.value_k.tolist(), strict=True)
+            changed = np.array([(image_id, one.number, value) not in given for image_id, value in pairs])
+            train, group_k = one.split_k == "train", undivided(wrong, one.image_k)
+            for way in tried:
+                job = partial(WAYS[way], one.embeddings_kd.numpy(), one.value_k, len(one.attribute.values), group_k)
+                took, probabilities_kv = timed(job)
+                seconds[source + way] = seconds.get(source + way, 0.0) + took
+                for by, score in rank(probabilities_kv, one.value_k).items():
+                    found.setdefault((source + way, by), []).append((score[train], changed[train]))
+                advance(1)
     changes = np.concatenate([part for _, part in next(iter(found.values()))])
     notes = (
         f"{wrong.info.name}: {changes.sum():,} of {len(changes):,} training labels were changed to another value of "
         f"their attribute; {model} was trained on them. In per cent: changed labels among the {SHARE:.0%} of the "
         "training labels (of all attributes, and of each) that look most wrong. All are out of sample: folds, and "
         "neighbours, do not divide groups. Margin and ratio: of the label's probability and the largest other one. "
-        "Seconds beside other work."
+        "“Without training”: the pooled features of the backbone with ImageNet's weights. Seconds beside other work."
     )
-    write_table("audit", ["way", "score", "all", *wrong.info.attribute_names, "s"], rows, notes)
+    header = ["way", "score", "all", *wrong.info.attribute_names, "s"]
+    write_table("audit", header, rows_of(found, seconds), notes)
+
+
+def rows_of(found: Found, seconds: dict[str, float]) -> list[list[str]]:
+    """Return a row for each way and score, the best first."""
+    rows = []
+    for (name, by), parts in found.items():
+        scores, changes = (np.concatenate(column) for column in zip(*parts, strict=True))
+        figures = [first_hits(scores, changes), *(first_hits(*part) for part in parts)]
+        rows.append([name, by, *(f"{100 * figure:.1f}" for figure in figures), f"{seconds[name]:.0f}"])
+    return sorted(rows, key=lambda row: -float(row[2]))
 
 
 def main() -> None:

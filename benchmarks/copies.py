@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 
 from agman.embedder import Embedder
+from agman.tagger import Tagger
 from benchmarks.common import timed, write_table
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
@@ -29,6 +30,7 @@ from data_prep.synthetic.garments import draw_catalogue
 from pipeline.common.console import progress_bar, say
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import make_config
+from pipeline.evaluation.tagging import make_tagger
 from pipeline.retrieval.alike import alike_pairs
 from pipeline.training.trainer import EpochEnd, Training, WorkerContext
 
@@ -43,10 +45,12 @@ DESIGN = {
 """Attributes of a design, and the values that are drawn: those that differ visibly at SIZE pixels."""
 COLOURS = (0, 1, 2, 3, 12, 52)
 FIXED = (("clothes category", 0), ("clothes button", 0))
-SIZE, TRAINED, STEPS, BATCH = 96, 3_000, 300, 48
-COPIES, OTHERS = 200, 600
+SIZE, TRAINED, STEPS, BATCH = 96, 1_200, 160, 48
+COPIES, OTHERS = 150, 450
 """Originals, each with a copy and a near miss, and other designs."""
-SPEED = ((10_000, 4, 128), (100_000, 4, 128))
+COUNTS = (0.25, 0.5, 1, 2, 5)
+"""Numbers of pairs that are looked at, as multiples of the number of copies."""
+SPEED = ((10_000, 4, 128), (50_000, 4, 128))
 """Rows, attributes and width."""
 
 
@@ -92,8 +96,8 @@ def planted(seed: int) -> list[Garment]:
     return [*garments[:COPIES], *copies, *misses, *garments[COPIES:]]
 
 
-def trained(folder: Path, pictures: list[bytes], garments: list[Garment]) -> tuple[Embedder, float]:
-    """Train on labelled pictures; return the model and its MAP on validation."""
+def trained(folder: Path, pictures: list[bytes], garments: list[Garment]) -> tuple[Embedder, Tagger, float]:
+    """Train on labelled pictures; return the model, its prototypes and its MAP on validation."""
     (folder / "raw").mkdir()
     for i, data in enumerate(pictures):
         (folder / "raw" / f"{i:04d}.jpg").write_bytes(data)
@@ -121,33 +125,43 @@ def trained(folder: Path, pictures: list[bytes], garments: list[Garment]) -> tup
     training.run(epoch_end=ends.append)
     description = {"attributes": dataset.info.attribute_names, "image_size": SIZE, "training": {}}
     fixed = {"dataset_digest": None, "run_id": None}
-    return Embedder(training.judged, description | fixed, device="cpu"), ends[-1].metrics["valid/map"]
+    tagger, _ = make_tagger(training.judged, description, dataset, progress=progress_bar)
+    return Embedder(training.judged, description | fixed, device="cpu"), tagger, ends[-1].metrics["valid/map"]
 
 
-def quality(folder: Path) -> tuple[list[list[str]], float]:
-    """Return the rows of the table, by least and by mean cosine, and the model's MAP on validation."""
+def measure(folder: Path) -> tuple[list[list[str]], float]:
+    """Return the rows of the table, and the model's MAP on validation."""
     learned, gallery = random_garments(TRAINED, 1), planted(2)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         pictures = list(pool.map(drawn, [*learned, *gallery], chunksize=50))
-    embedder, score = trained(folder, pictures[:TRAINED], learned)
-    embeddings = embedder.embed([embedder.read(one) for one in pictures[TRAINED:]])
-    cosines = np.einsum("ind,jnd->nij", embeddings, embeddings)
-    first, second = np.triu_indices(len(gallery), 1)
+    embedder, tagger, score = trained(folder, pictures[:TRAINED], learned)
+    embeddings_rad = embedder.embed([embedder.read(one) for one in pictures[TRAINED:]])
+    cosines = np.einsum("iad,jad->aij", embeddings_rad, embeddings_rad)
+    named = [
+        tagger.namers[name].probabilities(torch.from_numpy(np.ascontiguousarray(embeddings_rad[:, number]))).numpy()
+        for number, name in enumerate(embedder.attributes)
+    ]
+    ways = {
+        "least cosine": cosines.min(axis=0),
+        "mean cosine": cosines.mean(axis=0),
+        "probability of equal values": np.prod([found @ found.T for found in named], axis=0),
+    }
     design = np.array([one.design for one in gallery])
-    differing = (design[first] != design[second]).sum(axis=1)
-    rows = []
-    for way, similarity in (("least", cosines.min(axis=0)), ("mean", cosines.mean(axis=0))):
-        order = np.argsort(-similarity[first, second], kind="stable")
-        true = int((differing == 0).sum())
-        for count in (50, 100, true, 2 * true, 5 * true):
-            best = order[:count]
-            found = [int((differing[best] == n).sum()) for n in (0, 1)]
-            limit = float(similarity[first, second][best[-1]])
-            rows.append(
-                [f"{way} cosine", f"{count:,}", f"{limit:.4f}", f"{100 * found[0] / count:.1f}",
-                 f"{100 * found[0] / true:.1f}", f"{100 * found[1] / count:.1f}"]
-            )  # fmt: skip
-    return rows, score
+    return [[way, *row] for way, similarity in ways.items() for row in judged(similarity, design)], score
+
+
+def judged(similarity_rr: np.ndarray, design_ra: np.ndarray) -> list[list[str]]:
+    """Return what pairs from some similarities on are: a row for each of COUNTS."""
+    first, second = np.triu_indices(len(design_ra), 1)
+    copies = (design_ra[first] == design_ra[second]).all(axis=1)
+    originals = np.arange(COPIES)
+    of_pair, misses = similarity_rr[first, second], similarity_rr[originals, originals + 2 * COPIES]
+    falling, rows = np.sort(of_pair)[::-1], []
+    for count in (copies.sum() * np.array(COUNTS)).astype(int):
+        found = of_pair >= (limit := falling[count - 1])
+        shares = [copies[found].mean(), found[copies].mean(), (misses >= limit).mean()]
+        rows.append([f"{limit:.4f}", f"{count:,}", *(f"{100 * share:.1f}" for share in shares)])
+    return rows
 
 
 def speed() -> list[str]:
@@ -171,12 +185,13 @@ def main() -> None:
     """Measure; write the table."""
     lines = speed()
     with tempfile.TemporaryDirectory() as folder:
-        rows, score = quality(Path(folder))
-    header = ["pairs ordered by", "pairs", "similarity", "are copies, %", "of all copies, %", "near misses, %"]
+        rows, score = measure(Path(folder))
+    header = ["pairs ordered by", "similarity from", "pairs", "copies, %", "of all copies, %", "near misses taken, %"]
     notes = (
         f"{3 * COPIES + OTHERS:,} pictures: {COPIES} originals, their copies, a near miss of each, and {OTHERS} other "
-        f"designs. A copy is a pair of equal designs. The model: preset strong, {STEPS} steps of {BATCH} pictures of "
-        f"{SIZE} px out of {TRAINED:,}, MAP {100 * score:.1f} on validation. All pairs of random embeddings (rows × "
+        "designs. A copy is a pair of equal designs. “Probability of equal values”: of the values that the prototypes "
+        f"name, multiplied over the attributes. The model: preset strong, {STEPS} steps of {BATCH} pictures of {SIZE} "
+        f"px out of {TRAINED:,}, MAP {100 * score:.1f} on validation. All pairs of random embeddings (rows × "
         f"attributes × width): {'; '.join(lines)}."
     )
     write_table("copies", header, rows, notes)

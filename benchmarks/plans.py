@@ -1,7 +1,8 @@
-"""The plan of balanced batches for 100 thousand to 10 million images under 20 attributes: `agman bench plans`.
+"""Triplets and batches for 100 thousand to 10 million images under 20 attributes: `agman bench plans`.
 
-Each size in a process of its own, with a table of labels as `agman prep` writes it; no image exists, because a plan
-reads none. AGMAN_IMAGES gives the sizes, separated by commas.
+The drawing of triplets with the plan of their batches, and the plan of balanced batches: each for each size in a
+process of its own, with a table of labels as `agman prep` writes it; no image exists, because a plan reads none.
+AGMAN_IMAGES gives the sizes, separated by commas.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import in_own_process, timed, write_table
 from data_prep.balanced import BalancedSampler, undrawable
-from data_prep.batches import batches_per_epoch
+from data_prep.batches import batches_per_epoch, plan_epoch
 from data_prep.tables import LABELS
+from data_prep.triplets import TripletSampler
 from pipeline.common.console import say
 
 SIZES = os.environ.get("AGMAN_IMAGES", "100000,1000000,10000000")
 ATTRIBUTES, VALUES = 20, 12
-BATCH, BATCHES = 48, 2_000
-"""Images of a batch, and batches that are planned; an epoch's time is calculated from theirs."""
+BATCH, BATCHES, TRIPLETS = 48, 2_000, 16
+"""Images of a batch, and batches that are planned; an epoch's time is calculated from theirs. Triplets of a batch."""
 BLOCK = 100_000
 GIB = 2**30
 
@@ -55,47 +57,60 @@ def read_labels(file: Path) -> pd.DataFrame:
     return table.to_pandas(split_blocks=True, self_destruct=True)
 
 
-def measure(file: Path) -> dict[str, float]:
-    """Return the seconds of reading, checking, building the sampler and planning a batch, and the peak in bytes."""
-    reading, labels = timed(lambda: read_labels(file))
-    checking, _ = timed(lambda: undrawable(labels))
-    building, sampler = timed(lambda: BalancedSampler(labels))
+def balanced(labels: pd.DataFrame, images: int) -> dict[str, float]:
+    """Return the seconds of making the sampler, with its check, and of planning an epoch."""
+    making, sampler = timed(lambda: (undrawable(labels), BalancedSampler(labels))[1])
     plans = sampler.plan_epoch(batch_size=BATCH, images_per_value=4, seed=0, epoch=0)
     first, _ = timed(lambda: next(plans))
     rest, _ = timed(lambda: list(itertools.islice(plans, BATCHES)))
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"reading": reading, "checking": checking, "building": building, "first": first, "batch": rest / BATCHES} | {
-        "peak": peak
+    return {"sampler": making, "drawing": first, "planning": rest / BATCHES * batches_per_epoch(images, BATCH)}
+
+
+def triplets(labels: pd.DataFrame, images: int) -> dict[str, float]:
+    """Return the seconds of making the sampler, and of drawing and planning an epoch of a third as many triplets."""
+    making, sampler = timed(lambda: TripletSampler(labels))
+    drawing, drawn = timed(lambda: sampler.sample(images // 3, seed=0))
+    plans = plan_epoch(drawn, batch_size=TRIPLETS, seed=0, epoch=0)
+    rest, planned = timed(lambda: len(list(itertools.islice(plans, BATCHES))))
+    return {
+        "sampler": making,
+        "drawing": drawing,
+        "planning": rest / planned * batches_per_epoch(len(drawn), TRIPLETS),
     }
+
+
+KINDS = {kind.__name__: kind for kind in (triplets, balanced)}
+
+
+def measure(kind: str, file: Path, images: int) -> dict[str, float]:
+    """Return the seconds of reading and those of a kind of batches, and the peak in bytes."""
+    reading, labels = timed(lambda: read_labels(file))
+    found = {"reading": reading} | KINDS[kind](labels, images)
+    return found | {"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
 
 def main() -> None:
     """Measure every size; write the table."""
-    if len(sys.argv) > 1:
-        return print(json.dumps(measure(Path(sys.argv[1]))))
+    if len(sys.argv) > 3:
+        return print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for images in map(int, SIZES.split(",")):
             file = Path(folder, "labels.parquet")
             write_labels(file, images)
-            found = json.loads(in_own_process("plans", str(file)))
-            batches = batches_per_epoch(images, BATCH)
-            rows.append(
-                [
-                    f"{images:,}",
-                    f"{file.stat().st_size / 1e6:,.0f}",
-                    *(f"{found[name]:.2f}" for name in ("reading", "checking", "building", "first")),
-                    f"{1000 * found['batch']:.2f}",
-                    f"{found['batch'] * batches:,.0f}",
-                    f"{found['peak'] / GIB:.2f}",
-                ]
-            )
-            say(f"{images:,} images: {rows[-1]}")
-    header = ["images", "labels, MB", "read, s", "check, s", "sampler, s", "first batch, s"]
-    header += ["a batch, ms", "an epoch, s", "peak, GiB"]
+            for kind in KINDS:
+                found = json.loads(in_own_process("plans", kind, str(file), f"{images}"))
+                seconds = [f"{found[name]:.2f}" for name in ("reading", "sampler", "drawing", "planning")]
+                epoch = found["drawing"] + found["planning"]
+                size = [f"{epoch:,.1f}", f"{1e6 * epoch / images:.1f}", f"{found['peak'] / GIB:.2f}"]
+                rows.append([f"{images:,}", kind, *seconds, *size])
+                say(f"{images:,} images: {rows[-1]}")
+    header = ["images", "batches of", "labels read, s", "sampler, s", "drawn (balanced: first batch), s", "planned, s"]
+    header += ["an epoch, s", "an epoch, µs an image", "peak, GiB"]
     notes = (
-        f"Every image has a label under each of {ATTRIBUTES} attributes, one of {VALUES} values. Batches of {BATCH} "
-        f"images, 4 of a value; an epoch's time is that of {BATCHES:,} batches, times their number. One core."
+        f"Every image has a label under each of {ATTRIBUTES} attributes, one of {VALUES} values. Balanced batches have "
+        f"{BATCH} images, 4 of a value; batches of triplets {TRIPLETS}, and an epoch a third as many triplets as "
+        f"images. The time of planning an epoch is that of {BATCHES:,} batches, times their number. One core."
     )
     write_table("plans", header, rows, notes)
 

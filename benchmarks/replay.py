@@ -6,8 +6,9 @@ skill. An epoch is a sixth of a training here. What a trial shows is the guessed
 what counts is the guessed last value of the setting that looked best, below the best of all settings (the regret).
 
 Trial 0 is drawn like the others, unlike in `agman tune`, whose trial 0 is the preset: that would hide the searches'
-difference behind a good start. AGMAN_REPLAYS says how often a search of 20 trainings is replayed (100); longer ones are
-replayed less often.
+difference behind a good start. AGMAN_REPLAYS says how often a search is replayed (100; slow and long ones less often).
+What is replayed is kept below work/replay: a run that was stopped goes on, and whoever changes the curves or the
+surrogate deletes that folder.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
+from joblib import Memory
 from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.stats import spearmanr
-from sklearn.ensemble import GradientBoostingRegressor, VotingRegressor
+from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.model_selection import KFold, cross_val_predict
-from sklearn.multioutput import MultiOutputRegressor
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.common import table, write_table
@@ -51,6 +52,8 @@ SEARCHES, SCHEDULERS = ("random", "tpe", "gp"), ("none", "asha", "hyperband", "m
 SLOW, SLOW_BUDGET = "gp", 20
 """Search that takes seconds a trial: replayed a tenth as often, with this budget only. It learns nothing from trials
 that were stopped, so it is replayed without a scheduler."""
+KEPT = Path("work/replay")
+"""Folder of what has been replayed."""
 LONG, LONG_SCHEDULERS = 500, ("none", "asha")
 """Budget that takes minutes a replay, and the schedulers that are replayed with it."""
 LEVELS, MISSING = 5, -0.5
@@ -61,6 +64,17 @@ Seen = tuple[float, float]
 SPACE = "full"
 PICTURE, DRAWN = Path("docs/images/regret.svg"), 50
 """Picture, and the budget beyond which it shows some of the epochs only."""
+
+
+def smooth() -> Pipeline:
+    """Return the Gaussian process that guesses all values of a curve."""
+    kernel = ConstantKernel() * RBF(3.0) + WhiteKernel()
+    return make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True, random_state=0))
+
+
+def trees() -> GradientBoostingRegressor:
+    """Return the boosted trees that guess one value of a curve."""
+    return GradientBoostingRegressor(n_estimators=200, learning_rate=0.05, subsample=0.7, random_state=0)
 
 
 class Surrogate:
@@ -78,23 +92,23 @@ class Surrogate:
         self.chance = 100 * float(curves["chance"].iloc[0])
         self.curves = 100 * np.stack(first["map"].tolist())
         self.settings: list[dict[str, Any]] = first[list(self.ranges)].to_dict("records")  # type: ignore[assignment]
-        smooth = GaussianProcessRegressor(ConstantKernel() * RBF(3.0) + WhiteKernel(), normalize_y=True, random_state=0)
-        trees = GradientBoostingRegressor(n_estimators=200, learning_rate=0.05, subsample=0.7, random_state=0)
-        both = VotingRegressor([("smooth", make_pipeline(StandardScaler(), smooth)), ("trees", trees)])
-        self.model = MultiOutputRegressor(both).fit(self._inputs(self.settings), self.curves)
+        inputs = self._inputs(self.settings)
+        self.smooth = smooth().fit(inputs, self.curves)
+        self.trees = [trees().fit(inputs, values) for values in self.curves.T]
         repeated = own.groupby("number").filter(lambda rows: len(rows) > 1).groupby("number")["map"]
         of_seeds = [100 * np.stack(rows.tolist()) for _, rows in repeated]
         self.noise = float(np.sqrt(np.mean([rows[:, -1].var(ddof=1) for rows in of_seeds])))
 
     def curve_of(self, settings: list[dict[str, Any]]) -> np.ndarray:
         """Return the curves of settings, n×POINTS, without noise."""
-        return np.asarray(self.model.predict(self._inputs(settings)))
+        inputs = self._inputs(settings)
+        return (self.smooth.predict(inputs) + np.stack([one.predict(inputs) for one in self.trees], axis=1)) / 2
 
     def trust(self) -> tuple[float, float]:
         """Return the rank correlation and the error in MAP × 100 of its last values in tenfold cross-validation."""
-        folds = KFold(10, shuffle=True, random_state=0)
-        last = self.curves[:, -1]
-        guessed = cross_val_predict(self.model.estimators_[-1], self._inputs(self.settings), last, cv=folds)
+        folds, inputs, last = KFold(10, shuffle=True, random_state=0), self._inputs(self.settings), self.curves[:, -1]
+        guessed = cross_val_predict(trees(), inputs, last, cv=folds)
+        guessed = (guessed + cross_val_predict(smooth(), inputs, self.curves, cv=folds)[:, -1]) / 2
         return float(spearmanr(guessed, last).statistic), float(np.sqrt(np.mean((guessed - last) ** 2)))
 
     def effects(self, key: str) -> dict[Any, float]:
@@ -249,7 +263,7 @@ def ways() -> list[Way]:
 
 def replays_of(way: Way) -> int:
     """Return how often a search is replayed."""
-    share = 10 if way.search == SLOW else way.budget // min(BUDGETS)
+    share = 10 if way.search == SLOW else 5 if way.budget == LONG else 1
     return max(3, REPLAYS // share)
 
 
@@ -319,11 +333,12 @@ def main() -> None:
     bar = bar_of("searches", sum(map(replays_of, every)))
     worths: dict[Way, np.ndarray] = {}
     chosen: dict[Way, dict[int, float]] = {}
+    remembered = Memory(KEPT, verbose=0).cache(replay)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
         for way in every:
             found = []
-            for one in pool.map(replay, itertools.repeat(way), range(replays_of(way))):
+            for one in pool.map(remembered, itertools.repeat(way), range(replays_of(way))):
                 found.append(one)
                 bar.update(1)
             worths[way] = np.array([one.worths for one in found])
@@ -360,16 +375,15 @@ def notes(truth: Surrogate, best: float, chosen: dict[Way, dict[int, float]]) ->
     cheaper = ", ".join(
         f"{what}: {rank:.2f} at {share:.2f}" for what, rank, share in fidelities(pd.read_parquet(CURVES))
     )
-    replays = ", ".join(f"{replays_of(Way('tpe', 'none', 1, one))} replays at {one} trainings" for one in BUDGETS)
     spread = np.quantile(truth.curves[:, -1], (0.1, 0.5, 0.9))
     return "\n\n".join(
         [
-            f"Median (and quartiles) of {replays}, of {replays_of(Way(SLOW, 'none', 1, SLOW_BUDGET))} of {SLOW}; "
-            f"MAP × 100. Surrogate: {len(truth.curves)} "
-            f"trainings of {PICTURES:,} pictures of {SIDE} px; validation MAP at the end {spread[0]:.1f}, "
-            f"{spread[1]:.1f}, {spread[2]:.1f} (10 %, median, 90 %), the best that any search found {best:.1f}, chance "
-            f"{truth.chance:.1f}; noise between seeds {truth.noise:.2f}; in tenfold cross-validation rank correlation "
-            f"{rank_correlation:.2f}, error {error:.2f}.",
+            f"Median (and quartiles) of {REPLAYS} replays, {replays_of(Way(SLOW, 'none', 1, SLOW_BUDGET))} of {SLOW}, "
+            f"{replays_of(Way('tpe', 'none', 16, LONG))} with {LONG} trainings; MAP × 100. "
+            f"Surrogate: {len(truth.curves)} trainings of {PICTURES:,} pictures of {SIDE} px; validation MAP "
+            f"{spread[0]:.1f}, {spread[1]:.1f}, {spread[2]:.1f} (10 %, median, 90 %), the best that any search found "
+            f"{best:.1f}, chance {truth.chance:.1f}; noise between seeds {truth.noise:.2f}; in 10-fold validation "
+            f"rank correlation {rank_correlation:.2f}, error {error:.2f}.",
             f"If the best {CONTENDERS} trials are repeated with other seeds, the choice is better by: {of_repeats} "
             f"(mean over all searches).",
             f"Rank correlation of cheaper trainings with the full one, at a share of its seconds: {cheaper}.",

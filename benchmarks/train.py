@@ -37,7 +37,8 @@ from pipeline.training.trainer import EpochEnd, Training, WorkerContext
 
 ON_GPU = torch.cuda.is_available()
 IMAGES, EPOCHS = 2_000, 2
-CHECKPOINT_EVERY, WINDOWS = 50, 4
+CHECKPOINT_EVERY = 50
+"""Steps between two checkpoints, whose cost is stated as a share of these steps."""
 # Ray gives its workers a lower priority than other processes; torch.multiprocessing does not.
 SAME_PRIORITY = {"RAY_worker_niceness": "0"}
 COMMON = {"weights": None, "proxy_weight": 0.0, "threads": None if ON_GPU else 1, "epochs": EPOCHS}
@@ -54,6 +55,16 @@ class Work:
     triplets: int
     """Triplets of an epoch."""
     turns: int
+    steps: int
+    """Steps of a window in which a checkpoint is written, or none."""
+    windows: int
+    """Windows of each kind."""
+
+    @property
+    def title(self) -> str:
+        """Return what is trained, in a few words."""
+        config = self.config
+        return f"{config.backbone}, {self.size} px, {config.batch_size} triplets, {config.precision}"
 
     @property
     def config(self) -> TrainConfig:
@@ -62,8 +73,8 @@ class Work:
         return make_config(self.settings | COMMON | only_at_the_end)
 
 
-ON_CPU = (Work("small", SMALL, 64, 1_280, 3), Work("published", PUBLISHED, 224, 64, 1))
-WORKS = (Work("published", PUBLISHED, 224, 6_400, 3),) if ON_GPU else ON_CPU
+ON_CPU = (Work("small", SMALL, 64, 1_280, 3, 50, 4), Work("published", PUBLISHED, 224, 64, 3, 2, 2))
+WORKS = (Work("published", PUBLISHED, 224, 6_400, 3, 50, 4),) if ON_GPU else ON_CPU
 PLAIN, APART, RAY = "plain torch", "plain torch, nothing exchanged", "Ray Train"
 Rates = tuple[float, float]
 """Triplets per second, and the fraction of the time spent waiting for data."""
@@ -119,12 +130,12 @@ def on_ray(dataset: Dataset, config: TrainConfig, workers: int) -> Rates:
         return rate([{name: h[n][1] for name, h in zip(names, histories, strict=True)} for n in range(EPOCHS)])
 
 
-def checkpoint_cost(dataset: Dataset, config: TrainConfig) -> dict[str, float]:
-    """Time windows of CHECKPOINT_EVERY steps with and without a checkpoint, by turns, in one process."""
-    config = config.model_copy(update={"epochs": 1, "max_triplets": None})  # no validation between windows
+def checkpoint_cost(dataset: Dataset, work: Work) -> str:
+    """Time windows of steps with and without a checkpoint, by turns, in one process; say what a checkpoint costs."""
+    config = work.config.model_copy(update={"epochs": 1, "max_triplets": None})  # no validation between windows
     training = Training(config, dataset, WorkerContext(device="cuda" if ON_GPU else "cpu"))
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    state = {"began": time.perf_counter(), "steps": -CHECKPOINT_EVERY // 2}  # the first half window warms up
+    state = {"began": time.perf_counter(), "steps": -max(1, work.steps // 2)}  # the first half window warms up
     with tempfile.TemporaryDirectory() as folder:
         kept = Checkpoints(Storage(Path(folder)))
         saver = Saver(kept, 1_000_000)
@@ -132,28 +143,28 @@ def checkpoint_cost(dataset: Dataset, config: TrainConfig) -> dict[str, float]:
         def step_end(end: Any) -> None:
             state["steps"] += 1
             if state["steps"] == 0:
-                state["began"] = time.perf_counter()
+                saver.save(training.snapshot)  # the next ones reuse its memory
+                saver.waited, state["began"] = 0.0, time.perf_counter()
             if state["steps"] <= 0:
                 return
-            window, within = divmod(state["steps"] - 1, CHECKPOINT_EVERY)
-            if within == 5 and window % 2:
+            window, within = divmod(state["steps"] - 1, work.steps)
+            if within == work.steps // 10 and window % 2:
                 saver.save(training.snapshot)
-            if within == CHECKPOINT_EVERY - 1:
+            if within == work.steps - 1:
                 now = time.perf_counter()
                 seconds[bool(window % 2)].append(now - state["began"])
                 state["began"] = now
 
-        training.run(step_end=step_end, stop=lambda: len(seconds[True]) >= WINDOWS)
+        training.run(step_end=step_end, stop=lambda: len(seconds[True]) >= work.windows)
         saver.finish()
         size = sum(kept.latest().files.values())  # type: ignore[union-attr]
     with_one, without = (statistics.median(seconds[saved]) for saved in (True, False))
-    return {
-        "step": 1000 * without / CHECKPOINT_EVERY,
-        "cost": with_one / without - 1,
-        "stood": saver.waited / len(seconds[True]),
-        "share": saver.waited / len(seconds[True]) / without,
-        "mib": size / 2**20,
-    }
+    step, stood = without / work.steps, saver.waited / len(seconds[True])
+    return (
+        f"{work.title}, 1 worker: a checkpoint of {size / 2**20:.0f} MiB stopped training for {1000 * stood:.0f} ms, "
+        f"{stood / step / CHECKPOINT_EVERY:.2%} of {CHECKPOINT_EVERY} steps of {1000 * step:.0f} ms; windows of "
+        f"{work.steps} steps with one took {with_one / without - 1:+.2%} (medians of {work.windows} each)."
+    )
 
 
 def flop_per_triplet(dataset: Dataset, config: TrainConfig) -> float:
@@ -169,11 +180,11 @@ def flop_per_triplet(dataset: Dataset, config: TrainConfig) -> float:
     return flops(lambda: stepper.step(batch)) / 4
 
 
-def measure(work: Work, folder: Path) -> tuple[list[list[str]], dict[str, float]]:
-    """Return rows of the table, and the cost of checkpoints."""
+def measure(work: Work, folder: Path) -> tuple[list[list[str]], str]:
+    """Return rows of the table, and what checkpoints cost."""
     config = work.config
     images = IMAGES if work.size < 224 or ON_GPU else 400
-    enough = max(work.triplets, (2 * WINDOWS + 1) * CHECKPOINT_EVERY * config.batch_size)
+    enough = max(work.triplets, 2 * (work.windows + 1) * work.steps * config.batch_size)
     dataset = drawn_dataset(folder, images=images, size=work.size, triplets=enough)
     flop = flop_per_triplet(dataset, config)
     most = min(2, torch.cuda.device_count()) if ON_GPU else 2
@@ -195,9 +206,8 @@ def measure(work: Work, folder: Path) -> tuple[list[list[str]], dict[str, float]
         base, alone = median[PLAIN, workers][0], median[name if name != APART else PLAIN, 1][0]
         rates = [with_turns([one for one, _ in found[name, workers]], ".2f"), f"{wait:.2%}", f"{speed / base:.3f}"]
         rates += [f"{speed / alone:.2f}", f"{speed * flop / workers / top:.0%}"]
-        title = f"{config.backbone}, {work.size} px, {config.batch_size} triplets, {config.precision}"
-        rows.append([title, name, str(workers), *rates])
-    return rows, checkpoint_cost(dataset, config) if work is WORKS[0] else {}
+        rows.append([work.title, name, str(workers), *rates])
+    return rows, checkpoint_cost(dataset, work)
 
 
 def main() -> None:
@@ -207,13 +217,7 @@ def main() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         found = [measure(work, Path(folder, work.name)) for work in WORKS]
     rows = [row for of_work, _ in found for row in of_work]
-    cost = found[0][1]
     header = ["training", "way", "workers", "triplets/s (turns)", "data wait"]
     header += ["of plain torch", "of 1 worker", "of peak"]
-    notes = (
-        "Of peak: of a product of 4,096 × 4,096 matrices in the same type, by each worker. First training, 1 worker: "
-        f"a checkpoint of {cost['mib']:.0f} MiB in every second window of {CHECKPOINT_EVERY} steps of "
-        f"{cost['step']:.0f} ms stopped training for {1000 * cost['stood']:.0f} ms ({cost['share']:.2%} of the "
-        f"window); windows with a checkpoint took {cost['cost']:+.2%} (medians of {WINDOWS} each)."
-    )
-    write_table("train", header, rows, notes)
+    of_peak = "Of peak: of a product of 4,096 × 4,096 matrices in the same type, by each worker."
+    write_table("train", header, rows, "\n".join([of_peak, *(cost for _, cost in found)]))

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import optuna
 import ray
 import torch
 from ray.util.state import list_placement_groups
@@ -23,7 +29,6 @@ from benchmarks.train import SAME_PRIORITY
 from data_prep.cluster import ray_session
 from data_prep.dataset import Dataset
 from data_prep.storage import Storage
-from pipeline.common.console import say
 from pipeline.config.schema import TrainConfig, make_config
 from pipeline.reports.study.page import write_study_report
 from pipeline.training.trainer import Training, WorkerContext
@@ -35,6 +40,8 @@ SIZE, IMAGES, TRIPLETS = 32, 1_200, 640
 TRIALS, EPOCHS, CONCURRENT = 20, 1, 2
 """Size of the comparison with a plain loop."""
 MANY = 200
+TRIALS_OWN, DRIVER, RAYS_OWN = "trials", "driver", "Ray's processes"
+"""Users of processor time."""
 
 
 def config(epochs: int, triplets: int) -> TrainConfig:
@@ -61,11 +68,25 @@ def search(
     )
 
 
-def plain(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) -> tuple[float, float]:
-    """Run trials one after another in this process; return the seconds in all and those of the trainings."""
+@dataclass(frozen=True)
+class Measured:
+    """Some trials that one way ran."""
+
+    seconds: float
+    """Wall-clock seconds of all trials; for a study those of its trials once processes are started."""
+    trained: float
+    """Seconds of training, summed over the trials."""
+    processors: dict[str, float]
+    """Processor seconds, by what used them."""
+    beside: float = 0.0
+    """Seconds of a study beside its trials: its start, the start of its processes, and its report."""
+
+
+def plain(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) -> Measured:
+    """Run trials one after another in this process."""
     space = find_space("margins")
     record = StudyRecord(folder / "plain.db", "plain", space, Plan("margins", settings.model_dump(), scheduler="none"))
-    started, trained = time.perf_counter(), 0.0
+    started, used, trained = time.perf_counter(), time.process_time(), 0.0
     for _ in range(trials):
         trial = record.ask()
         began = time.perf_counter()
@@ -73,16 +94,17 @@ def plain(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) ->
         training.run(epoch_end=lambda end: record.epoch(trial.number, end.epoch, end.metrics["valid/map"]))  # noqa: B023
         trained += time.perf_counter() - began
         record.end(trial.number, "done", "all epochs")
-    return time.perf_counter() - started, trained
+    return Measured(time.perf_counter() - started, trained, {TRIALS_OWN: time.process_time() - used})
 
 
-def plain_at_once(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) -> tuple[float, float]:
+def plain_at_once(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) -> Measured:
     """Run CONCURRENT plain loops at once, each with its part of the trials: what these cores can do at most."""
     together = torch.multiprocessing.get_context("spawn").Barrier(CONCURRENT)
     arguments = (together, dataset.storage, folder, settings, trials // CONCURRENT)
     spawn(_part, args=arguments, nprocs=CONCURRENT)
     parts = [torch.load(folder / f"part-{rank}.pt") for rank in range(CONCURRENT)]
-    return max(seconds for seconds, _ in parts), sum(trained for _, trained in parts)
+    seconds, trained, used = zip(*parts, strict=True)
+    return Measured(max(seconds), sum(trained), {TRIALS_OWN: sum(used)})
 
 
 def _part(rank: int, together: Any, data: Storage, folder: Path, settings: TrainConfig, trials: int) -> None:
@@ -92,30 +114,84 @@ def _part(rank: int, together: Any, data: Storage, folder: Path, settings: Train
     plain(Dataset(data), own, settings, 1)  # memory and caches are warm then, as in Ray's processes
     (own / "plain.db").unlink()
     together.wait()
-    torch.save(plain(Dataset(data), own, settings, trials), folder / f"part-{rank}.pt")
+    done = plain(Dataset(data), own, settings, trials)
+    torch.save((done.seconds, done.trained, done.processors[TRIALS_OWN]), folder / f"part-{rank}.pt")
+
+
+def on_ray(dataset: Dataset, folder: Path, settings: TrainConfig, trials: int) -> Measured:
+    """Run a study. The first CONCURRENT trials, which wait for the start of their processes, are not counted."""
+    with processor_time() as used:
+        started = time.perf_counter()
+        study = search(dataset, folder, settings, trials, "compared", scheduler="none")
+        seconds = time.perf_counter() - started
+    file = folder / "runs" / "compared" / "study.db"
+    told = optuna.load_study(study_name="compared", storage=f"sqlite:///{file}").trials
+    ends = sorted(one.datetime_complete.timestamp() for one in told if one.datetime_complete)
+    counted = (trials - CONCURRENT) / trials
+    of_trials = (ends[-1] - fmean(ends[:CONCURRENT])) / counted
+    trained = sum(trial.seconds for trial in study.trials[CONCURRENT:]) / counted
+    return Measured(of_trials, trained, dict(used), seconds - of_trials)
+
+
+@contextmanager
+def processor_time() -> Iterator[dict[str, float]]:
+    """Count the processor seconds of this process and of those below it during the block."""
+    used: dict[str, float] = defaultdict(float)
+    before = _processors()
+    latest = dict(before)
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(1.0):  # processes end before the block does
+            latest.update(_processors())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield used
+    finally:
+        over.set()
+        thread.join()
+        latest.update(_processors())
+        for process, (name, seconds) in latest.items():
+            used[name] += seconds - before.get(process, (name, 0.0))[1]
+
+
+def _processors() -> dict[int, tuple[str, float]]:
+    """Return who each process is and its processor seconds, by its id."""
+    found = {}
+    for process in (os.getpid(), *descendants(os.getpid())):
+        with suppress(OSError):  # it may have just ended
+            folder = Path("/proc", str(process))
+            user, system = map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:13])
+            name = RAYS_OWN
+            if process == os.getpid():
+                name = DRIVER
+            elif b"ImplicitFunc" in (folder / "cmdline").read_bytes():  # a trial's actor
+                name = TRIALS_OWN
+            found[process] = (name, (user + system) / os.sysconf("SC_CLK_TCK"))
+    return found
 
 
 def against_a_plain_loop(dataset: Dataset, folder: Path) -> list[list[str]]:
     """Return the rows of the comparison with a plain loop."""
     settings = config(EPOCHS, TRIPLETS)
     search(dataset, folder, settings, CONCURRENT, "warm-up", scheduler="none")  # Ray's processes, and their imports
-    alone, trained_alone = plain(dataset, folder, settings, TRIALS)
-    started = time.perf_counter()
-    study = search(dataset, folder, settings, TRIALS, "compared", scheduler="none")
-    seconds = time.perf_counter() - started
-    trained = sum(trial.seconds for trial in study.trials)
-    overhead = (CONCURRENT * seconds - trained) / TRIALS
-    say(f"overhead {overhead:.2f} s a trial")
-    most, trained_at_once = plain_at_once(dataset, folder, settings, TRIALS)
-    ways = (
-        ("plain Optuna loop", alone, trained_alone, ""),
-        (f"{CONCURRENT} plain loops at once, nothing shared", most, trained_at_once, ""),
-        (f"agman tune, {CONCURRENT} at a time", seconds, trained, f"{overhead:.2f}"),
-    )
+    alone = plain(dataset, folder, settings, TRIALS)
+    tuned = on_ray(dataset, folder, settings, TRIALS)
+    most = plain_at_once(dataset, folder, settings, TRIALS)
+    ways = {
+        "plain Optuna loop": alone,
+        f"{CONCURRENT} plain loops at once, nothing shared": most,
+        f"agman tune, {CONCURRENT} at a time": tuned,
+    }
     rows = []
-    for name, all_of, part, more in ways:
-        rates = [f"{all_of:.1f}", f"{60 * TRIALS / all_of:.1f}", f"{part / TRIALS:.2f}", more]
-        rows.append([name, *rates, f"{alone / all_of:.2f}", f"{most / all_of:.2f}"])
+    for name, way in ways.items():
+        overhead = f"{(CONCURRENT * way.seconds - way.trained) / TRIALS:.2f}" if way is tuned else ""
+        used = ", ".join(f"{who} {seconds / TRIALS:.2f}" for who, seconds in way.processors.items())
+        times = [f"{way.seconds:.1f}", f"{way.beside:.1f}", f"{60 * TRIALS / way.seconds:.1f}"]
+        speeds = [f"{alone.seconds / way.seconds:.2f}", f"{most.seconds / way.seconds:.2f}"]
+        rows.append([name, *times, f"{way.trained / TRIALS:.2f}", overhead, *speeds, used])
     return rows
 
 
@@ -169,12 +245,16 @@ def main() -> None:
         loops = against_a_plain_loop(dataset, folder)
         held = many(dataset, folder)
     held.insert(0, ["0", "", *map(str, (before.processes, before.files, before.groups)), f"{before.mib:.0f}"])
-    header = ["way", "s", "trials/min", "s of training a trial", "overhead, s a trial", "speed", "of the ceiling"]
+    header = ["way", "s", "s beside", "trials/min", "s of training a trial", "overhead, s a trial", "speed"]
+    header += ["of the ceiling", "processor s a trial"]
     notes = "\n".join(
         [
-            f"{TRIALS} trials of {EPOCHS} epochs of {TRIPLETS} triplets each; overhead: {CONCURRENT} × the seconds, "
-            "minus the seconds that trials were training, per trial. The plain loop calls the same training function. "
-            f"Ceiling: {CONCURRENT} plain loops at once.",
+            f"{TRIALS} trials of {EPOCHS} epochs of {TRIPLETS} triplets each. The plain loop calls the same training "
+            f"function. Ceiling: {CONCURRENT} plain loops at once. A study's seconds are those of its trials, from the "
+            f"mean end of the first {CONCURRENT} to that of the last, × {TRIALS} / {TRIALS - CONCURRENT}. Beside them "
+            "are, once a study, its start, the start of its processes with their imports, and its report; the seconds "
+            f"of plain loops exclude their start, too. Overhead: {CONCURRENT} × the seconds, minus those that trials "
+            "were training, per trial. Processor time is that of the whole study.",
             "",
             f"{MANY} trials of one step each in a row; figures of the driver's process:",
             "",

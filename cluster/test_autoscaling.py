@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import psutil
+from steps import run, wait
 
 MOST = 3
 """Largest number of nodes, with one CPU each; the head has no CPU for tasks, as in ray_cluster.yaml."""
@@ -96,10 +97,11 @@ def autoscaling_head(folder: Path) -> Iterator[dict[str, str]]:
         grown = json.dumps({"nodes": MOST, "CPU": 1})
         yield kept | {"RAY_ADDRESS": f"127.0.0.1:{port}", "AGMAN_GROWN_CLUSTER": grown, "PATH": variables["PATH"]}
     finally:
-        below = psutil.Process(head.pid).children(recursive=True)
+        top = psutil.Process(head.pid)
+        below = top.children(recursive=True)
         head.send_signal(signal.SIGTERM)
-        head.wait(60)
-        for process in psutil.wait_procs(below, timeout=5)[1]:
+        psutil.wait_procs([top], timeout=60)
+        for process in psutil.wait_procs([top, *below], timeout=5)[1]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
@@ -126,13 +128,9 @@ class WorkerCount:
         ray.shutdown()
 
     def wait_for_none(self, seconds: float = 120) -> None:
-        """Wait until the cluster has no worker. Raises TimeoutError after `seconds`."""
-        started = time.monotonic()
-        while self.history[-1]:
-            if time.monotonic() - started > seconds:
-                raise TimeoutError(f"{self.history[-1]} workers, not 0, after {seconds} s")
-            time.sleep(0.2)
-        print(f"  idle until no worker is left: {time.monotonic() - started:.0f} s", flush=True)
+        """Wait until the cluster has no worker. Raises RuntimeError after `seconds`."""
+        took = wait("no worker", lambda: not self.history[-1], seconds, lambda: f"{self.history[-1]} workers")
+        print(f"  idle until no worker is left: {took:.0f} s", flush=True)
 
     def close(self) -> None:
         self._over.set()
@@ -142,9 +140,7 @@ class WorkerCount:
 def agman(command: str, folder: Path, variables: dict[str, str]) -> None:
     print(f"agman {command}", flush=True)
     started = time.monotonic()
-    done = subprocess.run(["agman", *command.split()], cwd=folder, env=variables, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"agman {command}: exit code {done.returncode}\n{done.stderr[-6000:]}")
+    run("agman", *command.split(), seconds=600, cwd=folder, env=variables)
     print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
 
 

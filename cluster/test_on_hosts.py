@@ -3,7 +3,7 @@
 The second half of `make cluster-test`. A host is a set of Linux namespaces (network, processes, mounts, name) with an
 sshd, its own /tmp, home and /dev/shm, and an address on a bridge. The hosts share one folder. `ray up` installs the
 project on them with the commands of the file. Libraries are not downloaded again: the environment of this Python is the
-read-only lower layer of each host's environment.
+read-only lower layer of each host's environment. Every step has a limit of time, see `steps.py`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
+from steps import Step, processes_of, run, wait
 
 ROOT = Path(__file__).parent.parent
 NET = "10.98.76"
@@ -92,11 +92,7 @@ class Host:
     def cut_power(self) -> None:
         with suppress(ProcessLookupError):
             os.kill(self.init, signal.SIGKILL)  # the end of a namespace's first process ends all others
-        self.launcher.wait()
-
-
-def run(*words: object, **more: Any) -> str:
-    return subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, **more).stdout
+        self.launcher.wait(60)
 
 
 def why_not() -> str | None:
@@ -142,7 +138,7 @@ def _host(work: Path, name: str, address: str, link: str) -> Host:
     with (work / f"{name}.log").open("w") as log:
         launcher = subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
-    wait(lambda: children.read_text().strip(), 10)
+    wait(f"{name} begins", lambda: children.read_text().strip(), 10, (work / f"{name}.log").read_text)
     host = Host(name, address, launcher, int(children.read_text()))
     run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", host.init)
     run("ip", "link", "set", link, "master", BRIDGE, "up")
@@ -151,18 +147,8 @@ def _host(work: Path, name: str, address: str, link: str) -> Host:
         run(*inside, *words)
     run(*inside, "addr", "add", f"{address}/24", "dev", "eth0")
     run(*inside, "route", "add", "default", "via", f"{NET}.1")
-    wait(lambda: host.processes("sshd"), 20)
+    wait(f"{name} has an sshd", lambda: host.processes("sshd"), 60, (work / f"{name}.log").read_text)
     return host
-
-
-def wait(until: Callable[[], object], seconds: float) -> float:
-    """Wait until the condition holds, and return the seconds. Raises TimeoutError after `seconds`."""
-    begun = time.monotonic()
-    while not until():
-        if time.monotonic() - begun > seconds:
-            raise TimeoutError(f"not within {seconds} s")
-        time.sleep(0.2)
-    return time.monotonic() - begun
 
 
 class Operator:
@@ -192,43 +178,28 @@ class Operator:
         self.file.write_text(yaml.safe_dump(config))
         self.ray("get-auth-token", "--generate")
 
-    def ray(self, *words: object) -> str:
-        done = subprocess.run(
-            ["ray", *map(str, words)],
-            env=self.variables,
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        if done.returncode:
-            raise RuntimeError(f"ray {words[0]}: exit code {done.returncode}\n{done.stdout[-6000:]}")
-        return done.stdout
+    def ray(self, *words: object, seconds: float = 300) -> str:
+        return run("ray", *words, seconds=seconds, env=self.variables, cwd=ROOT)
 
     @contextmanager
     def dashboard(self) -> Iterator[None]:
         known = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-        words = ["ssh", "-N", *known, "-i", str(self.work / "key")]
+        words = ["ssh", "-N", *known, "-o", "ExitOnForwardFailure=yes", "-i", str(self.work / "key")]
         head = yaml.safe_load(self.file.read_text())["provider"]["head_ip"]
-        tunnel = subprocess.Popen(
-            [*words, "-L", f"{DASHBOARD}:127.0.0.1:8265", f"root@{head}"], stderr=subprocess.DEVNULL
-        )
-        try:
+        with Step(*words, "-L", f"{DASHBOARD}:127.0.0.1:8265", f"root@{head}") as tunnel:
             time.sleep(2)
+            if tunnel.ended:
+                raise tunnel.failure("ended")
             yield
-        finally:
-            tunnel.terminate()
-            tunnel.wait()
 
-    def job(self, command: str) -> subprocess.Popen[str]:
+    def job(self, command: str) -> Step:
         words = ["agman", "submit", "--address", f"http://127.0.0.1:{DASHBOARD}", "--", *command.split()[1:]]
-        log = (self.work / "jobs.log").open("a")
-        return subprocess.Popen(words, env=self.variables, cwd=self.home, text=True, stdout=log, stderr=log)
+        return Step(*words, env=self.variables, cwd=self.home)
 
-    def done(self, command: str) -> float:
+    def done(self, command: str, seconds: float = 600) -> float:
         begun = time.monotonic()
-        if self.job(command).wait():
-            raise RuntimeError(f"{command}\n{(self.work / 'jobs.log').read_text()[-6000:]}")
+        with self.job(command) as job:
+            job.finish(seconds)
         return time.monotonic() - begun
 
 
@@ -242,9 +213,16 @@ def use_a_cluster(work: Path) -> None:
     with hosts(work) as (head, one, two):
         operator = Operator(work, head, [one, two])
         begun = time.monotonic()
-        operator.ray("up", "--yes", "--no-config-cache", "--verbose", operator.file)  # names each command
+        # --verbose names each command on the head.
+        operator.ray("up", "--yes", "--no-config-cache", "--verbose", operator.file, seconds=600)
         say("ray up, the head ready", time.monotonic() - begun)
-        wait(lambda: all(host.processes("raylet/raylet") for host in (head, one, two)), 240)
+        log = "tail -n 50 /tmp/ray/session_latest/logs/monitor.*"  # has the commands on the workers
+        wait(
+            "all three hosts run Ray",
+            lambda: all(host.processes("raylet/raylet") for host in (head, one, two)),
+            240,
+            lambda: operator.ray("exec", operator.file, log),
+        )
         say("all three hosts in the cluster", time.monotonic() - begun)
         with operator.dashboard():
             _jobs(operator, head, [one, two])
@@ -255,10 +233,17 @@ def use_a_cluster(work: Path) -> None:
         def left() -> list[str]:
             return [f"{host.name}: {line}" for host in alive for line in host.processes("ray", "mlflow")]
 
-        try:
-            say("ray down, until none of its processes runs on any host", wait(lambda: not left(), 180))
-        except TimeoutError:
-            raise RuntimeError("\n".join(["still running after ray down", *left()])) from None
+        took = wait("ray down, the end of its processes", lambda: not left(), 180, lambda: "\n".join(left()))
+        say("ray down, until none of its processes runs on any host", took)
+
+
+def check_all_ended(work: Path) -> None:
+    """Check that no process and no network device of the test is left on this machine."""
+
+    def left() -> list[str]:
+        return [*processes_of(work), *(f"device {one.name}" for one in Path("/sys/class/net").glob(f"{BRIDGE}*"))]
+
+    say("until nothing is left", wait("the end of all that began", lambda: not left(), 60, lambda: "\n".join(left())))
 
 
 def _jobs(operator: Operator, head: Host, workers: list[Host]) -> None:
@@ -269,23 +254,9 @@ def _jobs(operator: Operator, head: Host, workers: list[Host]) -> None:
     say("agman prep", operator.done(f"{prep} --triplets {12 * STEPS_AN_EPOCH} --epochs 2"))
     train = f"agman train --data {folder}/data --storage {folder}/runs --workers 2 {SETTINGS} epochs={EPOCHS}"
     begun = time.monotonic()
-    job = operator.job(train)
-
-    def steps() -> list[int]:
-        return [json.loads(path.read_text())["step"] for path in shared.glob("runs/*/checkpoints/*/checkpoint.json")]
-
-    wait(lambda: job.poll() is not None or steps(), 300)
-    per_host = {host.name: len(host.processes("ray::RayTrainWorker")) for host in (head, *workers)}
-    say(f"training workers per host: {per_host}")
-    lost = next(host for host in workers if per_host[host.name])
-    saved = max(steps())
-    lost.cut_power()
-    killed = time.monotonic()
-    say(f"{lost.name} has lost its power; saved at step {saved}, after", killed - begun)
-    wait(lambda: job.poll() is not None or max(steps(), default=0) > saved, 300)
-    say("until a checkpoint of a later step", time.monotonic() - killed)
-    if job.wait():
-        raise RuntimeError((operator.work / "jobs.log").read_text()[-6000:])
+    with operator.job(train) as job:
+        _lose_a_host(job, shared, head, workers)
+        job.finish(600)
     say("agman train, all of it", time.monotonic() - begun)
     _check(head)
     tune = f"agman tune --data {folder}/data --storage {folder}/runs --name search --space margins --trials 2"
@@ -293,6 +264,26 @@ def _jobs(operator: Operator, head: Host, workers: list[Host]) -> None:
     (_, second) = _versions(head)
     assert second.tags["search"] == "search" and second.aliases == ["challenger"], second
     say("MLflow: the study's model is registered as challenger")
+
+
+def _lose_a_host(job: Step, shared: Path, head: Host, workers: list[Host]) -> None:
+    """Cut the power of a host that trains, and wait until the training has gone on."""
+
+    def saved() -> int:
+        checkpoints = shared.glob("runs/*/checkpoints/*/checkpoint.json")
+        return max((json.loads(path.read_text())["step"] for path in checkpoints), default=0)
+
+    say("until a checkpoint", wait("a checkpoint", lambda: job.ended or saved(), 300, job.printed))
+    if job.ended:
+        raise job.failure("ended before a host was lost")
+    per_host = {host.name: len(host.processes("ray::RayTrainWorker")) for host in (head, *workers)}
+    say(f"training workers per host: {per_host}")
+    lost = next(host for host in workers if per_host[host.name])
+    before = saved()
+    lost.cut_power()
+    say(f"{lost.name} has lost its power; saved at step {before}")
+    took = wait("a checkpoint after the loss", lambda: job.ended or saved() > before, 300, job.printed)
+    say("until a checkpoint of a later step", took)
 
 
 def _check(head: Host) -> None:
@@ -317,13 +308,17 @@ def main() -> None:
     if reason := why_not():
         print(f"cluster-test skipped: {reason}")
         return
-    with tempfile.TemporaryDirectory(prefix="agman-hosts-", dir="/var/tmp") as work:
+    os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+    with tempfile.TemporaryDirectory(prefix="agman-hosts-", dir="/var/tmp") as name:
+        work = Path(name)
         try:
-            use_a_cluster(Path(work))
+            use_a_cluster(work)
         except BaseException:
-            for log in sorted(Path(work).glob("*.log")):
+            for log in sorted(work.glob("*.log")):
                 print(f"--- {log.name}\n{log.read_text()[-8000:]}", file=sys.stderr)
             raise
+        finally:
+            check_all_ended(work)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,14 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong folder is ref
 
 OPENED_AT_ONCE = 16
 """Files whose ends are read at the same time; each takes one or two round trips to a remote store."""
+BUFFER = 8 << 30
+"""Bytes of images that an ImageStore copies to its temporary file."""
+COPIED = -1
+"""Number in place of a shard's for an image that was copied."""
+KEPT_OPEN = 256
+"""Shards that an ImageStore keeps open."""
+START, PAGE_HEADER = 64, 4_096
+"""First bytes of an image by which it is found in its shard, and bytes in which they are looked for."""
 
 
 class Dataset:
@@ -155,9 +163,14 @@ class Dataset:
     @contextmanager
     def _file(self, name: str) -> Iterator[pa.NativeFile]:
         """Open a file of the dataset. Raises InputError if that, or reading it in the block, fails."""
+        with self.reading(name), (self.storage / name).open() as file:
+            yield file
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Raise InputError if reading this file of the dataset fails in the block."""
         try:
-            with (self.storage / name).open() as file:
-                yield file
+            yield
         except StorageError:
             raise
         except (OSError, pa.ArrowException) as error:
@@ -193,11 +206,48 @@ class Dataset:
 
     def packed(self, split: str) -> Iterator[pa.Table]:
         """Yield the packed images of `split` (image_id, jpeg), a row group at a time, in the order of the shards."""
+        for group in self.row_groups(split):
+            yield group.images
+
+    def row_groups(self, split: str) -> Iterator[RowGroup]:
+        """Yield the row groups of the packed images of `split`, in the order of the shards."""
         for name in self.shards(split):
             with self._file(name) as file:
                 shard = pq.ParquetFile(file)
-                for group in range(shard.num_row_groups):
-                    yield shard.read_row_group(group, columns=["image_id", "jpeg"])
+                for number in range(shard.num_row_groups):
+                    images = shard.read_row_group(number, columns=["image_id", "jpeg"])
+                    yield RowGroup(name, images, file, shard.metadata.row_group(number))
+
+
+class RowGroup(NamedTuple):
+    """Packed images that are together in a shard."""
+
+    shard: str
+    images: pa.Table
+    """Columns image_id and jpeg."""
+    file: pa.NativeFile
+    """The shard, open while the row groups are gone through."""
+    metadata: pq.RowGroupMetaData
+
+    def places(self) -> np.ndarray:
+        """Return where each image's bytes begin in the shard, int64. Raises InputError if they are not there as such.
+
+        `agman prep` writes images without compression, one after the other with its length before it, and the headers
+        of pages between some of them.
+        """
+        names = [self.metadata.column(number).path_in_schema for number in range(self.metadata.num_columns)]
+        column = self.metadata.column(names.index("jpeg"))
+        first, at, places = column.data_page_offset, 0, []
+        data = self.file.read_at(column.total_compressed_size, first)
+        for jpeg in self.images["jpeg"]:
+            content = jpeg.as_buffer()
+            size = len(content).to_bytes(4, "little")
+            found = data.find(size + content[:START].to_pybytes(), at, at + PAGE_HEADER)
+            if found < 0:
+                raise InputError(f"{self.shard}: was not written by `agman prep`; run it again")
+            at = found + len(size) + len(content)
+            places.append(first + found + len(size))
+        return np.array(places, np.int64)
 
 
 class ValuesOf:
@@ -229,13 +279,14 @@ class ValuesOf:
 
 
 class ImageStore:
-    """JPEG bytes of chosen packed images in a temporary file, decoded on demand by `threads` threads.
+    """JPEG bytes of chosen packed images, decoded on demand by `threads` threads.
 
-    The shards are read once, in order, a row group at a time, and only the `wanted` images are kept, so that each
-    worker holds only the images it uses. Memory grows by 24 bytes an image. The file in TMPDIR has no name, is cached
-    by the operating system, and is deleted with this object. Raises InputError if TMPDIR is full, or if `image_size`
-    is larger than the packed images. Pictures become square as `fit` says, by default as the dataset does; those that
-    are packed larger are resized by `interpolation`, the network's own.
+    The shards are read once, in order, a row group at a time. The `wanted` images are copied to a temporary file, up to
+    BUFFER bytes; those of further row groups are read from their shards, one by one, when they are needed. Memory grows
+    by 24 bytes an image. The file in TMPDIR has no name, is cached by the operating system, and is deleted with this
+    object. Raises InputError if TMPDIR is full, or if `image_size` is larger than the packed images. Pictures become
+    square as `fit` says, by default as the dataset does; those that are packed larger are resized by `interpolation`,
+    the network's own.
     """
 
     def __init__(
@@ -252,12 +303,14 @@ class ImageStore:
         self.interpolation = interpolation
         self.image_size = image_size
         self.fit = fit or dataset.info.fit
+        self._dataset, self._shards = dataset, list[str]()
+        self._opened = lru_cache(KEPT_OPEN)(lambda name: (dataset.storage / name).open())
         self._pool = ThreadPoolExecutor(threads)
         keep = None if wanted is None else pa.array(np.unique(np.fromiter(wanted, np.int64)))
         self._file = tempfile.TemporaryFile(prefix="agman-images-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         try:
-            self._fill(dataset.packed(split), keep)
+            self._fill(dataset.row_groups(split), keep)
         except OSError as error:
             if not is_full(error):
                 raise
@@ -265,22 +318,42 @@ class ImageStore:
                 f"{tempfile.gettempdir()}: no space left for the images of {dataset.path}; set TMPDIR to a larger disk"
             ) from error
 
-    def _fill(self, groups: Iterator[pa.Table], keep: pa.Array | None) -> None:
-        ids, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    def _fill(self, groups: Iterator[RowGroup], keep: pa.Array | None) -> None:
+        nothing = np.empty(0, np.int64)
+        ids, starts, sizes, shards = [nothing], [nothing], [nothing], [nothing]
+        copied = 0
         for group in groups:
-            chosen = group if keep is None else group.filter(pc.is_in(group["image_id"], keep))
+            own = np.ones(len(group.images), bool) if keep is None else _among(group.images["image_id"], keep)
+            chosen = group.images.filter(own)
+            if not len(chosen):
+                continue
+            size = pc.binary_length(chosen["jpeg"]).to_numpy().astype(np.int64)
+            if copied + size.sum() <= BUFFER:
+                self._copy(chosen["jpeg"])
+                starts.append(copied + np.cumsum(size) - size)
+                shards.append(np.full(len(size), COPIED))
+                copied += int(size.sum())
+            else:
+                with self._dataset.reading(group.shard):
+                    starts.append(group.places()[own])
+                shards.append(np.full(len(size), len(self._shards)))
+                self._shards.append(group.shard)
             ids.append(chosen["image_id"].to_numpy())
-            sizes.append(pc.binary_length(chosen["jpeg"]).to_numpy().astype(np.int64))
-            for chunk in chosen["jpeg"].chunks:
-                if len(chunk):
-                    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-                    self._file.write(memoryview(chunk.buffers()[2])[offsets[0] : offsets[-1]])
+            sizes.append(size)
         self._file.flush()
         self.image_ids = np.concatenate(ids)
-        """Ids of the images, in the order of the shards."""
-        self._bounds = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
-        self._order = np.argsort(self.image_ids)
-        self._sorted = self.image_ids[self._order]
+        """Ids of the images, ascending."""
+        order = np.argsort(self.image_ids)
+        self.image_ids = self.image_ids[order]
+        self._start = np.concatenate(starts)[order]
+        self._size, self._shard = (np.concatenate(one).astype(np.int32)[order] for one in (sizes, shards))
+
+    def _copy(self, jpegs: pa.ChunkedArray) -> None:
+        """Append images to the temporary file."""
+        for chunk in jpegs.chunks:
+            if len(chunk):
+                offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+                self._file.write(memoryview(chunk.buffers()[2])[offsets[0] : offsets[-1]])
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -293,18 +366,30 @@ class ImageStore:
         import torch
 
         distinct, index = np.unique(image_ids, return_inverse=True)
-        if (missing := ~np.isin(distinct, self._sorted)).any():
+        rows = np.searchsorted(self.image_ids, distinct)
+        missing = self.image_ids.take(rows, mode="clip") != distinct
+        if missing.any():
             raise KeyError(f"image {distinct[missing][0]} was not loaded")
-        rows = self._order[np.searchsorted(self._sorted, distinct)]
         squares = np.empty((len(distinct), self.image_size, self.image_size, 3), np.uint8)
         list(self._pool.map(self._decode, rows.tolist(), squares))
         in_order = squares if len(distinct) == len(index) and (np.diff(index) == 1).all() else squares[index]
         return torch.from_numpy(in_order).permute(0, 3, 1, 2)
 
     def _decode(self, row: int, square: np.ndarray) -> None:
-        start, stop = self._bounds[row : row + 2].tolist()
-        jpeg = np.empty(stop - start, np.uint8)
-        os.preadv(self._file.fileno(), [jpeg.data], start)
-        with Image.open(io.BytesIO(jpeg.data)) as image:
+        with Image.open(io.BytesIO(self._jpeg(row))) as image:
             rgb = image if image.mode == "RGB" else image.convert("RGB")
             square[:] = to_square(rgb, self.image_size, self.fit, self.interpolation)
+
+    def _jpeg(self, row: int) -> bytes | memoryview:
+        start, size, shard = int(self._start[row]), int(self._size[row]), int(self._shard[row])
+        if shard == COPIED:
+            jpeg = np.empty(size, np.uint8)
+            os.preadv(self._file.fileno(), [jpeg.data], start)
+            return jpeg.data
+        name = self._shards[shard]
+        with self._dataset.reading(name):
+            return self._opened(name).read_at(size, start)
+
+
+def _among(ids: pa.ChunkedArray, some: pa.Array) -> np.ndarray:
+    return pc.is_in(ids, some).to_numpy()

@@ -25,9 +25,10 @@ from PIL import features
 
 from data_prep.atomic import BEING_WRITTEN, is_full
 from data_prep.encoding import JPEG_QUALITY, LONGEST_SIDE, Packed, Refused, pack_image
-from data_prep.errors import InputError, StorageError
+from data_prep.errors import StorageError
 from data_prep.pictures import MAX_BYTES, MAX_PIXELS
 from data_prep.progress import Progress, silent
+from data_prep.shared import Shared
 from data_prep.storage import Storage
 from data_prep.tables import DESCRIPTION, PACKED, REPORT, TABLES
 
@@ -47,6 +48,8 @@ STATE = "_partial"
 """Folder of an unfinished dataset: the records of packed shards, and the fingerprint of their input."""
 MARKER = f"{STATE}/fingerprint"
 BOX = ("x0", "y0", "x1", "y1")
+IMAGES = "images"
+"""Name of the folder of pictures among those that all nodes must see."""
 
 
 @dataclass(frozen=True)
@@ -208,11 +211,12 @@ def _run(shards: list[Shard], root: Path, storage: Storage, image_size: int, fin
 
     Up to IN_PROCESS images are packed in this process, more by Ray.
     """
-    job = partial(_pack_shard, root=root, storage=storage, image_size=image_size)
+    shared = Shared(storage, MARKER, fingerprint, {IMAGES: root})
+    job = partial(_pack_shard, shared=shared, image_size=image_size)
     if sum(len(shard.rows) for shard in shards) <= IN_PROCESS:
         results = _packed_here(shards, job)
     else:
-        results = _packed_on_cluster(shards, job, partial(check_shared, root, storage, MARKER, fingerprint))
+        results = _packed_on_cluster(shards, job, shared)
     for row in results:
         if row["error"]:
             raise StorageError(row["error"])
@@ -225,7 +229,7 @@ def _packed_here(shards: list[Shard], job: Callable[[pa.Table], pa.Table]) -> It
 
 
 def _packed_on_cluster(
-    shards: list[Shard], job: Callable[[pa.Table], pa.Table], check: Callable[[], None]
+    shards: list[Shard], job: Callable[[pa.Table], pa.Table], shared: Shared
 ) -> Iterator[dict[str, Any]]:
     # Imported here, because neither the workers nor small datasets need Ray Data, and the import takes seconds.
     import ray.data
@@ -234,7 +238,7 @@ def _packed_on_cluster(
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with ray_session():
-        check()
+        shared.check_nodes()
         work = ray.data.from_arrow([_block(shard) for shard in shards])
         work.context.enable_progress_bars = False
         # batch_size=None: a batch is a block, that is, a shard.
@@ -249,46 +253,12 @@ def _block(shard: Shard) -> pa.Table:
     return pa.table(columns | {"shard": same})
 
 
-def check_shared(root: Path | None, storage: Storage, marker: str, content: str) -> None:
-    """Check that every node sees the folder `root` of the pictures, if any, and the file `marker` of `storage`.
-
-    Raises InputError with the first node that does not see the folder, or the marker with this content.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    visible = ray.remote(num_cpus=0.001)(_invisible)
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    answers = [
-        visible.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            root, storage, marker, content
-        )
-        for node in nodes
-    ]
-    for node, problem in zip(nodes, ray.get(answers), strict=True):
-        if problem:
-            raise InputError(f"{problem} on the cluster's node {node['NodeManagerHostname']}")
-
-
-def _invisible(root: Path | None, storage: Storage, marker: str, content: str) -> str | None:
-    """Return what this node does not see, as the start of a sentence; None if it sees everything."""
-    if root and (not root.is_dir() or not any(root.iterdir())):
-        return f"{root}: not there, or empty; the images must be in a folder that all nodes share, but it is not seen"
-    try:
-        if (storage / marker).read_bytes().decode() == content:
-            return None
-        why = "another folder of this name is"
-    except FileNotFoundError:
-        why = "it is not seen"
-    except (OSError, StorageError) as error:
-        why = f"it cannot be read ({error})"
-    return f"{storage}: must be a folder that all nodes share, or a URI, but {why}"
-
-
-def _pack_shard(rows: pa.Table, root: Path, storage: Storage, image_size: int) -> pa.Table:
+def _pack_shard(rows: pa.Table, shared: Shared, image_size: int) -> pa.Table:
     """Write one shard and then its record. Returns one row: the number of images, and an error message or None."""
     name, error = rows["shard"][0].as_py(), None
+    root, storage = shared.folders[IMAGES], shared.storage
     try:
+        shared.check()  # this node may have joined the cluster later; every image would be missing
         if not count_try(storage / _record_of(name).replace(".json", ".tries")):
             raise StorageError(
                 f"{storage / name}: {TRIES} workers died of it; is there memory for one image at a time?"

@@ -45,38 +45,44 @@ class TripletSampler:
     """
 
     def __init__(self, labels: pd.DataFrame):
-        image, attribute, value = (labels[name].to_numpy(np.int64) for name in ("image_id", "attribute", "value"))
-        images, values = int(image.max(initial=0)) + 1, int(value.max(initial=0)) + 1
-        # A label as one number, in the order of attribute, value, image; one that is given twice counts once.
-        labelled = _distinct((attribute * values + value) * images + image)
-        groups, start, size = _runs(labelled // images)
-        pooled = _distinct(attribute * images + image)
-        pools, pool_start, pool_size = _runs(pooled // images)
-        self._members = labelled % images
+        # Hundreds of millions of labels: one attribute after the other, into arrays of the final size.
+        image, attribute, value = (labels[name].to_numpy() for name in ("image_id", "attribute", "value"))
+        images = int(image.max(initial=0)) + 1
+        self._members = np.empty(len(labels), np.int32 if images <= 2**31 else np.int64)
         """Images group by group; a group is one value of one attribute."""
-        self._pool = pooled % images
+        self._pool = np.empty_like(self._members)
         """Distinct images attribute by attribute: where negatives come from."""
-        pool = np.searchsorted(pools, groups // values)
-        others = pool_size[pool] - size
-
-        usable = (size >= 2) & (others > 0)
-        self.skipped: list[tuple[int, int, int]] = [
-            (int(group // values), int(group % values), int(n))
-            for group, n in zip(groups[~usable], size[~usable], strict=True)
-        ]
-        """Triples (attribute, value, images), one for every value that cannot be an anchor's."""
         # For every member: how many images before it in its pool are *not* in its group, plus a stride that keeps the
         # groups apart. The position of a rank among these numbers is the number of members before that rank's
         # non-member. So one binary search finds a negative, whatever other values its image has.
-        self._stride = len(pooled) + 1
-        group = np.repeat(np.arange(len(groups)), size)
-        position = np.searchsorted(pooled, pools[pool][group] * images + self._members) - pool_start[pool][group]
-        self._gaps = position - (np.arange(len(labelled)) - start[group]) + group * self._stride
-
-        self._group = np.flatnonzero(usable)
-        self._group_attribute = (groups[usable] // values).astype(np.int16)
-        self._start, self._size = start[usable], size[usable]
-        self._pool_start, self._others = pool_start[pool][usable], others[usable]
+        self._gaps, self._stride = np.empty(len(labels), np.int64), images + 1
+        self.skipped: list[tuple[int, int, int]] = []
+        """Triples (attribute, value, images), one for every value that cannot be an anchor's."""
+        usable = [np.empty((6, 0), np.int64)]
+        members = pooled = groups = 0
+        for one in np.unique(attribute).tolist():
+            own = attribute == one
+            pool = _distinct(image[own])
+            # A label as one number, in the order of value and image; one that is given twice counts once.
+            labelled = _distinct(value[own].astype(np.int64) * images + image[own])
+            values, start, size = _runs(labelled // images)
+            labelled %= images
+            group, others = np.repeat(np.arange(len(values)), size), len(pool) - size
+            gaps = np.searchsorted(pool, labelled) - (np.arange(len(labelled)) - start[group])
+            into = slice(members, members + len(labelled))
+            self._members[into], self._gaps[into] = labelled, gaps + (groups + group) * self._stride
+            self._pool[pooled : pooled + len(pool)] = pool
+            of = np.full(len(values), one)
+            columns = np.stack(
+                [groups + np.arange(len(values)), of, members + start, size, np.full_like(of, pooled), others]
+            )
+            drawable = (size >= 2) & (others > 0)
+            usable.append(columns[:, drawable])
+            self.skipped += zip(*(part[~drawable].tolist() for part in (of, values, size)), strict=True)
+            members, pooled, groups = into.stop, pooled + len(pool), groups + len(values)
+        self._gaps = self._gaps[:members]
+        self._group, of_group, self._start, self._size, self._pool_start, self._others = np.concatenate(usable, axis=1)
+        self._group_attribute = of_group.astype(np.int16)
         # Groups are sorted by attribute, so those of one attribute lie side by side.
         self.attributes, self._groups_from, self._groups_of = _runs(self._group_attribute)
 
@@ -95,9 +101,9 @@ class TripletSampler:
         rank = rng.integers(0, self._others[group])
         before = np.searchsorted(self._gaps, rank + self._group[group] * self._stride, side="right") - start
         return Triplets(
-            self._members[start + anchor],
-            self._members[start + positive],
-            self._pool[self._pool_start[group] + rank + before],
+            self._members[start + anchor].astype(np.int64),
+            self._members[start + positive].astype(np.int64),
+            self._pool[self._pool_start[group] + rank + before].astype(np.int64),
             self._group_attribute[group],
         )
 

@@ -189,6 +189,8 @@ def _examined(path: Path, name: str) -> TableFile:
     if text.lstrip().startswith("{"):
         return TableFile(path, source, "jsonl", _keys(text), state, encoding)
     delimiter = _delimiter(text)
+    if len(start) < SAMPLE and len(list(_some_records(text, delimiter))) < 2:
+        raise InputError(f"{name}: has no rows")
     header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     columns = _distinct([cell.strip() for cell in header], name)
     return TableFile(path, source, "csv", columns, state, encoding, delimiter)

@@ -31,9 +31,10 @@ MOST = 5
 @overwrite_option
 @json_option
 def audit(model: str, data: str | Path, out: Path, attributes: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
-    """Find labels of OUT that look wrong to MODEL, and write a page to go through them with the keyboard.
+    """Find labels of OUT that look wrong to MODEL.
 
-    The page's corrections are applied by `agman prep … --corrections FILE`.
+    They are written to a page, to go through them with the keyboard. Its corrections are applied by `agman prep …
+    --corrections FILE`.
     """
     from data_prep.dataset import Dataset
 

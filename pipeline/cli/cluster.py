@@ -32,7 +32,10 @@ BENCHMARKS = [module.name for module in pkgutil.iter_modules(_FOLDERS or []) if 
 )
 @json_option
 def doctor(data: str | Path | None, storage: str | Path, as_json: bool) -> None:
-    """Check versions, devices, Ray, storage, MLflow and, with --data, a dataset; exit with 1 if a check fails."""
+    """Check what this machine lacks, and with --data a dataset.
+
+    Checks are of versions, devices, Ray, storage and MLflow. The exit code is 1 if one fails.
+    """
     from pipeline.cluster.doctor import examine
 
     findings = []
@@ -69,7 +72,10 @@ def doctor(data: str | Path | None, storage: str | Path, as_json: bool) -> None:
 def submit(
     context: click.Context, command: tuple[str, ...], address: str, names: tuple[str, ...], working_dir: Path | None
 ) -> int:
-    """Run an agman COMMAND on a cluster, as in `submit -- train --data s3://…`; show its log and exit as it does."""
+    """Run an agman COMMAND on a cluster, and show its log.
+
+    For example: `agman submit -- train --data s3://…`. The exit code is that of the command.
+    """
     assert context.parent and isinstance(context.parent.command, click.Group)
     commands = context.parent.command.commands
     if command[0] not in commands:
@@ -80,7 +86,7 @@ def submit(
 
 
 @click.command(
-    help="Measure NAME side by side with a plain implementation; write a dated table to benchmarks/results.\n\n"
+    help="Measure NAME side by side with a plain implementation.\n\nA dated table goes to benchmarks/results. "
     f"NAME is one of {', '.join(BENCHMARKS)}."
 )
 @click.argument("name", type=click.Choice(BENCHMARKS), metavar="NAME")

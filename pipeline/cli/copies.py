@@ -47,7 +47,7 @@ def copies(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Find images of GALLERY that agree in their design: candidates for copies.
+    """Find images of GALLERY that agree in design: possible copies.
 
     Without --min-similarity nothing is written: a table shows how many pairs each similarity gives.
     """
@@ -61,7 +61,8 @@ def copies(
             chosen = limits_of[min(1, len(limits_of) - 1)].min_similarity
             typed = [str(gallery), *(word for name in options["attributes"] for word in ("--attribute", name))]
             typed += [word for name in options["differs"] for word in ("--differs", name)]
-            say(f"choose one, e.g.: agman copies {shlex.join(typed)} --min-similarity {chosen:g} --out copies")
+            typed += ["--min-similarity", f"{chosen:g}", "--out", str(out or "copies")]
+            say(f"choose one, e.g.: agman copies {shlex.join(typed)}")
         emit({"limits": [asdict(one) for one in limits_of]}, as_json)
         return
     if out is None:

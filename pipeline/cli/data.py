@@ -165,9 +165,10 @@ def table_options(command: Callable[..., None]) -> Callable[..., None]:
 @overwrite_option
 @json_option
 def prep(layout: str, root: Path, out: str | Path, as_json: bool, **options: Any) -> None:
-    """Convert LAYOUT's files to Parquet tables, triplets and packed images, and describe them on a page.
+    """Prepare a dataset from LAYOUT's files.
 
-    LAYOUT is a dataset whose official files are read, or table for your own catalogue.
+    The result is Parquet tables, triplets, packed images and a page. LAYOUT is a dataset whose official files are read,
+    or table for your own catalogue.
     """
     from data_prep.dataset import Dataset
     from data_prep.prepare import prepare

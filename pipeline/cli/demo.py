@@ -40,7 +40,7 @@ TRIAL = {"epochs": 1}
 @overwrite_option
 @json_option
 def demo(out: Path, images: int, seed: int, overwrite: bool, as_json: bool) -> None:
-    """Run every step on a drawn dataset: sample, prep, train, tune, evaluate, register, report."""
+    """Run every step, from sample to report, on drawn garments."""
     emit(run_demo(out, images=images, seed=seed, overwrite=overwrite), as_json)
 
 

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 @click.option("--force", metavar="REASON", help="Promote the model whatever the scores say; the reason is recorded.")
 @json_option
 def promote(model: str, data: str | Path, as_json: bool, **options: Any) -> None:
-    """Make MODEL the champion if it beats chance, and the champion, beyond noise.
+    """Make MODEL champion if it beats the champion beyond noise.
 
-    MODEL is NAME (its challenger), models:/NAME@ALIAS or models:/NAME/VERSION. The exit code is 0 after a refusal, too.
+    It has to beat chance, too. MODEL is NAME (its challenger), models:/NAME@ALIAS or models:/NAME/VERSION. The exit
+    code is 0 after a refusal, too.
     """
     from data_prep.dataset import Dataset
 
@@ -81,7 +82,7 @@ def show_decision(decision: Decision) -> None:
 @click.option("--reason", required=True, metavar="TEXT", help="Reason for the rollback; it is recorded.")
 @json_option
 def rollback(name: str, reason: str, as_json: bool) -> None:
-    """Make the previous champion of the registered model NAME its champion again."""
+    """Make the previous champion of NAME its champion again."""
     from pipeline.registry.promotion import rollback as run_rollback
 
     now, before = run_rollback(name, reason)
@@ -98,7 +99,7 @@ def rollback(name: str, reason: str, as_json: bool) -> None:
 )
 @json_option
 def report(model: str, data: str | Path, split: str, out: Path, as_json: bool) -> None:
-    """Write one self-contained page on MODEL: MAP table, curves, attention, galleries."""
+    """Write a page on MODEL: scores, curves, attention, galleries."""
     from data_prep.dataset import Dataset
 
     dataset = Dataset(data)
@@ -121,7 +122,7 @@ def report(model: str, data: str | Path, split: str, out: Path, as_json: bool) -
 @overwrite_option
 @json_option
 def export(model: str, out: Path, int8: str | Path | None, overwrite: bool, as_json: bool) -> None:
-    """Write MODEL for other programs: safetensors, a torch.export program, and ONNX."""
+    """Write MODEL for other programs: safetensors, torch.export, ONNX."""
     from pipeline.registry.export import export as run_export
     from pipeline.retrieval.calibration import calibration_pictures
 

@@ -57,9 +57,9 @@ def embed(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Embed images under every attribute of MODEL, for `agman search` and `agman serve`.
+    """Embed images under every attribute of MODEL, into a gallery.
 
-    The same command continues an embedding that was stopped or killed.
+    `agman search` and `agman serve` take it. The same command continues an embedding that was stopped or killed.
     """
     if (out is None) == (into is None):
         raise click.UsageError("give --out for a new gallery, or --into for one that exists")
@@ -149,9 +149,9 @@ def show_gallery(gallery: Gallery) -> dict[str, Any]:
 )
 @json_option
 def index(gallery: Path, engine: Engine | None, uri: str | Path | None, as_json: bool) -> None:
-    """Build an approximate index of GALLERY, for `agman search --approximate`, and measure its recall.
+    """Build an approximate index of GALLERY, and measure its recall.
 
-    The same command continues a writing --to a vector store that was stopped.
+    `agman search --approximate` uses it. The same command continues a writing --to a vector store that was stopped.
     """
     if uri is not None and engine is None:
         raise click.UsageError("--uri belongs to --to")
@@ -208,7 +208,10 @@ def search(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Find images of GALLERY: like IMAGE (but not itself) under some attributes, with some values, or both."""
+    """Find images of GALLERY by a picture, values or both.
+
+    IMAGE itself is left out. Attributes say what is alike, values what the images show.
+    """
     from pipeline.retrieval.gallery import Gallery
     from pipeline.retrieval.search import parse_attributes, run_search
 
@@ -290,7 +293,10 @@ def show_hits(
 @click.option("--overwrite", is_flag=True, help="Replace the file, if this command has written it before.")
 @json_option
 def tag(model: str, images: str | Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Name the values of images: for every attribute the most probable value, its probability, and the runner-up."""
+    """Name the most probable value of images under every attribute.
+
+    A table has its calibrated probability, and the runner-up.
+    """
     from pipeline.retrieval.tag import tag_images
 
     emit(show_tagged(tag_images(model, images, out, progress=progress_bar, **options)), as_json)
@@ -375,7 +381,10 @@ def show_tagged(tagged: Tagged) -> dict[str, Any]:
     help="Requests a minute for each key or, without keys, address; by default any number.",
 )
 def serve(gallery: Path, model: str | None, no_keys: bool, **options: Any) -> None:
-    """Serve GALLERY over HTTP, with a page to search it by image and attribute. Ctrl-C stops it."""
+    """Serve GALLERY over HTTP, with a page to search it.
+
+    Ctrl-C stops it.
+    """
     from pipeline.retrieval.gallery import Gallery
 
     Gallery.open(gallery)  # a wrong folder is refused before Ray Serve is imported
@@ -395,7 +404,10 @@ def serve(gallery: Path, model: str | None, no_keys: bool, **options: Any) -> No
 @click.argument("name")
 @click.option("--keys", required=True, type=NEW_FILE, metavar="FILE", help="File of keys; it is made if it is missing.")
 def key(name: str, keys: Path) -> None:
-    """Make an API key for NAME and show it once: FILE, for `agman serve --keys`, holds its SHA-256."""
+    """Make an API key for NAME, and show it once.
+
+    FILE, for `agman serve --keys`, holds its SHA-256.
+    """
     from pipeline.serving.keys import add_key
 
     click.echo(add_key(keys, name))

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def runs(context: click.Context, storage: str | Path, as_json: bool) -> None:
-    """List the trainings, studies and comparisons in --storage with their state, score and size.
+    """List trainings, studies and comparisons with state and size.
 
-    `agman runs clean` removes the checkpoints of those that are finished.
+    They are those in --storage, with their scores. `agman runs clean` removes the checkpoints of those that are
+    finished.
     """
     if context.invoked_subcommand:
         context.default_map = {"clean": {"storage": str(storage), "as_json": as_json}}

@@ -129,9 +129,10 @@ def show_trained(trained: Trained) -> dict[str, Any]:
 @precision_option("Number format of the embeddings; bf16 is faster on hardware that supports it.")
 @json_option
 def evaluate(model: str, data: str | Path, split: str, precision: str, as_json: bool) -> None:
-    """Score MODEL (models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder or a published .pth.tar) on a split.
+    """Score MODEL on a split of a dataset.
 
-    The metrics are logged to the MLflow run that trained the model, if the dataset is the one it was trained on.
+    MODEL is models:/NAME@ALIAS, runs:/RUN_ID, a checkpoint folder or a published .pth.tar. The metrics are logged to
+    the MLflow run that trained the model, if the dataset is the one it was trained on.
     """
     from data_prep.dataset import Dataset
 

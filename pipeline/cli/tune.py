@@ -117,9 +117,10 @@ def tune(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Search a space with Optuna on Ray Tune, train the best setting, and register its best model.
+    """Search a space of settings, and train and register the best.
 
-    KEY=VALUE sets what does not vary. The same command with --resume continues a study that was stopped or killed.
+    Optuna searches, on Ray Tune. KEY=VALUE sets what does not vary. The same command with --resume continues a study
+    that was stopped or killed.
     """
     from pipeline.config.schema import load_config
     from pipeline.tuning.spaces import find_space, refuse_varied
@@ -201,9 +202,10 @@ def compare(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train the systems of the papers' tables, and AG-MAN without its components, and score them on test.
+    """Train and score the systems of the papers' tables on one budget.
 
-    KEY=VALUE sets budget and recipe of all. The same command continues a comparison that was stopped or killed.
+    AG-MAN without its components is among them. KEY=VALUE sets budget and recipe of all. The same command continues a
+    comparison that was stopped or killed.
     """
     from pipeline.config.schema import load_config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def find_model(model: str) -> Path:
     """
     check_model(model)
     if model.startswith(("models:/", "runs:/")):
-        from pipeline.registry.versions import folder_of  # MLflow takes seconds to import
+        with warnings.catch_warnings():  # in a notebook, MLflow imports progress bars that miss ipywidgets
+            warnings.filterwarnings("ignore", "IProgress not found")
+            from pipeline.registry.versions import folder_of  # MLflow takes seconds to import
 
         return folder_of(model, _temporary_folder())
     folder = _download_checkpoint(Storage(model)) if "://" in model else Path(model)

@@ -163,7 +163,7 @@ def _scores(description: Mapping[str, Any], valid: Mapping[str, float], tested: 
 
 def _naming(description: Mapping[str, Any], valid: Mapping[str, float]) -> str:
     """Return the scores of the values that the prototypes name on validation; empty without prototypes."""
-    keys = ("accuracy", "chance", "macro_f1", "calibration_error", "coverage")
+    keys = ("accuracy", "chance", "macro_f1", "calibration_error", "coverage", "value_map", "value_chance")
     queries = validation_queries(description["attributes"], description.get("data", {}).get("queries_of", {}))
     rows = [
         [
@@ -174,10 +174,12 @@ def _naming(description: Mapping[str, Any], valid: Mapping[str, float]) -> str:
     ]
     if not any("".join(row[1:]) for row in rows):
         return ""
+    header = ["attribute", "accuracy", "chance", "macro F1", "calibration error", "coverage"]
     return (
         "Scores of the nearest prototype on validation, times 100, where temperature and threshold were chosen: "
-        "optimistic. Chance is the most frequent value; coverage is at a precision of 95. `agman tag` names values.\n\n"
-        + _table(["attribute", "accuracy", "chance", "macro F1", "calibration error", "coverage"], rows)
+        "optimistic. Chance is the most frequent value; coverage is at a precision of 95; value MAP is of searches "
+        "by a value's name. `agman tag` names values, `agman search --value` finds them.\n\n"
+        + _table([*header, "value MAP", "its chance"], rows)
     )
 
 

@@ -23,11 +23,14 @@ SINCE, BECAUSE = "champion.since", "champion.because"
 """Tags of a version that is or was champion: the date, and why it became that."""
 RESTORED = "restored"
 """Result of the decision for a version that is champion again."""
-ABOUT = """Embeds pictures of {dataset}: one vector for each attribute, whose cosine is the similarity under it.
-
-Each training registers a version. `champion` is the one to use, `challenger` the newest candidate. `agman promote`
-scores both on the same queries of the test split: the challenger becomes champion if it beats chance and the champion
-beyond noise, and no attribute falls by more than a tolerance. A version's page has its card and its last decision."""
+ABOUT = (
+    "Embeds pictures of {dataset}: one vector for each attribute, whose cosine is the similarity under it.\n\n"
+    "Each training registers a version. `champion` is the one to use, `challenger` the newest candidate. "
+    "`agman promote` scores both on the same queries of the test split: the challenger becomes champion if it beats "
+    "chance and the champion beyond noise, and no attribute falls by more than a tolerance. A version's page has its "
+    "card and its last decision."
+)
+"""First paragraphs of a registered model's description; MLflow's pages break lines where the text does."""
 WORDS = {
     "promoted": "Promoted on {date}",
     "forced": "Promoted by force on {date}",

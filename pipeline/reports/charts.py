@@ -149,7 +149,7 @@ def scatter(title: str, points: np.ndarray, groups: Sequence[str]) -> Chart:
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
     counts = ", ".join(f"{name} {count}" for name, count in Counter(groups).most_common())
     return chart(title, f"Map of {len(groups)} embeddings under {title}, by value: {counts}", draw, (5.2, 3.2))

@@ -150,8 +150,9 @@ def _curves(comparison: Comparison) -> charts.Chart | None:
             axes.plot(steps, [100 * v for v in values], dash, label=SYSTEMS[key].title, **look)
         charts.show_chance(axes, theme, comparison.valid_chance)
         axes.set(xlabel="step", ylabel="valid MAP × 100", xlim=(0, None))
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+        axes.figure.legend(loc="outside lower left")
 
+    size = (4.8, 2.9 + 0.2 * len(histories))  # the legend is below, a line for each system
     last = ", ".join(f"{SYSTEMS[key].title} {100 * one[-1][1]:.2f}" for key, one in histories.items())
     alt = f"Validation MAP over steps, one training each; at the end {last}"
-    return charts.chart("Validation MAP", f"{alt}, chance {100 * comparison.valid_chance:.2f}", draw, (8.0, 3.6))
+    return charts.chart("Validation MAP", f"{alt}, chance {100 * comparison.valid_chance:.2f}", draw, size)

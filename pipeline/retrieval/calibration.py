@@ -23,7 +23,10 @@ def calibration_pictures(images: str | Path, embedder: Embedder) -> list[np.ndar
 
     Raises InputError if fewer than LEAST can be read.
     """
-    source = find_source(images)
+    try:
+        source = find_source(images)
+    except InputError as error:
+        raise InputError(str(error).replace("--images", "--int8", 1)) from error
     rows = np.linspace(0, len(source.pictures) - 1, min(CALIBRATION, len(source.pictures))).round().astype(int)
     reader = PictureEmbedder(embedder, source.root, source.column, os.cpu_count() or 1)
     read = [one for one in reader.read(source.pictures.take(pa.array(rows))) if isinstance(one, np.ndarray)]

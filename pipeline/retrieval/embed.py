@@ -3,9 +3,12 @@
     gallery = embed_images("models:/agman-fashionai@champion", "photographs/", "gallery")
 
 The pictures are divided into shards, in their order. A worker, which is a Ray actor, loads the model once, embeds one
-shard after another and writes a Parquet file for each. A command that continues a killed one embeds the shards
-that have no file, and the gallery appears under its name when all shards are complete. Every picture passes the
-backbone once, for all attributes.
+shard after another and writes its rows into the gallery's matrices, then a file with the names of the rows. A command
+that continues a killed one embeds the shards that have no such file, and the gallery appears under its name when all
+shards are complete. Every picture passes the backbone once, for all attributes.
+
+Pictures that cannot be read leave gaps in the matrices: a shard's rows begin at its first picture. They are closed at
+the end.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from ray.util import ActorPool
 
 from agman.embedder import BATCH, Embedder
 from agman.memory import keep_freed_memory
@@ -32,24 +34,27 @@ from agman.tagger import TAGGER, Tagger
 from data_prep.atomic import is_full, replace_folder, restore
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError, StorageError
-from data_prep.packing import TRIES, check_shared, count_try
+from data_prep.packing import TRIES, count_try
 from data_prep.progress import Progress, silent
+from data_prep.shared import Shared
 from data_prep.storage import Storage
+from pipeline.cluster.pool import each_on_workers
 from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
 from pipeline.common.console import say
-from pipeline.common.errors import JobFailed
 from pipeline.common.lock import locked
 from pipeline.evaluation.few import validation_queries
 from pipeline.registry.loading import load_with_tagger, shown
-from pipeline.retrieval.gallery import DESCRIPTION, Gallery, GalleryInfo, write_gallery
+from pipeline.retrieval.gallery import DESCRIPTION, Gallery, GalleryInfo, describe, write_names
 from pipeline.retrieval.image_sources import IMAGES, Source, find_source
+from pipeline.retrieval.matrices import compact_vectors, create_vectors, write_vectors
 from pipeline.retrieval.picture_embedder import REJECTS, PictureEmbedder
-from pipeline.retrieval.states import EMBEDDINGS, REJECTS_FILE, SKIPPED_FILE, SOURCE_FILE
+from pipeline.retrieval.states import REJECTS_FILE, SKIPPED_FILE, SOURCE_FILE
 
 SHARD = 512
 """Pictures that are embedded and written together; a killed worker repeats at most as many."""
 STATE = "_partial"
-"""Folder below an unfinished gallery with its fingerprint, rejects and counts of attempts."""
+"""Folder below an unfinished gallery with its fingerprint, and for each shard the names of its rows, its rejects and
+the count of its attempts."""
 FINGERPRINT, LOCK = f"{STATE}/plan", "lock"
 SKIPPED = pa.schema([("file", pa.string()), ("detail", pa.string())])
 Model = tuple[Any, dict[str, Any], str]
@@ -108,7 +113,7 @@ def embed_images(
                 shards = embed_shards(
                     staging, info.fingerprint, source, (network, description, precision), workers, progress
                 )
-                _finish(staging, info, shards, source)
+                finish(staging, info, shards, source)
             shutil.rmtree(staging / STATE, ignore_errors=True)
             add_prototypes(staging, tagger)
             (staging / LOCK).unlink()
@@ -214,9 +219,9 @@ def _is_complete(staging: Path, info: GalleryInfo) -> bool:
         return False
 
 
-def part_file(number: int) -> str:
-    """Return the path of a shard's embeddings, relative to the gallery."""
-    return f"{EMBEDDINGS}/part-{number:05d}.parquet"
+def names_file(number: int) -> str:
+    """Return the path of the names of a shard's rows, relative to the gallery; its matrices have these rows."""
+    return f"{STATE}/names-{number:05d}.parquet"
 
 
 def _rejects_file(number: int) -> str:
@@ -232,7 +237,7 @@ def embed_shards(
 ) -> int:
     """Embed the shards of a source that have no file in `staging`, and return the number of shards.
 
-    Raises InputError if a node of the cluster does not see the pictures, JobFailed for an error of a worker.
+    Raises InputError if a node of the cluster does not see the pictures, StorageError for an error of a worker.
 
     Args:
         staging: folder for the files of the shards.
@@ -244,42 +249,50 @@ def embed_shards(
     """
     with ray_session():
         on_gpu, cpus = gpus_for(workers), cpus_for(workers)
-        _clear_stale(staging, plan)
-        check_shared(source.root.local, Storage(staging), FINGERPRINT, plan)
+        network, description, _ = model
+        begin(staging, plan, len(source.pictures), len(description["attributes"]), network.embedding_dim)
+        root = source.root.local
+        shared = Shared(Storage(staging), FINGERPRINT, plan, {"images": root} if root else {})
+        shared.check_nodes()
         shards = [source.pictures.slice(start, SHARD) for start in range(0, len(source.pictures), SHARD)]
-        missing = [number for number in range(len(shards)) if not (staging / part_file(number)).exists()]
+        missing = [number for number in range(len(shards)) if not (staging / names_file(number)).exists()]
         done = len(source.pictures) - sum(len(shards[number]) for number in missing)
         title = f"pictures embedded (continuing: {done:,} were done)" if done else "pictures embedded"
         advance = progress(title, len(source.pictures))
         advance(done)
         if missing:
             worker = ray.remote(_RemoteWorker).options(
-                num_cpus=cpus,
-                num_gpus=float(on_gpu),
-                runtime_env=ONE_HEAP,
-                scheduling_strategy="SPREAD",
-                max_restarts=-1,  # `count_try` limits the attempts
-                max_task_retries=-1,
+                num_cpus=cpus, num_gpus=float(on_gpu), runtime_env=ONE_HEAP, scheduling_strategy="SPREAD"
             )
             loaded = [ray.put(model)]  # in a list, so that a call does not copy it
-            arguments = (Storage(staging), source.root, source.column, cpus)
-            actors = [worker.remote(*arguments) for _ in range(min(workers, len(missing)))]
-            try:
-                results = ActorPool(actors).map_unordered(
-                    lambda actor, number: actor.embed.remote(number, shards[number], loaded), missing
-                )
+            arguments = (shared, Storage(staging), source.root, source.column, cpus)
+            results = each_on_workers(
+                lambda: worker.remote(*arguments),
+                workers,
+                missing,
+                # It limits the attempts.
+                lambda actor, number: actor.embed.remote(number, number * SHARD, shards[number], loaded),
+            )
+            with closing(results):
                 for pictures, error in results:
                     if error:
-                        raise JobFailed(error)
+                        raise StorageError(error)
                     advance(pictures)
-            finally:
-                for actor in actors:
-                    ray.kill(actor)
     return len(shards)
 
 
-def _clear_stale(staging: Path, plan: str) -> None:
-    """Remove the files of another embedding, and the counts of attempts of an earlier command."""
+def begin(staging: Path, plan: str, pictures: int, attributes: int, width: int) -> None:
+    """Create the folder and its matrices, or prepare them to be continued.
+
+    The files of another embedding and the counts of attempts of an earlier command are removed.
+
+    Args:
+        staging: folder for the files of the shards.
+        plan: name of what is embedded.
+        pictures: number of pictures, with those that will be refused.
+        attributes: number N of attributes.
+        width: embedding width D.
+    """
     staging.mkdir(exist_ok=True)
     file = staging / FINGERPRINT
     if not file.exists() or file.read_text() != plan:
@@ -289,6 +302,7 @@ def _clear_stale(staging: Path, plan: str) -> None:
         Storage(file).write_bytes(plan.encode())
     for tries in (staging / STATE).glob("*.tries"):  # that command may have been stopped by anything
         tries.unlink()
+    create_vectors(staging, attributes, pictures, width)
 
 
 class _Worker:
@@ -309,15 +323,21 @@ class _Worker:
         self.pictures = PictureEmbedder(self.embedder, root, column, threads)
         self.staging = staging
 
-    def embed(self, number: int, shard: pa.Table) -> tuple[int, str | None]:
-        """Embed a shard; return its number of pictures, and the error for which the command must end."""
+    def embed(self, number: int, first: int, shard: pa.Table) -> tuple[int, str | None]:
+        """Embed a shard; return its number of pictures, and the error for which the command must end.
+
+        Args:
+            number: number of the shard.
+            first: its first row in the matrices.
+            shard: its pictures.
+        """
         error = None
         try:
             if not count_try(self.staging / _tries_file(number)):
                 raise StorageError(
                     f"pictures {shard['image'][0]} to {shard['image'][-1]}: {TRIES} workers died of them"
                 )
-            self._embed(number, shard)
+            self._embed(number, first, shard)
         except StorageError as failed:
             error = str(failed)
         except OSError as failed:
@@ -325,52 +345,58 @@ class _Worker:
             error = f"{self.staging}: {why}, and the same command continues"
         return len(shard), error
 
-    def _embed(self, number: int, shard: pa.Table) -> None:
-        """Write the rejects of a shard, then its embeddings, which mark the shard as complete."""
+    def _embed(self, number: int, first: int, shard: pa.Table) -> None:
         embedded, details = [], []
         for start in range(0, len(shard), BATCH):
             vectors, of_batch = self.pictures.embed(shard.slice(start, BATCH))
             embedded.append(vectors)
             details += of_batch
-        detail = pa.array(details, pa.string())
-        rejects = shard.append_column("detail", detail).filter(detail.is_valid())
-        with (self.staging / _rejects_file(number)).atomic_file() as file:
-            pq.write_table(rejects.cast(REJECTS), file)
-        table = with_vectors(shard.filter(detail.is_null()), np.concatenate(embedded), self.embedder.attributes)
-        with (self.staging / part_file(number)).atomic_file() as file:
-            write_part(table, file)
+        write_shard(self.staging, number, first, shard, np.concatenate(embedded), details)
+
+
+def write_shard(
+    staging: Storage, number: int, first: int, shard: pa.Table, embedded: np.ndarray, details: Sequence[str | None]
+) -> None:
+    """Write the rejects and the rows of a shard, then their names, which mark the shard as complete. Raises OSError.
+
+    Args:
+        staging: folder that was begun.
+        number: number of the shard.
+        first: its first row in the matrices.
+        shard: its pictures.
+        embedded: embeddings of the pictures that were not refused, rows×N×D.
+        details: reason for which each picture was refused; None for one that was not.
+    """
+    assert staging.local, "a gallery is a local folder"
+    detail = pa.array(details, pa.string())
+    with (staging / _rejects_file(number)).atomic_file() as file:
+        pq.write_table(shard.append_column("detail", detail).filter(detail.is_valid()).cast(REJECTS), file)
+    write_vectors(staging.local, first, embedded)
+    with (staging / names_file(number)).atomic_file() as file:
+        pq.write_table(shard.filter(detail.is_null()), file)
 
 
 class _RemoteWorker:
     """Worker in a Ray actor. The model comes with the first call: Ray warns of actors with large arguments."""
 
-    def __init__(self, *arguments: Any):
-        self._arguments = arguments
+    def __init__(self, shared: Shared, *arguments: Any):
+        self._shared, self._arguments = shared, arguments
         self._worker: _Worker | None = None
 
-    def embed(self, number: int, shard: pa.Table, model: list[ray.ObjectRef]) -> tuple[int, str | None]:
+    def embed(self, number: int, first: int, shard: pa.Table, model: list[ray.ObjectRef]) -> tuple[int, str | None]:
         """Embed a shard as `_Worker.embed` does."""
+        try:
+            self._shared.check()  # this node may have joined the cluster later; every picture would be missing
+        except StorageError as error:
+            return len(shard), str(error)
         if self._worker is None:
             self._worker = _Worker(ray.get(model[0]), *self._arguments)
-        return self._worker.embed(number, shard)
-
-
-def with_vectors(pictures: pa.Table, embeddings: np.ndarray, attributes: Sequence[str]) -> pa.Table:
-    """Return the pictures with a column of vectors for each attribute."""
-    for number, name in enumerate(attributes):
-        values = pa.array(np.ascontiguousarray(embeddings[:, number]).reshape(-1))
-        pictures = pictures.append_column(name, pa.FixedSizeListArray.from_arrays(values, embeddings.shape[2]))
-    return pictures
-
-
-def write_part(table: pa.Table, file: Path) -> None:
-    """Write pictures with their vectors to a Parquet file."""
-    pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=["image"])
+        return self._worker.embed(number, first, shard)
 
 
 def embedded(staging: Path, shards: int) -> tuple[pa.Table, pa.Table]:
     """Return the pictures of complete shards that were embedded (columns of IMAGES), and those refused (REJECTS)."""
-    parts = [pq.read_table(staging / part_file(number), columns=IMAGES.names) for number in range(shards)]
+    parts = [pq.read_table(staging / names_file(number)) for number in range(shards)]
     refused = [pq.read_table(staging / _rejects_file(number)) for number in range(shards)]
     return pa.concat_tables([IMAGES.empty_table(), *parts]), pa.concat_tables([REJECTS.empty_table(), *refused])
 
@@ -392,7 +418,7 @@ def counts_of(source: Source, refused: pa.Table) -> dict[str, dict[str, int]]:
     return {"rejects": dict(sorted(reasons.items())), "skipped": dict(sorted(skipped.items()))}
 
 
-def _finish(staging: Path, info: GalleryInfo, shards: int, source: Source) -> None:
+def finish(staging: Path, info: GalleryInfo, shards: int, source: Source) -> None:
     """Write the files that make the folder a gallery. Raises InputError, and removes it, if it has no row."""
     pictures, refused = embedded(staging, shards)
     if not len(pictures):
@@ -401,13 +427,12 @@ def _finish(staging: Path, info: GalleryInfo, shards: int, source: Source) -> No
         raise InputError(f"no picture can be embedded, {len(refused):,} refused; {first['image']}: {first['detail']}")
     counts = write_seen(staging, source, refused)
     info = info.model_copy(update=counts | {"images": len(pictures)})
-    write_gallery(staging, info, pictures, blocks(staging, shards, info.attributes))
+    compact_vectors(staging, len(info.attributes), runs_of(staging, shards))
+    write_names(staging, info, pictures)
+    describe(staging, info)
 
 
-def blocks(staging: Path, shards: int, attributes: Sequence[str]) -> Iterator[np.ndarray]:
-    """Yield the embeddings of each shard, pictures×N×D."""
-    for number in range(shards):
-        table = pq.read_table(staging / part_file(number), columns=list(attributes))
-        if len(table):
-            flat = (column.combine_chunks().flatten().to_numpy() for column in table.columns)
-            yield np.stack([vectors.reshape(len(table), -1) for vectors in flat], axis=1)
+def runs_of(staging: Path, shards: int) -> list[range]:
+    """Return the rows of each complete shard in the matrices of `staging`."""
+    counts = [pq.read_metadata(staging / names_file(number)).num_rows for number in range(shards)]
+    return [range(number * SHARD, number * SHARD + count) for number, count in enumerate(counts)]

@@ -1,18 +1,21 @@
 """Approximate index of a gallery: FAISS selects candidate rows, exact scores order them.
 
-The index of an attribute is an inverted file over the vectors in 8 bits (`IVFx,SQ8`, inner product). A search takes
-the best candidates of every requested attribute, `oversample` times as many as are wanted, and scores their union
-exactly: only the selection of candidates is approximate, never a score. Both numbers of a search are chosen when the
-index is built, by recall@10 against exact search, measured on rows of the gallery itself: the smallest power of two of
-lists to visit that reaches `RECALL` under every attribute, then the smallest of `OVERSAMPLES` that reaches it under all
-attributes together.
+The index of an attribute is an inverted file over the vectors in 8 bits (`IVFx,SQ8`, inner product), which is mapped
+into memory. In a large gallery the list of a vector is found through a graph of the lists' centres, not by comparing it
+with all of them.
+
+A search takes the best candidates of every requested attribute, `oversample` times as many as are wanted, and scores
+their union exactly: only the selection of candidates is approximate, never a score. Both numbers of a search are chosen
+when the index is built, by recall@10 against exact search, measured on rows of the gallery itself: the smallest power
+of two of lists to visit that reaches `RECALL` under every attribute, then the smallest of `OVERSAMPLES` that reaches it
+under all attributes together.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from data_prep import atomic
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from pipeline.retrieval.exact import best_of, exact_scores, nearest_rows
-from pipeline.retrieval.states import INDEX
+from pipeline.retrieval.states import INDEX, UNFINISHED_INDEX
 
 DESCRIPTION = "index.json"
 RECALL, RECALL_AT = 0.97, 10
@@ -37,6 +40,8 @@ NOISE = 0.3
 """Length of the random vector that is added to a sampled row of length 1."""
 TRAINING_VECTORS = 64
 """Vectors per list that the centres of the lists are computed from."""
+GRAPH_FROM = 2_000_000
+"""Rows from which the lists' centres are in a graph; fewer are compared faster than a graph is searched."""
 BLOCK = 65_536
 """Rows added to an index at a time."""
 SEED = 0
@@ -134,7 +139,7 @@ def open_index(folder: Path, vectors: Sequence[np.ndarray]) -> ApproximateIndex 
         return None
     try:
         measured = Measured(**json.loads((path / DESCRIPTION).read_text()))
-        indexes: list[Any] = [faiss.read_index(str(path / _file(number))) for number in range(len(vectors))]
+        indexes = _opened(path, len(vectors))
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: damaged; delete it, and run `agman index` again") from error
     for index in indexes:
@@ -145,31 +150,54 @@ def open_index(folder: Path, vectors: Sequence[np.ndarray]) -> ApproximateIndex 
 def build_index(folder: Path, vectors: Sequence[np.ndarray], progress: Progress = silent) -> ApproximateIndex:
     """Build the index in `folder`, that of a gallery's state, and replace an older one once the new index is complete.
 
-    Raises InputError if the index cannot be written.
+    A call after an interrupted one continues with the attribute that it was at. Raises InputError if the index cannot
+    be written.
     """
-    rows = len(vectors[0])
-    lists = max(1, min(round(4 * math.sqrt(rows)), rows // 39))  # FAISS asks for at least 39 vectors per list
+    rows, staging = len(vectors[0]), folder / UNFINISHED_INDEX
     advance = progress("vectors indexed", rows * len(vectors))
-    indexes: list[Any] = []
-    for number, matrix in enumerate(vectors):
-        index: Any = faiss.index_factory(matrix.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed, index.cp.spherical = SEED + 1, True
-        chosen = np.random.default_rng([SEED, number]).permutation(rows)[: max(TRAINING_VECTORS * lists, 1_000)]
-        index.train(np.ascontiguousarray(matrix[np.sort(chosen)]))
-        for start in range(0, rows, BLOCK):
-            block = np.ascontiguousarray(matrix[start : start + BLOCK])
-            index.add(block)
-            advance(len(block))
-        indexes.append(index)
-    built = _choose_oversample(_choose_probes(indexes, vectors, lists), indexes, vectors)
     try:
-        with atomic.folder(folder / INDEX) as staging:
-            for number, index in enumerate(indexes):
-                faiss.write_index(index, str(staging / _file(number)))
-            (staging / DESCRIPTION).write_text(json.dumps(asdict(built.measured), indent=2) + "\n")
-    except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError if the disk is full
-        raise InputError(f"{folder}: the index cannot be written ({str(error).splitlines()[-1]})") from error
+        staging.mkdir(exist_ok=True)
+        for number, matrix in enumerate(vectors):
+            if (staging / _file(number)).exists():
+                advance(rows)
+                continue
+            index = _built(matrix, number, advance)
+            with atomic.file(staging / _file(number)) as path, path.open("wb") as file:
+                # Through Python, because FAISS misses errors of closing a file.
+                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
+            del index  # the next one needs its memory
+        indexes = _opened(staging, len(vectors))
+        built = _choose_oversample(_choose_probes(indexes, vectors, indexes[0].nlist), indexes, vectors)
+        (staging / DESCRIPTION).write_text(json.dumps(asdict(built.measured), indent=2) + "\n")
+        atomic.replace_folder(staging, folder / INDEX)
+    except OSError as error:
+        why = f"{error.strerror or error}; the same command continues"
+        raise InputError(f"{folder}: the index cannot be written: {why}") from error
+    except RuntimeError as error:  # FAISS cannot read what it is to continue with
+        raise InputError(f"{staging}: damaged; delete it, and run `agman index` again") from error
     return built
+
+
+def _built(matrix: np.ndarray, number: int, advance: Callable[[int], None]) -> Any:
+    """Return the index of an attribute, in memory."""
+    rows = len(matrix)
+    lists = max(1, min(round(4 * math.sqrt(rows)), rows // 39))  # FAISS asks for at least 39 vectors per list
+    graph = "_HNSW32" if rows >= GRAPH_FROM else ""
+    index: Any = faiss.index_factory(matrix.shape[1], f"IVF{lists}{graph},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed, index.cp.spherical = SEED + 1, True
+    chosen = np.random.default_rng([SEED, number]).permutation(rows)[: max(TRAINING_VECTORS * lists, 1_000)]
+    index.train(np.ascontiguousarray(matrix[np.sort(chosen)]))
+    for start in range(0, rows, BLOCK):
+        block = np.ascontiguousarray(matrix[start : start + BLOCK])
+        index.add(block)
+        advance(len(block))
+    return index
+
+
+def _opened(folder: Path, attributes: int) -> list[Any]:
+    """Map the indexes in `folder` into memory, one for each attribute. Raises RuntimeError for a damaged file."""
+    files = [str(folder / _file(number)) for number in range(attributes)]
+    return [faiss.read_index(file, faiss.IO_FLAG_MMAP) for file in files]
 
 
 def _choose_probes(indexes: list[Any], vectors: Sequence[np.ndarray], lists: int) -> ApproximateIndex:

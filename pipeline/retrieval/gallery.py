@@ -3,10 +3,9 @@
 A folder that `agman embed` writes:
 
     gallery.json                     source, model and counts (`GalleryInfo`)
-    embeddings/part-*.parquet        image, file, row (as in images.parquet), and a column of vectors for each attribute
     images.parquet                   image string, file string, row int64: for each row (`image_sources.IMAGES`)
-    vectors/attribute-00.npy         the same embeddings, float32 R×D, one memory-mapped file for each attribute; they
-                                     may be deleted once a vector store has them (`agman index --to`)
+    vectors/attribute-00.npy         embeddings, float32 R×D, one memory-mapped file for each attribute; they may be
+                                     deleted once a vector store has them (`agman index --to`)
     store.json                       the vector store that has them, if one has (`store_index.py`)
     index/                           the approximate index, if one was built (`agman index`)
     tagger.safetensors               the model's prototypes, for searches by value, if it has some
@@ -24,7 +23,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -44,6 +42,7 @@ from pipeline.common.lock import locked
 from pipeline.retrieval.dataset_rows import DatasetRows, Described
 from pipeline.retrieval.exact import NORM_ERROR, exact_scores, nearest_rows
 from pipeline.retrieval.image_sources import IMAGES, Kind, inside, read_cells
+from pipeline.retrieval.matrices import create_vectors, open_vectors, write_vectors
 from pipeline.retrieval.states import COLUMNS_FILE, IMAGES_FILE, NAME, STORE_FILE, VECTORS, Hold
 from pipeline.retrieval.stores import Layout
 
@@ -471,17 +470,6 @@ def weights_of(attributes: Attributes) -> list[float]:
     return weights
 
 
-def vectors_file(number: int) -> str:
-    """Return the path of the matrix of an attribute, relative to the gallery."""
-    return f"{VECTORS}/attribute-{number:02d}.npy"
-
-
-def open_vectors(state: Path, attributes: int) -> list[np.ndarray]:
-    """Map the matrices of a state into memory, one for each attribute. Raises OSError or ValueError."""
-    files = [state / vectors_file(number) for number in range(attributes)]
-    return [np.load(file, mmap_mode="r").view(np.ndarray) for file in files]  # memmaps are slow to slice
-
-
 def write_gallery(folder: Path, info: GalleryInfo, images: pa.Table, blocks: Iterable[np.ndarray]) -> None:
     """Write the files that a search needs into an existing folder, the description last. Arguments as `write_rows`."""
     write_rows(folder, info, images, blocks)
@@ -497,22 +485,20 @@ def write_rows(state: Path, info: GalleryInfo, images: pa.Table, blocks: Iterabl
         images: one line for each row, with the columns of IMAGES.
         blocks: embeddings of consecutive rows under all attributes, in the order of `images`; each rows×N×D.
     """
-    (state / VECTORS).mkdir(exist_ok=True)
-    header = {"descr": "<f4", "fortran_order": False, "shape": (info.images, info.width)}
+    create_vectors(state, len(info.attributes), info.images, info.width)
     rows = 0
-    with ExitStack() as stack:
-        # Not memory-mapped: on a full disk, a write to a mapped file kills the process.
-        files = [
-            stack.enter_context((state / vectors_file(number)).open("wb")) for number in range(len(info.attributes))
-        ]
-        for file in files:
-            np.lib.format.write_array_header_1_0(file, header)
-        for block in blocks:
-            for number, file in enumerate(files):
-                file.write(np.ascontiguousarray(block[:, number], "<f4").data)
-            rows += len(block)
-    if rows != info.images or len(images) != info.images:
-        raise ValueError(f"{info.images} images described, {len(images)} named, {rows} embedded")
+    for block in blocks:
+        write_vectors(state, rows, block)
+        rows += len(block)
+    if rows != info.images:
+        raise ValueError(f"{info.images} images described, {rows} embedded")
+    write_names(state, info, images)
+
+
+def write_names(state: Path, info: GalleryInfo, images: pa.Table) -> None:
+    """Write the names of a gallery's rows, one line for each, with the columns of IMAGES."""
+    if len(images) != info.images:
+        raise ValueError(f"{info.images} images described, {len(images)} named")
     pq.write_table(images.cast(IMAGES), state / IMAGES_FILE)
 
 

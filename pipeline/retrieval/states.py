@@ -19,7 +19,9 @@ from data_prep.atomic import BEING_WRITTEN
 PREFIX = "state-"
 NAME = rf"({PREFIX}\d{{6}})?"
 """Regular expression of the name of a state; empty for the files beside `gallery.json`."""
-EMBEDDINGS, VECTORS, INDEX = "embeddings", "vectors", "index"
+VECTORS, INDEX, UNFINISHED_INDEX = "vectors", "index", "index.partial"
+EMBEDDINGS = "embeddings"
+"""Folder of galleries of an earlier version: their vectors a second time, as Parquet files."""
 IMAGES_FILE = "images.parquet"
 """File of every state that its readers lock."""
 REJECTS_FILE, SKIPPED_FILE, SOURCE_FILE = "rejects.parquet", "skipped.parquet", "source.parquet"
@@ -28,7 +30,10 @@ STORE_FILE = "store.json"
 """Record of a vector store that has the gallery; beside `gallery.json`, not in a state."""
 TAGGER_FILE = "tagger.safetensors"
 """Name of the file of prototypes. It equals agman.tagger.TAGGER, whose import would take torch's time."""
-FILES = (VECTORS, EMBEDDINGS, INDEX, REJECTS_FILE, SKIPPED_FILE, SOURCE_FILE, COLUMNS_FILE, TAGGER_FILE, IMAGES_FILE)
+FILES = (
+    *(VECTORS, EMBEDDINGS, INDEX, UNFINISHED_INDEX, REJECTS_FILE, SKIPPED_FILE, SOURCE_FILE),
+    *(COLUMNS_FILE, TAGGER_FILE, IMAGES_FILE),
+)
 """Files and folders of a state; the locked file is the last to be removed."""
 
 

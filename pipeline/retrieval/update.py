@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,13 +32,13 @@ from pipeline.registry.loading import load_with_tagger, shown
 from pipeline.retrieval import embed
 from pipeline.retrieval.columns import Catalogue
 from pipeline.retrieval.dataset_rows import shown_names
-from pipeline.retrieval.gallery import Gallery, GalleryInfo, describe, open_vectors, write_rows
+from pipeline.retrieval.gallery import Gallery, GalleryInfo, describe, write_rows
 from pipeline.retrieval.image_sources import IMAGES, Source, find_source
+from pipeline.retrieval.matrices import open_vectors
 from pipeline.retrieval.picture_embedder import REJECTS
 from pipeline.retrieval.search import embedder_of
 from pipeline.retrieval.states import (
     COLUMNS_FILE,
-    EMBEDDINGS,
     IMAGES_FILE,
     INDEX,
     REJECTS_FILE,
@@ -286,11 +286,10 @@ def _written(
         if columns is not None:
             pq.write_table(columns, state / COLUMNS_FILE)
         if np.array_equal(origin_r, np.arange(len(gallery))):
-            _link(gallery.files, state, EMBEDDINGS, VECTORS, INDEX)
+            _link(gallery.files, state, VECTORS, INDEX)
             pq.write_table(images, state / IMAGES_FILE)
         else:
-            blocks = _merged(gallery, origin_r, embed.blocks(staging, shards, info.attributes))
-            write_rows(state, info, images, _with_parts(state, images, blocks, info.attributes))
+            write_rows(state, info, images, _merged(gallery, origin_r, _embedded(staging, shards, info)))
             if (gallery.files / INDEX).exists():
                 from pipeline.retrieval.faiss_index import build_index
 
@@ -355,6 +354,13 @@ def _fingerprint(gallery: Gallery, source: Source, kept: np.ndarray) -> str:
     return hashlib.sha256("\n".join([of_source, *names]).encode()).hexdigest() if names else of_source
 
 
+def _embedded(staging: Path, shards: int, info: GalleryInfo) -> Iterator[np.ndarray]:
+    """Yield the embeddings of each shard in `staging`, pictures×N×D."""
+    vectors = open_vectors(staging, len(info.attributes)) if shards else []
+    for run in embed.runs_of(staging, shards):
+        yield np.stack([matrix[run.start : run.stop] for matrix in vectors], axis=1)
+
+
 def _merged(gallery: Gallery, origin_r: np.ndarray, fresh: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield the embeddings of the new state, some rows×N×D at a time: old ones, and the next fresh one for each NEW."""
     next_fresh = (row for block in fresh for row in block)
@@ -366,19 +372,6 @@ def _merged(gallery: Gallery, origin_r: np.ndarray, fresh: Iterator[np.ndarray])
             block[old, number] = gallery.matrix(number)[origin[old]]
         for row in np.flatnonzero(~old):
             block[row] = next(next_fresh)
-        yield block
-
-
-def _with_parts(
-    state: Path, images: pa.Table, blocks: Iterator[np.ndarray], attributes: Sequence[str]
-) -> Iterator[np.ndarray]:
-    """Write the blocks to the state's Parquet files too, as they pass."""
-    (state / EMBEDDINGS).mkdir()
-    start = 0
-    for number, block in enumerate(blocks):
-        table = embed.with_vectors(images.slice(start, len(block)), block, attributes)
-        embed.write_part(table, state / embed.part_file(number))
-        start += len(block)
         yield block
 
 

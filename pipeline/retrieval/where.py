@@ -228,7 +228,7 @@ def _truth(table: pa.Table, one: Operand) -> Mask:
 
 
 def _compare(table: pa.Table, sign: str, first: Operand, second: Operand) -> Mask:
-    one, other = _cells(table, first), _cells(table, second)
+    one, other = _cells(table, first), _cells(table, second, " (a text has quotes, as in 'X')")
     if isinstance(first, Literal) and isinstance(second, Literal):
         raise InputError(f"where: {_shown(first)} and {_shown(second)} are both values; compare a column with a value")
     one, other = _as_date(first, one, other.type), _as_date(second, other, one.type)
@@ -245,11 +245,11 @@ def _column(table: pa.Table, one: Operand) -> pa.ChunkedArray:
     return _cells(table, one)
 
 
-def _cells(table: pa.Table, one: Operand) -> pa.ChunkedArray | pa.Scalar:
+def _cells(table: pa.Table, one: Operand, hint: str = "") -> pa.ChunkedArray | pa.Scalar:
     if isinstance(one, Literal):
         return pa.scalar(one.value)
     if one.name not in table.column_names:
-        raise InputError(f"where: no column {one.name!r}; {nearest(one.name, table.column_names)}")
+        raise InputError(f"where: no column {one.name!r}{hint}; {nearest(one.name, table.column_names)}")
     return table[one.name]
 
 

@@ -24,6 +24,7 @@ class Unavailable(Exception):
 
 STARTING = "the service is starting; try again in a few seconds"
 BUSY = "the service is busy; try again"
+LOST = "the process that worked on this has ended; try again"
 
 
 class Replicas:
@@ -95,7 +96,9 @@ class Replicas:
             return await getattr(self._handle, method).remote(*arguments)
         except BackPressureError as error:
             raise Unavailable(BUSY) from error
-        except (RayActorError, RayServeException) as error:
+        except RayActorError as error:
+            raise Unavailable(LOST) from error
+        except RayServeException as error:
             raise Unavailable(STARTING) from error
         except RayTaskError as error:
             raise error.cause from None

@@ -24,10 +24,12 @@ from ray.serve.handle import DeploymentHandle
 
 from data_prep.cluster import ray_session
 from data_prep.errors import InputError
+from data_prep.shared import Shared
+from data_prep.storage import Storage
 from pipeline.cluster.resources import ONE_HEAP, cpus_for, gpus_for
 from pipeline.common.console import say
 from pipeline.common.errors import JobFailed, reason
-from pipeline.retrieval.gallery import Gallery
+from pipeline.retrieval.gallery import DESCRIPTION, Gallery, read_info
 from pipeline.serving.access import Access, is_loopback
 from pipeline.serving.app import serving
 from pipeline.serving.backends import served_embedder
@@ -120,6 +122,7 @@ def _replicas(path: Path, model: str | None, options: Options) -> Iterator[Deplo
     """Run the replicas on Ray Serve during the block. Raises JobFailed if they do not start."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     _check_alone()
+    _check_nodes(path, model)
     on_gpu, cpus = gpus_for(options.replicas, "--replicas"), cpus_for(options.replicas, "--replicas")
     if model and Path(model).exists():
         model = str(Path(model).absolute())
@@ -147,6 +150,17 @@ def _replicas(path: Path, model: str | None, options: Options) -> Iterator[Deplo
         stopping = threading.Thread(target=_end_ray_serve, daemon=True)
         stopping.start()
         stopping.join(SHUTDOWN_SECONDS)
+
+
+def _check_nodes(path: Path, model: str | None) -> None:
+    """Raise InputError if a node does not see the gallery, or the folder of its model."""
+    folder = Path(model or read_info(path).model)
+    Shared(
+        Storage(path),
+        DESCRIPTION,
+        (path / DESCRIPTION).read_text("utf-8"),
+        {"model": folder} if folder.is_dir() else {},
+    ).check_nodes()
 
 
 def _end_ray_serve() -> None:

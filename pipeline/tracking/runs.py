@@ -152,11 +152,14 @@ class Run:
         client = MlflowClient(self.uri)
         now = _milliseconds()
         try:
+            unknown = {name for _, metrics in points for name in metrics} - logged.keys()
+            begun = client.get_run(self.run_id).data.metrics if unknown else {}
             new = []
             for step, metrics in points:
                 for name, value in metrics.items():
                     if name not in logged:
-                        logged[name] = {point.step for point in client.get_metric_history(self.run_id, name)}
+                        before = client.get_metric_history(self.run_id, name) if name in begun else ()
+                        logged[name] = {point.step for point in before}
                     if step not in logged[name]:
                         logged[name].add(step)
                         new.append(Metric(name, float(value), now, step))

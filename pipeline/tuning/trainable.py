@@ -28,7 +28,7 @@ from pipeline.config.schema import make_config
 from pipeline.evaluation.validation import METRIC
 from pipeline.inference.latency import milliseconds_an_image
 from pipeline.training.build import steps_of
-from pipeline.training.checkpoints import Checkpoints, Saver
+from pipeline.training.checkpoints import Checkpoints, Saver, Snapshot
 from pipeline.training.trainer import NonFiniteBatch, Training, WorkerContext
 
 CHECKPOINTS, WORKER = "checkpoints", "worker"
@@ -94,6 +94,21 @@ Report = Callable[[dict[str, Any]], None]
 """Report of an epoch's metrics to Ray Tune."""
 
 
+class _TrialSaver(Saver):
+    """A saver that leaves out the end of the last epoch, from which nothing continues.
+
+    A process that is killed after that and before its report is heard trains the epoch once more.
+    """
+
+    def __init__(self, training: Training, kept: Checkpoints):
+        super().__init__(kept, training.config.checkpoint_every, start=training.step)
+        self._training = training
+
+    def save(self, take: Callable[[], Snapshot]) -> None:
+        if not self._training.ended:
+            super().save(take)
+
+
 def _here(number: int, settings: dict[str, Any], job: TrialJob, report: Report) -> None:
     config = make_config(settings)
     worker = WorkerContext(device="cuda" if job.gpus and torch.cuda.is_available() else "cpu", threads=job.cpus)
@@ -104,7 +119,7 @@ def _here(number: int, settings: dict[str, Any], job: TrialJob, report: Report) 
             training.load(folder)
         if not training.step_in_epoch:  # the driver may not have heard of this epoch's end
             report(result_of(training, latest.metrics, job.against))
-    saver = Saver(kept, config.checkpoint_every, start=training.step)
+    saver = _TrialSaver(training, kept)
     try:
         training.run(saver=saver, epoch_end=lambda end: report(result_of(training, end.metrics, job.against)))
     except NonFiniteBatch as error:

@@ -69,6 +69,7 @@ from pipeline.tuning.study import (
     Plan,
     StudyRecord,
     Trial,
+    best_of,
     front_of,
     trials_in,
 )
@@ -388,7 +389,8 @@ def _tidy(job: TrialJob, record: StudyRecord) -> None:
 
 
 def _show_progress(bar: tqdm, record: StudyRecord) -> None:
-    trials, best = record.trials, record.best
+    trials = record.trials
+    best = best_of(trials)
     states = Counter(trial.state for trial in trials)
     note = ", ".join(f"{states[state]} {state}" for state in (RUNNING, DONE, PRUNED, FAILED) if states[state])
     if best:

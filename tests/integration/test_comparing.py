@@ -13,7 +13,7 @@ import torchvision
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Browser
 from support.commands import agman_exit_code
-from support.pages import cut_off, inaccessible, open_page
+from support.pages import cut_off, inaccessible, open_page, small_charts
 
 from agman.bootstrap import Difference
 from agman.pooled import PooledFeatures
@@ -145,7 +145,7 @@ def test_the_page(compared: Comparison, browser: Browser) -> None:
         page = opened.page
         assert page.locator("tbody tr").count() == 3 and "not photographs" in page.text_content("header")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
-        assert cut_off(page) == [] and inaccessible(page) == []
+        assert cut_off(page) == [] and small_charts(page) == [] and inaccessible(page) == []
         assert page.eval_on_selector_all("img", "all => all.every(one => one.alt && one.naturalWidth)")
         assert opened.console == [] and opened.asked_for == [file.as_uri()]
         page.close()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser
-from support.galleries import NAMES, jpeg, make_gallery, unit
+import torch
+from playwright.sync_api import Browser, expect
+from support.galleries import NAMES, add_prototypes, jpeg, make_gallery, unit
 from support.pages import inaccessible, open_page
 
 from pipeline.reports.copies import write_copies
@@ -23,6 +24,26 @@ def page(tmp_path: Path) -> Path:
     for row in range(15):
         (folder / f"{row:03d}.png").write_bytes(jpeg(row, size=(40, 120)))
     return write_copies(find_copies(Gallery.open(folder), 0.99), tmp_path / "out")
+
+
+def test_the_same_photograph_is_apart_and_values_are_named(browser: Browser, tmp_path: Path) -> None:
+    """Pictures 0 and 1 agree; 2 and 3 are one photograph; the model names what the first two agree in."""
+    folder = make_gallery(tmp_path / "g", np.repeat(unit(2, 3, 8), 2, axis=0))
+    add_prototypes(folder, {"collar": ("round", "square")}, 8)
+    for row in range(4):
+        (folder / f"{row:03d}.png").write_bytes(jpeg(min(row, 2)))
+    gallery = Gallery.open(folder)
+    file = write_copies(find_copies(gallery, 0.99), tmp_path / "out")
+    page = open_page(browser, file).page
+    for title, names in (("Pictures that agree", ["000", "001"]), ("The same photograph", ["002", "003"])):
+        page.get_by_role("link", name=title).press("Enter")
+        expect(page.locator(":target h2")).to_have_text(title)
+        group = page.locator(":target .group")
+        expect(group.locator("figcaption")).to_contain_text(names)
+    namer = gallery.tagger.namers["collar"]  # type: ignore[union-attr]
+    named = namer.values[int(namer.probabilities(torch.tensor(gallery.matrix(0)[:1])).argmax())]
+    expect(page.locator(".group").first.locator(".trait").first).to_contain_text(f"collar {named}")
+    assert inaccessible(page) == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])

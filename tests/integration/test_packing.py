@@ -14,6 +14,7 @@ from support.datasets import SIZE, make_images, make_photographs
 from data_prep import packing
 from data_prep.errors import InputError
 from data_prep.packing import MARKER, pack
+from data_prep.shared import Shared
 from data_prep.storage import Storage
 
 
@@ -28,14 +29,17 @@ def test_this_process_and_ray_pack_the_same_bytes(tmp_path: Path) -> None:
     images = make_images(tmp_path / "root", 64)
     root = (tmp_path / "root").resolve()
     (root / "9.jpg").write_text("no picture")
-    job = partial(packing._pack_shard, root=root, image_size=SIZE)
     by_ray, here = Storage(tmp_path / "ray"), Storage(tmp_path / "here")
     pack(images, root, by_ray, SIZE, seed=1)
     shards = list(packing._plan(images, seed=1))
     assert len(shards) == 4
-    assert [row["images"] for row in packing._packed_here(shards, partial(job, storage=here))] == [13, 17, 17, 17]
+    plan = (by_ray / MARKER).read_bytes()
+    (here / MARKER).write_bytes(plan)
+    shared = Shared(here, MARKER, plan.decode(), {packing.IMAGES: root})
+    job = partial(packing._pack_shard, shared=shared, image_size=SIZE)
+    assert [row["images"] for row in packing._packed_here(shards, job)] == [13, 17, 17, 17]
     names = set(here.files())
-    assert names == set(by_ray.files()) - {MARKER}
+    assert names == set(by_ray.files())
     assert all((here / name).read_bytes() == (by_ray / name).read_bytes() for name in names)
 
 

@@ -76,6 +76,7 @@ def told_to_come_back(answer: httpx.Response, why: str) -> bool:
 
 
 STARTING = "the service is starting; try again in a few seconds"
+LOST = "the process that worked on this has ended; try again"
 
 
 def test_while_no_replica_answers_all_requests_get_503_at_once() -> None:
@@ -93,8 +94,8 @@ def test_while_no_replica_answers_all_requests_get_503_at_once() -> None:
             await asyncio.sleep(0.05)
             replica.alive.clear()
             replica.ended.set()
-            for answer in await asyncio.gather(*waiting):
-                assert told_to_come_back(answer, STARTING)
+            for answer, why in zip(await asyncio.gather(*waiting), (LOST, STARTING), strict=True):
+                assert told_to_come_back(answer, why)
             assert (await get("/healthz")).json()["status"] == "starting"
             replica.ended.clear()
             replica.alive.set()

@@ -506,11 +506,17 @@ def keeps_what_stands_until_the_answer(page: Page) -> None:
     expect(page.locator(".hit")).to_have_count(10)
 
 
-def test_while_a_replica_is_replaced_requests_are_told_to_come_back(address: str) -> None:
+def test_while_a_replica_is_replaced_requests_are_told_to_come_back(address: str, browser: Browser) -> None:
     """The last test of the fixture's service that needs a replica at once."""
+    page = browser.new_page()
+    page.goto(address)
+    expect(page.locator(".hit")).to_have_count(PICTURES)
     (replica,) = [one for one in psutil.process_iter(["cmdline"]) if is_replica_of(one, os.getpid())]
     replica.kill()
     killed = time.monotonic()
+    page.locator(".pick").first.click()
+    expect(page.locator("#status")).to_have_text("The service is starting; try again in a few seconds.")
+    expect(page.locator(".hit")).to_have_count(0)
     codes = set()
     while time.monotonic() < killed + 60:
         answer = httpx.post(f"{address}/search", **upload(jpeg(1), NAMES), timeout=5)
@@ -527,6 +533,9 @@ def test_while_a_replica_is_replaced_requests_are_told_to_come_back(address: str
         time.sleep(0.1)
     assert codes == {503, "starting"} or codes == {503, "starting", 200}
     assert httpx.post(f"{address}/search", **upload(jpeg(1), NAMES), timeout=5).status_code == 200
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".hit")).to_have_count(10)
+    page.close()
 
 
 def is_replica_of(process: psutil.Process, driver: int) -> bool:

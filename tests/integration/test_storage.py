@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from support.commands import Agman
 from support.datasets import SIZE, make_photographs, prepare_small, recorded
+from support.embedding import embed_here
+from support.galleries import jpeg, random_model
 from support.s3_server import Bucket
 
+import agman
+from data_prep import dataset as dataset_module
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError, StorageError
 from data_prep.storage import Storage
 from pipeline.cli.options import PATH_OR_URI
+from pipeline.retrieval import embed
+from pipeline.retrieval.gallery import Gallery
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +40,9 @@ def with_keys(uri: str) -> str:
     return uri.replace("s3://", "s3://access:sesame@")
 
 
-def test_a_dataset_in_an_object_store_equals_the_local_one(bucket: Bucket, photographs: Path, tmp_path: Path) -> None:
+def test_a_dataset_in_an_object_store_equals_the_local_one(
+    bucket: Bucket, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = prepare_small(photographs, tmp_path / "out")
     remote = prepare_small(photographs, with_keys(bucket.uri("data")))
     assert remote.info == local.info
@@ -38,7 +52,11 @@ def test_a_dataset_in_an_object_store_equals_the_local_one(bucket: Bucket, photo
     for split in ("train", "test"):
         assert local.triplets(split).columns().keys() == remote.triplets(split).columns().keys()
         ids = local.images[local.images["split"] == split]["image_id"].to_numpy()
-        assert torch.equal(ImageStore(local, split, SIZE).read(ids), ImageStore(remote, split, SIZE).read(ids))
+        pictures = ImageStore(local, split, SIZE).read(ids)
+        assert torch.equal(ImageStore(remote, split, SIZE).read(ids), pictures)
+        with monkeypatch.context() as patch:
+            patch.setattr(dataset_module, "BUFFER", 0)
+            assert torch.equal(ImageStore(remote, split, SIZE, threads=2).read(ids), pictures)
     again = Dataset(pickle.loads(pickle.dumps(remote.storage)))
     np.testing.assert_array_equal(again.triplets("train", 1).anchor, local.triplets("train", 1).anchor)
     with pytest.raises(InputError, match=r"s3://bucket/data: exists; .*--overwrite"):
@@ -86,6 +104,37 @@ def test_a_preparation_keeps_files_that_it_did_not_make(bucket: Bucket, photogra
     bucket.write("data/dataset.json", b"{}")
     prepare_small(photographs, with_keys(bucket.uri("data")), overwrite=True)
     assert bucket.read("data/thesis.tex") == b"years of work"
+
+
+def test_a_gallery_and_its_columns_come_from_an_object_store(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agman_here: Agman
+) -> None:
+    """Pictures and prices are two Parquet tables there; a condition leaves what the prices say."""
+    monkeypatch.setattr(embed, "embed_shards", embed_here)
+    model = agman.save_model(tmp_path / "model", *random_model(["collar", "skirt"]))
+    names = [f"{number:02d}" for number in range(5)]
+    bucket.write("pictures/0.parquet", parquet(id=names, image=[jpeg(number) for number in range(5)]))
+    bucket.write("prices.parquet", parquet(sku=[*names[:4], "99"], price=[10, 60, 20, 30, 1], brand=[*"XXYXX"]))
+    columns = ("--columns", bucket.uri("prices.parquet"))
+    done = agman_here("embed", model, "--images", bucket.uri("pictures"), "--out", "g", *columns)
+    assert done.code == 0, done.err
+    (tmp_path / "query.jpg").write_bytes(jpeg(2))
+    asked = ("search", "g", "--query", "query.jpg", "--attribute", "collar", "--json")
+    found = agman_here(*asked, "--where", "brand = 'X' and price < 50")
+    assert found.code == 0, found.err
+    hits = {hit["image"]: hit["columns"]["price"] for hit in json.loads(found.out.splitlines()[-1])["hits"]}
+    assert hits == {"00": 10, "03": 30}
+    bucket.write("prices.parquet", parquet(sku=names, price=[70, 70, 20, 30, 40], brand=[*"XXYXX"]))
+    assert agman_here("embed", "--into", "g", "--images", bucket.uri("pictures"), *columns).code == 0
+    assert Gallery.open(tmp_path / "g").rows_where("brand = 'X' and price < 50").tolist() == [3, 4]
+    gone = agman_here("embed", "--into", "g", "--columns", bucket.uri("gone.parquet"))
+    assert gone.code == 2 and len(gone.err.splitlines()) == 1 and "gone.parquet" in gone.err
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("form", ["file://{}", "local://{}"])

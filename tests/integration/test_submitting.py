@@ -78,11 +78,13 @@ def accepts_jobs(address: str) -> bool:
 
 def test_a_command_runs_on_the_cluster_and_its_log_is_followed(head: str, tmp_path: Path) -> None:
     made = tmp_path / "drawn"
-    done = submit("--address", head, "--", "sample", "fashionai", "--out", made, "--images", 9, "--json")
+    origin = {"AGMAN_USER": "ana", "AGMAN_COMMIT": "c0ffee"}
+    done = submit("--address", head, "--", "sample", "fashionai", "--out", made, "--images", 9, "--json", **origin)
     assert done.code == 0, done.err
     assert '"images": 9' in done.out
-    assert re.search(rf"job raysubmit_\w+ at {head}", done.err)
-    assert len(list(made.rglob("*.jpg"))) == 9
+    job = re.search(rf"job (raysubmit_\w+) at {head}", done.err)
+    assert job and len(list(made.rglob("*.jpg"))) == 9
+    assert client(head).get_job_info(job[1]).runtime_env == {"env_vars": origin}
 
 
 def client(head: str) -> JobSubmissionClient:

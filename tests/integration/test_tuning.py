@@ -19,13 +19,17 @@ from support.commands import agman_exit_code
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
+from data_prep.storage import Storage
 from pipeline.cli.tune import show_study
 from pipeline.common.errors import JobFailed
 from pipeline.config.schema import make_config
 from pipeline.reports.study.page import write_study_report
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.trainer import Training, WorkerContext
 from pipeline.tuning.ray_tune import MAX_KILLS, _Suggester
 from pipeline.tuning.spaces import Space, find_space
 from pipeline.tuning.study import front_of
+from pipeline.tuning.trainable import _TrialSaver
 from pipeline.tuning.tune import FRUITLESS_ROUNDS, StudyResult, tune
 
 CONFIG = make_config(
@@ -105,6 +109,16 @@ def test_every_trial_is_recorded_once_in_every_place(result: StudyResult, store:
             assert len(trial.history) < 3 and re.match(
                 r"ASHA: MAP 0\.\d{4} \(chance 0\.\d{4}\) after epoch ", trial.reason
             )
+
+
+def test_a_trial_saves_every_epoch_but_its_last(dataset: Dataset, tmp_path: Path) -> None:
+    training = Training(CONFIG, dataset, WorkerContext())
+    kept = Checkpoints(Storage(tmp_path), keep_best=CONFIG.epochs)
+    saver = _TrialSaver(training, kept)
+    training.run(saver=saver)
+    saver.finish()
+    assert training.epoch == CONFIG.epochs
+    assert [checkpoint.epoch for checkpoint in kept.complete()] == list(range(1, CONFIG.epochs))
 
 
 def test_the_best_setting_is_trained_in_full_scored_once_and_registered(result: StudyResult, dataset: Dataset) -> None:

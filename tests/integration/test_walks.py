@@ -27,7 +27,7 @@ SMALLER = {
     r"--triplets \d+": "--triplets 64",
     r"\bepochs=\d+": "epochs=1",
     r"--workers \d+": "--workers 1",
-    r"--trials \d+": "--trials 1 --repeats 0",
+    r"--trials \d+": "--trials 1",
     r"--preset strong": "--preset strong backbone=tiny weights=none batch_size=96 threads=1",
 }
 """Smaller numbers for the quick walk. Each training starts processes, which is what takes the time."""

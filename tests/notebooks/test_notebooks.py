@@ -20,5 +20,7 @@ def test_it_runs_and_draws(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    texts = [str(one.get("text", "")) for cell in notebook.cells for one in cell.get("outputs", [])]
+    assert not [text for text in texts if "Warning" in text]
     pictures = [one for cell in notebook.cells for one in cell.get("outputs", []) if "image/png" in one.get("data", {})]
     assert len(pictures) >= 3

@@ -25,7 +25,7 @@ IMAGES = 600
 SMALLER = {
     r"--image-size \d+": "--image-size 64",
     r"--triplets \d+": "--triplets 128",
-    r"\bepochs=\d+": "max_steps=3 threads=1",
+    r"\b(epochs|max_steps)=\d+": "max_steps=3 threads=1",
     r"--trials \d+": "--trials 2",
     r"--precision 0\.95": "--precision 0.5",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from support.nodes import nodes, started  # noqa: F401
 from support.trainings import command, longer, undisturbed  # noqa: F401
 
 from data_prep.cluster import ray_session

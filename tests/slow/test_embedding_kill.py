@@ -1,8 +1,10 @@
-"""A killed `agman embed` continues."""
+"""A killed `agman embed` continues, and one whose node dies goes on."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,38 +14,121 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.galleries import jpeg, random_model
+from support.nodes import Nodes, environment
 
 import agman
-from pipeline.retrieval import embed
 from pipeline.retrieval.embed import embed_images
 from pipeline.retrieval.gallery import Gallery
 
+pytestmark = pytest.mark.slow
+SHARD, SHARDS = 32, 60
+JOB = """
+import sys
+from pipeline.cli import main
+from pipeline.retrieval import embed
+embed.SHARD = int(sys.argv.pop(1))
+main()
+"""
 
-@pytest.mark.slow
-def test_a_killed_embedding_continues(tmp_path: Path) -> None:
-    model = str(agman.save_model(tmp_path / "model", *random_model(["collar", "skirt"])))
-    root = tmp_path / "many"
-    root.mkdir()
-    for number in range(3 * embed.SHARD):
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(agman.save_model(tmp_path_factory.mktemp("made") / "model", *random_model(["collar", "skirt"])))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    for number in range(SHARD * SHARDS):
         (root / f"{number:05d}.jpg").write_bytes(jpeg(number))
-    program = Path(sys.executable).with_name("agman")
-    command = [str(program), "embed", model, "--images", str(root), "--out", str(tmp_path / "g")]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    killed = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    written = tmp_path / ".g.partial" / "embeddings"
-    deadline = time.monotonic() + 180
-    while not list(written.glob("*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    done = {file.name: file.stat().st_mtime_ns for file in written.glob("*.parquet")}
-    assert 0 < len(done) < 3 and not (tmp_path / "g").exists()
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-    assert again.returncode == 0, again.stderr
-    after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "g/embeddings").iterdir()}
-    assert done.items() <= after.items()
-    undisturbed = embed_images(model, root, tmp_path / "undisturbed")
-    assert list(Gallery.open(tmp_path / "g").images) == list(undisturbed.images)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: str, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    return embed_images(model, pictures, tmp_path_factory.mktemp("undisturbed") / "g")
+
+
+def check(made: Gallery, undisturbed: Gallery) -> None:
+    """Check that no row is missing, twice, or another one."""
+    assert list(made.images) == list(undisturbed.images)
     for number in range(2):
-        name = f"vectors/attribute-{number:02d}.npy"
-        assert np.array_equal(np.load(tmp_path / "g" / name), np.load(undisturbed.folder / name))
+        assert np.array_equal(made.matrix(number), undisturbed.matrix(number))
+
+
+def start(address: str, *arguments: object) -> subprocess.Popen[str]:
+    """Run `agman embed` with small shards in a process of its own."""
+    command = [sys.executable, "-c", JOB, str(SHARD), "embed", *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment(address), start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(parts: int, written: Path, running: subprocess.Popen[str]) -> list[Path]:
+    """Wait until so many shards are written; return their files."""
+    deadline = time.monotonic() + 180
+    while len(files := list(written.glob("names-*.parquet"))) < parts and running.poll() is None:
+        assert time.monotonic() < deadline, "the embedding did not get on"
+        time.sleep(0.005)
+    return files
+
+
+def test_a_killed_embedding_continues(model: str, pictures: Path, undisturbed: Gallery, tmp_path: Path) -> None:
+    arguments = (model, "--images", pictures, "--out", tmp_path / "g")
+    killed = start("local", *arguments)
+    written = tmp_path / ".g.partial" / "_partial"
+    wait_for(1, written, killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    done = list(written.glob("names-*.parquet"))
+    assert 0 < len(done) < SHARDS and not (tmp_path / "g").exists()
+    again = start("local", *arguments)
+    _, said = again.communicate(timeout=180)
+    assert again.returncode == 0, said
+    assert f"continuing: {len(done) * SHARD:,} were done" in said
+    check(Gallery.open(tmp_path / "g"), undisturbed)
+
+
+def test_a_killed_update_leaves_the_old_state_and_continues(
+    model: str, pictures: Path, undisturbed: Gallery, tmp_path: Path
+) -> None:
+    """It replaces one picture, removes one, and adds the others."""
+    root, gallery = tmp_path / "pictures", tmp_path / "g"
+    root.mkdir()
+    for name in ("00001.jpg", "gone.jpg"):
+        (root / name).write_bytes(jpeg(9_999, (50, 40)))
+    before = embed_images(model, root, gallery).matrix(0).copy()
+    shutil.copytree(pictures, root, dirs_exist_ok=True)
+    (root / "gone.jpg").unlink()
+    arguments = ("--into", gallery, "--remove-missing", "--workers", 2)
+    killed = start("local", *arguments)
+    written = gallery / ".update.partial" / "_partial"
+    wait_for(1, written, killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    done = list(written.glob("names-*.parquet"))
+    assert 0 < len(done) < SHARDS
+    assert list(Gallery.open(gallery).images) == ["00001.jpg", "gone.jpg"]
+    assert np.array_equal(Gallery.open(gallery).matrix(0), before)
+    again = start("local", *arguments)
+    _, said = again.communicate(timeout=180)
+    assert again.returncode == 0, said
+    assert re.search(r"continuing: [\d,]+ were done", said)
+    assert f"{SHARD * SHARDS - 1:,} added, 1 replaced, 1 removed, 0 unchanged" in said
+    check(Gallery.open(gallery), undisturbed)
+    assert sorted(one.name for one in gallery.iterdir()) == ["gallery.json", "lock", "state-000001"]
+
+
+def test_a_node_dies_while_it_embeds(
+    model: str, pictures: Path, undisturbed: Gallery, tmp_path: Path, nodes: Nodes
+) -> None:
+    both = [nodes.add(), nodes.add()]
+    running = start(nodes.address, model, "--images", pictures, "--out", tmp_path / "g", "--workers", 2)
+    written = tmp_path / ".g.partial" / "_partial"
+    wait_for(2, written, running)
+    nodes.wait_for_work(both, "ray::_RemoteWorker.embed")
+    nodes.kill(both[0])
+    assert len(list(written.glob("names-*.parquet"))) < SHARDS, "the node died too late"
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
+    check(Gallery.open(tmp_path / "g"), undisturbed)

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from support.datasets import make_photographs, recorded
+from support.nodes import Nodes, environment
 from support.trainings import descendants
 
 from data_prep import packing
@@ -63,9 +65,9 @@ def undisturbed(photographs: Path, small_shards: None, tmp_path_factory: pytest.
 
 
 class Preparing:
-    """`agman prep` in its own process, with its own Ray session."""
+    """`agman prep` in its own process, with its own Ray session or on the cluster at an address."""
 
-    def __init__(self, root: Path, out: Path):
+    def __init__(self, root: Path, out: Path, address: str = "local"):
         options = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
         self.partial = out.parent / f".{out.name}.partial"
         self.process = subprocess.Popen(
@@ -83,7 +85,7 @@ class Preparing:
                 *options,
             ],
             cwd=out.parent,
-            env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+            env=environment(address),
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -156,6 +158,23 @@ def test_killed_again_and_again(photographs: Path, tmp_path: Path, undisturbed: 
     assert "images already packed" in err
     assert Dataset(out).info.digest == undisturbed
     assert {shard: (out / shard).stat().st_mtime_ns for shard in finished} == finished
+
+
+def test_a_node_dies_while_it_packs(photographs: Path, tmp_path: Path, undisturbed: str, nodes: Nodes) -> None:
+    both = [nodes.add(), nodes.add()]
+    running = Preparing(photographs, tmp_path / "out", nodes.address)
+    running.wait_for(shards=3)
+    nodes.wait_for_work(both, "ray::MapBatches")
+    nodes.kill(both[0])
+    assert len(running.records()) < IMAGES // SHARD, "the node died too late"
+    err = running.finish()
+    assert running.process.returncode == 0, err
+    made = Dataset(tmp_path / "out")
+    assert made.info.digest == undisturbed
+    packed = [
+        pq.read_table(file, columns=["image_id"])["image_id"] for file in (tmp_path / "out/packed").rglob("*.parquet")
+    ]
+    assert sorted(number for one in packed for number in one.to_pylist()) == list(range(IMAGES))
 
 
 def test_ctrl_c_keeps_what_is_packed(photographs: Path, tmp_path: Path, undisturbed: str) -> None:

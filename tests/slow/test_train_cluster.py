@@ -5,26 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ray.cluster_utils import Cluster
+from support.nodes import Nodes
 from support.s3_server import Bucket
 from support.trainings import (
-    MARK,
     STEPS,
     STEPS_AN_EPOCH,
     Command,
     Undisturbed,
     check,
-    descendants,
-    marked,
     processes,
     run_of,
     trainings,
@@ -34,63 +29,6 @@ from data_prep.errors import StorageError
 from pipeline.training.checkpoints import MARKER, Checkpoints
 
 pytestmark = pytest.mark.slow
-
-
-class Nodes:
-    """A Ray cluster: a head without CPUs, on which the drivers run, and nodes of one CPU each."""
-
-    def __init__(self) -> None:
-        # A port of its own: this process has another Ray, whose dashboard has the usual one.
-        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.address: str = self.cluster.address
-
-    def add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1)
-
-    def workers(self, node: Any) -> list[int]:
-        """Return the ids of the training processes on a node."""
-        return processes("ray::RayTrainWorker", _raylet(node))
-
-    def kill(self, node: Any) -> None:
-        """Kill the raylet and all that it started (SIGKILL), like a power cut."""
-        lost = [_raylet(node), *descendants(_raylet(node))]
-        for process in lost:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        self.cluster.remove_node(node, allow_graceful=False)
-
-    def clear(self) -> None:
-        for node in list(self.cluster.worker_nodes):
-            self.kill(node)
-
-
-def _raylet(node: Any) -> int:
-    return node.all_processes["raylet"][0].process.pid
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[Nodes]:
-    with pytest.MonkeyPatch.context() as patch:
-        mark = secrets.token_hex(8)
-        patch.setenv(MARK, mark)
-        nodes = Nodes()
-        yield nodes
-        nodes.clear()
-        nodes.cluster.shutdown()
-        deadline = time.monotonic() + 60
-        while (left := marked(mark)) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        for process in left:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        assert not left, "processes that outlive their cluster"
-
-
-@pytest.fixture
-def nodes(started: Nodes) -> Iterator[Nodes]:
-    yield started
-    started.clear()
 
 
 def test_a_killed_node_is_replaced_by_another(

@@ -62,6 +62,17 @@ def cut_off(page: Page) -> list[str]:
     return found
 
 
+def small_charts(page: Page) -> list[str]:
+    """Return the charts whose text, which is drawn in 10 points, has less than 8 pixels on a phone."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    script = (
+        "() => [...document.querySelectorAll('.chart img')].map(one => [one.alt, one.clientWidth / one.naturalWidth])"
+    )
+    charts = page.evaluate(script)
+    assert charts, "no chart to look at"
+    return [alt for alt, scale in charts if scale * 10 * 96 / 72 < 8]
+
+
 def inaccessible(page: Page) -> list[str]:
     """Return what axe-core has against a page by WCAG 2 A and AA: wide and on a phone, light and dark."""
     from axe_playwright_python.sync_playwright import Axe

@@ -25,6 +25,7 @@ from pipeline.tuning.study import DONE, ENDED, HISTORY, METRIC, OBJECTIVES, PRIO
 FEWEST = 5
 """Fewest scored trials from which importances are computed."""
 LONGEST_LEGEND, LONGEST = 12, 40
+MOST_TICKS = 15
 EPOCH = "epoch"
 TITLES = {
     "pareto": "Pareto front",
@@ -154,11 +155,15 @@ def _map(trial: FrozenTrial) -> float:
 
 
 def _json(figure: Any, name: str) -> str:
-    figure.update_layout(title=None, template="plotly_white", margin={"t": 30, "r": 30})
+    above = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}  # beside it, half of a phone would be legend
+    figure.update_layout(title=None, template="plotly_white", margin={"t": 40, "r": 30}, legend=above)
     if name == "parallel":
-        figure.update_layout(width=max(700, 110 * len(figure.layout.xaxis.ticktext or ())))
+        columns = len(figure.layout.xaxis.ticktext or ())
+        figure.update_layout(width=max(700, 110 * columns), margin={"r": 110})  # slanted names end right of their axis
     if name == "curves":
         figure.update_xaxes(title_text=EPOCH).update_yaxes(title_text=label(METRIC))
+    if name in ("history", "curves") and max(max(line.x, default=0) for line in figure.data) <= MOST_TICKS:
+        figure.update_xaxes(dtick=1)  # there is no half of a trial or of an epoch
     return str(figure.to_json()).replace("<", "\\u003c")  # the JSON stands in a script element
 
 

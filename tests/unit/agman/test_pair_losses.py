@@ -126,7 +126,7 @@ def test_a_batch_without_positive_pairs_has_finite_losses_and_gradients(name: st
 
 
 def test_an_unknown_pair_loss_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of supervised_contrastive, multi_similarity, semi_hard_triplet, not 'x'"):
+    with pytest.raises(ValueError, match=f"one of {', '.join(PAIR_LOSSES)}, not 'x'"):
         pair_loss("x")
 
 

@@ -19,6 +19,7 @@ from data_prep import packing, pictures
 from data_prep.annotation import REASONS
 from data_prep.encoding import Packed, Refused, pack_image
 from data_prep.packing import MARKER, pack
+from data_prep.shared import Shared
 from data_prep.storage import Storage
 
 GREY = 128
@@ -343,15 +344,14 @@ def test_packed_shards_are_kept_if_their_input_is_unchanged(tmp_path: Path, smal
         assert all(file.stat().st_mtime_ns > before[name] for name, file in files.items() if file.exists())
 
 
-def test_the_path_that_a_worker_does_not_see_is_named(tmp_path: Path) -> None:
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "a.jpg").touch()
-    here = Storage(tmp_path / "other")
-    root = tmp_path / "root"
-    assert "but it is not seen" in str(packing._invisible(root, here, MARKER, "x"))
-    (here / MARKER).write_bytes(b"y")
-    assert "but another folder of this name is" in str(packing._invisible(root, here, MARKER, "x"))
-    assert packing._invisible(root, here, MARKER, "y") is None
+def test_a_machine_without_the_images_packs_nothing_and_refuses_none(tmp_path: Path, small_shards: None) -> None:
+    images = make_images(tmp_path / "root", 8)
+    out = Storage(tmp_path / "out")
+    (out / MARKER).write_bytes(b"plan")
+    shared = Shared(out, MARKER, "plan", {packing.IMAGES: tmp_path / "elsewhere"})
+    (told,) = packing._pack_shard(packing._block(next(iter(packing._plan(images, 0)))), shared, SIZE).to_pylist()
+    assert told["error"].startswith(f"{tmp_path / 'elsewhere'}: not there, or empty")
+    assert list(out.files()) == [MARKER]
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(tmp_path: Path, small_shards: None) -> None:
@@ -360,6 +360,8 @@ def test_a_shard_that_kills_its_workers_is_given_up(tmp_path: Path, small_shards
     shard = next(iter(packing._plan(images, seed=0)))
     for _ in range(packing.TRIES):
         assert packing.count_try(out / shard.record.replace(".json", ".tries"))
-    told = packing._pack_shard(packing._block(shard), tmp_path / "root", out, SIZE).to_pylist()
+    (out / MARKER).write_bytes(b"plan")
+    shared = Shared(out, MARKER, "plan", {packing.IMAGES: tmp_path / "root"})
+    told = packing._pack_shard(packing._block(shard), shared, SIZE).to_pylist()
     assert "4 workers died of it" in told[0]["error"]
     pack(images, (tmp_path / "root").resolve(), out, SIZE, seed=0)  # a new call counts anew

@@ -19,6 +19,7 @@ from PIL import Image
 from support.datasets import NECKS, SIZE, TINY, make_photographs, prepare_small, recorded, sample_here
 
 from data_prep import atomic, packing, tables
+from data_prep import dataset as dataset_module
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.staging import atomic_dataset, replaced_folder, staging_folder
@@ -138,6 +139,27 @@ def test_each_worker_holds_only_the_images_it_asks_for(dataset: Dataset) -> None
     assert torch.equal(store.read(ids[[3]]), ImageStore(dataset, "train", SIZE).read(ids[[3]]))
     with pytest.raises(KeyError, match="was not loaded"):
         store.read(ids[[8]])
+
+
+@pytest.mark.parametrize("part", [0.0, 0.4])
+def test_images_beyond_the_buffer_are_read_from_their_shards(
+    tmp_path: Path, part: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "SHARD", 20)
+    monkeypatch.setattr(packing, "ROW_GROUP", 5)
+    dataset = prepare_small(make_photographs(tmp_path / "raw", n=60), tmp_path / "out")
+    whole = ImageStore(dataset, "train", SIZE)
+    size = os.fstat(whole._file.fileno()).st_size
+    monkeypatch.setattr(dataset_module, "BUFFER", int(part * size))
+    bounded = ImageStore(dataset, "train", SIZE, threads=2)
+    assert os.fstat(bounded._file.fileno()).st_size <= part * size
+    assert (bounded._shard >= 0).any() and (bounded._shard == dataset_module.COPIED).any() == (part > 0)
+    np.testing.assert_array_equal(bounded.image_ids, whole.image_ids)
+    assert torch.equal(bounded.read(whole.image_ids[::-1]), whole.read(whole.image_ids[::-1]))
+    bounded._opened.cache_clear()
+    shutil.rmtree(dataset.path)
+    with pytest.raises(InputError, match=r"train/part-\d{5}.parquet: missing or damaged"):
+        bounded.read(whole.image_ids)
 
 
 def test_after_a_full_disk_the_same_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ import click
 import pytest
 from PIL import Image
 from support.commands import Agman
+from support.pages import read_page, text, with_class
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
@@ -42,6 +42,7 @@ def test_the_bare_command_shows_the_help(agman_here: Agman) -> None:
     assert done.code == 2
     assert "Commands:" in done.err
     assert len(done.err.splitlines()) > 8
+    assert "..." not in done.err.partition("Commands:")[2], "a sentence is cut off in a terminal of 80 columns"
 
 
 def test_the_proposals_continue_the_command_and_the_dataset_keeps_it(agman_here: Agman, tmp_path: Path) -> None:
@@ -73,7 +74,8 @@ def test_the_proposals_continue_the_command_and_the_dataset_keeps_it(agman_here:
     assert done.code == 0 and f"{MEANING}; --test-share and --query-share make more" in done.err
     kept = Dataset(tmp_path / "out").info.command
     assert sorted(shlex.split(kept)) == sorted(found)
-    assert html.escape(kept, quote=False).replace("'", "&#39;") in (tmp_path / "out" / "report.html").read_text()
+    (shown,) = with_class(read_page(tmp_path / "out" / "report.html"), "command")
+    assert text(shown) == kept
 
 
 def test_help_and_refusals_import_nothing_heavy() -> None:

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shlex
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -46,9 +47,10 @@ def test_sentences_fit_a_line_of_120_characters_and_no_gap_is_left(page: str) ->
 
 
 def commands() -> list[tuple[str, str]]:
-    """Return (page, line) for every `agman` command in a shell block; continued lines are joined."""
+    """Return (page, line) for every `agman` command in a shell block, or in a container; lines are joined."""
     blocks = [(page, code) for page, text in PAGES.items() for kind, code in FENCED.findall(text) if kind == "sh"]
     lines = [(page, line) for page, code in blocks for line in code.replace("\\\n", " ").splitlines()]
+    lines = [(page, re.sub(r"^docker run .*? agman(:\w+)? ", "agman ", line)) for page, line in lines]
     return [(page, line) for page, line in lines if line.startswith("agman ")]
 
 
@@ -118,6 +120,15 @@ def test_every_python_name_exists(page: str, name: str) -> None:
 def test_the_attributes_file_of_the_photographs_is_the_one_that_the_page_shows() -> None:
     shown = [code for kind, code in FENCED.findall(PAGES["docs/photographs.md"]) if kind == "yaml"]
     assert shown == [(ROOT / "docs" / "garments.yaml").read_text(encoding="utf-8")]
+
+
+def test_the_rooms_are_shown_in_the_order_that_the_check_holds() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (held,) = [one["layers"] for one in contracts if one.get("containers") == ["pipeline"]]
+    shown = [code.splitlines() for kind, code in FENCED.findall(PAGES["docs/architecture.md"]) if kind == "text"]
+    assert [line.removesuffix(" | embedder") for line in held] in shown
 
 
 def test_the_index_links_every_page() -> None:

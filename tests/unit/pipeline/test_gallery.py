@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support.full_disk import NAMESPACE, needs_namespace
 from support.galleries import NAMES, make_gallery, unit
 
 from data_prep.errors import InputError
-from pipeline.retrieval import exact
+from pipeline.retrieval import exact, faiss_index
 from pipeline.retrieval.exact import nearest_rows
 from pipeline.retrieval.faiss_index import OVERSAMPLES, recall_of, sample_queries
 from pipeline.retrieval.gallery import Gallery
@@ -183,6 +188,74 @@ def test_an_index_takes_as_many_candidates_as_a_sum_of_attributes_needs(tmp_path
     exact, found = (gallery.search(queries, NAMES, 10, approximate)[1] for approximate in (False, True))
     assert recall_of(found, exact) >= 0.95
     assert Gallery.open(gallery.folder).index.measured == measured
+
+
+def test_a_large_gallery_finds_its_lists_through_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_index, "GRAPH_FROM", 3000)
+    gallery = Gallery.open(make_gallery(tmp_path / "g", unit(3000, 1, 16)))
+    assert gallery.build_index().measured.recall >= 0.97
+    queries = sample_queries(gallery.matrix(0), 100, 7)[:, None]
+    exact, found = (gallery.search(queries, NAMES[:1], 10, approximate)[1] for approximate in (False, True))
+    assert recall_of(found, exact) >= 0.95
+    index = faiss.read_index(str(gallery.folder / "index" / "attribute-00.faiss"))
+    assert isinstance(faiss.downcast_index(index.quantizer), faiss.IndexHNSW)
+
+
+def test_an_interrupted_index_continues_with_the_attribute_it_was_at(tmp_path: Path) -> None:
+    gallery = Gallery.open(make_gallery(tmp_path / "g", unit(300, 3, 8)))
+    advances: list[int] = []
+
+    def interrupt(title: str, total: int):  # type: ignore[no-untyped-def]
+        def advance(done: int) -> None:
+            advances.append(done)
+            if len(advances) == 2:
+                raise KeyboardInterrupt
+
+        return advance
+
+    with pytest.raises(KeyboardInterrupt):
+        gallery.build_index(interrupt)
+    with pytest.raises(InputError, match="has no approximate index"):
+        _ = Gallery.open(gallery.folder).index
+    first = gallery.folder / "index.partial" / "attribute-00.faiss"
+    written = first.stat().st_ino
+    measured = gallery.build_index().measured
+    assert (gallery.folder / "index" / "attribute-00.faiss").stat().st_ino == written, "it is not built again"
+    assert not first.parent.exists() and Gallery.open(gallery.folder).index.measured == measured
+    assert recall_of(*(gallery.search(unit(9, 3, 8, seed=1), NAMES, 10, way)[1] for way in (True, False))) >= 0.9
+
+
+FULL_DISK = """
+import os, subprocess, sys
+from pathlib import Path
+gallery, disk = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
+subprocess.run(["cp", "-a", gallery, disk], check=True)
+into, ballast, room = Path(disk, "g"), Path(disk, "ballast"), os.statvfs(disk)
+ballast.write_bytes(bytes(room.f_bavail * room.f_frsize - 120_000))  # an index of the gallery has 3 x 90,000 bytes
+from pipeline.cli import run
+print(run(["index", str(into)]), sorted(file.name for file in (into / "index.partial").iterdir()))
+first = (into / "index.partial" / "attribute-00.faiss").stat().st_ino
+ballast.unlink()
+print(run(["index", str(into)]), (into / "index" / "attribute-00.faiss").stat().st_ino == first)
+"""
+
+
+@needs_namespace
+def test_an_index_on_a_full_disk_is_one_line_and_continues(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    folder = make_gallery(tmp_path / "g", unit(3000, 3, 16))
+    done = subprocess.run(
+        [*NAMESPACE, sys.executable, "-c", FULL_DISK, folder, tmp_path / "disk"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.splitlines() == ["2 ['attribute-00.faiss']", "0 True"], done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if "No space left on device" in line]
+    assert len(errors) == 1 and "the same command continues" in errors[0], done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_approximate_index_reports_its_recall_and_scores_exactly(tmp_path: Path) -> None:

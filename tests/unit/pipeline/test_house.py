@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,38 @@ def test_constraints_have_every_requirement() -> None:
 
 def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+IMAGES = (ROOT / "Dockerfile", ROOT / "cluster" / "kubernetes" / "Dockerfile")
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.parent.name)
+def test_what_an_image_copies_and_installs_exists_and_is_not_ignored(image: Path) -> None:
+    text = image.read_text(encoding="utf-8")
+    copied = [words.split()[:-1] for words in re.findall(r"^COPY (?:--\S+ )*(.+)$", text, re.MULTILINE)]
+    assert copied and all((ROOT / source).exists() for sources in copied for source in sources)
+    extras = re.search(r"/agman\[([\w,]+)\]", text)
+    assert not extras or set(extras[1].split(",")) <= set(PROJECT["optional-dependencies"])
+    ignored = [line for line in Path(f"{image}.dockerignore").read_text().splitlines() if not line.startswith("#")]
+    needed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    lost = [file for file in needed if any(_ignores(pattern, file) for pattern in ignored)]
+    assert not lost
+    assert "pyproject.toml" in needed
+
+
+def _ignores(pattern: str, file: str) -> bool:
+    """Return whether a pattern of .dockerignore leaves out a file: by its name or a folder's, with `**/` in any."""
+    parts = Path(file).parts
+    names = parts if pattern.startswith("**/") else parts[:1]
+    return any(fnmatch(name, pattern.removeprefix("**/")) for name in names)
+
+
+def test_the_image_is_made_in_the_steps_of_the_page() -> None:
+    page, text = (ROOT / "docs/installing.md").read_text(encoding="utf-8"), IMAGES[0].read_text(encoding="utf-8")
+    (pinned,) = re.findall(r"grep -E '.+?'", text)
+    assert pinned in page
+    arguments = set(re.findall(r"--build-arg (\w+)=", page))
+    assert arguments and arguments <= set(re.findall(r"^ARG (\w+)=", text, re.MULTILINE))
 
 
 def test_the_images_torch_is_the_tested_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from support.datasets import SIZE, sample_here
 from torch import Tensor
 
 import agman
+from data_prep import dataset as dataset_module
 from data_prep.batches import batches_per_epoch, plan_epoch
 from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
@@ -158,6 +160,19 @@ def test_a_resumed_training_ends_as_an_undisturbed_one(
     assert [(step, without_times(metrics)) for step, metrics in ran.training.points] == [
         (step, without_times(metrics)) for step, metrics in undisturbed.ran.training.points
     ]
+
+
+def test_a_dataset_larger_than_the_buffer_trains_and_resumes_the_same(
+    dataset: Dataset, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_module, "BUFFER", 0)
+    stores: list[ImageStore] = []
+    fill = ImageStore._fill
+    monkeypatch.setattr(ImageStore, "_fill", lambda store, *rest: stores.append(store) or fill(store, *rest))  # type: ignore[func-returns-value]
+    stopped = start(dataset).run(stop_after=STEPS + 2)
+    resumed = resume(dataset, write(stopped.training, tmp_path / "stopped")).run()
+    same(resumed.state, undisturbed.state)
+    assert len(stores) == 4 and {os.fstat(store._file.fileno()).st_size for store in stores} == {0}
 
 
 def test_what_is_learned_besides_the_model_is_restored(dataset: Dataset, tmp_path: Path) -> None:

@@ -341,4 +341,5 @@ def test_a_card_shows_what_prototypes_name_if_there_are_some(made: tuple, model:
     card = write_card("agman-x", network.config, description, valid, {})
     one = made[1][description["attributes"][0]]
     assert f"| {description['attributes'][0]} | {100 * one.accuracy:.2f} | {100 * one.chance:.2f} |" in card
+    assert f"| {100 * one.value_map:.2f} | {100 * one.value_chance:.2f} |" in card
     assert "## Naming values" not in write_card("agman-x", network.config, description, {}, {})

@@ -106,7 +106,7 @@ def test_columns_are_compared_with_each_other_and_dates_with_texts() -> None:
     ("condition", "message"),
     [
         ("prise < 50", "no column 'prise'; did you mean 'price'?"),
-        ("brand = X", "no column 'X'; known: brand, price, stock, new"),
+        ("brand = X", r"no column 'X' \(a text has quotes, as in 'X'\); known: brand, price, stock, new"),
         ("brand = 5", "brand = 5 compares text with a number"),
         ("price > 'much'", "price > 'much' compares a number with text"),
         ("stock in (1, 'x')", "stock = 'x' compares a number with text"),
@@ -202,6 +202,7 @@ def test_columns_are_joined_by_the_name_and_have_kinds(tmp_path: Path, form: int
         ("name\n000.png\n", "has no column beside 'name'"),
         ("name,price\n000.png,1,2\n", "line 2 cannot be read: 000.png,1,2"),
         ("", "has no rows"),
+        ("name,price", "has no rows"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, content: str, message: str) -> None:
