@@ -48,8 +48,6 @@ STATE = "_partial"
 """Folder of an unfinished dataset: the records of packed shards, and the fingerprint of their input."""
 MARKER = f"{STATE}/fingerprint"
 BOX = ("x0", "y0", "x1", "y1")
-IMAGES = "images"
-"""Name of the folder of pictures among those that all nodes must see."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +209,9 @@ def _run(shards: list[Shard], root: Path, storage: Storage, image_size: int, fin
 
     Up to IN_PROCESS images are packed in this process, more by Ray.
     """
-    shared = Shared(storage, MARKER, fingerprint, {IMAGES: root})
-    job = partial(_pack_shard, shared=shared, image_size=image_size)
+    local = any("://" not in path for shard in shards for path in shard.rows["path"])
+    shared = Shared(storage, MARKER, fingerprint, {"images": root} if local else {})
+    job = partial(_pack_shard, root=root, shared=shared, image_size=image_size)
     if sum(len(shard.rows) for shard in shards) <= IN_PROCESS:
         results = _packed_here(shards, job)
     else:
@@ -253,10 +252,10 @@ def _block(shard: Shard) -> pa.Table:
     return pa.table(columns | {"shard": same})
 
 
-def _pack_shard(rows: pa.Table, shared: Shared, image_size: int) -> pa.Table:
+def _pack_shard(rows: pa.Table, root: Path, shared: Shared, image_size: int) -> pa.Table:
     """Write one shard and then its record. Returns one row: the number of images, and an error message or None."""
     name, error = rows["shard"][0].as_py(), None
-    root, storage = shared.folders[IMAGES], shared.storage
+    storage = shared.storage
     try:
         shared.check()  # this node may have joined the cluster later; every image would be missing
         if not count_try(storage / _record_of(name).replace(".json", ".tries")):

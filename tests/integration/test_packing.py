@@ -35,8 +35,8 @@ def test_this_process_and_ray_pack_the_same_bytes(tmp_path: Path) -> None:
     assert len(shards) == 4
     plan = (by_ray / MARKER).read_bytes()
     (here / MARKER).write_bytes(plan)
-    shared = Shared(here, MARKER, plan.decode(), {packing.IMAGES: root})
-    job = partial(packing._pack_shard, shared=shared, image_size=SIZE)
+    shared = Shared(here, MARKER, plan.decode(), {"images": root})
+    job = partial(packing._pack_shard, root=root, shared=shared, image_size=SIZE)
     assert [row["images"] for row in packing._packed_here(shards, job)] == [13, 17, 17, 17]
     names = set(here.files())
     assert names == set(by_ray.files())

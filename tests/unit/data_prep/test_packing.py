@@ -348,8 +348,9 @@ def test_a_machine_without_the_images_packs_nothing_and_refuses_none(tmp_path: P
     images = make_images(tmp_path / "root", 8)
     out = Storage(tmp_path / "out")
     (out / MARKER).write_bytes(b"plan")
-    shared = Shared(out, MARKER, "plan", {packing.IMAGES: tmp_path / "elsewhere"})
-    (told,) = packing._pack_shard(packing._block(next(iter(packing._plan(images, 0)))), shared, SIZE).to_pylist()
+    root = tmp_path / "elsewhere"
+    shared = Shared(out, MARKER, "plan", {"images": root})
+    (told,) = packing._pack_shard(packing._block(next(iter(packing._plan(images, 0)))), root, shared, SIZE).to_pylist()
     assert told["error"].startswith(f"{tmp_path / 'elsewhere'}: not there, or empty")
     assert list(out.files()) == [MARKER]
 
@@ -361,7 +362,8 @@ def test_a_shard_that_kills_its_workers_is_given_up(tmp_path: Path, small_shards
     for _ in range(packing.TRIES):
         assert packing.count_try(out / shard.record.replace(".json", ".tries"))
     (out / MARKER).write_bytes(b"plan")
-    shared = Shared(out, MARKER, "plan", {packing.IMAGES: tmp_path / "root"})
-    told = packing._pack_shard(packing._block(shard), shared, SIZE).to_pylist()
+    root = tmp_path / "root"
+    shared = Shared(out, MARKER, "plan", {"images": root})
+    told = packing._pack_shard(packing._block(shard), root, shared, SIZE).to_pylist()
     assert "4 workers died of it" in told[0]["error"]
     pack(images, (tmp_path / "root").resolve(), out, SIZE, seed=0)  # a new call counts anew

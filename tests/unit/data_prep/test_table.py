@@ -403,12 +403,12 @@ def test_every_line_of_a_table_of_junk_is_a_row_or_a_reject(
     file = tmp_path_factory.mktemp("junk") / "t.csv"
     text = "c1,c2\n" + "".join(words)
     file.write_bytes(text.encode())
-    with opened(file) as found:
-        try:
+    try:
+        with opened(file) as found:
             read = found.read(["c1", "c2"])
-        except InputError as error:
-            assert "has no rows" in str(error) or "cannot be read" in str(error)
-            return
+    except InputError as error:
+        assert "has no rows" in str(error) or "cannot be read" in str(error)
+        return
     starts, line = [], 1
     reader = csv.reader(io.StringIO(text, newline=""))
     for record in reader:
