@@ -10,6 +10,7 @@ import torch
 import torchvision
 from support.commands import agman_exit_code
 from support.datasets import prepare_small
+from support.pages import read_page, text
 
 import agman
 from agman.pixels import IMAGENET
@@ -47,7 +48,7 @@ def test_evaluate_and_report_take_a_published_checkpoint(
     assert 0 < figures["test/map"] < 1
 
     assert agman_exit_code("report", str(file), "--data", str(dataset.path), "--out", "page.html") == 0
-    page = (tmp_path / "page.html").read_text()
+    page = text(read_page(tmp_path / "page.html"))
     assert "agman evaluate" in page and "agman train" not in page
 
 
