@@ -1,4 +1,4 @@
-"""What the nodes of a cluster must share: folders of pictures or models, and the folder that a job writes."""
+"""Check what the nodes of a cluster must share: folders of pictures or models, and the folder that a job writes."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def service(gallery: Path, nodes: Nodes, tmp_path: Path) -> Iterator[tuple[str, 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request got."""
+    """Answer to one request."""
 
     client: int
     sent: float
