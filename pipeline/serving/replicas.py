@@ -11,7 +11,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 OTHERS_ANSWER = 1.0
-"""Seconds in which another replica answers after one has ended; without an answer, none is left."""
+"""Seconds in which another replica answers anything after one has ended; without an answer, none is left."""
 PAUSE = 0.1
 """Seconds before a replica is asked again."""
 RETRY_SECONDS = 2
@@ -40,6 +40,8 @@ class Replicas:
         """Facts about the gallery and its model."""
         self._answering, self._none_left = asyncio.Event(), asyncio.Event()
         self._none_left.set()
+        self._answers = 0
+        """Number of requests that have been answered."""
 
     @property
     def answering(self) -> bool:
@@ -49,11 +51,13 @@ class Replicas:
     async def watch(self) -> None:
         """Keep `answering` and `facts` up to date, for ever."""
         while True:
-            facts = asyncio.ensure_future(self._facts_of_one())
-            await asyncio.wait([facts], timeout=OTHERS_ANSWER)
-            if not facts.done():
-                self._answering.clear()
-                self._none_left.set()
+            facts, before = asyncio.ensure_future(self._facts_of_one()), -1
+            while not facts.done():
+                if self._answers == before:
+                    self._answering.clear()
+                    self._none_left.set()
+                before = self._answers
+                await asyncio.wait([facts], timeout=OTHERS_ANSWER)
             self.facts = await facts
             self._none_left.clear()
             self._answering.set()
@@ -72,11 +76,28 @@ class Replicas:
             await asyncio.sleep(PAUSE)
 
     async def _facts_of_one(self) -> dict[str, Any]:
-        while True:
-            try:
-                return dict(await self._handle.facts.remote())
-            except (RayActorError, RayServeException):  # asked of a replica that has just ended
-                await asyncio.sleep(PAUSE)
+        """Return the facts of the replica that answers first.
+
+        A replica whose node has died neither answers nor fails for a while, so the others are asked meanwhile.
+        """
+        asked: set[asyncio.Task[dict[str, Any] | None]] = set()
+        try:
+            while True:
+                asked.add(asyncio.create_task(self._asked_facts()))
+                done, asked = await asyncio.wait(asked, timeout=PAUSE, return_when=asyncio.FIRST_COMPLETED)
+                for facts in [one.result() for one in done]:
+                    if facts is not None:
+                        return facts
+                    await asyncio.sleep(PAUSE)
+        finally:
+            for one in asked:
+                one.cancel()
+
+    async def _asked_facts(self) -> dict[str, Any] | None:
+        """Return the facts, or None if the replica that was asked has just ended."""
+        with suppress(RayActorError, RayServeException):
+            return dict(await self._handle.facts.remote())
+        return None
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of a replica. Raises what it raises, or Unavailable."""
@@ -93,7 +114,9 @@ class Replicas:
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         try:
-            return await getattr(self._handle, method).remote(*arguments)
+            answer = await getattr(self._handle, method).remote(*arguments)
+            self._answers += 1
+            return answer
         except BackPressureError as error:
             raise Unavailable(BUSY) from error
         except RayActorError as error:
@@ -101,4 +124,5 @@ class Replicas:
         except RayServeException as error:
             raise Unavailable(STARTING) from error
         except RayTaskError as error:
+            self._answers += 1
             raise error.cause from None

@@ -29,12 +29,17 @@ class Played:
     def __init__(self) -> None:
         self.alive, self.ended, self.updated = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.busy = False
+        self.silent = 0
+        """Number of questions about the facts that get no answer: they reach a replica whose node has died."""
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=getattr(self, f"play_{name}"))
 
     async def play_facts(self) -> dict[str, Any]:
         await self.alive.wait()
+        if self.silent:
+            self.silent -= 1
+            await asyncio.Event().wait()
         if self.busy:
             raise ERRORS[3]
         return FACTS | ({"pictures": 2, "state": "second"} if self.updated.is_set() else {})
@@ -125,6 +130,26 @@ def test_the_facts_follow_the_state_that_is_served_while_requests_are_answered()
             replica.ended.set()
             replica.alive.clear()
             assert told_to_come_back(await waiting, STARTING)
+
+    asyncio.run(run())
+
+
+def test_while_a_dead_replica_is_silent_another_one_answers() -> None:
+    async def run() -> None:
+        replica = Played()
+        replica.alive.set()
+        async with service(replica) as get:
+            await asyncio.sleep(0.05)
+            waiting = asyncio.create_task(get("/similar/9?attributes=skirt"))
+            await asyncio.sleep(0.05)
+            replica.silent = 3
+            replica.ended.set()
+            await asyncio.sleep(0.05)
+            replica.ended.clear()
+            await asyncio.sleep(1.5)
+            assert not replica.silent and not waiting.done()
+            assert (await get("/similar/0?attributes=skirt")).json() == {"hits": []}
+            waiting.cancel()
 
     asyncio.run(run())
 

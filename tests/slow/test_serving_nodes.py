@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -40,20 +41,19 @@ def service(gallery: Path, nodes: Nodes, tmp_path: Path) -> Iterator[tuple[str, 
     """The address of the service, and the two nodes of its replicas."""
     both = [nodes.add(), nodes.add()]
     program = [str(Path(sys.executable).with_name("agman")), "serve", str(gallery), "--port", "0", "--replicas", "2"]
+    log = tmp_path / "log"
     with (
-        (tmp_path / "log").open("w") as log,
-        subprocess.Popen(
-            program, cwd=tmp_path, env=environment(nodes.address), stdout=subprocess.PIPE, stderr=log, text=True
-        ) as process,
+        log.open("w") as file,
+        subprocess.Popen(program, cwd=tmp_path, env=environment(nodes.address), stderr=file, text=True) as process,
     ):
-        assert process.stdout
         try:
-            first = process.stdout.readline()
-            assert first.startswith("serving "), first + (tmp_path / "log").read_text()
-            yield first.split()[3], both
+            while not (address := re.search(r" at (http://\S+) ", log.read_text())):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.1)
+            yield address[1], both
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            process.wait(60)
     assert process.returncode == 0
 
 
