@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import Agman
-
-from data_prep.cluster import ray_session
+from support.sessions import light_session
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "photographs.md").read_text(encoding="utf-8")
@@ -26,7 +25,7 @@ SMALLER = {
     r"--image-size \d+": "--image-size 64",
     r"--triplets \d+": "--triplets 128",
     r"\b(epochs|max_steps)=\d+": "max_steps=3 threads=1",
-    r"--trials \d+": "--trials 2",
+    r"--trials \d+": "--trials 1",
     r"--precision 0\.95": "--precision 0.5",
 }
 """Smaller numbers, so that all commands take less than two minutes."""
@@ -60,7 +59,7 @@ def test_every_command_of_the_page_runs(photographs: Path, agman_here: Agman, tm
     for said, smaller in SMALLER.items():
         script, found = re.subn(said, smaller, script)
         assert found, f"the page no longer says {said}"
-    with ray_session():  # one for all commands, because starting it takes seconds
+    with light_session({}):  # one for all commands, because starting it takes seconds
         for line in script.splitlines():
             words = shlex.split(line)
             if words[1] == "serve":
