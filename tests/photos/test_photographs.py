@@ -26,6 +26,7 @@ SMALLER = {
     r"--triplets \d+": "--triplets 128",
     r"\b(epochs|max_steps)=\d+": "max_steps=3 threads=1",
     r"--trials \d+": "--trials 1",
+    r"--system csn ": "",
     r"--precision 0\.95": "--precision 0.5",
 }
 """Smaller numbers, so that all commands take less than two minutes."""
