@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -565,9 +566,13 @@ def test_a_service_by_onnxruntime_with_keys_ends_quietly_at_ctrl_c(
     program = [str(Path(sys.executable).with_name("agman")), "serve", str(gallery.folder), "--port", "0"]
     program += ["--backend", "onnx", "--model", str(exported), "--keys", str(tmp_path / "keys"), "--rate-limit", "3"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_"))}
-    with subprocess.Popen(
-        program, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with (
+        subprocess.Popen(
+            program, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+        ExitStack() as at_end,
+    ):
+        at_end.callback(process.terminate)  # otherwise, a failed assertion would wait for its end
         assert process.stdout
         first = process.stdout.readline()
         assert first.startswith(f"serving {gallery.folder} at http://127.0.0.1:"), first + process.stdout.read()
@@ -621,11 +626,24 @@ def test_invalid_arguments_are_refused_in_one_line(
 
 
 def narrows_by_a_condition(page: Page, address: str) -> None:
-    """Open a link to a picture whose row has moved, and leave nothing by a condition."""
+    """Open a link to a picture whose row has moved; a condition leaves three, none, or is a mistake."""
     page.goto(f"{address}/#image=07.jpg&attributes={NAMES[0]}")
     expect(page.locator(".hit .name").first).to_have_text("00-new.jpg")
-    page.get_by_label("Only where").fill("price < 0")
-    page.get_by_label("Only where").press("Enter")
+    where = page.get_by_label("Only where")
+    where.fill("price between 1 and 3")
+    where.press("Enter")
+    expect(page.locator(".hit")).to_have_count(3)
+    assert sorted(names_on(page)) == ["00-new.jpg", "10.jpg", "11.jpg"]
+    page.reload()  # the address holds the condition
+    expect(page.locator(".hit")).to_have_count(3)
+    expect(where).to_have_value("price between 1 and 3")
+    where.fill("prise < 3")
+    where.press("Enter")
+    expect(page.locator("#status")).to_contain_text("no column 'prise'; did you mean 'price'?")
+    expect(page.locator(".hit")).to_have_count(0)
+    assert inaccessible(page) == []
+    where.fill("price < 0")
+    where.press("Enter")
     expect(page.locator("#status")).to_have_text("Nothing fulfils “price < 0”.")
     expect(page.locator(".hit")).to_have_count(0)
     page.get_by_role("button", name="Search without the condition").click()
