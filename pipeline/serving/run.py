@@ -124,6 +124,7 @@ def _replicas(path: Path, model: str | None, options: Options) -> Iterator[Deplo
     _check_alone()
     _check_nodes(path, model)
     on_gpu, cpus = gpus_for(options.replicas, "--replicas"), cpus_for(options.replicas, "--replicas")
+    say("starting the service")  # the user waits for ten seconds and more
     if model and Path(model).exists():
         model = str(Path(model).absolute())
     deployment = Replica.options(  # type: ignore[attr-defined]

@@ -574,6 +574,7 @@ def test_a_service_by_onnxruntime_with_keys_ends_quietly_at_ctrl_c(
     ):
         at_end.callback(process.terminate)  # otherwise, a failed assertion would wait for its end
         assert process.stdout
+        assert process.stdout.readline() == "starting the service\n"
         first = process.stdout.readline()
         assert first.startswith(f"serving {gallery.folder} at http://127.0.0.1:"), first + process.stdout.read()
         where = first.split()[3]
