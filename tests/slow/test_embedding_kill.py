@@ -73,19 +73,30 @@ def wait_for(parts: int, written: Path, running: subprocess.Popen[str]) -> list[
     return files
 
 
-def test_a_killed_embedding_continues(model: str, pictures: Path, undisturbed: Gallery, tmp_path: Path) -> None:
-    arguments = (model, "--images", pictures, "--out", tmp_path / "g")
+def kill_after_a_shard(written: Path, *arguments: object) -> int:
+    """Run `agman embed` and kill it, with all its processes, once a shard is written; return the number of shards."""
     killed = start("local", *arguments)
-    written = tmp_path / ".g.partial" / "_partial"
     wait_for(1, written, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    done = list(written.glob("names-*.parquet"))
-    assert 0 < len(done) < SHARDS and not (tmp_path / "g").exists()
+    done = len(list(written.glob("names-*.parquet")))
+    assert 0 < done < SHARDS
+    return done
+
+
+def embed_again(*arguments: object) -> str:
+    """Run `agman embed` to its end; return what it says."""
     again = start("local", *arguments)
     _, said = again.communicate(timeout=180)
     assert again.returncode == 0, said
-    assert f"continuing: {len(done) * SHARD:,} were done" in said
+    return said
+
+
+def test_a_killed_embedding_continues(model: str, pictures: Path, undisturbed: Gallery, tmp_path: Path) -> None:
+    arguments = (model, "--images", pictures, "--out", tmp_path / "g")
+    done = kill_after_a_shard(tmp_path / ".g.partial" / "_partial", *arguments)
+    assert not (tmp_path / "g").exists()
+    assert f"continuing: {done * SHARD:,} were done" in embed_again(*arguments)
     check(Gallery.open(tmp_path / "g"), undisturbed)
 
 
@@ -101,18 +112,10 @@ def test_a_killed_update_leaves_the_old_state_and_continues(
     shutil.copytree(pictures, root, dirs_exist_ok=True)
     (root / "gone.jpg").unlink()
     arguments = ("--into", gallery, "--remove-missing", "--workers", 2)
-    killed = start("local", *arguments)
-    written = gallery / ".update.partial" / "_partial"
-    wait_for(1, written, killed)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    done = list(written.glob("names-*.parquet"))
-    assert 0 < len(done) < SHARDS
+    kill_after_a_shard(gallery / ".update.partial" / "_partial", *arguments)
     assert list(Gallery.open(gallery).images) == ["00001.jpg", "gone.jpg"]
     assert np.array_equal(Gallery.open(gallery).matrix(0), before)
-    again = start("local", *arguments)
-    _, said = again.communicate(timeout=180)
-    assert again.returncode == 0, said
+    said = embed_again(*arguments)
     assert re.search(r"continuing: [\d,]+ were done", said)
     assert f"{SHARD * SHARDS - 1:,} added, 1 replaced, 1 removed, 0 unchanged" in said
     check(Gallery.open(gallery), undisturbed)
