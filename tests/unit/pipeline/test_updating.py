@@ -219,42 +219,55 @@ def test_an_update_that_is_killed_leaves_the_old_state_and_continues(
 FULL_DISK = """
 import os, subprocess, sys
 from pathlib import Path
-gallery, disk = sys.argv[1:]
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
-subprocess.run(["cp", "-a", gallery, disk], check=True)
-into = Path(disk, "g")
-room = os.statvfs(disk)
-Path(disk, "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - int(os.environ["ROOM"])))
 from support.embedding import embed_here
 from pipeline.cli import run
 from pipeline.retrieval import embed
-embed.embed_shards = embed_here
-code = run(["embed", "--into", str(into)])
 from pipeline.retrieval.gallery import Gallery
-print(code, len(Gallery.open(into)), *into.glob("*state-*"))
+disk, gallery, *typed = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
+made = Path(disk, "g")
+if gallery:
+    subprocess.run(["cp", "-a", gallery, disk], check=True)
+room = os.statvfs(disk)
+Path(disk, "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - int(os.environ["ROOM"])))
+embed.embed_shards = embed_here
+print(run(["embed", *typed, str(made)]), len(Gallery.open(made)) if made.exists() else 0, *made.glob("*state-*"))
 Path(disk, "ballast").unlink()
-print(run(["embed", "--into", str(into)]), len(Gallery.open(into)))
+print(run(["embed", *typed, str(made)]), len(Gallery.open(made)))
 """
+
+
+def on_a_full_disk(tmp_path: Path, room: int, gallery: Path | None, *typed: object) -> list[str]:
+    """Run `agman embed` on a disk with `room` bytes, and again with more; return the exit codes and numbers of rows."""
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(
+        [*NAMESPACE, sys.executable, "-c", FULL_DISK, tmp_path / "disk", str(gallery or ""), *map(str, typed)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"ROOM": str(room), "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    errors = [line for line in done.stderr.splitlines() if "no space left" in line]
+    assert len(errors) == 1 and "the same command continues" in errors[0], done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout.splitlines()
 
 
 @needs_namespace
 @pytest.mark.parametrize("room", [8_192, 40_960])
 def test_a_full_disk_is_one_line_and_leaves_the_old_state(place: Path, tmp_path: Path, room: int) -> None:
     (place / "photographs" / "20.jpg").write_bytes(jpeg(101))
-    (tmp_path / "disk").mkdir()
-    done = subprocess.run(
-        [*NAMESPACE, sys.executable, "-c", FULL_DISK, place / "g", tmp_path / "disk"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"ROOM": str(room), "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    first, second = done.stdout.splitlines()
-    assert first in (f"1 {PICTURES}", f"2 {PICTURES}"), done.stdout + done.stderr  # in a worker, or in the command
-    assert second == f"0 {PICTURES + 1}", done.stdout + done.stderr
-    errors = [line for line in done.stderr.splitlines() if "no space left" in line]
-    assert len(errors) == 1 and "the same command continues" in errors[0], done.stderr
-    assert "Traceback" not in done.stderr
+    first, second = on_a_full_disk(tmp_path, room, place / "g", "--into")
+    assert first in (f"1 {PICTURES}", f"2 {PICTURES}")  # in a worker, or in the command
+    assert second == f"0 {PICTURES + 1}"
+
+
+@needs_namespace
+@pytest.mark.parametrize("room", [8_192, 40_960])
+def test_a_full_disk_leaves_no_gallery(model: str, place: Path, tmp_path: Path, room: int) -> None:
+    first, second = on_a_full_disk(tmp_path, room, None, model, "--images", place / "photographs", "--out")
+    assert first in ("1 0", "2 0")
+    assert second == f"0 {PICTURES}"
 
 
 def test_two_writers_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
