@@ -54,7 +54,10 @@ def read_labels(file: Path) -> pd.DataFrame:
     """Read labels as `Dataset.labels_of` does."""
     columns = ["image_id", "attribute", "value"]
     table = pq.read_table(file, columns=columns, filters=[("split", "=", "train")])
-    return table.to_pandas(split_blocks=True, self_destruct=True)
+    labels = table.to_pandas(split_blocks=True, self_destruct=True)
+    del table
+    pa.default_memory_pool().release_unused()
+    return labels
 
 
 def balanced(labels: pd.DataFrame, images: int) -> dict[str, float]:

@@ -122,7 +122,10 @@ class Dataset:
         """Return image_id, attribute and value of a split's labels. Read anew, so that nobody keeps those of others."""
         columns = ["image_id", "attribute", "value"]
         table = self._table("labels.parquet", columns=columns, filters=[("split", "=", split)])
-        return table.to_pandas(split_blocks=True, self_destruct=True)  # else it is in memory twice
+        labels = table.to_pandas(split_blocks=True, self_destruct=True)  # else it is in memory twice
+        del table
+        pa.default_memory_pool().release_unused()  # Arrow keeps half as much again for itself
+        return labels
 
     @cached_property
     def images(self) -> pd.DataFrame:
