@@ -82,8 +82,8 @@ def embedded(folder: Path, address: str, nodes: int) -> dict[str, Any]:
     model = agman.save_model(folder / "model", network, description)
     for number in range(EMBEDDED, PACKED):
         (folder / "images" / f"{number}.jpg").unlink()
-    more = {"workers": nodes, "progress": progress_bar}
-    seconds, gallery = timed(lambda: embed_images(str(model), folder / "images", folder / "gallery", **more))
+    images, out = folder / "images", folder / "gallery"
+    seconds, gallery = timed(lambda: embed_images(str(model), images, out, workers=nodes, progress=progress_bar))
     assert sorted(gallery.images) == sorted(f"{number}.jpg" for number in range(EMBEDDED))
     by_node = tasks_by_node(address, "_RemoteWorker.embed", EMBEDDED // embed.SHARD)
     return {"rows": EMBEDDED, "seconds": seconds, "by_node": [tasks * embed.SHARD for tasks in by_node]}
