@@ -18,7 +18,7 @@ from support.full_disk import NAMESPACE, needs_namespace
 from support.galleries import NAMES, make_gallery, unit
 
 from data_prep.errors import InputError
-from pipeline.retrieval import exact, faiss_index
+from pipeline.retrieval import exact
 from pipeline.retrieval.exact import nearest_rows
 from pipeline.retrieval.faiss_index import OVERSAMPLES, recall_of, sample_queries
 from pipeline.retrieval.gallery import Gallery
