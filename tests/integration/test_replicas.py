@@ -76,6 +76,18 @@ async def service(replica: Played) -> AsyncIterator[Get]:
         yield client.get
 
 
+@asynccontextmanager
+async def busy_service() -> AsyncIterator[tuple[Played, Get, asyncio.Task[httpx.Response]]]:
+    """A replica that works on a request, the service's GET, and that request."""
+    replica = Played()
+    replica.alive.set()
+    async with service(replica) as get:
+        await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(get("/similar/9?attributes=skirt"))
+        await asyncio.sleep(0.05)
+        yield replica, get, waiting
+
+
 def told_to_come_back(answer: httpx.Response, why: str) -> bool:
     return (answer.status_code, answer.json()["error"], answer.headers["retry-after"]) == (503, why, "2")
 
@@ -112,12 +124,7 @@ def test_while_no_replica_answers_all_requests_get_503_at_once() -> None:
 
 def test_the_facts_follow_the_state_that_is_served_while_requests_are_answered() -> None:
     async def run() -> None:
-        replica = Played()
-        replica.alive.set()
-        async with service(replica) as get:
-            await asyncio.sleep(0.05)
-            waiting = asyncio.create_task(get("/similar/9?attributes=skirt"))
-            await asyncio.sleep(0.05)
+        async with busy_service() as (replica, get, waiting):
             replica.busy = True  # too many requests wait for an answer about the facts
             replica.updated.set()
             await asyncio.sleep(1.5)
@@ -136,12 +143,7 @@ def test_the_facts_follow_the_state_that_is_served_while_requests_are_answered()
 
 def test_while_a_dead_replica_is_silent_another_one_answers() -> None:
     async def run() -> None:
-        replica = Played()
-        replica.alive.set()
-        async with service(replica) as get:
-            await asyncio.sleep(0.05)
-            waiting = asyncio.create_task(get("/similar/9?attributes=skirt"))
-            await asyncio.sleep(0.05)
+        async with busy_service() as (replica, get, waiting):
             replica.silent = 3
             replica.ended.set()
             await asyncio.sleep(0.05)
