@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from benchmarks.common import in_own_process, timed, write_table
 from data_prep.balanced import BalancedSampler, undrawable
 from data_prep.batches import batches_per_epoch, plan_epoch
-from data_prep.tables import LABELS
+from data_prep.tables import LABELS, read_labels
 from data_prep.triplets import TripletSampler
 from pipeline.common.console import say
 
@@ -48,16 +48,6 @@ def write_labels(file: Path, images: int) -> None:
                 "split": np.repeat("train", ATTRIBUTES * len(ids)),
             }
             writer.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}).cast(LABELS))
-
-
-def read_labels(file: Path) -> pd.DataFrame:
-    """Read labels as `Dataset.labels_of` does."""
-    columns = ["image_id", "attribute", "value"]
-    table = pq.read_table(file, columns=columns, filters=[("split", "=", "train")])
-    labels = table.to_pandas(split_blocks=True, self_destruct=True)
-    del table
-    pa.default_memory_pool().release_unused()
-    return labels
 
 
 def balanced(labels: pd.DataFrame, images: int) -> dict[str, float]:
@@ -87,7 +77,8 @@ KINDS = {kind.__name__: kind for kind in (triplets, balanced)}
 
 def measure(kind: str, file: Path, images: int) -> dict[str, float]:
     """Return the seconds of reading and those of a kind of batches, and the peak in bytes."""
-    reading, labels = timed(lambda: read_labels(file))
+    with pa.OSFile(str(file)) as opened:
+        reading, labels = timed(lambda: read_labels(opened, "train"))
     found = {"reading": reading} | KINDS[kind](labels, images)
     return found | {"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 

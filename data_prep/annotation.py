@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from data_prep.blocks import parts
 from data_prep.tables import Attribute
 
 REASONS = {
@@ -88,7 +89,7 @@ TYPES = {
     "split": "str",
     "role": "str",
     "source": "str",
-    "line": "int64",
+    "line": "int32",
 }
 
 
@@ -151,15 +152,27 @@ class Annotation:
 
         A path has one split, unless triplets that the dataset brings use the picture in several.
         """
-        of_rows = [self.rows[["path", "split"]]]
+        # One row of each path; paths and splits may be categories, which sort by their codes.
+        codes, paths = path_codes(self.rows)
+        row = np.full(len(paths), -1, np.int32)
+        for part in parts(len(codes)):
+            row[codes[part]] = part.start + np.arange(len(codes[part]))
+        of_rows = [self.rows[["path", "split"]].iloc[row[row >= 0]].astype({"path": "str", "split": "str"})]
         if self.triplets is not None:
             for name in TRIPLET_COLUMNS[:3]:
                 of_rows.append(self.triplets[[name, "split"]].rename(columns={name: "path"}))
-        # Paths and splits may be categories, which sort by their codes.
-        images = pd.concat(of_rows).drop_duplicates(["path", "split"]).astype({"path": "str", "split": "str"})
+        images = pd.concat(of_rows).drop_duplicates(["path", "split"])
         if self.boxes is not None:
             images = images.merge(self.boxes, on="path", how="left")
         return images.sort_values(["path", "split"], ignore_index=True)
+
+
+def path_codes(rows: pd.DataFrame) -> tuple[np.ndarray, pd.Index]:
+    """Return the index of each row's path (int32), and the distinct paths, some of which may have no row."""
+    if isinstance(rows["path"].dtype, pd.CategoricalDtype):
+        return rows["path"].cat.codes.to_numpy(np.int32), rows["path"].cat.categories
+    codes, paths = pd.factorize(rows["path"])
+    return codes.astype(np.int32), pd.Index(paths)
 
 
 WHAT_DIFFERS = {"in_two_splits": "split", "labels_disagree": "value", "in_both_roles": "role"}

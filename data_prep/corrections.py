@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from data_prep.annotation import Annotation, Reject
+from data_prep.annotation import Annotation, Reject, path_codes
+from data_prep.blocks import blocks_of, counted_numbers, taken
 from data_prep.errors import InputError
 from data_prep.hints import nearest
 from data_prep.words import counted
@@ -52,17 +53,20 @@ class Correction(NamedTuple):
 
 def labels_digest(annotation: Annotation) -> str:
     """Return the sha256 of the labels: path, attribute and value of each, whatever their order and split."""
-    codes, paths = pd.factorize(annotation.rows["path"])
-    names = np.asarray(paths, object)
-    order = np.argsort(names, kind="stable")
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
     rows = annotation.rows
-    table = np.stack([rank[codes], rows["attribute"].to_numpy(np.int64), rows["value"].to_numpy(np.int64)], axis=1)
+    codes, paths = path_codes(rows)
+    used = np.flatnonzero(counted_numbers(codes, len(paths)))
+    order = used[paths[used].argsort()]
+    rank = np.empty(len(paths), np.int32)
+    rank[order] = np.arange(len(order))
     total = hashlib.sha256(repr([(one.name, one.values) for one in annotation.attributes]).encode())
-    for name in names[order]:
+    for name in paths[order]:
         total.update(f"{name}\n".encode("utf-8", "surrogateescape"))
-    total.update(table[np.lexsort(table.T[::-1])].tobytes())
+    number = taken(rank, codes)
+    for own in blocks_of(number):
+        columns = number[own], rows["attribute"].to_numpy()[own], rows["value"].to_numpy()[own]
+        table = np.stack(columns, axis=1, dtype=np.int64)
+        total.update(table[np.lexsort(table.T[::-1])].tobytes())
     return total.hexdigest()
 
 

@@ -34,6 +34,7 @@ from data_prep.tables import (
     SCHEMA_VERSION,
     SPLITS,
     DatasetInfo,
+    read_labels,
 )
 from data_prep.triplets import Triplets
 
@@ -120,12 +121,8 @@ class Dataset:
 
     def labels_of(self, split: str) -> pd.DataFrame:
         """Return image_id, attribute and value of a split's labels. Read anew, so that nobody keeps those of others."""
-        columns = ["image_id", "attribute", "value"]
-        table = self._table("labels.parquet", columns=columns, filters=[("split", "=", split)])
-        labels = table.to_pandas(split_blocks=True, self_destruct=True)  # else it is in memory twice
-        del table
-        pa.default_memory_pool().release_unused()  # Arrow keeps half as much again for itself
-        return labels
+        with self._file("labels.parquet") as file:
+            return read_labels(file, split)
 
     @cached_property
     def images(self) -> pd.DataFrame:

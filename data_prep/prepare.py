@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,13 +22,13 @@ from data_prep.annotation import (
     TRIPLET_COLUMNS,
     Annotation,
     Reject,
-    contained,
     count_reasons,
+    path_codes,
     rejected,
 )
 from data_prep.corrections import correct, labels_digest, read_corrections
 from data_prep.encoding import Refused
-from data_prep.errors import InputError, Resumable, TooManyRejects
+from data_prep.errors import InputError, TooManyRejects
 from data_prep.layouts import darn, deepfashion, fashionai, table, zappos50k
 from data_prep.layouts.text_files import files_read, links_of
 from data_prep.layouts.unread import unread
@@ -39,21 +39,10 @@ from data_prep.progress import Progress, silent
 from data_prep.request import Request, TableOptions
 from data_prep.splits import SplitFractions, assign_splits
 from data_prep.staging import atomic_dataset
-from data_prep.storage import Storage
-from data_prep.tables import (
-    DESCRIPTION,
-    DRAWN_REGIONS_FILE,
-    NEAR_DUPLICATES_FILE,
-    REGIONS_FILE,
-    REVIEWED_FILE,
-    SPLITS,
-    UNUSED_FILE,
-    DatasetInfo,
-    digest_of,
-    write_table,
-)
-from data_prep.triplets import TripletSampler
+from data_prep.tables import DESCRIPTION, DRAWN_REGIONS_FILE, SPLITS, DatasetInfo, digest_of
+from data_prep.triplets import can_draw
 from data_prep.words import counted
+from data_prep.write import NO_TRIPLETS, check_written, write_annotation, write_triplets
 
 
 class Reader(Protocol):
@@ -71,12 +60,6 @@ LAYOUTS: dict[str, Reader] = {
     "darn": darn.read,
     "table": table.read,
 }
-DRAWN_TRIPLETS, DRAWN_EPOCHS = 100_000, 10
-"""Default number of triplets per epoch and of epochs, if the dataset does not bring triplets."""
-
-EVALUATION_SHARE = 5
-"""Training triplets for each triplet of validation and of test, as in UT-Zap50K's lists (200k : 40k)."""
-NO_TRIPLETS = "no training triplet can be drawn: no attribute has two values, one with two images"
 
 
 def prepare(
@@ -148,51 +131,58 @@ def prepare(
         digest = labels_digest(read)
         read, corrected = correct(read, correction_files, digest)
         _check_rejects(read, root, max_rejects)
+        _check_anchors(read.rows)  # before packing, which takes long: everything that can already fail
         images = read.images()
         images.insert(0, "image_id", np.arange(len(images)))
         images["group"] = None if read.groups is None else images["path"].map(read.groups)
-        # Before packing, which takes long: everything that can already fail.
-        _check_anchors(_numbered(read.rows, images))
         packing = pack(images, root, staging, image_size, seed, progress)
         path_of = images.set_index("image_id")["path"]
         refused = packing.refused.itertuples(index=False)
-        packed = _without(read, {path_of[image_id]: Refused(*why) for image_id, *why in refused})
-        _check_rejects(packed, root, max_rejects)
+        read = _without(read, {path_of[image_id]: Refused(*why) for image_id, *why in refused})
+        _check_rejects(read, root, max_rejects)
         images = images.merge(packing.sizes, on="image_id")
-        _write_labels(staging, packed, images)
-        _write_regions(staging, regions, images)
-        per_epoch, written_epochs = _write_triplets(staging, packed, images, triplets, epochs, seed)
+        write_annotation(staging, read, images, regions)
+        described, given = _described(read), read.triplets
+        del read  # drawing triplets needs as much memory again
+        per_epoch, written_epochs = write_triplets(staging, given, images, triplets, epochs, seed)
         info = DatasetInfo(
             schema_version=tables.SCHEMA_VERSION,
             name=name,
             layout=layout,
-            attributes=packed.attributes,
             image_size=image_size,
             fit=fit,
             seed=seed,
             images=_per_split(images),
-            queries=_per_split(packed.rows[packed.rows["role"] == "query"]),
-            candidates=_per_split(packed.rows[packed.rows["role"] == "candidate"]),
             triplets=per_epoch,
             triplet_epochs=written_epochs,
-            rows_in=packed.rows_in,
-            repeats=packed.repeats,
-            given_triplets=0 if packed.triplets is None else len(packed.triplets),
-            rejects=count_reasons(packed.rejects),
-            lost=_lost(packed),
-            split_origin=packed.split_origin,
-            queries_of=_queries_of(packed),
-            notes=packed.notes,
             labels_digest=digest,
             corrections=corrected,
             command=command,
             digest=digest_of(staging, packing.sha256, fit),
             versions={"python": platform.python_version()}
             | {package: version(package) for package in ("numpy", "pandas", "pyarrow", "pillow")},
+            **described,
         )
-        _check_written(staging, info)
+        check_written(staging, info)
         (staging / DESCRIPTION).write_bytes(info.model_dump_json(indent=1).encode() + b"\n")
     return info
+
+
+def _described(read: Annotation) -> dict[str, Any]:
+    """Return the description's fields that the annotation gives."""
+    return {
+        "attributes": read.attributes,
+        "queries": _per_split(read.rows[read.rows["role"] == "query"]),
+        "candidates": _per_split(read.rows[read.rows["role"] == "candidate"]),
+        "rows_in": read.rows_in,
+        "repeats": read.repeats,
+        "given_triplets": 0 if read.triplets is None else len(read.triplets),
+        "rejects": count_reasons(read.rejects),
+        "lost": _lost(read),
+        "split_origin": read.split_origin,
+        "queries_of": _queries_of(read),
+        "notes": read.notes,
+    }
 
 
 def _check_options(layout: str, request: Request) -> None:
@@ -387,35 +377,6 @@ def _without(annotation: Annotation, refused: dict[str, Refused]) -> Annotation:
     return replace(annotation, rows=rows, rejects=rejects, triplets=triplets)
 
 
-def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame) -> None:
-    """Write the tables of images, labels, retrieval and rejects. `images` are the packed ones, with their sizes."""
-    write_table(staging / "images.parquet", {n: images[n] for n in tables.IMAGES.names}, tables.IMAGES)
-    rows = _numbered(annotation.rows, images)
-    write_table(staging / "labels.parquet", {n: rows[n] for n in tables.LABELS.names}, tables.LABELS)
-    retrieval = rows[rows["role"] != ""]
-    columns = {n: retrieval[n] for n in tables.RETRIEVAL.names}
-    write_table(staging / "retrieval.parquet", columns, tables.RETRIEVAL)
-    rejects = pd.DataFrame(annotation.rejects, columns=list(Reject._fields))
-    write_table(staging / "rejects.parquet", {n: rejects[n] for n in tables.REJECTS.names}, tables.REJECTS)
-    if annotation.near_duplicates is not None:
-        pairs = {name: annotation.near_duplicates[name] for name in tables.NEAR_DUPLICATES.names}
-        write_table(staging / NEAR_DUPLICATES_FILE, pairs, tables.NEAR_DUPLICATES)
-    if annotation.reviewed is not None:
-        known = rows[contained(rows, annotation.reviewed, ["path", "attribute", "value"])]
-        write_table(staging / REVIEWED_FILE, {n: known[n] for n in tables.REVIEWED.names}, tables.REVIEWED)
-    if annotation.unused is not None:
-        write_table(staging / UNUSED_FILE, {n: annotation.unused[n] for n in tables.UNUSED.names}, tables.UNUSED)
-
-
-def _numbered(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """Return rows with their image_id, sorted by image_id, attribute and value."""
-    # Only triplets use a picture in several splits.
-    number = images.drop_duplicates("path").set_index("path")["image_id"]
-    # Splits and roles may be categories.
-    rows = rows.assign(image_id=rows["path"].map(number).astype("int64")).astype({"split": "str", "role": "str"})
-    return rows.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
-
-
 def _read_regions(root: Path, annotation: Annotation) -> pd.DataFrame | None:
     """Return the regions of drawn images; None for photographs. Raises InputError if their file is damaged."""
     file = root / DRAWN_REGIONS_FILE
@@ -429,80 +390,10 @@ def _read_regions(root: Path, annotation: Annotation) -> pd.DataFrame | None:
     return regions[regions["attribute"].isin(list(index))].assign(attribute=lambda rows: rows["attribute"].map(index))
 
 
-def _write_regions(staging: Storage, regions: pd.DataFrame | None, images: pd.DataFrame) -> None:
-    if regions is not None:
-        of_images = regions.merge(images[["path", "image_id"]], on="path").sort_values(["image_id", "attribute"])
-        write_table(staging / REGIONS_FILE, {n: of_images[n] for n in tables.REGIONS.names}, tables.REGIONS)
-
-
 def _check_anchors(rows: pd.DataFrame) -> None:
     """Raise InputError if the training labels cannot give a triplet."""
-    labels = rows[rows["split"] == "train"]
-    if len(labels) and not len(TripletSampler(labels).attributes):
+    train = (rows["split"] == "train").to_numpy()
+    if train.any() and not can_draw(
+        path_codes(rows)[0], rows["attribute"].to_numpy(), rows["value"].to_numpy(), among=train
+    ):
         raise InputError(NO_TRIPLETS)
-
-
-def _check_written(staging: Storage, info: DatasetInfo) -> None:
-    """Raise AssertionError unless the written tables hold all rows that were read."""
-    written = info.repeats + info.given_triplets
-    for name in ("labels.parquet", "rejects.parquet"):
-        with (staging / name).open() as file:
-            written += pq.read_metadata(file).num_rows
-    if written != info.rows_in:
-        raise AssertionError(f"{info.rows_in} rows in, but {written} written")
-
-
-def _write_triplets(
-    staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int | None, epochs: int | None, seed: int
-) -> tuple[int, int]:
-    """Write the triplets. Returns the number per training epoch, and the number of epochs."""
-    if annotation.triplets is not None:
-        return _divide(staging, annotation.triplets, images, n, epochs or 1, seed)
-    return _draw(staging, annotation, images, n or DRAWN_TRIPLETS, epochs or DRAWN_EPOCHS, seed)
-
-
-def _draw(
-    staging: Storage, annotation: Annotation, images: pd.DataFrame, n: int, epochs: int, seed: int
-) -> tuple[int, int]:
-    """Draw training triplets for every epoch, and one smaller set each for validation and test."""
-    rows = _numbered(annotation.rows, images)
-    for number, split in enumerate(SPLITS):
-        labels = rows[rows["split"] == split]
-        if labels.empty:
-            continue
-        sampler = TripletSampler(labels)
-        train = split == "train"
-        if train and not len(sampler.attributes):  # since _check_anchors, too many pictures were refused
-            raise Resumable(NO_TRIPLETS)
-        for epoch in range(epochs if train else 1):
-            drawn = sampler.sample(n if train else max(1, n // EVALUATION_SHARE), [seed, number, epoch])
-            write_table(_triplet_file(staging, split, epoch), drawn.columns(), tables.TRIPLETS)
-    return (n, epochs) if (rows["split"] == "train").any() else (0, 0)
-
-
-def _divide(
-    staging: Storage, given: pd.DataFrame, images: pd.DataFrame, n: int | None, epochs: int, seed: int
-) -> tuple[int, int]:
-    """Shuffle the dataset's triplets and write `n` (or all) for each training epoch, starting again at the end."""
-    rng = np.random.default_rng(seed)
-    per_epoch = 0
-    for split in SPLITS:
-        of_split = given[given["split"] == split]
-        if of_split.empty:
-            continue
-        number = images[images["split"] == split].set_index("path")["image_id"]
-        columns = {name: of_split[name].map(number).to_numpy(np.int64) for name in TRIPLET_COLUMNS[:3]}
-        columns["attribute"] = of_split["attribute"].to_numpy()
-        order = rng.permutation(len(of_split))
-        train = split == "train"
-        count = n if train and n else len(of_split)
-        per_epoch = count if train else per_epoch
-        for epoch in range(epochs if train else 1):
-            turn = order[np.arange(epoch * count, (epoch + 1) * count) % len(order)]
-            part = {name: column[turn] for name, column in columns.items()}
-            write_table(_triplet_file(staging, split, epoch), part, tables.TRIPLETS)
-    return per_epoch, epochs if per_epoch else 0
-
-
-def _triplet_file(staging: Storage, split: str, epoch: int) -> Storage:
-    return staging / "triplets" / f"split={split}" / f"epoch={epoch}" / "part-00000.parquet"

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +16,12 @@ from pydantic import BaseModel, ConfigDict
 
 from data_prep.storage import Storage
 
+if TYPE_CHECKING:  # imported where it is used: whoever opens a dataset imports this module
+    import pandas as pd
+
 SCHEMA_VERSION = 1
+ROW_GROUP = 1024**2
+"""Rows of a row group, as PyArrow chooses it."""
 SPLITS = ("train", "valid", "test")
 ASEN_SPLIT, CSN_SPLIT = "ASEN's", "CSN's"
 """Origins of the splits on which results are published."""
@@ -171,6 +178,34 @@ def write_table(file: Storage, columns: dict, schema: pa.Schema, **options: obje
     """Write one Parquet file with exactly this schema."""
     with file.atomic_file() as path:
         pq.write_table(pa.table(columns, schema=schema), path, **options)
+
+
+@contextmanager
+def table_writer(file: Storage, schema: pa.Schema) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Write one Parquet file with exactly this schema, as `write_table` writes it, from any number of blocks."""
+    waiting = schema.empty_table()
+    with file.atomic_file() as path, pq.ParquetWriter(path, schema) as writer:
+
+        def write(block: pd.DataFrame) -> None:
+            nonlocal waiting
+            waiting = pa.concat_tables([waiting, pa.table({name: block[name] for name in schema.names}, schema)])
+            groups = len(waiting) // ROW_GROUP * ROW_GROUP
+            if groups:
+                writer.write_table(waiting.slice(0, groups), ROW_GROUP)
+                waiting = waiting.slice(groups)
+
+        yield write
+        if len(waiting):
+            writer.write_table(waiting, ROW_GROUP)
+
+
+def read_labels(file: pa.NativeFile, split: str) -> pd.DataFrame:
+    """Return image_id, attribute and value of a split's labels."""
+    table = pq.read_table(file, columns=["image_id", "attribute", "value"], filters=[("split", "=", split)])
+    labels = table.to_pandas(split_blocks=True, self_destruct=True)  # else it is in memory twice
+    del table
+    pa.default_memory_pool().release_unused()  # Arrow keeps half as much again for itself
+    return labels
 
 
 def digest_of(folder: Storage, known: dict[str, str], fit: str = "crop") -> str:

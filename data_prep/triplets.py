@@ -62,11 +62,7 @@ class TripletSampler:
         members = pooled = groups = 0
         for one in np.unique(attribute).tolist():
             own = attribute == one
-            pool = _distinct(image[own])
-            # A label as one number, in the order of value and image; one that is given twice counts once.
-            labelled = _distinct(value[own].astype(np.int64) * images + image[own])
-            values, start, size = _runs(labelled // images)
-            labelled %= images
+            pool, labelled, values, start, size = _groups(image[own], value[own])
             group, others = np.repeat(np.arange(len(values)), size), len(pool) - size
             gaps = np.searchsorted(pool, labelled) - (np.arange(len(labelled)) - start[group])
             into = slice(members, members + len(labelled))
@@ -106,6 +102,29 @@ class TripletSampler:
             self._pool[self._pool_start[group] + rank + before].astype(np.int64),
             self._group_attribute[group],
         )
+
+
+def can_draw(image: np.ndarray, attribute: np.ndarray, value: np.ndarray, among: np.ndarray) -> bool:
+    """Return whether any triplet can be drawn from those of the L labels that are `among` (L bool)."""
+    for one in range(int(attribute.max(initial=-1)) + 1):
+        own = among & (attribute == one)
+        pool, *_, size = _groups(image[own], value[own])
+        if ((size >= 2) & (size < len(pool))).any():
+            return True
+    return False
+
+
+def _groups(image: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the images of one attribute's labels in two orders: by themselves (distinct), and grouped by value.
+
+    The others are the values, and the start and size of each one's group.
+    """
+    images = int(image.max(initial=0)) + 1
+    # A label as one number, in the order of value and image; one that is given twice counts once.
+    labelled = _distinct(value.astype(np.int64) * images + image)
+    values, start, size = _runs(labelled // images)
+    labelled %= images
+    return _distinct(image), labelled, values, start, size
 
 
 def _distinct(numbers: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.annotation import Annotation, Reject, settled
+from data_prep.blocks import counted_numbers, taken
 from data_prep.errors import InputError
 from data_prep.layouts.folders import IMAGE, is_picture, level_names, read_folders
 from data_prep.layouts.table_attributes import Labels, definitions, labels_of
@@ -54,6 +55,7 @@ def annotated(request: Request, files: list[str] | None = None) -> Annotation:
     records, source, notes = _records(request, files or [])
     catalogue = labelled(records, source, options, request.root)
     del records  # as large as the labels
+    pa.default_memory_pool().release_unused()
     if files is None:
         return _annotation(catalogue, request, notes, None)
     _leave_out_missing(catalogue, request.root, files)
@@ -144,11 +146,22 @@ class Catalogue:
         bad[records] = True
         for i, one in enumerate(self.labels):
             keep = ~bad[one.records]
-            self.labels[i] = Labels(one.name, one.values, one.records[keep], one.value[keep], one.several, one.notes)
+            self.labels[i] = replace(one, records=one.records[keep], value=one.value[keep])
         for record, detail in zip(records.tolist(), details, strict=True):
             line = int(self.lines[record])
             split = "" if self.splits is None or self.splits[record] < 0 else SPLITS[self.splits[record]]
             self.rejects += [Reject(self.source, line, reason, detail, split)] * max(1, int(number[record]))
+
+    def take_labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return attribute, record and value of every label, attribute by attribute; only the names stay here."""
+        sizes = [len(one.records) for one in self.labels]
+        record, value = np.empty(sum(sizes), np.int32), np.empty(sum(sizes), np.int32)
+        start, nothing = 0, np.empty(0, np.int32)
+        for number, one in enumerate(self.labels):
+            own = slice(start, start := start + sizes[number])
+            record[own], value[own] = one.records, one.value
+            self.labels[number] = replace(one, records=nothing, value=nothing)
+        return np.repeat(np.arange(len(sizes), dtype=np.int16), sizes), record, value
 
 
 def labelled(records: Records, source: str, options: TableOptions, root: Path) -> Catalogue:
@@ -195,7 +208,7 @@ def _read_splits(catalogue: Catalogue, given: dict[str, Column]) -> None:
         catalogue.leave_out(without, "no_split", catalogue.paths[catalogue.image[without]].tolist())
         catalogue.splits, catalogue.split_origin = split, f"column {SPLIT}"
     elif catalogue.roles is not None:
-        catalogue.splits = np.where(catalogue.roles > 0, 2, 0)
+        catalogue.splits = np.where(catalogue.roles > 0, 2, 0).astype(np.int8)
         catalogue.split_origin = f"columns {IS_QUERY} and {IS_CANDIDATE}: queries and candidates are test, others train"
 
 
@@ -341,18 +354,21 @@ def _annotation(catalogue: Catalogue, request: Request, notes: list[str], unused
     if not len(rows):
         raise InputError(f"{catalogue.source}: no label is left; is --missing right?")
     path = rows["path"].cat.codes.to_numpy()
-    distinct = np.unique(path)
-    image = np.searchsorted(distinct, path).astype(np.int32)
+    used = counted_numbers(path, len(catalogue.paths)) > 0
+    distinct = np.flatnonzero(used)
+    image = taken(np.cumsum(used, dtype=np.int32) - np.int32(1), path)
     first = np.cumsum([0, *(len(attribute.values) for attribute in attributes)]).astype(np.int32)
-    label = first[rows["attribute"].to_numpy()] + rows["value"].to_numpy()
+    label = taken(first, rows["attribute"].to_numpy())
+    label += rows["value"].to_numpy()
     split, origin = _split(catalogue, request, image, label, distinct)
+    split = split.astype(np.int8)
     given = _of_images(catalogue, catalogue.roles, distinct)
     role = np.zeros(len(split), np.int8)
     for number in (1, 2):
         own = np.flatnonzero(split == number)
         place = np.zeros(len(split), np.int32)
         place[own] = np.arange(len(own))
-        of_split = split[image] == number
+        of_split = taken(split, image) == number
         role[own] = np.where(
             make_roles(place[image[of_split]], label[of_split], request.fractions, [seed, number]), 1, 2
         )
@@ -364,8 +380,8 @@ def _annotation(catalogue: Catalogue, request: Request, notes: list[str], unused
             f"the two, drawn by lot: {request.fractions.query:.0%} are queries"
         )
     rows = rows.assign(
-        split=pd.Categorical.from_codes(split[image], pd.Index(SPLITS)),
-        role=pd.Categorical.from_codes(role[image], pd.Index(["", *ROLES])),
+        split=pd.Categorical.from_codes(taken(split, image), pd.Index(SPLITS)),
+        role=pd.Categorical.from_codes(taken(role, image), pd.Index(["", *ROLES])),
     )
     without_row = 0 if unused is None else int(unused["picture"].sum())
     if unused is not None and without_row:
@@ -432,25 +448,23 @@ def _named_groups(catalogue: Catalogue, images: np.ndarray) -> pd.Series | None:
 
 def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:
     """Return one row for each label, rejects, and the number of repeats."""
-    records = np.concatenate([one.records for one in catalogue.labels])
-    rows = pd.DataFrame(
-        {
-            "path": pd.Categorical.from_codes(catalogue.image[records], catalogue.paths),
-            "attribute": np.repeat(
-                np.arange(len(catalogue.labels), dtype=np.int16), [len(one.records) for one in catalogue.labels]
-            ),
-            "value": np.concatenate([one.value for one in catalogue.labels]).astype(np.int32),
-            "split": _same("", len(records))
-            if catalogue.splits is None
-            else pd.Categorical.from_codes(catalogue.splits[records], pd.Index(SPLITS)),
-            "role": _same("", len(records)),
-            "source": _same(catalogue.source, len(records)),
-            "line": catalogue.lines[records],
-        }
-    )
+    attribute, records, value = catalogue.take_labels()
+    image = taken(catalogue.image, records)
+    columns: dict[str, np.ndarray | pd.Categorical[str]] = {
+        "path": pd.Categorical.from_codes(image, catalogue.paths),
+        "attribute": attribute,
+        "value": value,
+        "split": _same("", len(records))
+        if catalogue.splits is None
+        else pd.Categorical.from_codes(taken(catalogue.splits, records), pd.Index(SPLITS)),
+        "role": _same("", len(records)),
+        "source": _same(catalogue.source, len(records)),
+        "line": taken(catalogue.lines.astype(np.int32), records),
+    }
+    rows = pd.DataFrame(columns, copy=False)
     used = catalogue.image[catalogue.image >= 0]
     twice = np.bincount(used, minlength=len(catalogue.paths)) > 1
-    repeated = twice[catalogue.image[records]]
+    repeated = taken(twice, image)
     if not repeated.any():
         return rows, catalogue.rejects, 0
     parts, rejects, repeats = [rows[~repeated]], list(catalogue.rejects), 0
@@ -464,8 +478,8 @@ def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:
         repeats += part.repeats
         parts.append(part.rows)
     categories = rows["path"].cat.categories
-    for part in parts:
-        part["path"] = pd.Categorical(part["path"], categories=categories)
+    for labels in parts:
+        labels["path"] = pd.Categorical(labels["path"], categories=categories)
     together = pd.concat(parts).astype({"source": "category"})
     return together.sort_values(["attribute", "line"], kind="stable", ignore_index=True), rejects, repeats
 
@@ -478,14 +492,13 @@ def _without_rare(
     rows: pd.DataFrame, catalogue: Catalogue, least: int, notes: list[str]
 ) -> tuple[pd.DataFrame, tuple[Attribute, ...], list[Reject]]:
     """Leave out values with fewer than `least` images, and attributes without labels; number the rest anew."""
-    attribute, value = rows["attribute"].to_numpy(np.int64), rows["value"].to_numpy(np.int64)
-    keep = np.zeros(len(rows), bool)
-    new_value = np.zeros(len(rows), np.int32)
-    new_attribute = np.zeros(len(rows), np.int16)
+    value = rows["value"].to_numpy()
+    bounds = np.searchsorted(rows["attribute"].to_numpy(), np.arange(len(catalogue.labels) + 1))
+    keep = np.ones(len(rows), bool)
+    new_value, new_attribute = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int16)
     attributes: list[Attribute] = []
     rejects: list[Reject] = []
-    for number, one in enumerate(catalogue.labels):
-        own = attribute == number
+    for one, own in zip(catalogue.labels, map(slice, bounds[:-1], bounds[1:]), strict=True):
         counts = np.bincount(value[own], minlength=len(one.values))
         if not counts.any():
             notes.append(f"attribute {one.name!r} is left out: no picture has a label under it")
@@ -502,16 +515,14 @@ def _without_rare(
                 f"attribute {one.name!r} has {f'the one value {values}' if values else 'no value'} with {least} images "
                 "or more: there is nothing to tell apart; leave it out, or lower --min-images"
             )
-        kept = own.copy()
-        kept[own] = frequent[value[own]]
-        keep |= kept
-        new_value[kept] = (np.cumsum(frequent) - 1)[value[kept]]
-        new_attribute[kept] = len(attributes)
-        for row in rows[own & ~kept].itertuples():
-            rejects.append(
-                Reject(row.source, row.line, "too_rare", f"{row.path}: {one.name} {one.values[row.value]!r}")
-            )
+        keep[own] = frequent[value[own]]
+        new_value[own] = (np.cumsum(frequent) - 1)[value[own]]
+        new_attribute[own] = len(attributes)
+        left_out = rows[["path", "value", "line"]].iloc[own][~keep[own]].itertuples(index=False)
+        for path, of_value, line in left_out:
+            detail = f"{path}: {one.name} {one.values[of_value]!r}"
+            rejects.append(Reject(catalogue.source, line, "too_rare", detail))
         kept_values = tuple(np.array(one.values, object)[frequent])
         attributes.append(Attribute(name=one.name, values=kept_values, forbids=one.forbids))
-    rows = rows.assign(attribute=new_attribute, value=new_value)[keep].reset_index(drop=True)
-    return rows, tuple(attributes), rejects
+    rows = rows.assign(attribute=new_attribute, value=new_value)
+    return rows if keep.all() else rows[keep].reset_index(drop=True), tuple(attributes), rejects

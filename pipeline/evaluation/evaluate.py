@@ -24,6 +24,7 @@ from data_prep.dataset import Dataset, ImageStore
 from data_prep.errors import InputError
 from data_prep.progress import Progress, silent
 from data_prep.tables import SPLITS
+from data_prep.triplets import Triplets
 from data_prep.words import counted
 from pipeline.common.errors import JobFailed
 from pipeline.evaluation.attention import attention_metrics, measure_attention
@@ -127,36 +128,17 @@ def evaluate(
         threads: CPU threads.
         progress: callback for progress bars.
     """
-    if split not in SPLITS[1:]:
-        raise InputError(f"--split {split}: one of valid, test")
-    others = [other for other in SPLITS[1:] if other != split and dataset.info.images[other]]
-    instead = f"; it has images in another: --split {others[0]}" if others else ""
-    if not dataset.info.images[split]:
-        raise InputError(f"{dataset.path}: no images in split {split!r}{instead}")
-    pairs = dataset.retrieval(split) if dataset.info.queries[split] else NO_PAIRS
-    triplets = dataset.triplets(split)
-    if pairs.empty and not len(triplets):
-        raise InputError(f"{dataset.path}: neither queries nor triplets in split {split!r}{instead}")
+    pairs, triplets = _asked(dataset, split)
     labels = dataset.labels_of(split) if tagger else NO_PAIRS
     # One pass over the images serves all tasks: the pairs of the ranking, those of the triplets, those of the labels.
     of_task = [pairs[["image_id", "attribute"]], _pairs_of(triplets), labels[["image_id", "attribute"]]]
     asked = pd.concat(of_task, ignore_index=True)
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)
     keep_freed_memory()
-    model = model.to(device).eval()
-    fit = config.get("fit", "crop")
-    side, interpolation = config["image_size"], model.pixels.interpolation
-    images = ImageStore(dataset, split, side, threads=threads, fit=fit, interpolation=interpolation)
-    distinct = asked.drop_duplicates(ignore_index=True)
-    advance = progress("images embedded", distinct["image_id"].nunique())
-    ids, attributes = (distinct[name].to_numpy() for name in ("image_id", "attribute"))
-    embedded = agman.embed_dataset(
-        model, ids, attributes, images.read, device=device, precision=precision, advance=advance
-    )
-    _refuse_nan(embedded, distinct, dataset)
-    row_of = distinct.reset_index().merge(asked, on=["image_id", "attribute"], how="right")["index"].to_numpy()
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    fit, interpolation = config.get("fit", "crop"), model.pixels.interpolation
+    images = ImageStore(dataset, split, config["image_size"], threads=threads, fit=fit, interpolation=interpolation)
+    embedded, row_of = _embedded(model, dataset, images, asked, precision, progress)
     rows = torch.from_numpy(row_of.copy())
 
     embeddings = embedded[rows[: len(pairs)]]
@@ -208,7 +190,42 @@ def evaluate(
     )
 
 
-def _pairs_of(triplets: Any) -> pd.DataFrame:
+def _asked(dataset: Dataset, split: str) -> tuple[pd.DataFrame, Triplets]:
+    """Return the queries and candidates of a split, and its triplets. Raises InputError if it has none of them."""
+    if split not in SPLITS[1:]:
+        raise InputError(f"--split {split}: one of valid, test")
+    others = [other for other in SPLITS[1:] if other != split and dataset.info.images[other]]
+    instead = f"; it has images in another: --split {others[0]}" if others else ""
+    if not dataset.info.images[split]:
+        raise InputError(f"{dataset.path}: no images in split {split!r}{instead}")
+    pairs = dataset.retrieval(split) if dataset.info.queries[split] else NO_PAIRS
+    triplets = dataset.triplets(split)
+    if pairs.empty and not len(triplets):
+        raise InputError(f"{dataset.path}: neither queries nor triplets in split {split!r}{instead}")
+    return pairs, triplets
+
+
+def _embedded(
+    model: agman.RetrievalModel,
+    dataset: Dataset,
+    images: ImageStore,
+    asked: pd.DataFrame,
+    precision: str,
+    progress: Progress,
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the embeddings of the distinct pairs of image and attribute, and the row in them of each pair asked."""
+    distinct = asked.drop_duplicates(ignore_index=True)
+    advance = progress("images embedded", distinct["image_id"].nunique())
+    ids, attributes = (distinct[name].to_numpy() for name in ("image_id", "attribute"))
+    device = next(model.parameters()).device.type
+    embedded = agman.embed_dataset(
+        model, ids, attributes, images.read, device=device, precision=precision, advance=advance
+    )
+    _refuse_nan(embedded, distinct, dataset)
+    return embedded, distinct.reset_index().merge(asked, on=["image_id", "attribute"], how="right")["index"].to_numpy()
+
+
+def _pairs_of(triplets: Triplets) -> pd.DataFrame:
     """Return the (image, attribute) pairs of triplets: all anchors, then all positives, then all negatives."""
     return pd.DataFrame(
         {

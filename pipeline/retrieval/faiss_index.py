@@ -32,7 +32,7 @@ from pipeline.retrieval.states import INDEX, UNFINISHED_INDEX
 DESCRIPTION = "index.json"
 RECALL, RECALL_AT = 0.97, 10
 """Target of the measured recall, a little above the 0.95 that other queries should reach, and its number of rows."""
-OVERSAMPLES = (5, 10, 20, 40, 80)
+OVERSAMPLES = (5, 10, 20, 40, 80, 160, 320, 640)
 """Candidates of an attribute for each wanted row that are tried, the first for a single attribute."""
 SAMPLE = 64
 """Rows with which the recall is measured; noise is added to them, otherwise each would find itself first."""

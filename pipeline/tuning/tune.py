@@ -205,9 +205,7 @@ def tune(
         folder, begun = claimed(stack, storage.absolute(), name, resume, dataset, plan, space)
         chosen = _chosen(folder, final_trial) if begun and final_trial is not None else None
         base = resolved(base, "cuda" if gpus else "cpu", workers, cpus)
-        params = {f"search/{key}": value for key, value in asdict(plan).items() if key != "settings"}
-        params |= {"search/source": earlier.name if earlier else None, "search/against": ",".join(against) or None}
-        params |= base.model_dump() | {"trials": trials, "trial_epochs": budget, "final_epochs": config.epochs}
+        params = _params(plan, base) | {"trials": trials, "trial_epochs": budget, "final_epochs": config.epochs}
         labels: dict[str, Any] = {SWEEP: folder.name} | {key: "varied" for key in LABELS if key in space.varied}
         stack.enter_context(tracking.answering())
         parent = stack.enter_context(
@@ -231,20 +229,10 @@ def tune(
             _repeat(job, record, dataset, parent, repeats, concurrent)
         report = folder / REPORT
         if write_report:
-            facts = {
-                "space": space.name,
-                "dataset": f"{dataset.info.name} ({dataset.info.digest[:12]})",
-                "search": f"{search}, seed {seed}",
-                "scheduler": scheduler,
-                "epochs of a trial": str(budget),
-                "validation queries": _queries(dataset) or f"{dataset.info.queries[SPLIT]:,}",
-                "run": parent.run_id,
-            }
-            write_report(record.study, report, facts)
+            write_report(record.study, report, _facts(dataset, plan, parent))
             _send(parent, report)
         if record.best is None:
-            reasons = Counter(trial.reason for trial in record.trials)
-            reason, times = reasons.most_common(1)[0]
+            reason, times = Counter(trial.reason for trial in record.trials).most_common(1)[0]
             see = f", see {report}" if write_report else ""
             raise JobFailed(f"all {len(record.trials)} trials failed{see}; {times} of them: {reason}")
         final = None
@@ -260,6 +248,27 @@ def tune(
     best, repeated = by_number[record.best.number], standings_in(record.study)
     ended = list(by_number.values())
     return StudyResult(parent, space.name, ended, best, record.chance, seconds, page, final, against, repeated)
+
+
+def _params(plan: Plan, base: TrainConfig) -> dict[str, Any]:
+    """Return the parameters of the study's MLflow run: those of the search, and those that all trials share."""
+    params = {f"search/{key}": value for key, value in asdict(plan).items() if key != "settings"}
+    params["search/source"] = plan.source["study"] if plan.source else None
+    params["search/against"] = ",".join(plan.against) or None
+    return params | base.model_dump()
+
+
+def _facts(dataset: Dataset, plan: Plan, parent: tracking.Run) -> dict[str, str]:
+    """Return the facts that the report shows."""
+    return {
+        "space": plan.space,
+        "dataset": f"{dataset.info.name} ({dataset.info.digest[:12]})",
+        "search": f"{plan.search}, seed {plan.seed}",
+        "scheduler": plan.scheduler,
+        "epochs of a trial": str(plan.settings["epochs"]),
+        "validation queries": _queries(dataset) or f"{dataset.info.queries[SPLIT]:,}",
+        "run": parent.run_id,
+    }
 
 
 def _queries(dataset: Dataset) -> str:

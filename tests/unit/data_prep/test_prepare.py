@@ -170,7 +170,7 @@ def test_after_a_full_disk_the_same_command_continues(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.prepare.write_table", disk_full)
+        patch.setattr("data_prep.write.write_table", disk_full)
         with pytest.raises(
             InputError, match=r"no space left.*kept in .*\.out\.partial, and the same command continues"
         ):

@@ -177,6 +177,9 @@ def test_attributes_are_derived_from_columns(tmp_path: Path) -> None:
         ("shade", ("blue", "green", "red")),
     ]
     assert [a.forbidden for a in annotation.attributes] == [(), (), ("jitter", "crop")]
+    (tmp_path / "pictures" / "000.png").unlink()
+    asked = options(tmp_path / "table.csv", attributes=(), attributes_file=file)
+    assert [a.forbidden for a in table.read(Request(tmp_path, table=asked)).attributes] == [(), (), ("jitter", "crop")]
     file.write_text("shade: {from: colour, forbids: [blur]}\n")
     with pytest.raises(InputError, match="shade: forbids: a list of random changes of pictures, of crop, jitter"):
         table.read(Request(tmp_path, table=options(tmp_path / "table.csv", attributes=(), attributes_file=file)))

@@ -1,0 +1,125 @@
+"""Labels in blocks: whatever the size of a block, the same tables come out."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from support.datasets import make_photographs, prepare_small
+
+from data_prep import blocks, tables
+from data_prep.blocks import blocks_of, counted_numbers, taken
+from data_prep.dataset import Dataset
+from data_prep.prepare import prepare
+from data_prep.request import TableOptions
+from data_prep.storage import Storage
+from data_prep.tables import LABELS, DatasetInfo, read_labels, table_writer, write_table
+from data_prep.triplets import TripletSampler, can_draw
+
+
+@pytest.fixture(params=[1, 7, 64])
+def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", request.param)
+
+
+def test_every_position_is_in_one_block_beside_those_of_its_number(small_blocks: None) -> None:
+    numbers = np.random.default_rng(0).integers(0, 40, 200).astype(np.int32)
+    found = list(blocks_of(numbers))
+    assert len(found) > 1
+    assert sorted(np.concatenate(found).tolist()) == list(range(200))
+    assert all((np.diff(block) > 0).all() for block in found)
+    of_block = [set(numbers[block].tolist()) for block in found if len(block)]
+    assert all(max(one) < min(other) for one, other in pairwise(of_block))
+    assert [block.tolist() for block in blocks_of(numbers[:0])][:1] == [[]]
+
+
+def test_taking_and_counting_equal_numpys(small_blocks: None) -> None:
+    rng = np.random.default_rng(0)
+    values, index = rng.normal(size=30), rng.integers(0, 30, 200).astype(np.int32)
+    assert np.array_equal(taken(values, index), values[index])
+    assert np.array_equal(counted_numbers(index, 40), np.bincount(index, minlength=40))
+
+
+def catalogue(root: Path) -> pd.DataFrame:
+    make_photographs(root)
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame({"file": paths, "shop": rng.integers(0, 30, len(paths))})
+    for name in ("colour", "sleeve", "tags"):
+        frame[name] = [f"value {number}" for number in rng.integers(0, 4, len(paths))]
+    frame.loc[::3, "tags"] += ";value 9"
+    frame.loc[50, "colour"] = "rare"
+    twice = frame.iloc[:20].assign(sleeve="value 0")  # some repeat
+    return pd.concat([frame, twice], ignore_index=True)
+
+
+def prepared(root: Path, out: Path, group: str | None) -> DatasetInfo:
+    options = TableOptions(
+        table=root / "table.csv",
+        image="file",
+        attributes=("colour", "sleeve", "tags"),
+        separator=";",
+        group=group,
+        min_images=2,
+    )
+    return prepare("table", root, out, table=options, max_rejects=0.5, image_size=32, triplets=64, epochs=2)
+
+
+@pytest.mark.parametrize("group", [None, "shop"])
+def test_a_catalogue_gives_the_same_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str | None) -> None:
+    root = tmp_path / "raw"
+    catalogue(root).to_csv(root / "table.csv", index=False)
+    whole = prepared(root, tmp_path / "whole", group)
+    assert whole.repeats and whole.rejects == {"too_rare": 1}
+    for size in (5, 64):
+        monkeypatch.setattr(blocks, "BLOCK", size)
+        assert prepared(root, tmp_path / f"{size}", group) == whole
+
+
+def test_official_files_give_the_same_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_photographs(tmp_path / "raw")
+    whole = prepare_small(root, tmp_path / "whole").info
+    monkeypatch.setattr(blocks, "BLOCK", 7)
+    assert prepare_small(root, tmp_path / "blocks").info == whole
+
+
+def test_a_table_is_written_in_any_blocks_as_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "ROW_GROUP", 50)
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {"image_id": np.arange(230), "attribute": rng.integers(0, 3, 230), "value": rng.integers(0, 9, 230)}
+    ).assign(split="train", other=1)
+    write_table(Storage(tmp_path) / "once", {name: rows[name] for name in LABELS.names}, LABELS, row_group_size=50)
+    for size in (1, 49, 50, 120, 500):
+        with table_writer(Storage(tmp_path) / "blocks", LABELS) as write:
+            for start in range(0, len(rows), size):
+                write(rows.iloc[start : start + size])
+        assert (tmp_path / "blocks").read_bytes() == (tmp_path / "once").read_bytes()
+    assert pq.ParquetFile(tmp_path / "blocks").num_row_groups == 5
+    with table_writer(Storage(tmp_path) / "empty", LABELS):
+        pass
+    assert pq.read_table(tmp_path / "empty").equals(LABELS.empty_table())
+
+
+def test_labels_of_a_split_are_those_of_the_table(dataset: Dataset) -> None:
+    labels = dataset.labels
+    for split, of_split in labels.groupby("split"):
+        with (dataset.storage / "labels.parquet").open() as file:
+            read = read_labels(file, str(split))
+        pd.testing.assert_frame_equal(read, of_split.drop(columns="split").reset_index(drop=True))
+
+
+def test_what_can_be_drawn_is_what_the_sampler_draws() -> None:
+    rng = np.random.default_rng(0)
+    seen = set()
+    for size in [*range(7)] * 20:
+        labels = pd.DataFrame({name: rng.integers(0, 3, size) for name in ("image_id", "attribute", "value")})
+        among = rng.random(size) < 0.8
+        drawable = can_draw(*(labels[name].to_numpy() for name in labels), among=among)
+        assert drawable == bool(len(TripletSampler(labels[among]).attributes)), labels
+        seen.add(drawable)
+    assert seen == {True, False}
