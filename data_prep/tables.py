@@ -183,19 +183,19 @@ def write_table(file: Storage, columns: dict, schema: pa.Schema, **options: obje
 @contextmanager
 def table_writer(file: Storage, schema: pa.Schema) -> Iterator[Callable[[pd.DataFrame], None]]:
     """Write one Parquet file with exactly this schema, as `write_table` writes it, from any number of blocks."""
-    waiting = schema.empty_table()
+    waiting, written = schema.empty_table(), 0
     with file.atomic_file() as path, pq.ParquetWriter(path, schema) as writer:
 
         def write(block: pd.DataFrame) -> None:
-            nonlocal waiting
+            nonlocal waiting, written
             waiting = pa.concat_tables([waiting, pa.table({name: block[name] for name in schema.names}, schema)])
             groups = len(waiting) // ROW_GROUP * ROW_GROUP
             if groups:
                 writer.write_table(waiting.slice(0, groups), ROW_GROUP)
-                waiting = waiting.slice(groups)
+                waiting, written = waiting.slice(groups), written + groups
 
         yield write
-        if len(waiting):
+        if len(waiting) or not written:
             writer.write_table(waiting, ROW_GROUP)
 
 
