@@ -19,6 +19,9 @@ OPEN = ("/healthz",)
 CLIENT = "agman_client"
 """Entry of a request's scope: name of the key's owner, or None. Without keys there is none."""
 ASK = {"WWW-Authenticate": 'Basic realm="agman", charset="UTF-8"'}
+"""Challenge for which a browser asks for a password."""
+TELL = {"WWW-Authenticate": 'Bearer realm="agman"'}
+"""Challenge for a request of a page's script: the browser asks nothing, and the page shows what to do."""
 
 
 class Access:
@@ -40,13 +43,15 @@ class Access:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         client = (scope["client"] or ("unknown",))[0]
+        headers = dict(scope["headers"])
         if self.keys:
-            sent = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+            sent = headers.get(b"authorization", b"").decode("latin-1")
             scope[CLIENT] = client = self.keys.name_of(sent)
         if scope["path"] in OPEN:
             return await self.app(scope, receive, send)
         if client is None:
-            refusal = JSONResponse({"error": "a key is needed; send it as a bearer token"}, 401, headers=ASK)
+            challenge = ASK if headers.get(b"sec-fetch-mode", b"navigate") == b"navigate" else TELL
+            refusal = JSONResponse({"error": "a key is needed; send it as a bearer token"}, 401, headers=challenge)
             return await refusal(scope, receive, send)
         if self.limit and not self.limiter.hit(self.limit, client):
             reset, _ = self.limiter.get_window_stats(self.limit, client)

@@ -505,6 +505,14 @@ def keeps_what_stands_until_the_answer(page: Page) -> None:
     page.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".hit")).to_have_count(10)
+    page.route("**/search", lambda route: route.fulfill(status=401, json={"error": "a key is needed"}))
+    box(page, "collar_design").uncheck()
+    expect(page.locator("#status")).to_have_text(
+        "The service needs a key. Load this page again, and enter the key as the password."
+    )
+    page.unroute("**/search")
+    page.get_by_role("button", name="Start again").click()
+    expect(page.locator(".hit")).to_have_count(PICTURES)
 
 
 def test_while_a_replica_is_replaced_requests_are_told_to_come_back(address: str, browser: Browser) -> None:
