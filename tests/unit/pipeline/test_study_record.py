@@ -126,10 +126,15 @@ class Driver:
 
 
 SEARCHES, SCHEDULERS = get_args(samplers.Search), get_args(samplers.Scheduler)
+EVERY = [
+    pytest.param(search, scheduler, marks=() if search == "tpe" or scheduler == "asha" else pytest.mark.slow)
+    for search in SEARCHES
+    for scheduler in SCHEDULERS
+]
+"""Every sampler with ASHA, and every scheduler with TPE; the other pairs are slow tests."""
 
 
-@pytest.mark.parametrize("search", SEARCHES)
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize(("search", "scheduler"), EVERY)
 def test_a_killed_and_resumed_study_suggests_and_stops_as_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: str, scheduler: str
 ) -> None:
