@@ -8,13 +8,13 @@ before one ground can have hashes as near: a pair's tiny copies in colour must b
 from __future__ import annotations
 
 import io
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import imagehash
 import numpy as np
 import pandas as pd
@@ -28,8 +28,9 @@ from data_prep.progress import Progress, silent
 
 DISTANCE = 4
 """Bits in which the hashes of near-duplicates differ at most."""
-BANDS, BAND = 5, 12
-"""A pair within DISTANCE has at least one of BANDS bands of BAND bits in common."""
+BANDS = [np.uint64((1 << 64 * (n + 1) // 7) - (1 << 64 * n // 7)) for n in range(7)]
+"""The hash's bits in seven bands. DISTANCE bits are in at most four of them, so near hashes agree in three or more."""
+AGREEING = len(BANDS) - DISTANCE
 TINY_COPY = 8
 """Side in pixels of the copies in colour."""
 UNLIKE = 12.0
@@ -39,7 +40,7 @@ Copies of a picture that is resized, encoded again or cropped by 1 % of its side
 10 % brighter by 13; those of one garment in two colours by 25 and more.
 """
 AT_ONCE = 10_000
-"""Pairs whose copies are compared at a time."""
+"""Pictures that are looked at, and pairs whose copies are compared, at a time."""
 SHOWN = 12
 """Pairs of which thumbnails are kept."""
 SMALL_COPY = 128
@@ -113,27 +114,48 @@ def look_at_files(read: Callable[[int], bytes | None], count: int, progress: Pro
             look.hashed[number] = True
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(fill, range(count)):
-            advance(1)
+        for start in range(0, count, AT_ONCE):  # the pool keeps a record of every call
+            for _ in pool.map(fill, range(start, min(start + AT_ONCE, count))):
+                advance(1)
     return look
 
 
 def near_pairs(look: Look) -> np.ndarray:
     """Return the pairs of near-duplicates, K×3 int64: two numbers of pictures, and their distance; nearest first."""
     numbers = np.flatnonzero(look.hashed)
-    if not len(numbers):
-        return np.empty((0, 3), np.int64)
-    index = faiss.IndexBinaryMultiHash(64, BANDS, BAND)
-    codes = np.ascontiguousarray(look.hashes[numbers])
-    index.add(codes)
-    limits, distances, found = index.range_search(codes, DISTANCE + 1)
-    first = np.repeat(np.arange(len(numbers)), np.asarray(limits[1:] - limits[:-1], np.int64))
-    keep = first < found
-    pairs = np.stack([numbers[first[keep]], numbers[found[keep]], distances[keep].astype(np.int64)], axis=1)
-    pairs = np.unique(pairs, axis=0)
+    codes = np.ascontiguousarray(look.hashes[numbers]).view(np.uint64).ravel()
+    found = [np.empty((0, 3), np.int64)]
+    for agreeing in itertools.combinations(range(len(BANDS)), AGREEING):
+        found += _agreeing_pairs(codes, agreeing)
+    one, other, distance = np.concatenate(found).T
+    pairs = np.stack([numbers[one], numbers[other], distance], axis=1)
     parts = np.array_split(pairs, len(pairs) // AT_ONCE + 1)
     pairs = np.concatenate([part[_unlikeness(look.copies, part) <= UNLIKE] for part in parts])
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], pairs[:, 2]))]
+
+
+def _agreeing_pairs(codes: np.ndarray, agreeing: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Yield the pairs within DISTANCE whose first bands without a difference are these: indices of codes, distance.
+
+    Every pair has one such combination of bands, so that it is found once. Time grows with sorting, and with the pairs
+    that agree in the bands.
+    """
+    keys = codes & np.bitwise_or.reduce([BANDS[band] for band in agreeing])
+    order = np.argsort(keys, kind="stable")
+    keys, between = keys[order], [band for band in range(agreeing[-1]) if band not in agreeing]
+    at = np.arange(len(keys))
+    for step in itertools.count(1):
+        at = at[at < len(keys) - step]
+        at = at[keys[at] == keys[at + step]]
+        if not len(at):
+            return
+        one, other = order[at], order[at + step]  # one < other, as the sort is stable
+        differing = codes[one] ^ codes[other]
+        distance = np.bitwise_count(differing)
+        near = distance <= DISTANCE
+        for band in between:
+            near &= (differing & BANDS[band]) != 0
+        yield np.stack([one[near], other[near], distance[near].astype(np.int64)], axis=1)
 
 
 def _unlikeness(copies: np.ndarray, pairs: np.ndarray) -> np.ndarray:

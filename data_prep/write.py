@@ -78,17 +78,24 @@ def _write_labels(staging: Storage, annotation: Annotation, images: pd.DataFrame
 
 def _in_order(rows: pd.DataFrame, images: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Yield rows with their image_id, in blocks that are sorted by image_id, attribute and value."""
+    number = _image_ids(rows, images)
+    for own in blocks_of(number):
+        block = rows.iloc[own].assign(image_id=number[own].astype(np.int64))
+        block = block.astype({"split": "str", "role": "str"})  # which may be categories
+        yield block.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
+
+
+def _image_ids(rows: pd.DataFrame, images: pd.DataFrame) -> np.ndarray:
+    """Return the image_id of each row (int32)."""
     # Only triplets use a picture in several splits.
     once = images.drop_duplicates("path")
     categories = isinstance(rows["path"].dtype, pd.CategoricalDtype)
     paths = pa.array(rows["path"].cat.categories if categories else rows["path"], pa.large_string())
     position = pc.index_in(paths, value_set=pa.array(once["path"], pa.large_string())).fill_null(-1).to_numpy()
     number = np.where(position < 0, -1, once["image_id"].to_numpy(np.int32)[position])
-    number = taken(number, rows["path"].cat.codes.to_numpy()) if categories else number
-    for own in blocks_of(number):
-        block = rows.iloc[own].assign(image_id=number[own].astype(np.int64))
-        block = block.astype({"split": "str", "role": "str"})  # which may be categories
-        yield block.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
+    del paths, position
+    pa.default_memory_pool().release_unused()  # what Arrow keeps of the table of paths
+    return taken(number, rows["path"].cat.codes.to_numpy()) if categories else number
 
 
 def check_written(staging: Storage, info: DatasetInfo) -> None:

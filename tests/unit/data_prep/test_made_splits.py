@@ -14,7 +14,7 @@ from support.datasets import NECKS, make_photographs, prepare_small
 
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from data_prep.near_duplicates import find_near_duplicates
+from data_prep.near_duplicates import DISTANCE, TINY_COPY, Look, find_near_duplicates, near_pairs
 from data_prep.prepare import prepare
 from data_prep.request import TableOptions
 from data_prep.splits import SplitFractions
@@ -114,3 +114,23 @@ def test_a_dataset_of_an_earlier_version_without_groups_opens(dataset: Dataset, 
     pq.write_table(pq.read_table(file).drop_columns("group"), file)
     old = Dataset(tmp_path / "old")
     assert old.images["group"].isna().all() and len(old.images) == len(dataset.images)
+
+
+@pytest.mark.parametrize("count", [0, 1, 700])
+def test_near_pairs_are_those_of_a_comparison_of_all(count: int) -> None:
+    """Hashes in families whose members differ in 0 to 6 bits, so that some pairs are just near enough."""
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 256, (40, 8), dtype=np.uint8)[rng.integers(0, 40, count)]
+    for bits in (rng.random((count, 64)) < 0.03, rng.random((count, 64)) < 0.01):
+        hashes ^= np.packbits(bits, axis=1)
+    hashed = rng.random(count) < 0.9
+    copies, short = np.zeros((count, TINY_COPY, TINY_COPY, 3), np.uint8), np.ones(count, np.int64)
+    copies[::5] = 200  # these are not like the others, whatever their hashes are
+    found = near_pairs(Look(hashes, hashed, np.zeros(count, bool), copies, short))
+    bits = np.unpackbits(hashes, axis=1).astype(np.int64)
+    distance = (bits[:, None] != bits[None]).sum(2)
+    alike = copies[:, 0, 0, 0][:, None] == copies[:, 0, 0, 0][None]
+    near = (distance <= DISTANCE) & alike & hashed[:, None] & hashed[None] & np.tri(count, k=-1, dtype=bool).T
+    expected = sorted((distance[one, other], one, other) for one, other in np.argwhere(near).tolist())
+    assert [(gap, one, other) for one, other, gap in found.tolist()] == expected
+    assert count < 2 or {gap for gap, *_ in expected} == {*range(DISTANCE + 1)}
