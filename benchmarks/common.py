@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.synthetic.samples import sample
@@ -119,6 +117,8 @@ def write_table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]],
 
 
 def _hardware() -> str:
+    import torch  # not by a benchmark's own processes, whose memory is measured
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     models = {line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -21,18 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import in_own_process, timed, write_table
+from benchmarks.prep import ATTRIBUTES, BLOCK, GIB, SIZES, VALUES
 from data_prep.balanced import BalancedSampler, undrawable
 from data_prep.batches import batches_per_epoch, plan_epoch
 from data_prep.tables import LABELS, read_labels
 from data_prep.triplets import TripletSampler
 from pipeline.common.console import say
 
-SIZES = os.environ.get("AGMAN_IMAGES", "100000,1000000,10000000")
-ATTRIBUTES, VALUES = 20, 12
 BATCH, BATCHES, TRIPLETS = 48, 2_000, 16
 """Images of a batch, and batches that are planned; an epoch's time is calculated from theirs. Triplets of a batch."""
-BLOCK = 100_000
-GIB = 2**30
 
 
 def write_labels(file: Path, images: int) -> None:

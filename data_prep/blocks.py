@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-BLOCK = 4_000_000
+BLOCK = 2_000_000
 """Labels of a block: below this number everything is one block."""
 
 

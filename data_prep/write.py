@@ -81,7 +81,6 @@ def _in_order(rows: pd.DataFrame, images: pd.DataFrame) -> Iterator[pd.DataFrame
     number = _image_ids(rows, images)
     for own in blocks_of(number):
         block = rows.iloc[own].assign(image_id=number[own].astype(np.int64))
-        block = block.astype({"split": "str", "role": "str"})  # which may be categories
         yield block.sort_values(["image_id", "attribute", "value"], kind="stable", ignore_index=True)
 
 
