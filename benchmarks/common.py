@@ -30,6 +30,12 @@ SMALL = {
 }
 """Settings of a small network on triplets of 64-pixel pictures, from random weights."""
 
+SIZES = os.environ.get("AGMAN_IMAGES", "100000,1000000,10000000")
+"""Numbers of images of the benchmarks that grow."""
+ATTRIBUTES, VALUES = 20, 12
+"""Attributes of the tables of labels, and values of each."""
+GIB = 2**30
+
 Result = TypeVar("Result")
 
 

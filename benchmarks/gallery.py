@@ -10,7 +10,6 @@ Each step runs in a process of its own, `python -m benchmarks.gallery STEP FOLDE
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.common import in_own_process, timed, write_table
+from benchmarks.common import GIB, SIZES, in_own_process, timed, write_table
 from data_prep.storage import Storage
 from pipeline.common.console import progress_bar, say
 from pipeline.retrieval.embed import SHARD, begin, finish, write_shard
@@ -32,11 +31,10 @@ from pipeline.retrieval.faiss_index import RECALL_AT, recall_of, sample_queries
 from pipeline.retrieval.gallery import Gallery, GalleryInfo
 from pipeline.retrieval.image_sources import IMAGES, Source
 
-SIZES = os.environ.get("AGMAN_IMAGES", "100000,1000000,10000000")
 ATTRIBUTES, WIDTH, CLUSTER = tuple("abcd"), 128, 500
 REFUSED = 1_000
 """One picture of so many is refused."""
-QUERIES, GIB = 64, 2**30
+QUERIES = 64
 
 
 def vectors(rows: int) -> Iterator[np.ndarray]:

@@ -19,14 +19,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import in_own_process, timed, write_table
-from benchmarks.prep import ATTRIBUTES, BLOCK, GIB, SIZES, VALUES
+from benchmarks.common import ATTRIBUTES, GIB, SIZES, VALUES, in_own_process, timed, write_table
 from data_prep.balanced import BalancedSampler, undrawable
 from data_prep.batches import batches_per_epoch, plan_epoch
 from data_prep.tables import LABELS, read_labels
 from data_prep.triplets import TripletSampler
 from pipeline.common.console import say
 
+BLOCK = 100_000
 BATCH, BATCHES, TRIPLETS = 48, 2_000, 16
 """Images of a batch, and batches that are planned; an epoch's time is calculated from theirs. Triplets of a batch."""
 

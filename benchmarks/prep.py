@@ -8,7 +8,6 @@ AGMAN_IMAGES gives the sizes, separated by commas.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import in_own_process, timed, write_table
+from benchmarks.common import ATTRIBUTES, GIB, SIZES, VALUES, in_own_process, timed, write_table
 from data_prep.corrections import labels_digest
 from data_prep.layouts.table import annotated
 from data_prep.request import Request, TableOptions
@@ -27,10 +26,7 @@ from data_prep.storage import Storage
 from data_prep.write import write_annotation, write_triplets
 from pipeline.common.console import say
 
-SIZES = os.environ.get("AGMAN_IMAGES", "100000,1000000,10000000")
-ATTRIBUTES, VALUES = 20, 12
 BLOCK = 100_000
-GIB = 2**30
 NAMES = tuple(f"attribute {number}" for number in range(ATTRIBUTES))
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data_prep.blocks import parts
+from data_prep.blocks import slices
 from data_prep.tables import Attribute
 
 REASONS = {
@@ -155,7 +155,7 @@ class Annotation:
         # One row of each path; paths and splits may be categories, which sort by their codes.
         codes, paths = path_codes(self.rows)
         row = np.full(len(paths), -1, np.int32)
-        for part in parts(len(codes)):
+        for part in slices(len(codes)):
             row[codes[part]] = part.start + np.arange(len(codes[part]))
         of_rows = [self.rows[["path", "split"]].iloc[row[row >= 0]].astype({"path": "str", "split": "str"})]
         if self.triplets is not None:
@@ -172,7 +172,7 @@ def path_codes(rows: pd.DataFrame) -> tuple[np.ndarray, pd.Index]:
     if isinstance(rows["path"].dtype, pd.CategoricalDtype):
         return rows["path"].cat.codes.to_numpy(np.int32), rows["path"].cat.categories
     codes, paths = pd.factorize(rows["path"])
-    return codes.astype(np.int32), pd.Index(paths)
+    return codes.astype(np.int32), paths
 
 
 WHAT_DIFFERS = {"in_two_splits": "split", "labels_disagree": "value", "in_both_roles": "role"}

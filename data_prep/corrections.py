@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from data_prep.annotation import Annotation, Reject, path_codes
-from data_prep.blocks import blocks_of, counted_numbers, taken
+from data_prep.blocks import bincount, blocks_of, take
 from data_prep.errors import InputError
 from data_prep.hints import nearest
 from data_prep.words import counted
@@ -55,14 +55,14 @@ def labels_digest(annotation: Annotation) -> str:
     """Return the sha256 of the labels: path, attribute and value of each, whatever their order and split."""
     rows = annotation.rows
     codes, paths = path_codes(rows)
-    used = np.flatnonzero(counted_numbers(codes, len(paths)))
+    used = np.flatnonzero(bincount(codes, len(paths)))
     order = used[paths[used].argsort()]
     rank = np.empty(len(paths), np.int32)
     rank[order] = np.arange(len(order))
     total = hashlib.sha256(repr([(one.name, one.values) for one in annotation.attributes]).encode())
     for name in paths[order]:
         total.update(f"{name}\n".encode("utf-8", "surrogateescape"))
-    number = taken(rank, codes)
+    number = take(rank, codes)
     for own in blocks_of(number):
         columns = number[own], rows["attribute"].to_numpy()[own], rows["value"].to_numpy()[own]
         table = np.stack(columns, axis=1, dtype=np.int64)

@@ -135,10 +135,10 @@ def near_pairs(look: Look) -> np.ndarray:
 
 
 def _agreeing_pairs(codes: np.ndarray, agreeing: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Yield the pairs within DISTANCE whose first bands without a difference are these: indices of codes, distance.
+    """Yield K×3 arrays (index, other index, distance): pairs within DISTANCE whose first equal bands are `agreeing`.
 
-    Every pair has one such combination of bands, so that it is found once. Time grows with sorting, and with the pairs
-    that agree in the bands.
+    Every pair has one such combination of AGREEING bands, so that it is found once. Time grows with sorting, and with
+    the pairs that agree in the bands: k equal codes are k²/2 of them.
     """
     keys = codes & np.bitwise_or.reduce([BANDS[band] for band in agreeing])
     order = np.argsort(keys, kind="stable")

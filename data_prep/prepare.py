@@ -169,7 +169,7 @@ def prepare(
 
 
 def _described(read: Annotation) -> dict[str, Any]:
-    """Return the description's fields that the annotation gives."""
+    """Return the description's fields that the annotation gives, so that it can go before triplets are drawn."""
     return {
         "attributes": read.attributes,
         "queries": _per_split(read.rows[read.rows["role"] == "query"]),

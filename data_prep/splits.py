@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from data_prep.blocks import blocks_of, counted_numbers, parts, taken
+from data_prep.blocks import bincount, blocks_of, slices, take
 from data_prep.errors import InputError
 from data_prep.tables import SPLITS
 from data_prep.words import counted
@@ -96,12 +96,12 @@ def _order(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> np
 
     Consecutive images are alike, so that every value is spread evenly by taking every n-th image.
     """
-    counts = counted_numbers(label, int(label.max(initial=-1)) + 1)
+    counts = bincount(label, int(label.max(initial=-1)) + 1)
     by_rarity = np.argsort(counts, kind="stable")
     rank = np.empty(len(counts), np.int32)
     rank[by_rarity] = np.arange(len(counts))
     rarest = np.full(int(image.max(initial=-1)) + 1, len(counts), np.int32)
-    for part in parts(len(image)):
+    for part in slices(len(image)):
         np.minimum.at(rarest, image[part], rank[label[part]])
     order = rng.permutation(len(rarest))
     return order[np.argsort(rarest[order], kind="stable")]
@@ -126,17 +126,17 @@ def _by_group(
     image: np.ndarray, label: np.ndarray, group: np.ndarray, fractions: SplitFractions, rng: np.random.Generator
 ) -> np.ndarray:
     """Assign the largest group first, each to the split that lacks most of its labels (Sechidis et al. 2011)."""
-    totals = counted_numbers(label, int(label.max()) + 1)
-    starts, labels, counts = _labels_by_group(taken(group.astype(np.int32), image), label, len(totals))
+    totals = bincount(label, int(label.max()) + 1)
+    starts, labels, counts = _labels_by_group(take(group.astype(np.int32), image), label, len(totals))
     parts = (1 - fractions.valid - fractions.test, fractions.valid, fractions.test)
     lacking = np.repeat(np.array(parts)[:, None], len(totals), axis=1)
     sizes = np.bincount(group)
     shuffled = rng.permutation(len(sizes))
     chosen = np.zeros(len(sizes), np.int64)
     for one in shuffled[np.argsort(-sizes[shuffled], kind="stable")].tolist():
-        own = labels[starts[one] : starts[one + 1]]
-        # A rare label counts as much as a frequent one.
-        weight = counts[starts[one] : starts[one + 1]] / totals[own]
+        distinct = slice(starts[one], starts[one + 1])
+        own = labels[distinct]
+        weight = counts[distinct] / totals[own]  # a rare label counts as much as a frequent one
         best = int(np.argmax(lacking[:, own] @ weight))
         chosen[one] = best
         lacking[best, own] -= weight
@@ -144,15 +144,15 @@ def _by_group(
 
 
 def _labels_by_group(group: np.ndarray, label: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the distinct labels of the groups, one group after the other: their starts, the labels, their counts.
+    """Return where each group's distinct labels start (G+1), and K distinct labels with their counts.
 
-    `group` and `label` are those of the L labels.
+    Those of group g are at `starts[g]` to `starts[g + 1]`. `group` and `label` are those of the L labels.
     """
-    sizes, labels, counts = np.zeros(int(group.max()) + 2, np.int64), [], []
+    n_distinct, labels, counts = np.zeros(int(group.max()) + 2, np.int64), [], []
     for own in blocks_of(group):
         keys, times = np.unique(group[own] * np.int64(n_labels) + label[own], return_counts=True)
         owner, of_group = np.divmod(keys, n_labels)
-        sizes += np.bincount(owner + 1, minlength=len(sizes))
+        n_distinct += np.bincount(owner + 1, minlength=len(n_distinct))
         labels.append(of_group.astype(np.int32))
         counts.append(times.astype(np.int32))
-    return np.cumsum(sizes), np.concatenate(labels), np.concatenate(counts)
+    return np.cumsum(n_distinct), np.concatenate(labels), np.concatenate(counts)

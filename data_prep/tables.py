@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data_prep.storage import Storage
 
-if TYPE_CHECKING:  # imported where it is used: whoever opens a dataset imports this module
+if TYPE_CHECKING:  # whoever opens a dataset imports this module, and pandas takes time
     import pandas as pd
 
 SCHEMA_VERSION = 1

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import tables
-from data_prep.annotation import TRIPLET_COLUMNS, Annotation, Reject, contained
-from data_prep.blocks import blocks_of, taken
+from data_prep.annotation import TRIPLET_COLUMNS, Annotation, Reject, contained, path_codes
+from data_prep.blocks import blocks_of, take
 from data_prep.errors import Resumable
 from data_prep.storage import Storage
 from data_prep.tables import (
@@ -86,15 +86,17 @@ def _in_order(rows: pd.DataFrame, images: pd.DataFrame) -> Iterator[pd.DataFrame
 
 def _image_ids(rows: pd.DataFrame, images: pd.DataFrame) -> np.ndarray:
     """Return the image_id of each row (int32)."""
-    # Only triplets use a picture in several splits.
-    once = images.drop_duplicates("path")
-    categories = isinstance(rows["path"].dtype, pd.CategoricalDtype)
-    paths = pa.array(rows["path"].cat.categories if categories else rows["path"], pa.large_string())
-    position = pc.index_in(paths, value_set=pa.array(once["path"], pa.large_string())).fill_null(-1).to_numpy()
-    number = np.where(position < 0, -1, once["image_id"].to_numpy(np.int32)[position])
-    del paths, position
+    codes, paths = path_codes(rows)
+    once = images.drop_duplicates("path")  # only triplets use a picture in several splits
+    position = pc.index_in(
+        pa.array(paths, pa.large_string()), value_set=pa.array(once["path"], pa.large_string())
+    ).fill_null(-1)
+    number = np.append(once["image_id"].to_numpy(np.int32), np.int32(-1))[position.to_numpy()]
     pa.default_memory_pool().release_unused()  # what Arrow keeps of the table of paths
-    return taken(number, rows["path"].cat.codes.to_numpy()) if categories else number
+    found = take(number, codes)
+    if found.min(initial=0) < 0:
+        raise AssertionError(f"{int((found < 0).sum())} labels of pictures that are not among the images")
+    return found
 
 
 def check_written(staging: Storage, info: DatasetInfo) -> None:

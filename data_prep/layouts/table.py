@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.annotation import Annotation, Reject, settled
-from data_prep.blocks import counted_numbers, taken
+from data_prep.blocks import bincount, take
 from data_prep.errors import InputError
 from data_prep.layouts.folders import IMAGE, is_picture, level_names, read_folders
 from data_prep.layouts.table_attributes import Labels, definitions, labels_of
@@ -153,7 +153,7 @@ class Catalogue:
             self.rejects += [Reject(self.source, line, reason, detail, split)] * max(1, int(number[record]))
 
     def take_labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return attribute, record and value of every label, attribute by attribute; only the names stay here."""
+        """Return attribute, record and value of every label, attribute by attribute; remove them from the catalogue."""
         sizes = [len(one.records) for one in self.labels]
         record, value = np.empty(sum(sizes), np.int32), np.empty(sum(sizes), np.int32)
         start, nothing = 0, np.empty(0, np.int32)
@@ -354,11 +354,11 @@ def _annotation(catalogue: Catalogue, request: Request, notes: list[str], unused
     if not len(rows):
         raise InputError(f"{catalogue.source}: no label is left; is --missing right?")
     path = rows["path"].cat.codes.to_numpy()
-    used = counted_numbers(path, len(catalogue.paths)) > 0
+    used = bincount(path, len(catalogue.paths)) > 0
     distinct = np.flatnonzero(used)
-    image = taken(np.cumsum(used, dtype=np.int32) - np.int32(1), path)
+    image = take(np.cumsum(used, dtype=np.int32) - np.int32(1), path)
     first = np.cumsum([0, *(len(attribute.values) for attribute in attributes)]).astype(np.int32)
-    label = taken(first, rows["attribute"].to_numpy())
+    label = take(first, rows["attribute"].to_numpy())
     label += rows["value"].to_numpy()
     split, origin = _split(catalogue, request, image, label, distinct)
     split = split.astype(np.int8)
@@ -368,7 +368,7 @@ def _annotation(catalogue: Catalogue, request: Request, notes: list[str], unused
         own = np.flatnonzero(split == number)
         place = np.zeros(len(split), np.int32)
         place[own] = np.arange(len(own))
-        of_split = taken(split, image) == number
+        of_split = take(split, image) == number
         role[own] = np.where(
             make_roles(place[image[of_split]], label[of_split], request.fractions, [seed, number]), 1, 2
         )
@@ -380,8 +380,8 @@ def _annotation(catalogue: Catalogue, request: Request, notes: list[str], unused
             f"the two, drawn by lot: {request.fractions.query:.0%} are queries"
         )
     rows = rows.assign(
-        split=pd.Categorical.from_codes(taken(split, image), pd.Index(SPLITS)),
-        role=pd.Categorical.from_codes(taken(role, image), pd.Index(["", *ROLES])),
+        split=pd.Categorical.from_codes(take(split, image), pd.Index(SPLITS)),
+        role=pd.Categorical.from_codes(take(role, image), pd.Index(["", *ROLES])),
     )
     without_row = 0 if unused is None else int(unused["picture"].sum())
     if unused is not None and without_row:
@@ -413,11 +413,11 @@ def _split(
 
 
 def _of_images(catalogue: Catalogue, of_record: np.ndarray | None, images: np.ndarray) -> np.ndarray | None:
-    """Return what the first record of each of `images` has; None for None."""
+    """Return what the first record of each of `images` that has something has, -1 if none has; None for None."""
     if of_record is None:
         return None
     value = np.full(len(catalogue.paths), -1, np.int64)
-    known = catalogue.image >= 0
+    known = (catalogue.image >= 0) & (of_record >= 0)
     value[catalogue.image[known][::-1]] = of_record[known][::-1]
     return value[images]
 
@@ -449,22 +449,22 @@ def _named_groups(catalogue: Catalogue, images: np.ndarray) -> pd.Series | None:
 def _settled(catalogue: Catalogue) -> tuple[pd.DataFrame, list[Reject], int]:
     """Return one row for each label, rejects, and the number of repeats."""
     attribute, records, value = catalogue.take_labels()
-    image = taken(catalogue.image, records)
+    image = take(catalogue.image, records)
     columns: dict[str, np.ndarray | pd.Categorical[str]] = {
         "path": pd.Categorical.from_codes(image, catalogue.paths),
         "attribute": attribute,
         "value": value,
         "split": _same("", len(records))
         if catalogue.splits is None
-        else pd.Categorical.from_codes(taken(catalogue.splits, records), pd.Index(SPLITS)),
+        else pd.Categorical.from_codes(take(catalogue.splits, records), pd.Index(SPLITS)),
         "role": _same("", len(records)),
         "source": _same(catalogue.source, len(records)),
-        "line": taken(catalogue.lines.astype(np.int32), records),
+        "line": take(catalogue.lines.astype(np.int32), records),
     }
     rows = pd.DataFrame(columns, copy=False)
     used = catalogue.image[catalogue.image >= 0]
     twice = np.bincount(used, minlength=len(catalogue.paths)) > 1
-    repeated = taken(twice, image)
+    repeated = take(twice, image)
     if not repeated.any():
         return rows, catalogue.rejects, 0
     parts, rejects, repeats = [rows[~repeated]], list(catalogue.rejects), 0
@@ -493,7 +493,7 @@ def _without_rare(
 ) -> tuple[pd.DataFrame, tuple[Attribute, ...], list[Reject]]:
     """Leave out values with fewer than `least` images, and attributes without labels; number the rest anew."""
     value = rows["value"].to_numpy()
-    bounds = np.searchsorted(rows["attribute"].to_numpy(), np.arange(len(catalogue.labels) + 1))
+    bounds = np.searchsorted(rows["attribute"].to_numpy(), np.arange(len(catalogue.labels) + 1, dtype=np.int16))
     keep = np.ones(len(rows), bool)
     new_value, new_attribute = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int16)
     attributes: list[Attribute] = []

@@ -128,7 +128,7 @@ def evaluate(
         threads: CPU threads.
         progress: callback for progress bars.
     """
-    pairs, triplets = _asked(dataset, split)
+    pairs, triplets = _to_score(dataset, split)
     labels = dataset.labels_of(split) if tagger else NO_PAIRS
     # One pass over the images serves all tasks: the pairs of the ranking, those of the triplets, those of the labels.
     of_task = [pairs[["image_id", "attribute"]], _pairs_of(triplets), labels[["image_id", "attribute"]]]
@@ -190,8 +190,11 @@ def evaluate(
     )
 
 
-def _asked(dataset: Dataset, split: str) -> tuple[pd.DataFrame, Triplets]:
-    """Return the queries and candidates of a split, and its triplets. Raises InputError if it has none of them."""
+def _to_score(dataset: Dataset, split: str) -> tuple[pd.DataFrame, Triplets]:
+    """Return the queries and candidates of a split, and its triplets.
+
+    Raises InputError if the split is neither valid nor test, or has none of them.
+    """
     if split not in SPLITS[1:]:
         raise InputError(f"--split {split}: one of valid, test")
     others = [other for other in SPLITS[1:] if other != split and dataset.info.images[other]]
@@ -213,7 +216,7 @@ def _embedded(
     precision: str,
     progress: Progress,
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """Return the embeddings of the distinct pairs of image and attribute, and the row in them of each pair asked."""
+    """Return the embeddings of the distinct pairs, and for each row of `asked` the index of its embedding."""
     distinct = asked.drop_duplicates(ignore_index=True)
     advance = progress("images embedded", distinct["image_id"].nunique())
     ids, attributes = (distinct[name].to_numpy() for name in ("image_id", "attribute"))

@@ -21,7 +21,7 @@ CLIENT = "agman_client"
 ASK = {"WWW-Authenticate": 'Basic realm="agman", charset="UTF-8"'}
 """Challenge for which a browser asks for a password."""
 TELL = {"WWW-Authenticate": 'Bearer realm="agman"'}
-"""Challenge for a request of a page's script: the browser asks nothing, and the page shows what to do."""
+"""Challenge for a request of the page's script: the browser asks nothing, and the page shows what to do."""
 
 
 class Access:
@@ -50,7 +50,7 @@ class Access:
         if scope["path"] in OPEN:
             return await self.app(scope, receive, send)
         if client is None:
-            challenge = ASK if headers.get(b"sec-fetch-mode", b"navigate") == b"navigate" else TELL
+            challenge = TELL if b"x-requested-with" in headers else ASK
             refusal = JSONResponse({"error": "a key is needed; send it as a bearer token"}, 401, headers=challenge)
             return await refusal(scope, receive, send)
         if self.limit and not self.limiter.hit(self.limit, client):

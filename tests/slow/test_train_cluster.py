@@ -25,6 +25,7 @@ from support.trainings import (
     trainings,
 )
 
+from agman.tagger import TAGGER
 from data_prep.errors import StorageError
 from pipeline.training.checkpoints import MARKER, Checkpoints
 
@@ -147,7 +148,10 @@ def test_a_training_in_an_object_store(
 
 
 def _check_bucket(bucket: Bucket, kept: Checkpoints) -> None:
-    """The last checkpoint and the two best are left, nothing else; every marker came after its files."""
+    """The last checkpoint and the two best are left, nothing else; every marker came after its files.
+
+    When the training has ended, the best checkpoint gets the prototypes.
+    """
     whole = kept.complete()
     assert [one.step for one in whole if one.score is not None] == [STEPS_AN_EPOCH, STEPS]
     assert [one.step for one in whole] == [STEPS_AN_EPOCH, STEPS]
@@ -156,6 +160,8 @@ def _check_bucket(bucket: Bucket, kept: Checkpoints) -> None:
     assert {key.split("/checkpoints/")[1].split("/")[0] for key in objects} == set(names)
     for name, checkpoint in names.items():
         written = [key.split(f"{name}/")[1] for key in bucket.puts if f"/{name}/" in key and not key.endswith("/")]
+        if checkpoint == kept.best():
+            assert written.pop() == TAGGER
         assert written[-1] == MARKER
         assert set(written[:-1]) == set(checkpoint.files)
 

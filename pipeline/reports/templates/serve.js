@@ -84,7 +84,7 @@ async function restore() {
     const image = params.get("image");
     let found = null;
     try {
-      if (image !== null) [found] = (await answer(fetch(`pictures?${new URLSearchParams({ image })}`))).pictures;
+      if (image !== null) [found] = (await answer(ask(`pictures?${new URLSearchParams({ image })}`))).pictures;
     } finally {
       if (current()) show(file ? { file, address: URL.createObjectURL(file) } : found);
     }
@@ -132,6 +132,9 @@ const ANSWERS = {
   401: "The service needs a key. Load this page again, and enter the key as the password.",
   503: "The service is busy; try again.",
 };
+
+// The header says that a script asks: without a valid key, the browser would ask for a password.
+const ask = (path, options) => fetch(path, { headers: { "X-Requested-With": "fetch" }, ...options });
 
 async function answer(request) {
   const response = await request.catch(() => ({ status: 0 }));
@@ -184,8 +187,8 @@ function search() {
 }
 
 function found(pairs) {
-  if (query && !query.file) return fetch(`similar/${query.row}?${new URLSearchParams([...pairs, ["of", query.of]])}`);
-  return fetch("search", { method: "POST", body: form(pairs) });
+  if (query && !query.file) return ask(`similar/${query.row}?${new URLSearchParams([...pairs, ["of", query.of]])}`);
+  return ask("search", { method: "POST", body: form(pairs) });
 }
 
 function form(pairs) {
@@ -206,7 +209,7 @@ function stop(reason) {
 function begin() {
   tell("Loading …");
   return attempt(async (current) => {
-    const { pictures } = await answer(fetch(`pictures?${new URLSearchParams({ seed, top: SOME })}`));
+    const { pictures } = await answer(ask(`pictures?${new URLSearchParams({ seed, top: SOME })}`));
     if (!current()) return;
     draw(pictures);
     if (where()) tell("The condition narrows a search; choose a picture or a value too.", { note: true });
@@ -274,7 +277,7 @@ async function drawHeat() {
   if (!query) return;
   if (!query.file) return void ($("preview").src = heated(query.picture, attribute));
   try {
-    const heats = attribute && (await answer(fetch("attention", { method: "POST", body: form([["attributes", attribute]]) })));
+    const heats = attribute && (await answer(ask("attention", { method: "POST", body: form([["attributes", attribute]]) })));
     if (mine === asked && $("heat").value === attribute) $("preview").src = heats ? heats.attention[attribute] : query.address;
   } catch (error) {
     if (mine === asked) fail(error, drawHeat);

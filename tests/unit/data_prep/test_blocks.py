@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import pytest
 from support.datasets import make_photographs, prepare_small
 
 from data_prep import blocks, tables
-from data_prep.blocks import blocks_of, counted_numbers, taken
+from data_prep.annotation import Annotation, Row, frame_of
+from data_prep.blocks import bincount, blocks_of, take
+from data_prep.corrections import COLUMNS, labels_digest
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.request import TableOptions
+from data_prep.splits import _labels_by_group
 from data_prep.storage import Storage
-from data_prep.tables import LABELS, DatasetInfo, read_labels, table_writer, write_table
+from data_prep.tables import LABELS, Attribute, DatasetInfo, read_labels, table_writer, write_table
 from data_prep.triplets import TripletSampler, can_draw
 
 
@@ -26,22 +30,44 @@ def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(blocks, "BLOCK", request.param)
 
 
-def test_every_position_is_in_one_block_beside_those_of_its_number(small_blocks: None) -> None:
-    numbers = np.random.default_rng(0).integers(0, 40, 200).astype(np.int32)
+@pytest.mark.parametrize("skewed", [False, True])
+def test_every_position_is_in_one_block_beside_those_of_its_number(small_blocks: None, skewed: bool) -> None:
+    rng = np.random.default_rng(0)
+    numbers = (rng.geometric(0.1, 200) if skewed else rng.integers(0, 40, 200)).astype(np.int32)
     found = list(blocks_of(numbers))
     assert len(found) > 1
+    assert max(map(len, found)) <= blocks.BLOCK + np.bincount(numbers).max()
     assert sorted(np.concatenate(found).tolist()) == list(range(200))
     assert all((np.diff(block) > 0).all() for block in found)
     of_block = [set(numbers[block].tolist()) for block in found if len(block)]
     assert all(max(one) < min(other) for one, other in pairwise(of_block))
-    assert [block.tolist() for block in blocks_of(numbers[:0])][:1] == [[]]
+    assert list(blocks_of(numbers[:0])) == []
 
 
 def test_taking_and_counting_equal_numpys(small_blocks: None) -> None:
     rng = np.random.default_rng(0)
     values, index = rng.normal(size=30), rng.integers(0, 30, 200).astype(np.int32)
-    assert np.array_equal(taken(values, index), values[index])
-    assert np.array_equal(counted_numbers(index, 40), np.bincount(index, minlength=40))
+    assert np.array_equal(take(values, index), values[index])
+    assert np.array_equal(bincount(index, 40), np.bincount(index, minlength=40))
+
+
+def test_the_labels_of_groups_are_those_of_a_plain_count(small_blocks: None) -> None:
+    rng = np.random.default_rng(0)
+    group, label = rng.integers(0, 9, 150).astype(np.int32), rng.integers(0, 5, 150).astype(np.int32)
+    starts, labels, counts = _labels_by_group(group, label, 5)
+    for number in range(9):
+        own = slice(starts[number], starts[number + 1])
+        expected = np.bincount(label[group == number], minlength=5)
+        assert labels[own].tolist() == np.flatnonzero(expected).tolist()
+        assert counts[own].tolist() == expected[expected > 0].tolist()
+
+
+def test_the_digest_of_labels_stays_what_it_is(small_blocks: None) -> None:
+    """Files of corrections have it."""
+    attributes = tuple(Attribute(name=name, values=("x", "y", "z")) for name in "ab")
+    rows = frame_of(Row(f"{n * 7 % 5}.jpg", n % 2, n % 3, "", "", "t", n) for n in range(10))
+    digest = labels_digest(Annotation(attributes, rows, rows_in=10))
+    assert digest == "da43e1f3e918cd9e047303f12335612e1484321297b7b950963ac071fc5c18cf"
 
 
 def catalogue(root: Path) -> pd.DataFrame:
@@ -57,7 +83,7 @@ def catalogue(root: Path) -> pd.DataFrame:
     return pd.concat([frame, twice], ignore_index=True)
 
 
-def prepared(root: Path, out: Path, group: str | None) -> DatasetInfo:
+def prepared(root: Path, out: Path, group: str | None, corrections: Sequence[Path] = ()) -> DatasetInfo:
     options = TableOptions(
         table=root / "table.csv",
         image="file",
@@ -66,18 +92,37 @@ def prepared(root: Path, out: Path, group: str | None) -> DatasetInfo:
         group=group,
         min_images=2,
     )
-    return prepare("table", root, out, table=options, max_rejects=0.5, image_size=32, triplets=64, epochs=2)
+    return prepare(
+        "table",
+        root,
+        out,
+        table=options,
+        max_rejects=0.5,
+        image_size=32,
+        triplets=64,
+        epochs=2,
+        corrections=corrections,
+    )
 
 
 @pytest.mark.parametrize("group", [None, "shop"])
 def test_a_catalogue_gives_the_same_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str | None) -> None:
     root = tmp_path / "raw"
     catalogue(root).to_csv(root / "table.csv", index=False)
-    whole = prepared(root, tmp_path / "whole", group)
-    assert whole.repeats and whole.rejects == {"too_rare": 1}
+    as_read = prepared(root, tmp_path / "as_read", group)
+    rows = Dataset(tmp_path / "as_read").images["path"][:30]
+    labels = Dataset(tmp_path / "as_read").labels.drop_duplicates("image_id")[:30]
+    lines = [
+        f"table,,{path},{as_read.attributes[a].name},{as_read.attributes[a].values[v]},keep,"
+        for path, a, v in zip(rows, labels["attribute"], labels["value"], strict=True)
+    ]
+    decided = tmp_path / "corrections.csv"
+    decided.write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
+    whole = prepared(root, tmp_path / "whole", group, [decided])
+    assert whole.repeats and whole.rejects == {"too_rare": 1} and whole.corrections == {"keep": 30}
     for size in (5, 64):
         monkeypatch.setattr(blocks, "BLOCK", size)
-        assert prepared(root, tmp_path / f"{size}", group) == whole
+        assert prepared(root, tmp_path / f"{size}", group, [decided]) == whole
 
 
 def test_official_files_give_the_same_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

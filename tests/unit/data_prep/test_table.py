@@ -236,6 +236,16 @@ def test_the_split_can_be_columns(tmp_path: Path) -> None:
         table.read(Request(tmp_path, table=options(write_as(frame.assign(split="tset"), tmp_path, "csv"))))
 
 
+def test_a_picture_has_the_split_of_its_first_row_that_has_one(tmp_path: Path) -> None:
+    frame = make_catalogue(tmp_path, 60).assign(split=["train", "val", "test"] * 20)
+    frame = pd.concat([frame.iloc[:1].assign(split=""), frame], ignore_index=True)
+    annotation = table.read(Request(tmp_path, table=options(write_as(frame, tmp_path, "csv"))))
+    assert count_reasons(annotation.rejects) == {"no_split": 2} and annotation.repeats == 0
+    splits = annotation.rows.drop_duplicates("path").set_index("path")["split"]
+    assert splits.value_counts().to_dict() == {"train": 20, "valid": 20, "test": 20}
+    assert splits["pictures/000.png"] == "train"
+
+
 def test_a_file_of_open_metric_learning_is_read_as_it_is(tmp_path: Path) -> None:
     make_catalogue(tmp_path, 6)
     (tmp_path / "df.csv").write_text(
