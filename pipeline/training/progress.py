@@ -37,16 +37,17 @@ class ProgressBoard:
         self.reached = 0
         self.results: list[dict[str, Any]] = []
         self.error = self.verdict = ""
-        self.leader: ActorHandle | None = None
+        self.leader = b""
         self.group: PlacementGroup | None = None
 
     # Called by the workers
 
-    def begin(self, workers: int, leader: ActorHandle, group: PlacementGroup | None) -> str:
+    def begin(self, workers: int, leader: bytes, group: PlacementGroup | None) -> str:
         """Note that a group of workers starts; return why it must not, or an empty string.
 
         A start is fruitless if the one before made no progress, unless the group has another size: then Ray has
-        resized it. `leader` is the group's rank 0, `group` its placement group.
+        resized it. `leader` is the handle of the group's rank 0, pickled: with the handle itself this process would
+        import Ray Train. `group` is its placement group.
         """
         self.leader, self.group = leader, group
         error, self.error = self.error, ""
@@ -105,8 +106,8 @@ class ProgressBoard:
         """Tell the workers to stop."""
         self.stop = True
 
-    def held(self) -> tuple[ActorHandle | None, PlacementGroup | None]:
-        """Return the last group's leader and placement group."""
+    def held(self) -> tuple[bytes, PlacementGroup | None]:
+        """Return the pickled handle of the last group's leader, empty before the first, and its placement group."""
         return self.leader, self.group
 
     def why_not(self) -> str:
@@ -143,9 +144,9 @@ def hears(board: ActorHandle) -> bool:
     """Return whether a worker is alive that will stop when asked; none is while they wait for resources or start."""
     try:
         leader, _ = ray.get(board.held.remote())
-        if leader is None:
+        if not leader:
             return False
-        ray.get(leader.__ray_ready__.remote(), timeout=10)
+        ray.get(ray.cloudpickle.loads(leader).__ray_ready__.remote(), timeout=10)
     except GetTimeoutError:  # busy, or on a node that is not known to be lost yet
         return True
     except RayError:

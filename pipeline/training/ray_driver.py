@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -96,8 +97,7 @@ def run_workers(
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
     ):
         trainer = ray.train.torch.TorchTrainer(
-            _worker,
-            train_loop_config={"job": job, "board": board},
+            partial(_worker, job, board),  # a train_loop_config would make the controller import this and MLflow
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers[0] if workers[0] == workers[1] else workers,
                 use_gpu=resources["GPU"] > 0,
@@ -210,11 +210,10 @@ def _last_line(error: BaseException) -> str:
 # The workers
 
 
-def _worker(settings: dict[str, Any]) -> None:
+def _worker(job: TrainJob, board: ActorHandle) -> None:
     """Run one worker. Rank 0 writes the outcome; after an error Ray restarts the group."""
     context = ray.train.get_context()
     worker = WorkerContext(context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device()))
-    job, board = settings["job"], settings["board"]
     if _agreed(worker, lambda: _register(job, board, worker.workers)):
         return
     try:
@@ -231,8 +230,8 @@ def _worker(settings: dict[str, Any]) -> None:
 
 def _register(job: TrainJob, board: ActorHandle, workers: int) -> str:
     """Tell the board that a group starts; return why it must not, or an empty string."""
-    leader, group = ray.get_runtime_context().current_actor, get_current_placement_group()
-    return str(ray.get(board.begin.remote(workers, leader, group)))
+    leader = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
+    return str(ray.get(board.begin.remote(workers, leader, get_current_placement_group())))
 
 
 def _train(job: TrainJob, board: ActorHandle, worker: WorkerContext) -> dict[str, Any]:

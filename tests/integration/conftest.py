@@ -9,7 +9,7 @@ from support.planted import PLANTED, SECRET
 from support.sessions import light_session
 from support.trainings import command, longer, undisturbed  # noqa: F401
 
-LONGEST = ["walks", "tuning", "export", "serve", "train_command", "comparing", "train_kills", "embedding", "submitting"]
+LONGEST = ["tuning", "export", "serve", "train_command", "comparing", "train_kills", "embedding", "submitting"]
 """Files that take longest, which begin first: the two processes of `make test-integration` then end at one time."""
 
 

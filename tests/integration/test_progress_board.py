@@ -77,7 +77,7 @@ def test_restarts_with_progress_or_another_size_go_on(board: Any) -> None:
 def test_no_worker_is_alive_before_a_group_starts_nor_after_its_leader_died(board: Any) -> None:
     assert not hears(board)
     leader = ProgressBoard.remote()  # type: ignore[attr-defined]
-    ray.get(board.begin.remote(1, leader, None))
+    ray.get(board.begin.remote(1, ray.cloudpickle.dumps(leader), None))
     assert hears(board)
     ray.kill(leader)
     assert not hears(board)

@@ -9,16 +9,56 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from ray.train import UserCallback
 from support.commands import Agman
-from support.trainings import SETTINGS, STEPS, Command, Undisturbed, check, kept_in, processes, trainings
+from support.trainings import (
+    SETTINGS,
+    STEPS,
+    Command,
+    Undisturbed,
+    check,
+    kept_in,
+    processes,
+    train_undisturbed,
+    trainings,
+)
 
 from data_prep.dataset import Dataset
+from pipeline.config.schema import make_config
+from pipeline.training.train import train
 
 
 def test_a_killed_worker_is_replaced(
+    ray_started: None, tracking_store: str, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class KillOne(UserCallback):  # a local class, which is sent to Ray Train's controller as it is
+        killed = False
+
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            """Kill a worker when the first epoch is reported. No later epoch ends before this returns."""
+            import psutil
+
+            if not self.killed:
+                processes = psutil.Process().parent().children()
+                workers = [one for one in processes if "RayTrainWorker" in str(one.cmdline())]
+                assert len(workers) == 2
+                workers[-1].kill()
+                self.killed = True
+
+    config = make_config(SETTINGS | {"backbone": "tiny", "epochs": 4, "checkpoint_every": 3})
+    trained = train(dataset, config, workers=2, storage=tmp_path / "runs", callbacks=[KillOne()])
+    assert capsys.readouterr().err.count("starting anew on 2") == 1
+    alone = train_undisturbed(config, dataset)
+    assert trained.steps == len(alone.losses) == alone.epochs[-1]
+    check(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_the_middle_of_an_epoch_is_replaced(
     agman_here: Agman, longer: Dataset, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """One worker of two is killed. The driver is this process, with the tests' Ray session."""

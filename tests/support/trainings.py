@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import agman
 from data_prep.dataset import Dataset
 from data_prep.prepare import prepare
 from data_prep.storage import Storage
-from pipeline.config.schema import make_config
+from pipeline.config.schema import TrainConfig, make_config
 from pipeline.training.checkpoints import Checkpoint, Checkpoints
 from pipeline.training.trainer import StepEnd, Training, WorkerContext
 
@@ -65,19 +65,26 @@ class Undisturbed:
     """A training in one process, without Ray."""
 
     state: dict[str, torch.Tensor]
-    losses: dict[int, float] = field(default_factory=dict)
+    losses: dict[int, float]
+    epochs: list[int]
+    """Last step of each epoch."""
 
 
-@pytest.fixture(scope="session")
-def undisturbed(longer: Dataset) -> Undisturbed:
-    training = Training(make_config(SETTINGS), longer, WorkerContext())
+def train_undisturbed(config: TrainConfig, dataset: Dataset) -> Undisturbed:
+    training = Training(config, dataset, WorkerContext())
     losses: dict[int, float] = {}
+    epochs: list[int] = []
 
     def step_end(end: StepEnd) -> None:
         losses[end.step] = end.result.loss
 
-    assert training.run(step_end=step_end) == "finished"
-    return Undisturbed({key: tensor.clone() for key, tensor in training.model.state_dict().items()}, losses)
+    assert training.run(step_end=step_end, epoch_end=lambda end: epochs.append(end.step)) == "finished"
+    return Undisturbed({key: tensor.clone() for key, tensor in training.model.state_dict().items()}, losses, epochs)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(longer: Dataset) -> Undisturbed:
+    return train_undisturbed(make_config(SETTINGS), longer)
 
 
 class Command:
@@ -273,7 +280,7 @@ def check(folder: Path, undisturbed: Undisturbed, storage: str | None = None) ->
     kept = Checkpoints(place / "checkpoints")
     latest = kept.latest()
     assert latest
-    assert latest.step == STEPS
+    assert latest.step == undisturbed.epochs[-1]
     with kept.opened(latest) as local:
         model, _ = agman.load_model(local)
     for name, tensor in model.state_dict().items():
@@ -284,8 +291,8 @@ def check(folder: Path, undisturbed: Undisturbed, storage: str | None = None) ->
     assert len(run.inputs.dataset_inputs) == run.data.tags["mlflow.note.content"].count("| result |") == 1
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     points = client.get_metric_history(run.info.run_id, "steps/loss")
-    assert [point.step for point in points] == list(range(1, STEPS + 1))
+    assert [point.step for point in points] == [*undisturbed.losses]
     assert {point.step: point.value for point in points} == pytest.approx(undisturbed.losses, abs=1e-5)
     epochs = client.get_metric_history(run.info.run_id, "valid/map")
-    assert [point.step for point in epochs] == [STEPS_AN_EPOCH, STEPS]
+    assert [point.step for point in epochs] == undisturbed.epochs
     assert len(client.search_model_versions("name='agman-tiny'")) == 1

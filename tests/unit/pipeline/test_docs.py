@@ -104,6 +104,15 @@ def test_every_command_parses(monkeypatch: pytest.MonkeyPatch, page: str, line: 
     cli.commands[name].make_context(name, arguments)
 
 
+def test_the_readme_is_short_and_its_pictures_exist() -> None:
+    readme = PAGES["README.md"]
+    assert len(readme.splitlines()) <= 120
+    (python,) = [code for kind, code in FENCED.findall(readme) if kind == "python"]
+    assert len(python.splitlines()) <= 12
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", readme)
+    assert pictures and all((ROOT / path).is_file() for path in pictures)
+
+
 @pytest.mark.parametrize(("page", "path", "test"), everywhere(FILE))
 def test_every_file_and_test_that_is_named_exists(page: str, path: str, test: str) -> None:
     file = ROOT / path
