@@ -125,14 +125,7 @@ def promote(
             describe_champion(client, name)
             raise InputError(f"{model}: version {version} is {name}'s champion already")
         mine = _loaded(name, version, dataset)
-        theirs = None
-        if champion is not None:
-            try:
-                theirs = _loaded(name, champion, dataset)
-            except InputError as error:  # its files may be gone, or its attributes or its pictures' size may differ
-                if force is None:
-                    raise
-                say(f"note: the champion, version {champion}, cannot be scored ({error})")
+        theirs = None if champion is None else _loaded_champion(name, champion, dataset, forced=force is not None)
         challenger = evaluate(*mine, dataset, split, progress=progress).scores
         before = evaluate(*theirs, dataset, split, progress=progress).scores if theirs else None
         verdict = judge(before, challenger, tolerance)
@@ -235,6 +228,19 @@ def _loaded(name: str, version: str, dataset: Dataset) -> tuple[RetrievalModel, 
     network, description = load(f"models:/{name}/{version}", dataset.info.attribute_names)
     dataset.require_image_size(description["image_size"], f"{name} version {version}")
     return network, description
+
+
+def _loaded_champion(
+    name: str, version: str, dataset: Dataset, forced: bool
+) -> tuple[RetrievalModel, dict[str, Any]] | None:
+    """Load the champion; return None if it cannot be scored and the promotion is forced."""
+    try:
+        return _loaded(name, version, dataset)
+    except InputError as error:  # its files may be gone, or its attributes or its pictures' size may differ
+        if not forced:
+            raise
+        say(f"note: the champion, version {version}, cannot be scored ({error})")
+        return None
 
 
 def _record(client: MlflowClient, decision: Decision, dataset: Dataset, split: str, tolerance: float) -> None:

@@ -22,7 +22,7 @@ from data_prep.errors import InputError
 from data_prep.storage import Storage
 from pipeline.cli.tune import show_study
 from pipeline.common.errors import JobFailed
-from pipeline.config.schema import make_config
+from pipeline.config.schema import TrainConfig, make_config
 from pipeline.reports.study.page import write_study_report
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.trainer import Training, WorkerContext
@@ -196,20 +196,25 @@ def test_steps_that_a_killed_driver_did_not_note_are_not_repeated(
 
 
 def test_a_finished_study_is_resumed_to_more_trials_and_another_final_trial(
-    result: StudyResult, store: Path, dataset: Dataset
+    result: StudyResult, store: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = next(trial for trial in result.trials if trial.number != result.best.number)
     options: dict[str, Any] = {"space": find_space("margins"), "concurrent": 2, "storage": store / "runs"}
-    options |= {"name": "first", "resume": True, "final_seeds": 1, "final_trial": other.number}
-    more = tune(dataset, CONFIG, trials=TRIALS + 1, **options)
+    options |= {"trials": TRIALS + 1, "name": "first", "resume": True}
+    more = tune(dataset, CONFIG, final_seeds=0, **options)
     assert more.trials[:TRIALS] == result.trials
     assert len(more.trials) == len(trial_runs(more)) == TRIALS + 1
     assert more.run == result.run
-    assert more.best == max((trial for trial in more.trials if trial.state == "done"), key=lambda trial: trial.best)
-    assert more.final and (more.final.trial, more.final.model_uri) == (other.number, "models:/agman-tiny/2")
-    version = MlflowClient(result.run.uri).get_model_version("agman-tiny", "2")
-    params = MlflowClient(result.run.uri).get_run(version.run_id).data.params
-    assert {key: float(params[key]) for key in other.setting} == other.setting
+    other = next(trial for trial in more.trials if trial.number != more.best.number)
+    asked: list[TrainConfig] = []
+
+    def stopped(dataset: Dataset, config: TrainConfig, **options: Any) -> None:
+        asked.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.tuning.tune.train", stopped)
+    with pytest.raises(KeyboardInterrupt, match=r"^all trials have ended; .* --resume goes on"):
+        tune(dataset, CONFIG, final_seeds=1, final_trial=other.number, **options)
+    assert asked == [make_config(CONFIG.model_dump() | other.setting | {"seed": 0})]
 
 
 def test_failed_trials_are_recorded_with_the_reason_and_the_others_go_on(
