@@ -10,6 +10,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from pipeline.cluster import resources
+from pipeline.common.console import say_above
 from pipeline.common.errors import JobFailed, reason
 
 STARTS = 4
@@ -27,8 +29,9 @@ def each_on_workers(
 
     A worker gets a job when it is ready, and one at a time. If it dies, its job goes to another one, and a new worker
     starts as soon as a node has room for it: one living worker is enough for all jobs to end. Ray's own pool would wait
-    for the dead worker's return. `run` must bear that a job runs twice, and end jobs of which workers die. Raises
-    JobFailed if STARTS workers in a row die before they are ready.
+    for the dead worker's return. If there is no room for the first one, the user is told so once. `run` must bear that
+    a job runs twice, and end jobs of which workers die. Raises JobFailed if STARTS workers in a row die before they are
+    ready.
 
     Args:
         start: function that starts a worker.
@@ -37,6 +40,7 @@ def each_on_workers(
         run: function that gives a job to a worker.
     """
     waiting, idle, lost = deque(jobs), deque[ActorHandle](), 0
+    patience: float | None = resources.PATIENCE
     running: dict[ray.ObjectRef, tuple[ActorHandle, Job | None]] = {}
 
     def begin() -> None:
@@ -47,7 +51,12 @@ def each_on_workers(
         for _ in range(min(workers, len(jobs))):
             begin()
         while running:
-            (ended,), _ = ray.wait([*running], num_returns=1)
+            first, _ = ray.wait([*running], num_returns=1, timeout=patience)
+            patience = None
+            if not first:
+                say_above(resources.no_room())
+                continue
+            (ended,) = first
             worker, job = running.pop(ended)
             try:
                 result = ray.get(ended)

@@ -18,6 +18,10 @@ that the autoscaler starts and the resources of each, as `{"nodes": 8, "CPU": 8,
 the nodes that exist now."""
 
 
+PATIENCE = 30.0
+"""Seconds without a worker after which a user is told what is free."""
+
+
 def cpus_for(workers: int, option: str = "--workers") -> int:
     """Return the largest number of CPUs that each of `workers` can have on one node.
 
@@ -63,6 +67,15 @@ def gpu_share(processes: int) -> float:
     """Return the GPUs of each of `processes`: a fraction if there are fewer GPUs than processes."""
     gpus = sum(_per_node("GPU"))
     return 1 / max(1, math.ceil(processes / gpus)) if gpus else 0.0
+
+
+def no_room() -> str:
+    """Return a line for a user whose job has waited PATIENCE seconds for its first worker."""
+    import ray
+
+    free, total = ray.available_resources(), ray.cluster_resources()
+    counts = [f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in total]
+    return f"no worker has started in {PATIENCE:.0f} s; free in the cluster: {', '.join(counts)}; waiting for room"
 
 
 def _per_node(resource: str) -> list[int]:

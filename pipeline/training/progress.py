@@ -17,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster import resources
 from pipeline.common.console import bar_of, say_above
 
 INTERVAL = 1.0
@@ -181,10 +182,15 @@ def shown(title: str, total: int, stop: threading.Event) -> Iterator[ActorHandle
             bar.update(step - bar.n)
 
     def follow() -> None:
-        asked = False
+        asked, told, began = False, False, time.monotonic()
         while not over.wait(INTERVAL):
             if stop.is_set() and not asked:
                 asked = bool(board.ask_to_stop.remote())
+            if not told and time.monotonic() - began > resources.PATIENCE:
+                told = True
+                with suppress(RayError):
+                    if not ray.get(board.held.remote())[0]:
+                        say_above(resources.no_room())
             look()
 
     thread = threading.Thread(target=follow, daemon=True)

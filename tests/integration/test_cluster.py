@@ -21,13 +21,33 @@ from agman.checkpoint import write_model
 from data_prep import cluster
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline.cluster import doctor, orphans
+from pipeline.cluster import doctor, orphans, resources
 from pipeline.cluster.orphans import orphans_removed
+from pipeline.cluster.pool import each_on_workers
 from pipeline.cluster.resources import cpus_for_elastic
 
 
 def test_one_worker_gets_all_cpus_of_a_single_node(ray_started: None) -> None:
     assert cpus_for_elastic(1, 1) == int(ray.cluster_resources()["CPU"])
+
+
+def test_a_job_without_room_says_so_once_and_goes_on_when_there_is_some(
+    ray_started: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+
+    @ray.remote(num_cpus=cpus)
+    class All:
+        def same(self, job: int) -> int:
+            return job
+
+    holder = All.remote()
+    ray.get(holder.__ray_ready__.remote())
+    monkeypatch.setattr(resources, "PATIENCE", 1.0)
+    threading.Timer(2.5, ray.kill, [holder]).start()
+    assert [*each_on_workers(All.remote, 2, [7, 8], lambda actor, job: actor.same.remote(job))] == [7, 8]
+    said = f"no worker has started in 1 s; free in the cluster: 0 of {cpus} CPUs; waiting for room\n"
+    assert capsys.readouterr().err == said
 
 
 def test_only_placement_groups_of_dead_actors_are_removed(ray_started: None, monkeypatch: pytest.MonkeyPatch) -> None:

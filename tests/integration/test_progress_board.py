@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import ray
 
+from pipeline.cluster import resources
 from pipeline.training import progress as progress_board
-from pipeline.training.progress import FRUITLESS_STARTS, ProgressBoard, Reporter, hears
+from pipeline.training.progress import FRUITLESS_STARTS, ProgressBoard, Reporter, hears, shown
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def board(ray_started: None) -> Iterator[Any]:
 
 
 def begin(board: Any, workers: int = 2) -> str:
-    return ray.get(board.begin.remote(workers, board, None))
+    return ray.get(board.begin.remote(workers, ray.cloudpickle.dumps(board), None))
 
 
 def reach(board: Any, step: int) -> None:
@@ -72,6 +74,23 @@ def test_restarts_with_progress_or_another_size_go_on(board: Any) -> None:
     for workers in (3, 4, 5, 6, 7):  # nodes join
         assert begin(board, workers) == ""
     assert begin(board, 8) == ""
+
+
+def test_a_training_whose_workers_do_not_start_says_what_is_free(
+    ray_started: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_board, "INTERVAL", 0.1)
+    monkeypatch.setattr(resources, "PATIENCE", 0.2)
+    for started in (False, True):
+        with shown("training", 10, threading.Event()) as board:
+            if started:
+                begin(board)
+            else:
+                ray.get(board.look.remote())
+            time.sleep(1)
+        said = capsys.readouterr().err
+        assert ("; free in the cluster: " in said) != started
+        assert said.count("no worker has started") == (not started)
 
 
 def test_no_worker_is_alive_before_a_group_starts_nor_after_its_leader_died(board: Any) -> None:

@@ -661,8 +661,11 @@ def narrows_by_a_condition(page: Page, address: str) -> None:
 
 
 def updated(gallery: Path, *options: str) -> None:
-    """Run `agman embed --into` beside the service, whose replica is another process."""
-    assert agman_exit_code("embed", "--into", gallery, *options) == 0
+    """Run `agman embed --into` in a process and a Ray of its own, as beside a service."""
+    program = [str(Path(sys.executable).with_name("agman")), "embed", "--into", str(gallery), *options]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def follows(address: str, pictures: int) -> None:

