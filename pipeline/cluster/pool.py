@@ -52,9 +52,9 @@ def each_on_workers(
             begin()
         while running:
             first, _ = ray.wait([*running], num_returns=1, timeout=patience)
-            patience = None
             if not first:
                 say_above(resources.no_room())
+                patience = None
                 continue
             (ended,) = first
             worker, job = running.pop(ended)
@@ -69,6 +69,7 @@ def each_on_workers(
                 ray.kill(worker)  # it may still live, behind a lost connection
                 begin()
             else:
+                patience = None
                 idle.append(worker)
                 if job is not None:
                     lost = 0

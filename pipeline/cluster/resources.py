@@ -16,10 +16,8 @@ GROWN = "AGMAN_GROWN_CLUSTER"
 """Environment variable, set where the head of a cluster starts and inherited by its jobs: the largest number of workers
 that the autoscaler starts and the resources of each, as `{"nodes": 8, "CPU": 8, "GPU": 1}`. Ray itself reports only
 the nodes that exist now."""
-
-
 PATIENCE = 30.0
-"""Seconds without a worker after which a user is told what is free."""
+"""Seconds without a ready worker after which the user is told what is free."""
 
 
 def cpus_for(workers: int, option: str = "--workers") -> int:
@@ -74,8 +72,11 @@ def no_room() -> str:
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()
-    counts = [f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in total]
-    return f"no worker has started in {PATIENCE:.0f} s; free in the cluster: {', '.join(counts)}; waiting for room"
+    kinds = ["CPU", "GPU"] if "GPU" in total else ["CPU"]
+    counts = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in kinds)
+    return (
+        f"no worker is ready after {PATIENCE:.0f} s: it waits for room, or still starts; free in the cluster: {counts}"
+    )
 
 
 def _per_node(resource: str) -> list[int]:

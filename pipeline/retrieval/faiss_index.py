@@ -25,7 +25,7 @@ import numpy as np
 
 from data_prep import atomic
 from data_prep.errors import InputError
-from data_prep.progress import Advance, Progress, silent
+from data_prep.progress import Progress, silent
 from pipeline.retrieval.exact import best_of, exact_scores, nearest_rows
 from pipeline.retrieval.states import INDEX, UNFINISHED_INDEX
 
@@ -200,15 +200,23 @@ def _opened(folder: Path, attributes: int) -> list[Any]:
 def _choose_numbers(indexes: list[Any], vectors: Sequence[np.ndarray], progress: Progress) -> ApproximateIndex:
     """Choose the lists to visit under every attribute, then the candidates for all attributes together."""
     lists = indexes[0].nlist
-    most = math.ceil(math.log2(lists)) + 1 + len(OVERSAMPLES)
-    advance = progress("search settings tried", most)
-    index = _choose_probes(indexes, vectors, lists, advance)
-    index = _choose_oversample(index, indexes, vectors, advance)
-    advance(most)  # most indexes reach the recall before the last setting
+    settings, tried = math.ceil(math.log2(lists)) + 1 + len(OVERSAMPLES), 0
+    advance = progress("search settings tried", settings)
+
+    def count() -> None:
+        nonlocal tried
+        tried += 1
+        advance(1)
+
+    index = _choose_probes(indexes, vectors, lists, count)
+    index = _choose_oversample(index, indexes, vectors, count)
+    advance(settings - tried)  # the others are not needed
     return index
 
 
-def _choose_probes(indexes: list[Any], vectors: Sequence[np.ndarray], lists: int, advance: Advance) -> ApproximateIndex:
+def _choose_probes(
+    indexes: list[Any], vectors: Sequence[np.ndarray], lists: int, count: Callable[[], None]
+) -> ApproximateIndex:
     """Double the number of visited lists until the recall under every attribute reaches RECALL."""
     queries = [sample_queries(matrix, SAMPLE, number) for number, matrix in enumerate(vectors)]
     exact = [nearest_rows([matrix], one[:, None], RECALL_AT)[1] for matrix, one in zip(vectors, queries, strict=True)]
@@ -219,14 +227,14 @@ def _choose_probes(indexes: list[Any], vectors: Sequence[np.ndarray], lists: int
         trial = ApproximateIndex(indexes, vectors, Measured(len(vectors[0]), lists, probes, 0.0))
         found = [trial.search(one[:, None], [number], RECALL_AT)[1] for number, one in enumerate(queries)]
         recall = min(recall_of(one, other) for one, other in zip(found, exact, strict=True))
-        advance(1)
+        count()
         if recall >= RECALL or probes >= lists:
             return ApproximateIndex(indexes, vectors, Measured(len(vectors[0]), lists, probes, recall))
         probes = min(lists, 2 * probes)
 
 
 def _choose_oversample(
-    index: ApproximateIndex, indexes: list[Any], vectors: Sequence[np.ndarray], advance: Advance
+    index: ApproximateIndex, indexes: list[Any], vectors: Sequence[np.ndarray], count: Callable[[], None]
 ) -> ApproximateIndex:
     """Take more candidates until the recall under all attributes together reaches RECALL."""
     every = range(len(vectors))
@@ -235,7 +243,7 @@ def _choose_oversample(
     for oversample in OVERSAMPLES:
         trial = ApproximateIndex(indexes, vectors, replace(index.measured, oversample=oversample))
         recall = recall_of(trial.search(queries_qad, every, RECALL_AT)[1], exact)
-        advance(1)
+        count()
         if recall >= RECALL:
             break
     measured = replace(trial.measured, recall=min(recall, index.measured.recall))

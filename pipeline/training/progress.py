@@ -47,7 +47,7 @@ class ProgressBoard:
         """Note that a group of workers starts; return why it must not, or an empty string.
 
         A start is fruitless if the one before made no progress, unless the group has another size: then Ray has
-        resized it. `leader` is the handle of the group's rank 0, pickled: with the handle itself this process would
+        resized it. `leader` is the pickled handle of the group's rank 0, as bytes because unpickling it here would
         import Ray Train. `group` is its placement group.
         """
         self.leader, self.group = leader, group
@@ -102,6 +102,10 @@ class ProgressBoard:
         """Return the latest step and note, and the messages about restarts since the last call."""
         news, self.news = self.news, []
         return (*self.latest, news)
+
+    def step(self) -> int:
+        """Return the latest step."""
+        return self.latest[0]
 
     def ask_to_stop(self) -> None:
         """Tell the workers to stop."""
@@ -159,7 +163,8 @@ def hears(board: ActorHandle) -> bool:
 def shown(title: str, total: int, stop: threading.Event) -> Iterator[ActorHandle]:
     """Yield a board, and show its progress in a bar on stderr while the block runs; pass `stop` on to the board.
 
-    The board is on this node, so that it survives the loss of any other.
+    If no group of workers has begun after PATIENCE seconds, say what is free in the cluster. The board is on this node,
+    so that it survives the loss of any other.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]

@@ -97,7 +97,7 @@ def run_workers(
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
     ):
         trainer = ray.train.torch.TorchTrainer(
-            partial(_worker, job, board),  # a train_loop_config would make the controller import this and MLflow
+            partial(_worker, job, board),  # the controller would unpickle a train_loop_config, and import MLflow for it
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers[0] if workers[0] == workers[1] else workers,
                 use_gpu=resources["GPU"] > 0,
@@ -140,7 +140,7 @@ def _fit_with_new_controllers(trainer: Any, board: ActorHandle, look_after: Call
         error = _fit(trainer, look_after)
         if not isinstance(error, RayActorError | OutOfMemoryError):
             return error
-        step = ray.get(board.look.remote())[0]
+        step = ray.get(board.step.remote())
         fruitless = 0 if step > reached else fruitless + 1
         reached = max(reached, step)
         if fruitless >= FRUITLESS_STARTS:

@@ -21,9 +21,8 @@ from agman.checkpoint import write_model
 from data_prep import cluster
 from data_prep.dataset import Dataset
 from data_prep.errors import InputError
-from pipeline.cluster import doctor, orphans, resources
+from pipeline.cluster import doctor, orphans, pool, resources
 from pipeline.cluster.orphans import orphans_removed
-from pipeline.cluster.pool import each_on_workers
 from pipeline.cluster.resources import cpus_for_elastic
 
 
@@ -32,9 +31,9 @@ def test_one_worker_gets_all_cpus_of_a_single_node(ray_started: None) -> None:
 
 
 def test_a_job_without_room_says_so_once_and_goes_on_when_there_is_some(
-    ray_started: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ray_started: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cpus = int(ray.cluster_resources()["CPU"])
+    cpus, said = int(ray.cluster_resources()["CPU"]), list[str]()
 
     @ray.remote(num_cpus=cpus)
     class All:
@@ -43,11 +42,22 @@ def test_a_job_without_room_says_so_once_and_goes_on_when_there_is_some(
 
     holder = All.remote()
     ray.get(holder.__ray_ready__.remote())
+
+    def hear(line: str) -> None:
+        said.append(line)
+        ray.kill(holder)
+
     monkeypatch.setattr(resources, "PATIENCE", 1.0)
-    threading.Timer(2.5, ray.kill, [holder]).start()
-    assert [*each_on_workers(All.remote, 2, [7, 8], lambda actor, job: actor.same.remote(job))] == [7, 8]
-    said = f"no worker has started in 1 s; free in the cluster: 0 of {cpus} CPUs; waiting for room\n"
-    assert capsys.readouterr().err == said
+    monkeypatch.setattr(pool, "say_above", hear)
+    assert [*pool.each_on_workers(All.remote, 2, [7, 8], lambda actor, job: actor.same.remote(job))] == [7, 8]
+    (line,) = said
+    assert line.startswith("no worker is ready after 1 s: ") and f"free in the cluster: 0 of {cpus} CPUs" in line
+
+
+def test_a_cluster_without_nodes_for_workers_has_no_free_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("available_resources", "cluster_resources"):
+        monkeypatch.setattr(ray, name, lambda: {"memory": 1.0})  # Ray leaves out what a head has none of
+    assert resources.no_room().endswith("free in the cluster: 0 of 0 CPUs")
 
 
 def test_only_placement_groups_of_dead_actors_are_removed(ray_started: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def test_a_trial_saves_every_epoch_but_its_last(dataset: Dataset, tmp_path: Path
 
 
 def test_the_best_setting_is_trained_in_full_scored_once_and_registered(result: StudyResult, dataset: Dataset) -> None:
-    assert result.final and len(result.final.valid) == 1
+    assert result.final and len(result.final.valid) == 1 and result.final.trial == result.best.number
     assert (result.final.alias, result.final.model_uri) == ("challenger", "models:/agman-tiny/1")
     assert set(result.final.test) >= {"test/map", "test/chance", "test/queries"}
     client = MlflowClient(result.run.uri)

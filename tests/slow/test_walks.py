@@ -38,7 +38,7 @@ def run_all(lines: Sequence[str], folder: Path) -> list[Finished]:
     """Run commands in processes of their own, as they are typed."""
     ended = []
     for line in lines:
-        ended.append(agman_process(*shlex.split(line)[1:], cwd=folder))
+        ended.append(agman_process(*shlex.split(line)[1:], cwd=folder, timeout=900))
         assert ended[-1].code == 0, f"{line}\n{ended[-1].err[-3000:]}"
     return ended
 
@@ -73,7 +73,8 @@ def test_every_command_of_the_walk_with_a_model_runs(in_walked: Path, capsys: py
     for name in ("fashionai", "data"):
         (in_walked / "demo" / name).symlink_to(in_walked / "work" / name)
     said = run_all([line.replace(*MODELS) for line in WITH_A_MODEL], in_walked)[-1].err
-    assert re.search(r"40 added, 0 replaced, 0 removed, \d+ unchanged", said)
+    (images,) = re.findall(r"agman sample .*--images (\d+)", README)
+    assert f"40 added, 0 replaced, 0 removed, {int(images):,} unchanged" in said
     assert (in_walked / "demo" / "copies" / "copies.html").is_file()
     exec(compile(PYTHON_WITH_A_MODEL.replace(*MODELS), "with-a-model.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 6

@@ -29,11 +29,11 @@ def agman_exit_code(*arguments: object) -> int:
     return cli.run([*map(str, arguments)])
 
 
-def agman_process(*arguments: object, cwd: Path) -> Finished:
+def agman_process(*arguments: object, cwd: Path, timeout: float = 300) -> Finished:
     """Run the installed `agman` command in `cwd`, in a process of its own."""
     program = Path(sys.executable).with_name("agman")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
     done = subprocess.run(
-        [str(program), *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        [str(program), *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
     )
     return Finished(done.returncode, done.stdout, done.stderr)

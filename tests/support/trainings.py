@@ -84,7 +84,9 @@ def train_undisturbed(config: TrainConfig, dataset: Dataset) -> Undisturbed:
 
 @pytest.fixture(scope="session")
 def undisturbed(longer: Dataset) -> Undisturbed:
-    return train_undisturbed(make_config(SETTINGS), longer)
+    trained = train_undisturbed(make_config(SETTINGS), longer)
+    assert trained.epochs == [STEPS_AN_EPOCH, STEPS] and [*trained.losses] == [*range(1, STEPS + 1)]
+    return trained
 
 
 class Command:

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import faiss
@@ -182,7 +183,14 @@ def test_pictures_never_come_from_outside_the_source(tmp_path: Path) -> None:
 def test_an_index_takes_as_many_candidates_as_a_sum_of_attributes_needs(tmp_path: Path) -> None:
     """The attributes are independent: what is best in the sum is seldom among the best under one of them."""
     gallery = Gallery.open(make_gallery(tmp_path / "g", unit(3000, 3, 16)))
-    measured = gallery.build_index().measured
+    done, totals = Counter[str](), dict[str, int]()
+
+    def progress(title: str, total: int):  # type: ignore[no-untyped-def]
+        totals[title] = total
+        return lambda count: done.update({title: count})
+
+    measured = gallery.build_index(progress).measured
+    assert done == totals == {"vectors indexed": 9000, "search settings tried": 16}
     assert measured.oversample > OVERSAMPLES[0] and measured.recall >= 0.97
     queries = np.stack([sample_queries(gallery.matrix(number), 100, 7) for number in range(3)], axis=1)
     exact, found = (gallery.search(queries, NAMES, 10, approximate)[1] for approximate in (False, True))

@@ -207,7 +207,7 @@ MOMENTS = ("describe", "build_index", "write_rows")
 def test_an_update_that_is_killed_leaves_the_old_state_and_continues(
     made: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process that is killed is forked from one that has imported everything, which takes seconds."""
+    """Imports take seconds: one process makes them, and forks each process that is killed."""
     places = [copied(made, tmp_path / moment) for moment in MOMENTS]
     for place in places:
         change(place / "photographs")
