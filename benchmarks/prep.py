@@ -2,7 +2,8 @@
 
 The catalogue is a Parquet file; no picture exists, so that the pictures' part is left out: looking for their files and
 near-duplicates, and packing. Each size is prepared in a process of its own, whose peak memory is measured.
-AGMAN_IMAGES gives the sizes, separated by commas.
+AGMAN_IMAGES gives the sizes, separated by commas; each is also prepared with a split that leaves products of four
+pictures undivided.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from data_prep.write import write_annotation, write_triplets
 from pipeline.common.console import say
 
 BLOCK = 100_000
+GROUP, OF_GROUP = "product", 4
 NAMES = tuple(f"attribute {number}" for number in range(ATTRIBUTES))
 
 
@@ -34,20 +36,21 @@ def write_catalogue(file: Path, images: int) -> None:
     """Write a catalogue in which every picture has a label under every attribute, in blocks."""
     rng = np.random.default_rng(0)
     values = pa.array([f"value {number}" for number in range(VALUES)])
-    types = {"path": pa.string()} | dict.fromkeys(NAMES, pa.dictionary(pa.int8(), pa.string()))
+    types = {"path": pa.string(), GROUP: pa.string()} | dict.fromkeys(NAMES, pa.dictionary(pa.int8(), pa.string()))
     with pq.ParquetWriter(file, schema := pa.schema(types)) as writer:
         for start in range(0, images, BLOCK):
             numbers = range(start, min(start + BLOCK, images))
             columns: list[pa.Array] = [pa.array([f"images/{n // 1000:05d}/{n:09d}.jpg" for n in numbers])]
+            columns.append(pa.array([f"{n // OF_GROUP:08d}" for n in numbers]))
             for _ in NAMES:
                 codes = rng.integers(0, VALUES, len(numbers)).astype(np.int8)
                 columns.append(pa.DictionaryArray.from_arrays(codes, values))
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def read_and_write(file: Path, out: Storage) -> tuple[dict[str, float], pd.DataFrame]:
+def read_and_write(file: Path, out: Storage, group: str | None) -> tuple[dict[str, float], pd.DataFrame]:
     """Return the seconds of each part but the triplets, the number of labels, and the pictures."""
-    options = TableOptions(table=file, image="path", attributes=NAMES)
+    options = TableOptions(table=file, image="path", attributes=NAMES, group=group)
     reading, annotation = timed(lambda: annotated(Request(file.parent, table=options)))
     digesting, _ = timed(lambda: labels_digest(annotation))
     images = annotation.images()
@@ -56,9 +59,9 @@ def read_and_write(file: Path, out: Storage) -> tuple[dict[str, float], pd.DataF
     return {"reading": reading, "digesting": digesting, "writing": writing, "labels": len(annotation.rows)}, images
 
 
-def measure(file: Path, out: Storage) -> dict[str, float]:
+def measure(file: Path, out: Storage, group: str | None) -> dict[str, float]:
     """Return the seconds of each part, the number of labels, and the peak in bytes."""
-    found, images = read_and_write(file, out)
+    found, images = read_and_write(file, out, group)
     drawing, _ = timed(lambda: write_triplets(out, None, images, None, None, 0))
     return found | {"drawing": drawing, "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
@@ -66,18 +69,22 @@ def measure(file: Path, out: Storage) -> dict[str, float]:
 def main() -> None:
     """Measure every size; write the table."""
     if len(sys.argv) > 3:  # one size, in a process of its own
-        return print(json.dumps(measure(Path(sys.argv[2]), Storage(Path(sys.argv[3])))))
+        file, out, *group = sys.argv[2:]
+        return print(json.dumps(measure(Path(file), Storage(Path(out)), group[0] if group else None)))
     rows = []
     for images in map(int, SIZES.split(",")):
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "catalogue.parquet")
-            write_catalogue(file, images)
-            found = json.loads(in_own_process("prep", "measure", str(file), str(Path(folder, "out"))))
-        parts = [found[name] for name in ("reading", "digesting", "writing", "drawing")]
-        seconds = [f"{part:,.1f}" for part in (*parts, sum(parts))]
-        of_label = f"{1e6 * sum(parts) / found['labels']:.2f}"
-        rows.append([f"{images:,}", f"{found['labels']:,}", *seconds, of_label, f"{found['peak'] / GIB:.2f}"])
-        say(f"{images:,} images: {rows[-1]}")
+            catalogue = Path(folder, "catalogue.parquet")
+            write_catalogue(catalogue, images)
+            for what, group in (("", []), (f", {GROUP}s of {OF_GROUP}", [GROUP])):
+                arguments = ["measure", str(catalogue), str(Path(folder, f"out{what}")), *group]
+                found = json.loads(in_own_process("prep", *arguments))
+                parts = [found[name] for name in ("reading", "digesting", "writing", "drawing")]
+                seconds = [f"{part:,.1f}" for part in (*parts, sum(parts))]
+                of_label = f"{1e6 * sum(parts) / found['labels']:.2f}"
+                peak = f"{found['peak'] / GIB:.2f}"
+                rows.append([f"{images:,}{what}", f"{found['labels']:,}", *seconds, of_label, peak])
+                say(f"{rows[-1]}")
     header = ["images", "labels", "read and split, s", "digest, s", "tables written, s", "triplets, s", "all, s"]
     header += ["µs a label", "peak, GiB"]
     notes = (

@@ -153,6 +153,6 @@ def _labels_by_group(group: np.ndarray, label: np.ndarray, n_labels: int) -> tup
         keys, times = np.unique(group[own] * np.int64(n_labels) + label[own], return_counts=True)
         owner, of_group = np.divmod(keys, n_labels)
         n_distinct += np.bincount(owner + 1, minlength=len(n_distinct))
-        labels.append(of_group.astype(np.int32))
-        counts.append(times.astype(np.int32))
+        labels.append(of_group.astype(np.min_scalar_type(n_labels)))
+        counts.append(times.astype(np.min_scalar_type(times.max())))
     return np.cumsum(n_distinct), np.concatenate(labels), np.concatenate(counts)

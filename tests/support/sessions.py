@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+import psutil
 import pytest
 import ray
 
@@ -17,7 +18,8 @@ from data_prep.cluster import ray_session
 def light_session(environment: dict[str, str]) -> Iterator[None]:
     """Start a Ray session whose processes keep `environment`.
 
-    It has no dashboard (ten processes that no test looks at), and its trainings end sooner.
+    It has no dashboard (ten processes that no test looks at) and no monitor of logs (which reads every file of the
+    session ten times a second, for a driver that does not show them), and its trainings end sooner.
     """
     # Ray finds "the cluster of this machine" by a file in its folder. Commands of other tests start clusters of their
     # own; in a shared folder Ray would ask those, and wait 10 s for an answer at the end of every training.
@@ -33,4 +35,7 @@ def light_session(environment: dict[str, str]) -> Iterator[None]:
                 for name, value in environment.items():
                     start.setenv(name, value)
                 session.enter_context(ray_session())
+            for child in psutil.Process().children():
+                if "log_monitor.py" in " ".join(child.cmdline()):
+                    child.kill()
             yield
