@@ -29,6 +29,8 @@ def light_session(environment: dict[str, str]) -> Iterator[None]:
     ):
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        # Ray gives its workers a niceness of 15: beside another process on every core they would hardly run.
+        patch.setenv("RAY_worker_niceness", "0")
         with ExitStack() as session:
             with pytest.MonkeyPatch.context() as start:
                 start.setattr(ray, "init", partial(ray.init, include_dashboard=False))
