@@ -154,5 +154,5 @@ def _labels_by_group(group: np.ndarray, label: np.ndarray, n_labels: int) -> tup
         owner, of_group = np.divmod(keys, n_labels)
         n_distinct += np.bincount(owner + 1, minlength=len(n_distinct))
         labels.append(of_group.astype(np.min_scalar_type(n_labels)))
-        counts.append(times.astype(np.min_scalar_type(times.max())))
+        counts.append(times.astype(np.min_scalar_type(times.max(initial=0))))
     return np.cumsum(n_distinct), np.concatenate(labels), np.concatenate(counts)

@@ -32,6 +32,7 @@ def reach(board: Any, step: int) -> None:
 
 def test_a_workers_line_reaches_the_user(board: Any) -> None:
     ray.get(board.tell.remote("warning: epoch 2: the embeddings hardly differ"))
+    assert ray.get(board.step.remote()) == 0, "this takes no line away"
     assert ray.get(board.look.remote())[2] == ["warning: epoch 2: the embeddings hardly differ"]
     assert ray.get(board.look.remote())[2] == []
 

@@ -55,7 +55,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_walked(walked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same folder, as the working folder with its tracking store."""
+    """Change into the walked folder, use the MLflow store in it, and return the folder."""
     monkeypatch.chdir(walked)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{walked / 'mlflow.db'}")
     return walked

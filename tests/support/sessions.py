@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import psutil
@@ -38,6 +38,7 @@ def light_session(environment: dict[str, str]) -> Iterator[None]:
                     start.setenv(name, value)
                 session.enter_context(ray_session())
             for child in psutil.Process().children():
-                if "log_monitor.py" in " ".join(child.cmdline()):
-                    child.kill()
+                with suppress(psutil.Error):  # it may just have ended
+                    if "log_monitor.py" in " ".join(child.cmdline()):
+                        child.kill()
             yield
